@@ -1,0 +1,248 @@
+"""What a run is: frozen dataclasses for every stage, read from YAML and `--a.b=value` overrides.
+
+An unknown key, a wrong type or a value outside its choices is a `UserError` that names the key
+(`score.objective`) and offers the nearest known one. Every default is stated here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Mapping, Sequence
+
+import yaml
+
+from ntk_jax.errors import UserError
+
+Span = Literal["response", "all", "last"]
+Normalize = Literal["mean", "sum", "none"]
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    """The backbone and how text meets it."""
+
+    path: str = ""  # a Hugging Face directory, a hub id, or builtin:model
+    adapter: str | None = None  # a PEFT directory to start from instead of fresh LoRA
+    dtype: Literal["float32", "bfloat16"] = "float32"  # compute and frozen weights; adapters stay fp32
+    max_length: int = 1024  # tokens; longer examples are dropped or truncated, counted and reported
+    overflow: Literal["drop", "truncate"] = "drop"
+    template: Literal["auto", "chat", "plain"] = "auto"  # auto: the tokenizer's chat template if it has one
+    add_eos: bool = True  # plain template only: close the response with the tokenizer's EOS token
+
+
+@dataclass(frozen=True)
+class LoRASection:
+    """Adapter shape. The paper states only "about 0.5% of parameters": rank 16 on all seven linears fits."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """Files (or globs, tfds:NAME/SPLIT, hf:NAME/SPLIT) of the domain and of the pool."""
+
+    domain: tuple[str, ...] = ()
+    pool: tuple[str, ...] = ()
+    domain_limit: int | None = None  # a seeded sample of the domain, None = all of it
+    pool_limit: int | None = None  # likewise for the pool
+
+
+@dataclass(frozen=True)
+class TrainSection:
+    """One LoRA fine-tuning (used for the warm-up and for the final training)."""
+
+    epochs: float = 3.0
+    max_steps: int | None = None  # instead of epochs
+    learning_rate: float = 2e-5
+    batch_size: int = 128  # examples per optimiser step
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_ratio: float = 0.03
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    max_grad_norm: float = 1.0
+    tokens_per_microbatch: int = 8192  # gradient accumulation: a step runs as many microbatches as it needs
+    checkpoint_every: int = 50  # optimiser steps
+
+
+@dataclass(frozen=True)
+class ScoreSection:
+    """What scalar is differentiated, over which positions and parameters, along which direction."""
+
+    objective: Literal["sum_logits", "probe", "cross_entropy", "target_logit"] = "sum_logits"
+    span: Span = "response"
+    normalize: Normalize = "mean"
+    parameters: str = "lora"  # lora, all, or a regular expression over parameter names
+    probes: int = 4  # for objective: probe
+    direction: str = "mean_gradient"  # mean_gradient, adam, or the path of a direction .npz
+    batch_tokens: int = 8192  # tokens of one compiled step, over all devices
+    block_examples: int = 2048  # examples scored between two commits
+    allow_fresh_lora: bool = False  # score with B = 0, where every A-gradient vanishes
+
+
+@dataclass(frozen=True)
+class PreselectSection:
+    """The paper's coarse stage. `none` scores the whole pool exactly."""
+
+    method: Literal["none", "votes"] = "none"
+    keep: int | None = None  # M; default 4 N
+    neighbours: int | None = None  # K; default M / 4
+
+
+@dataclass(frozen=True)
+class SelectSection:
+    """Top-N by score, ties by pool order."""
+
+    count: int = 9000
+
+
+@dataclass(frozen=True)
+class EvaluateSection:
+    """Multiple-choice files and the arms compared on them."""
+
+    files: tuple[str, ...] = ()
+    limit: int | None = None  # a seeded sample of each file
+    arms: tuple[str, ...] = ("base", "domain", "random", "selected")
+    bootstrap: int = 1000  # resamples
+    confidence: float = 0.95
+
+
+@dataclass(frozen=True)
+class ReportSection:
+    """What the HTML report shows besides the tables."""
+
+    examples: int = 20  # selected examples shown with the domain example they align with most
+    group_by: str = "auto"  # the record key that names a family; auto: task if present, else source
+    useful: tuple[str, ...] = ()  # families known to be useful, where that is known by construction
+
+
+@dataclass(frozen=True)
+class MeshSection:
+    """Devices along each axis; -1 takes what is left."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    out: str = ""
+    seed: int = 0
+    model: ModelSection = field(default_factory=ModelSection)
+    lora: LoRASection = field(default_factory=LoRASection)
+    data: DataSection = field(default_factory=DataSection)
+    warmup: TrainSection = field(default_factory=TrainSection)
+    score: ScoreSection = field(default_factory=ScoreSection)
+    preselect: PreselectSection = field(default_factory=PreselectSection)
+    select: SelectSection = field(default_factory=SelectSection)
+    finetune: TrainSection = field(default_factory=TrainSection)
+    evaluate: EvaluateSection = field(default_factory=EvaluateSection)
+    report: ReportSection = field(default_factory=ReportSection)
+    mesh: MeshSection = field(default_factory=MeshSection)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads YAML and applies overrides such as `score.objective=probe` (values are YAML too).
+
+    Relative data and model paths are kept as written: they are relative to the working directory.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf8"))
+    except OSError as error:
+        raise UserError(f"cannot read the config {path}: {error.strerror}; give the path of a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise UserError(f"{path}{line}: not valid YAML; mend the syntax") from None
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a config is a mapping of sections; found {type(tree).__name__}")
+    for override in overrides:
+        _apply_override(tree, override)
+    return build(Config, tree, str(path))
+
+
+def build(cls: type, tree: Mapping[str, Any], where: str, prefix: str = "") -> Any:
+    """Makes dataclass `cls` from a mapping, strictly."""
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{where}: {prefix.rstrip('.')} must be a mapping, got {tree!r}")
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]
+    values = {}
+    for key, value in tree.items():
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, n=1)
+            mend = f"did you mean {prefix}{near[0]}?" if near else f"known keys: {', '.join(names)}"
+            raise UserError(f"{where}: unknown key {prefix}{key}; {mend}")
+        hint = hints[key]
+        if dataclasses.is_dataclass(hint):
+            values[key] = build(typing.cast(type, hint), value if value is not None else {}, where, f"{prefix}{key}.")
+        else:
+            values[key] = _coerce(value, hint, where, prefix + str(key))
+    return cls(**values)
+
+
+def to_tree(config: Any) -> dict[str, Any]:
+    """The plain mapping that `build` reads back: what config.yaml of a run directory holds."""
+    return {
+        f.name: to_tree(value) if dataclasses.is_dataclass(value) else list(value) if isinstance(value, tuple) else value
+        for f in dataclasses.fields(config)
+        for value in [getattr(config, f.name)]
+    }
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    name, equals, text = override.removeprefix("--").partition("=")
+    if not equals or not name:
+        raise UserError(f"override {override!r} is not of the form --section.key=value")
+    *parents, last = name.split(".")
+    node = tree
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise UserError(f"override {override!r}: {parent} is not a section")
+    try:
+        node[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"override {override!r}: the value is not valid YAML; quote it") from None
+
+
+def _coerce(value: Any, hint: Any, where: str, key: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        return _coerce(value, next(a for a in args if a is not type(None)), where, key)
+    if origin is Literal:
+        if value is None and "none" in args:  # YAML reads a bare `none` as a string, but `null` is a habit
+            return "none"
+        if value not in args:
+            raise UserError(f"{where}: {key} = {value!r} is not one of {', '.join(map(str, args))}")
+        return value
+    if origin is tuple:
+        items = [value] if isinstance(value, str) else value
+        if not isinstance(items, (list, tuple)):
+            raise UserError(f"{where}: {key} must be a list, got {value!r}")
+        return tuple(_coerce(item, args[0], where, key) for item in items)
+    if hint is float and isinstance(value, str):  # YAML 1.1 reads 2e-5 as text
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise UserError(f"{where}: {key} must be {hint.__name__}, got {value!r}")
+    return value
