@@ -6,13 +6,15 @@ An unknown key, a wrong type or a value outside its choices is a `UserError` tha
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Mapping, Sequence
+from typing import Any, Literal
 
 import yaml
 
@@ -194,13 +196,11 @@ def build(cls: type, tree: Mapping[str, Any], where: str, prefix: str = "") -> A
     return cls(**values)
 
 
-def to_tree(config: Any) -> dict[str, Any]:
+def to_tree(config: Any) -> Any:
     """The plain mapping that `build` reads back: what config.yaml of a run directory holds."""
-    return {
-        f.name: to_tree(value) if dataclasses.is_dataclass(value) else list(value) if isinstance(value, tuple) else value
-        for f in dataclasses.fields(config)
-        for value in [getattr(config, f.name)]
-    }
+    if dataclasses.is_dataclass(config):
+        return {f.name: to_tree(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    return list(config) if isinstance(config, tuple) else config
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
@@ -237,10 +237,8 @@ def _coerce(value: Any, hint: Any, where: str, key: str) -> Any:
             raise UserError(f"{where}: {key} must be a list, got {value!r}")
         return tuple(_coerce(item, args[0], where, key) for item in items)
     if hint is float and isinstance(value, str):  # YAML 1.1 reads 2e-5 as text
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)
-        except ValueError:
-            pass
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):

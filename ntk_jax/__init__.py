@@ -1,0 +1,1 @@
+"""Neural tangent kernel data selection in JAX."""

@@ -1,0 +1,5 @@
+"""The kernel: objectives, mean gradients and directional scores, over token batches and parameter trees.
+
+May import `models`, `data`, `storage`, `parallel` and `errors`, and uses of `data` only the batch layout: a function
+here that needs a path or a tokenizer is in the wrong room.
+"""

@@ -1,0 +1,4 @@
+"""Disks: the run directory with its lock and fingerprints, atomic files, the block array store, and hashes.
+
+May import `parallel` and `errors`. Knows nothing of models or of what the numbers mean.
+"""

@@ -1,0 +1,35 @@
+"""Every test sees eight simulated CPU devices and full fp32 matrix products."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".cache" / f"jax-py{sys.version_info.major}.{sys.version_info.minor}"
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_compilation_cache_dir", str(CACHE))  # compiled programs are kept between test runs
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+# What the commands that tests start inherit: the same cache, but one device, as users have it.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may need the network
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real weights, tokenizers and data beside the checkout; a test that asks for it skips without."""
+    folder = ROOT.parent / "shared"
+    if not (folder / "data").is_dir():
+        pytest.skip("needs the data folder ../shared beside the checkout")
+    return folder
