@@ -210,7 +210,9 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     *parents, last = name.split(".")
     node = tree
     for parent in parents:
-        node = node.setdefault(parent, {})
+        if node.get(parent) is None:  # absent, or a section whose keys are all commented out
+            node[parent] = {}
+        node = node[parent]
         if not isinstance(node, dict):
             raise UserError(f"override {override!r}: {parent} is not a section")
     try:

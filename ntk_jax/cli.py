@@ -1,0 +1,179 @@
+"""The command `ntk-jax`: parses, calls one function, and turns errors into exit codes.
+
+0 is success, 2 a user's mistake (one line on stderr), 1 anything else, 130 an interruption from the keyboard.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.metadata
+import platform
+import sys
+import textwrap
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from ntk_jax.errors import UserError
+from ntk_jax.version import VERSION
+
+OVERRIDES = """\
+Any value of the config can be set on the command line, and wins over the file:
+
+  ntk-jax {name} configs/quickstart.yaml --seed=1 --score.objective=probe --data.pool='[a.jsonl, b.parquet]'
+
+A stage that is finished in the run directory is skipped, one that was cut short goes on from its last committed
+block. Changing a value that a finished stage depends on stops with the names of the keys that differ.
+"""
+
+# sub-command -> (one line for the list, what its own --help says). All but `doctor` take a config and a run directory.
+COMMANDS = {
+    "run": (
+        "all stages in order, resumable",
+        "Runs warmup, gradient, preselect, score, select, finetune, evaluate and report in order, skips what is "
+        "finished in the run directory, and prints the table of accuracies at the end.",
+    ),
+    "warmup": (
+        "fine-tune LoRA on the domain",
+        "Fine-tunes a LoRA adapter on the domain examples, so that the kernel is taken at a point that has seen the "
+        "domain. Reads data.domain and the section warmup; writes warmup/.",
+    ),
+    "gradient": (
+        "the domain's mean gradient",
+        "One backward pass over the domain set at the warm-up adapter. Reads warmup/; writes gradient/direction.npz.",
+    ),
+    "preselect": (
+        "the paper's votes, or nothing",
+        "With preselect.method votes: each domain example votes for its nearest pool examples by mean hidden state, "
+        "and those with most votes go on. With none, the default, the whole pool goes on. Writes preselect/.",
+    ),
+    "score": (
+        "the kernel score of every candidate",
+        "The mean kernel of every candidate with the domain: one forward-mode derivative along the direction of "
+        "gradient/. Writes score/scores.zarr block by block.",
+    ),
+    "select": (
+        "the top N as records",
+        "Takes the select.count best scores, ties in pool order. Writes select/selection.jsonl: the records with "
+        "score, rank and method added.",
+    ),
+    "finetune": (
+        "one adapter for each arm",
+        "Fine-tunes one LoRA adapter an arm of evaluate.arms: domain only, domain + random, domain + selected, with "
+        "the same number of steps. Writes finetune/<arm>/adapter, which peft loads.",
+    ),
+    "evaluate": (
+        "accuracy of every arm",
+        "Multiple-choice accuracy on evaluate.files with bootstrap intervals, and prints the table. Writes evaluate/.",
+    ),
+    "report": (
+        "one HTML page of the whole run",
+        "Makes report/index.html, a self-contained page, from what the other stages wrote.",
+    ),
+    "doctor": (
+        "check devices, numerics, weights and data",
+        "Checks devices and versions, the numerics of the kernel on a small random model, and with a config also "
+        "that its weights, tokenizer and data files load and fit together. Exits 2 if a check fails.",
+    ),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse prints its usage and exits; here a mistake is one line like every other."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = _Parser(
+        prog="ntk-jax",
+        description="Which general examples, added to a scarce domain, make the model better there?",
+        epilog="`ntk-jax COMMAND --help` says what a command reads and writes.",
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=110),
+    )
+    top.add_argument("--version", action="version", version=_version(), help="print the versions and exit")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+    for name, (line, description) in COMMANDS.items():
+        config = "[CONFIG]" if name == "doctor" else "CONFIG"
+        sub = commands.add_parser(
+            name,
+            help=line,
+            description=textwrap.fill(description, 110),
+            epilog=OVERRIDES.format(name=name),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            usage=f"ntk-jax {name} {config} [--out DIR] [--section.key=value ...]",
+        )
+        sub.add_argument("config", metavar="CONFIG", nargs="?" if name == "doctor" else None, help="a YAML file")
+        sub.add_argument("--out", metavar="DIR", help="the run directory; wins over `out` in the config")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line (`sys.argv` by default) and returns its exit code."""
+    try:
+        arguments, rest = parser().parse_known_args(argv)
+        _command(arguments, rest)
+    except UserError as error:
+        print(f"ntk-jax: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nntk-jax: interrupted; the same command goes on from the last committed block", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" in str(error):  # jax has no exception of its own for this
+            print(f"ntk-jax: error: {_out_of_memory(error)}", file=sys.stderr)
+            return 2
+        traceback.print_exc()
+        print("ntk-jax: this is a bug in ntk_jax; please report it with the lines above", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _command(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
+    for argument in rest:
+        if not argument.startswith("--") or "=" not in argument:
+            raise UserError(f"unknown argument {argument!r}; a config value is set as --section.key=value")
+
+    # Imported late, so that --help and a mistyped option answer at once.
+    from ntk_jax.config import Config, load_config
+
+    config = load_config(arguments.config, rest) if arguments.config else None
+    if config is None and rest:
+        raise UserError(f"{rest[0]} overrides a config, but no CONFIG is given")
+    if config is not None and arguments.out is not None:
+        config = dataclasses.replace(config, out=arguments.out)
+    if arguments.command == "doctor":
+        from ntk_jax import doctor
+
+        doctor.examine(config)
+        return
+    assert isinstance(config, Config)
+    if not config.out:
+        raise UserError("no run directory: give --out DIR, or set `out` in the config")
+
+    from ntk_jax import pipeline
+    from ntk_jax.progress import Progress
+    from ntk_jax.summary import summarize
+
+    only = None if arguments.command == "run" else arguments.command
+    pipeline.run(config, only=only, progress=Progress)
+    if only in (None, "evaluate"):
+        print(summarize(config.out))
+
+
+def _out_of_memory(error: Exception) -> str:
+    first = next((line for line in str(error).splitlines() if "RESOURCE_EXHAUSTED" in line), "RESOURCE_EXHAUSTED")
+    return (
+        f"out of device memory ({first.strip()[:160]}); lower score.batch_tokens, warmup.tokens_per_microbatch and "
+        "finetune.tokens_per_microbatch, set model.dtype=bfloat16, or shard the weights with mesh.fsdp"
+    )
+
+
+def _version() -> str:
+    jax, flax = (importlib.metadata.version(name) for name in ("jax", "flax"))
+    return f"ntk-jax {VERSION} (jax {jax}, flax {flax}, Python {platform.python_version()})"
