@@ -1,0 +1,237 @@
+"""From choice likelihoods to accuracies: predictions of one arm, and the table that compares arms.
+
+`evaluate` reads the questions and gives the predictions of one model; `compare` takes the predictions of all
+arms and gives the body of evaluate/results.json. Both likelihoods are reported, summed (`raw`) and divided by
+the number of tokens (`normalized`), with the counts of predicted labels, because a length-normalised score
+can collapse onto one long label on a weak model and such a collapse is not a result.
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from ntk_jax.data.sources import read_records, sample_indices
+from ntk_jax.errors import UserError
+from ntk_jax.evaluation.bootstrap import interval, resampled_means
+from ntk_jax.evaluation.choice import check_question, choice_log_likelihoods
+from ntk_jax.models.model import Model
+
+KINDS = ("raw", "normalized")
+
+Progress = Callable[[int, int, str], None]
+Prediction = dict[str, Any]
+
+
+def evaluate(
+    model: Model,
+    files: Sequence[str],
+    *,
+    max_length: int,
+    template: str = "auto",
+    batch_tokens: int = 8192,
+    limit: int | None = None,
+    seed: int = 0,
+    mesh: Mesh | None = None,
+    progress: Progress | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Predictions of one model on every file: {task name: {"predictions", "dropped", "tokens", "flops"}}.
+
+    files: paths, globs (each file one task), or what `read_records` takes. limit: a seeded sample of each file.
+    predictions: a dict a question, in file order: id, answer, choices, log_likelihoods [C], lengths [C], raw and
+    normalized (predicted index; ties go to the first); or id and dropped (why) for a question left out.
+    Raises `UserError` naming file and id for a record that is not a multiple-choice question.
+    """
+    results = {}
+    for name, file in task_files(files).items():
+        records = list(read_records(file))
+        for record in records:
+            check_question(record, file)
+        chosen = sample_indices(len(records), limit, seed)
+        if chosen is not None:
+            records = [records[i] for i in chosen]
+        scores = choice_log_likelihoods(
+            model,
+            records,
+            max_length=max_length,
+            template=template,
+            batch_tokens=batch_tokens,
+            mesh=mesh,
+            where=file,
+            progress=_named(progress, name),
+        )
+        results[name] = {
+            "predictions": [
+                {"id": record["id"], "dropped": reason}
+                if values is None or lengths is None
+                else predict(record, values, lengths)
+                for record, values, lengths, reason in zip(
+                    records, scores.log_likelihoods, scores.lengths, scores.reasons, strict=True
+                )
+            ],
+            "dropped": scores.dropped,
+            "tokens": scores.tokens,
+            "flops": scores.flops,
+        }
+    return results
+
+
+def predict(record: Mapping[str, Any], values: np.ndarray, lengths: np.ndarray) -> Prediction:
+    """One answered question's line in predictions/<arm>/<task>.jsonl. values, lengths: [C]."""
+    return {
+        "id": record["id"],
+        "answer": record["answer"],
+        "choices": list(record["choices"]),
+        "log_likelihoods": [float(value) for value in values],
+        "lengths": [int(length) for length in lengths],
+        "raw": int(np.argmax(values)),
+        "normalized": int(np.argmax(values / lengths)),
+    }
+
+
+def compare(
+    arms: Mapping[str, Mapping[str, Sequence[Prediction]]],
+    *,
+    bootstrap: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The comparison of all arms: {"tasks", "average", "paired", "confidence", "bootstrap"} of results.json.
+
+    arms: {arm: {task: predictions}}, the same tasks and questions for every arm. Accuracies are fractions; `low`
+    and `high` bound the percentile bootstrap interval. `average` is the plain mean over tasks. `paired` holds, for
+    each pair of arms (a later one minus an earlier one) and each kind, the difference of their averages.
+    chance: the mean of 1 / C over the questions, what guessing gets.
+    """
+    names = list(arms)
+    if not names:
+        raise UserError("evaluation: there are no arms to compare; give at least one")
+    tasks, columns = [], []
+    for number, task in enumerate(arms[names[0]]):
+        answered = {arm: [p for p in arms[arm][task] if "dropped" not in p] for arm in names}
+        questions = answered[names[0]]
+        if not questions:
+            raise UserError(f"evaluation: no question of {task} is short enough for the model; raise model.max_length")
+        for arm in names[1:]:
+            if [p["id"] for p in answered[arm]] != [p["id"] for p in questions]:
+                raise UserError(f"evaluation: arms {names[0]} and {arm} answered other questions of {task}; redo both")
+        correct = {
+            kind: np.asarray([[p[kind] == p["answer"] for p in answered[arm]] for arm in names], np.float64).T
+            for kind in KINDS
+        }
+        both = np.concatenate([correct[kind] for kind in KINDS], axis=1)  # [N, 2 A]: one draw serves all
+        resampled = resampled_means(both, resamples=bootstrap, seed=(seed, number))
+        columns.append((both.mean(axis=0), resampled))
+        labels = _labels(questions)
+        tasks.append(
+            {
+                "name": task,
+                "questions": len(questions),
+                "dropped": len(arms[names[0]][task]) - len(questions),
+                "choices": float(np.mean([len(p["choices"]) for p in questions])),
+                "chance": float(np.mean([1.0 / len(p["choices"]) for p in questions])),
+                "truth": _count(labels, questions, "answer"),
+                "results": {
+                    arm: {
+                        kind: {
+                            **_accuracy(columns[-1], k * len(names) + a, confidence),
+                            "predicted": _count(labels, answered[arm], kind),
+                        }
+                        for k, kind in enumerate(KINDS)
+                    }
+                    for a, arm in enumerate(names)
+                },
+            }
+        )
+    average = (
+        np.mean([column[0] for column in columns], axis=0),
+        np.mean([column[1] for column in columns], axis=0),
+    )
+    return {
+        "tasks": tasks,
+        "average": {
+            arm: {kind: _accuracy(average, k * len(names) + a, confidence) for k, kind in enumerate(KINDS)}
+            for a, arm in enumerate(names)
+        },
+        "paired": [
+            {"a": names[a], "b": names[b], "kind": kind, **_difference(average, k * len(names), a, b, confidence)}
+            for b, a in itertools.combinations(range(len(names)), 2)
+            for k, kind in enumerate(KINDS)
+        ],
+        "confidence": confidence,
+        "bootstrap": bootstrap,
+    }
+
+
+def task_files(files: Sequence[str]) -> dict[str, str]:
+    """{task name: file}: globs are spread out, names are file stems, with the folder before them where two agree."""
+    found: list[str] = []
+    for file in map(str, files):
+        matches = sorted(glob.glob(file)) if glob.has_magic(file) else [file]
+        if not matches:
+            raise UserError(f"evaluate.files: {file} matches no file; mend the pattern")
+        found += matches
+    repeated = [file for file, count in Counter(found).items() if count > 1]
+    if repeated:
+        raise UserError(f"evaluate.files: {repeated[0]} is given twice; give each file once")
+    if not found:
+        raise UserError("evaluate.files: no files to evaluate on; give at least one multiple-choice file")
+    short = [_stem(file) for file in found]
+    names = [
+        name if short.count(name) == 1 else f"{Path(file).parent.name}-{name}"
+        for name, file in zip(short, found, strict=True)
+    ]
+    clash = [name for name, count in Counter(names).items() if count > 1]
+    if clash:
+        raise UserError(f"evaluate.files: two files would both be called {clash[0]}; rename one")
+    return dict(zip(names, found, strict=True))
+
+
+def _stem(file: str) -> str:
+    """medical/medqa.jsonl.gz → medqa; tfds:name/split → name-split."""
+    if ":" in file and not Path(file).exists():
+        kind, _, rest = file.partition(":")
+        if kind in ("tfds", "hf"):
+            return rest.strip("/").replace("/", "-")
+        file = rest
+    return Path(file).name.split(".")[0]
+
+
+def _labels(questions: Sequence[Prediction]) -> Callable[[Prediction, int], str]:
+    """How a predicted index is named: by its text where all questions share one label set, else by its letter."""
+    shared = {frozenset(p["choices"]) for p in questions}
+    if len(shared) == 1 and len(questions) > 1:
+        return lambda p, index: p["choices"][index]
+    return lambda p, index: chr(ord("A") + index) if index < 26 else str(index + 1)
+
+
+def _count(name: Callable[[Prediction, int], str], predictions: Sequence[Prediction], key: str) -> dict[str, int]:
+    counts = Counter({name(p, i): 0 for p in predictions for i in range(len(p["choices"]))})
+    counts.update(name(p, p[key]) for p in predictions)
+    return dict(sorted(counts.items()))
+
+
+def _accuracy(column: tuple[np.ndarray, np.ndarray], place: int, confidence: float) -> dict[str, float]:
+    low, high = interval(column[1][:, place], confidence)
+    return {"accuracy": float(column[0][place]), "low": low, "high": high}
+
+
+def _difference(
+    column: tuple[np.ndarray, np.ndarray], offset: int, a: int, b: int, confidence: float
+) -> dict[str, float]:
+    means, resampled = column
+    low, high = interval(resampled[:, offset + a] - resampled[:, offset + b], confidence)
+    return {"difference": float(means[offset + a] - means[offset + b]), "low": low, "high": high}
+
+
+def _named(progress: Progress | None, name: str) -> Progress | None:
+    if progress is None:
+        return None
+    return lambda done, total, note: progress(done, total, f"{name} {note}")

@@ -1,0 +1,175 @@
+"""Log likelihood of every choice of multiple-choice questions, each prompt read once.
+
+The choices of a question are branches behind one copy of its prompt: each sees the prompt and itself, so its
+numbers are those of scoring (prompt, choice) alone, at the price of the prompt once instead of once a choice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from ntk_jax.data.batch import Batch
+from ntk_jax.data.packing import pack_choices
+from ntk_jax.data.tokens import ChoiceRow, encode_choices
+from ntk_jax.errors import UserError
+from ntk_jax.models.model import Model
+from ntk_jax.parallel.rules import shard_batch
+from ntk_jax.training.flops import forward_flops
+from ntk_jax.training.loss import label_log_probs
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class ChoiceScores:
+    """Per record, in the order given: log_likelihoods[i] [C] float32 (sum over the choice's tokens, in nats) and
+    lengths[i] [C] int32 (tokens of the choice); both None where the question was dropped, for reasons[i].
+
+    dropped: how many for each reason. tokens: read by the model, each prompt once. label_tokens: choice tokens. flops: of this pass.
+    """
+
+    log_likelihoods: list[np.ndarray | None]
+    lengths: list[np.ndarray | None]
+    reasons: list[str | None]
+    tokens: int
+    label_tokens: int
+    flops: float
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        return dict(Counter(reason for reason in self.reasons if reason is not None))
+
+
+def choice_log_likelihoods(
+    model: Model,
+    records: Sequence[Mapping[str, Any]],
+    *,
+    max_length: int,
+    template: str = "auto",
+    batch_tokens: int = 8192,
+    mesh: Mesh | None = None,
+    where: str = "the questions",
+    progress: Progress | None = None,
+) -> ChoiceScores:
+    """Scores every choice of every record; max_length bounds a prompt with one choice, longer ones are dropped.
+
+    batch_tokens: of one compiled step, over all devices. where: the file, for messages.
+    Raises `UserError`: no records, a record without choices or with an answer that is none of them.
+    """
+    if not records:
+        raise UserError(f"{where}: there are no questions; give a file that has some")
+    if model.tokenizer is None:
+        raise UserError(f"{model.name} was loaded without a tokenizer; evaluation of text needs one")
+    for record in records:
+        check_question(record, where)
+
+    rows: list[ChoiceRow] = []
+    kept: list[int] = []
+    reasons: list[str | None] = [None] * len(records)
+    for ordinal, record in enumerate(records):
+        row = encode_choices(dict(record), model.tokenizer, max_length=max_length, template=template)
+        if isinstance(row, ChoiceRow):
+            rows.append(row)
+            kept.append(ordinal)
+        else:
+            reasons[ordinal] = row.reason
+
+    flat = score_choice_rows(model, rows, batch_tokens=batch_tokens, mesh=mesh, progress=progress)
+    log_likelihoods: list[np.ndarray | None] = [None] * len(records)
+    lengths: list[np.ndarray | None] = [None] * len(records)
+    for ordinal, row, values in zip(kept, rows, flat, strict=True):
+        if not np.all(np.isfinite(values)):
+            raise UserError(
+                f"{where}: question {row.id!r} has a log likelihood that is not finite; look at the weights "
+                "(ntk-jax doctor checks them) or compute in float32"
+            )
+        log_likelihoods[ordinal] = values
+        lengths[ordinal] = np.asarray([len(choice) for choice in row.choices], np.int32)
+    tokens = sum(row.tokens for row in rows)
+    label_tokens = sum(len(choice) for row in rows for choice in row.choices)
+    adapter_size = sum(leaf.size for leaf in jax.tree.leaves(model.lora))
+    flops = forward_flops(model.config, tokens, label_tokens, lora_parameters=adapter_size)
+    return ChoiceScores(log_likelihoods, lengths, reasons, tokens, label_tokens, flops)
+
+
+def check_question(record: Mapping[str, Any], where: str) -> None:
+    """Raises `UserError`, naming file and id, when a record is not a multiple-choice question."""
+    name, choices, answer = record.get("id", "(no id)"), record.get("choices"), record.get("answer")
+    if not choices:
+        raise UserError(
+            f"{where}: record {name!r} has no choices; evaluation needs multiple-choice records "
+            '("choices": [...], "answer": index)'
+        )
+    if not isinstance(choices, Sequence) or isinstance(choices, str) or len(choices) < 2:
+        raise UserError(f"{where}: record {name!r} has fewer than two choices; give at least two")
+    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
+        raise UserError(
+            f"{where}: the answer of record {name!r} is {answer!r}; it must be an index of its {len(choices)} choices"
+        )
+
+
+def score_choice_rows(
+    model: Model,
+    rows: Sequence[ChoiceRow],
+    *,
+    batch_tokens: int = 8192,
+    mesh: Mesh | None = None,
+    progress: Progress | None = None,
+) -> list[np.ndarray]:
+    """Sum of log p over the tokens of each choice: per question [C] float32."""
+    if not rows:
+        return []
+    row_length = _row_length(max(row.tokens for row in rows))
+    multiple = mesh.shape["data"] * mesh.shape["fsdp"] if mesh is not None else 1
+    rows_per_batch = max(1, batch_tokens // (row_length * multiple)) * multiple
+    offsets = np.cumsum([0] + [len(row.choices) for row in rows])
+    flat = np.full(int(offsets[-1]), np.nan, np.float32)
+    done = 0
+
+    def collect(index: np.ndarray, values: jax.Array) -> None:
+        nonlocal done
+        used = index >= 0
+        flat[index[used]] = np.asarray(values)[used]
+        done += int(used.sum())
+        if progress is not None:
+            progress(int(np.searchsorted(offsets, done, side="right")) - 1, len(rows), "questions")
+
+    pending: tuple[np.ndarray, jax.Array] | None = None
+    with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
+        for packed in pack_choices(rows, row_length=row_length, rows_per_batch=rows_per_batch):
+            batch = packed.batch if mesh is None else shard_batch(packed.batch, mesh)
+            values = _slot_sums(
+                model.graphdef, jnp.dtype(model.dtype), packed.index.shape[1], model.lora or {}, model.base, batch
+            )
+            if pending is not None:  # one batch behind: the host packs while the device computes
+                collect(*pending)
+            pending = packed.index, values
+    if pending is not None:
+        collect(*pending)
+    return [flat[start:stop] for start, stop in zip(offsets[:-1], offsets[1:], strict=True)]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _slot_sums(graphdef: Any, dtype: Any, slots: int, lora: Any, base: Any, batch: Batch) -> jax.Array:
+    """[B, S] float32: the labels' log probabilities summed by slot (one slot a choice)."""
+    log_probs = label_log_probs(graphdef, lora, base, batch, dtype=dtype)
+    # Slot numbers start at 1 and 0 is unused. A one-hot contraction, because a scatter would serialise; HIGHEST,
+    # because the sums are compared with each other and TF32 or bf16 products would round them.
+    members = batch.label_segment[:, :, None] == jnp.arange(1, slots + 1)
+    return jnp.einsum("bg,bgs->bs", log_probs, members.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
+
+
+def _row_length(longest: int) -> int:
+    """Rounded up in steps of an eighth to a quarter, so that files of like lengths share a compilation."""
+    step = max(64, 1 << (max(longest - 1, 1).bit_length() - 3))
+    return -(-longest // step) * step

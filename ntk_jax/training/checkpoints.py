@@ -1,0 +1,132 @@
+"""Orbax checkpoints of a training and its history file, kept so that a kill at any moment changes nothing.
+
+A checkpoint holds the trained parameters and the optimiser's state; its step number is the data position.
+Orbax writes into a temporary folder and renames it at the end, so a half-written checkpoint has no step number
+and is swept away at the next start. The history up to a step is on disk before that step's checkpoint is
+begun; a checkpoint whose history is not there, or that does not read back, is passed over for an older one.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from ntk_jax.data.batch import TokenRow
+from ntk_jax.errors import UserError
+from ntk_jax.storage.atomic import write_lines
+from ntk_jax.training.optimizer import TrainConfig
+
+KEPT = 2  # the newest may be damaged by a full disk; the one before it is then still there
+FULL_DISK = ("No space left", "ENOSPC", "RESOURCE_EXHAUSTED", "Disk quota exceeded")
+
+Entry = dict[str, float | int]
+
+
+def training_key(
+    config: TrainConfig, rows: Sequence[TokenRow], trainable: Any, *, seed: int, row_length: int, parameters: str
+) -> str:
+    """A hash of everything that decides the result, except the frozen weights: who may resume whose checkpoint."""
+    digest = hashlib.sha256(json.dumps([asdict(config), seed, row_length, parameters], sort_keys=True).encode())
+    for row in rows:
+        digest.update(f"{row.id}\0{len(row.ids)}\0".encode())
+        digest.update(np.ascontiguousarray(row.ids, np.int32).tobytes())
+        digest.update(np.packbits(np.asarray(row.span, bool)).tobytes())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(trainable):
+        digest.update(f"{jax.tree_util.keystr(path)}{leaf.shape}{leaf.dtype}\0".encode())
+        if parameters == "lora":  # small; all the weights of an 8B model are too many to hash at every start
+            digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+class Checkpoints:
+    """The checkpoints and the history of one training folder."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self._key = key
+        self._folder = folder / "checkpoints"
+        self._history = folder / "history.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._manager = ocp.training.Checkpointer(
+            self._folder.resolve(),
+            # Every save that is asked for is made: `train` alone decides when.
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=ocp.training.preservation_policies.LatestN(KEPT),
+            cleanup_tmp_directories=True,
+        )
+
+    def restore(self, abstract_state: Any) -> tuple[int, Any, list[Entry]]:
+        """(step, state, history) of the newest whole checkpoint; (0, None, []) when there is none.
+
+        abstract_state: ShapeDtypeStructs with shardings. Raises `UserError` when the checkpoints were written by
+        a training with another config, seed, data set or adapter. The history file is cut back to the step.
+        """
+        for step in sorted((checkpoint.step for checkpoint in self._manager.checkpoints), reverse=True):
+            key = (self._manager.metadata(step).custom_metadata or {}).get("key")
+            if key != self._key:
+                raise UserError(
+                    f"{self._folder}: the checkpoints there come from a training with other examples, settings, seed "
+                    "or adapter; give another folder, or delete this one to train anew"
+                )
+            history = self._read_history(step)
+            if history is None:
+                continue
+            try:
+                state = self._manager.load(step, abstract_state)
+            except Exception:  # damaged: orbax and tensorstore raise whatever they like; the older one gives the same
+                continue
+            self.write_history(history)
+            return step, state, history
+        self.write_history([])
+        return 0, None, []
+
+    def save(self, step: int, state: Any, history: Sequence[Entry]) -> None:
+        """Writes the history, then starts saving `state` and returns; a save still under way is waited for."""
+        self.write_history(history)
+        try:
+            self._manager.save_async(step, state, overwrite=True, custom_metadata={"key": self._key})
+        except Exception as error:
+            raise _explain(error, self._folder) from error
+
+    def close(self) -> None:
+        """Waits for the last save and stops orbax's threads."""
+        try:
+            self._manager.close()
+        except Exception as error:
+            raise _explain(error, self._folder) from error
+
+    def write_history(self, history: Sequence[Entry]) -> None:
+        """history.jsonl, replaced as a whole: readers never see half a line."""
+        write_lines(self._history, [json.dumps(entry) for entry in history])
+
+    def _read_history(self, step: int) -> list[Entry] | None:
+        try:
+            lines = self._history.read_text(encoding="utf8").splitlines()[:step]
+            history = [json.loads(line) for line in lines]
+        except (OSError, ValueError):
+            return None
+        whole = [entry.get("step") if isinstance(entry, dict) else None for entry in history] == [*range(1, step + 1)]
+        return history if whole else None
+
+
+def discard_checkpoints(folder: Path) -> None:
+    """Deletes the checkpoints of a training whose result is safely stored elsewhere; the history stays."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _explain(error: Exception, folder: Path) -> Exception:
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or any(words in str(error) for words in FULL_DISK):
+        return UserError(f"{folder}: the disk is full; free some space and give the same command again")
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return UserError(f"{folder}: cannot write there ({error.strerror}); mend that or give another folder")
+    return error

@@ -1,0 +1,85 @@
+"""FLOPs by formula, so that arms, stages and machines can be compared without a profiler.
+
+Convention: one multiply-add is 2 FLOPs and only matrix products count. `tokens` are real tokens, never
+padding, and `label_tokens` are the positions that meet the LM head. With P the parameters of a layer's
+matrices summed over layers, a forward pass costs 2 P a token (Kaplan et al., arXiv 2001.08361, section 2.1).
+A backward pass adds 2 P for the gradient of the activations, and another 2 P for the gradient of the weights
+where they are trained. Attention's own products (scores and values) cost 4 L H d a token and a visible key;
+they are left out unless `context`, the mean number of visible keys, is given.
+"""
+
+from __future__ import annotations
+
+from ntk_jax.models.config import ModelConfig
+
+
+def matrix_parameters(config: ModelConfig) -> int:
+    """Parameters of the linear layers of the trunk: all L layers, without embedding, norms, biases and head."""
+    width, inner = config.hidden_size, config.intermediate_size
+    query, key_value = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    return config.num_layers * (2 * width * query + 2 * width * key_value + 3 * width * inner)
+
+
+def head_parameters(config: ModelConfig) -> int:
+    """Parameters of the LM head, V D, tied or not."""
+    return config.vocab_size * config.hidden_size
+
+
+def forward_flops(
+    config: ModelConfig, tokens: int, label_tokens: int = 0, *, lora_parameters: int = 0, context: float = 0.0
+) -> float:
+    """FLOPs of one forward pass: 2 (P + P_lora) a token, 2 V D a label token."""
+    trunk = 2.0 * (matrix_parameters(config) + lora_parameters) + _attention(config, context)
+    return trunk * tokens + 2.0 * head_parameters(config) * label_tokens
+
+
+def training_flops(
+    config: ModelConfig,
+    tokens: int,
+    label_tokens: int,
+    remat: bool = False,
+    *,
+    parameters: str = "lora",
+    lora_parameters: int = 0,
+    context: float = 0.0,
+) -> float:
+    """FLOPs of forward and backward over `tokens`.
+
+    `parameters="lora"`: 4 P (forward and the gradient of the activations) + 6 P_lora; `"all"`: 6 (P + P_lora),
+    and likewise 4 or 6 V D a label token. `remat=True` adds the trunk's second forward pass. The optimiser's
+    own work, a few FLOPs a parameter and step, is not counted.
+    """
+    base_factor = 6.0 if parameters == "all" else 4.0
+    trunk = base_factor * matrix_parameters(config) + 6.0 * lora_parameters + 3.0 * _attention(config, context)
+    if remat:
+        trunk += 2.0 * (matrix_parameters(config) + lora_parameters) + _attention(config, context)
+    return trunk * tokens + base_factor * head_parameters(config) * label_tokens
+
+
+def score_flops(
+    config: ModelConfig,
+    tokens: int,
+    label_tokens: int = 0,
+    *,
+    directions: int = 1,
+    lora_parameters: int = 0,
+    parameters: str = "lora",
+    context: float = 0.0,
+) -> float:
+    """FLOPs of the forward-mode score: one primal pass and `directions` tangents beside it.
+
+    A tangent of a frozen matrix costs what the primal costs (2 P); of a trained one twice that, because
+    d(xW) = dx W + x dW. Hence (1 + m) 2 P a token on the LoRA path and (1 + 2 m) 2 P for `parameters="all"`.
+    The attention tangent has two products where the primal has one. `label_tokens` is 0 for the objectives
+    that never build the head.
+    """
+    dense = 2.0 if parameters == "all" else 1.0
+    base = 2.0 * (1.0 + dense * directions)
+    low_rank = 2.0 * (1.0 + 2.0 * directions)
+    attention = (1.0 + 2.0 * directions) * _attention(config, context)
+    trunk = base * matrix_parameters(config) + low_rank * lora_parameters + attention
+    return trunk * tokens + base * head_parameters(config) * label_tokens
+
+
+def _attention(config: ModelConfig, context: float) -> float:
+    return 4.0 * config.num_layers * config.num_heads * config.head_dim * context

@@ -1,0 +1,114 @@
+"""What one training is (`TrainConfig`), its learning-rate schedule and its optax chain."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ntk_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training. The paper's final training: 3 epochs, 2e-5, batch 128, linear, warm-up ratio 0.03."""
+
+    epochs: float = 3.0
+    max_steps: int | None = None  # instead of epochs
+    learning_rate: float = 2e-5
+    batch_size: int = 128  # examples per optimiser step, at most (see order.py)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_ratio: float = 0.03
+    weight_decay: float = 0.0  # on matrices only: never on norms and biases
+    beta1: float = 0.9
+    beta2: float = 0.999
+    max_grad_norm: float = 1.0  # 0: no clipping
+    tokens_per_microbatch: int = 8192  # over all devices
+    checkpoint_every: int = 50  # optimiser steps
+
+
+def check_config(config: TrainConfig) -> None:
+    """Raises `UserError` for values that cannot be trained with, naming the field."""
+    least = {
+        "epochs": 0.0,
+        "learning_rate": 0.0,
+        "batch_size": 1,
+        "warmup_ratio": 0.0,
+        "weight_decay": 0.0,
+        "max_grad_norm": 0.0,
+        "tokens_per_microbatch": 1,
+        "checkpoint_every": 1,
+    }
+    for name, bound in least.items():
+        if not getattr(config, name) >= bound:
+            raise UserError(f"training: {name} = {getattr(config, name)} is below {bound}; give a larger value")
+    for name in ("warmup_ratio", "beta1", "beta2"):
+        if not 0.0 <= getattr(config, name) < 1.0:
+            raise UserError(f"training: {name} = {getattr(config, name)} is outside [0, 1); give a value inside")
+    if config.max_steps is not None and config.max_steps < 1:
+        raise UserError(f"training: max_steps = {config.max_steps} trains nothing; give at least 1")
+    if config.max_steps is None and config.epochs == 0.0:
+        raise UserError("training: epochs = 0 trains nothing; give a larger value or set max_steps")
+    if config.schedule not in ("linear", "cosine", "constant"):
+        raise UserError(f"training: schedule = {config.schedule!r} is not one of linear, cosine, constant")
+
+
+def make_schedule(config: TrainConfig, steps: int) -> optax.Schedule:
+    """Learning rate of step i = 0 .. steps - 1: a linear warm-up, then linear or cosine decay, or constant.
+
+    No step has rate 0: the warm-up starts at peak / (W + 1) and the linear decay ends at peak / (steps - W),
+    because a step without a rate is a batch of examples thrown away. W = ceil(warmup_ratio * steps).
+    """
+    warmup = min(math.ceil(config.warmup_ratio * steps), steps - 1)
+    peak, decay_steps = config.learning_rate, steps - warmup
+
+    def schedule(step: Any) -> jax.Array:
+        step = jnp.asarray(step, jnp.float32)
+        rising = (step + 1.0) / (warmup + 1.0)
+        done = jnp.clip((step - warmup) / decay_steps, 0.0, 1.0)
+        falling = {
+            "linear": 1.0 - done,
+            "cosine": 0.5 * (1.0 + jnp.cos(jnp.pi * done)),
+            "constant": jnp.ones_like(done),
+        }[config.schedule]
+        return peak * jnp.where(step < warmup, rising, falling)
+
+    return schedule
+
+
+def make_optimizer(config: TrainConfig, steps: int) -> optax.GradientTransformation:
+    """Clip by global norm, then AdamW (Loshchilov & Hutter, arXiv 1711.05101)."""
+    adamw = optax.adamw(
+        make_schedule(config, steps),
+        b1=config.beta1,
+        b2=config.beta2,
+        weight_decay=config.weight_decay,
+        mask=_decayed,
+    )
+    clip = optax.clip_by_global_norm(config.max_grad_norm) if config.max_grad_norm > 0 else optax.identity()
+    return optax.chain(clip, adamw)
+
+
+def second_moment(optimizer_state: Any, beta2: float) -> Any:
+    """Adam's v / (1 - beta2^t), float32, a pytree like the trained parameters, read from the optax state."""
+    adam = next(
+        state
+        for state in jax.tree.leaves(optimizer_state, is_leaf=lambda node: isinstance(node, optax.ScaleByAdamState))
+        if isinstance(state, optax.ScaleByAdamState)
+    )
+    correction = 1.0 - jnp.float32(beta2) ** adam.count.astype(jnp.float32)
+    # Before the first step v is 0 and so is the correction: keep 0 instead of 0 / 0.
+    correction = jnp.where(adam.count > 0, correction, 1.0)
+    return jax.tree.map(lambda v: v.astype(jnp.float32) / correction, adam.nu)
+
+
+def _decayed(parameters: Any) -> Any:
+    def is_matrix(path: Any, _: Any) -> bool:
+        name = jax.tree_util.keystr(path)
+        return "norm" not in name and "bias" not in name
+
+    return jax.tree_util.tree_map_with_path(is_matrix, parameters)

@@ -1,0 +1,325 @@
+"""One training from packed rows: LoRA fine-tuning (warm-up and final) and training of all parameters.
+
+The story: choose the shapes, put everything on the devices, restore what a killed run left, then for each
+optimiser step add up the microbatches' gradients and update once. The host runs one step ahead of the devices
+and never waits for a microbatch: losses are read a step late.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ntk_jax.data.batch import Batch, PackedBatch, TokenRow
+from ntk_jax.errors import UserError
+from ntk_jax.models.model import Model
+from ntk_jax.ntk.parameters import Tree, join_parameters, split_parameters
+from ntk_jax.parallel.rules import param_shardings, shard_batch
+from ntk_jax.training.checkpoints import Checkpoints, Entry, training_key
+from ntk_jax.training.flops import training_flops
+from ntk_jax.training.loss import loss_sum
+from ntk_jax.training.optimizer import TrainConfig, check_config, make_optimizer, make_schedule, second_moment
+from ntk_jax.training.order import count_steps, microbatches, plan_shapes, step_rows
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training gives back.
+
+    lora, base: pure dicts, fp32 where trained; what was not trained is the model's own.
+    second_moment: Adam's bias-corrected v, shaped like the parameters trained as `ntk.parameters` splits them
+    (and so like a direction): the adapter tree under "lora", {"lora"?, "base"} otherwise.
+    examples, tokens, label_tokens: seen over all epochs, padding not counted. flops: see flops.py.
+    history: [{step (from 1), loss, learning_rate, grad_norm (before clipping), tokens, label_tokens}], a step each.
+    """
+
+    lora: Tree
+    base: Tree
+    second_moment: Tree
+    steps: int
+    examples: int
+    tokens: int
+    label_tokens: int
+    flops: float
+    history: list[Entry]
+
+
+@dataclass(frozen=True)
+class _Static:
+    """What the compiled microbatch depends on besides shapes; hashable, so equal trainings share a compilation."""
+
+    graphdef: Any
+    dtype: Any
+    remat: bool
+    parameters: str
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A step that was sent to the devices and whose metrics were not read yet."""
+
+    step: int
+    rows: list[TokenRow]
+    packed: list[PackedBatch]
+    metrics: dict[str, jax.Array]
+
+
+def train(
+    model: Model,
+    rows: Sequence[TokenRow],
+    config: TrainConfig,
+    *,
+    folder: Path,
+    seed: int,
+    row_length: int,
+    mesh: Mesh | None = None,
+    progress: Progress | None = None,
+    parameters: str = "lora",
+    remat: bool | None = None,
+) -> Trained:
+    """Trains on `rows` and returns the trained parameters; called again after a kill, it goes on to the same bits.
+
+    The loss is the mean of -log p over the label tokens of the optimiser batch (response tokens only, by the
+    rows' span). parameters: "lora", "all" (adapter and base, or the base alone where there is no adapter), or a
+    pattern over names as in `ntk.parameters`.
+    folder: receives checkpoints/ and history.jsonl. progress(done, total, note) is called once a step.
+    remat: recompute layers in the backward pass; None: for hidden sizes from 1024 on, where activations, not
+    FLOPs, are what a device runs out of. The given model is left untouched.
+
+    Raises `UserError`: no rows, no labels, a row longer than row_length, no adapter under parameters="lora",
+    a loss or gradient that is not finite (naming step and example), a folder of another training, a full disk.
+    """
+    _check(rows, config, row_length)
+    folder = Path(folder)
+    remat = model.config.hidden_size >= 1024 if remat is None else remat
+    steps = count_steps(len(rows), config)
+
+    # Shapes
+    multiple = mesh.shape["data"] * mesh.shape["fsdp"] if mesh is not None else 1
+    shapes = plan_shapes(rows, config, steps=steps, seed=seed, row_length=row_length, multiple=multiple)
+
+    # Parameters and optimiser, on the devices
+    trainable, frozen = split_parameters(model, parameters)
+    # Trained parameters are fp32 masters: bf16 would round small updates away.
+    trainable = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), trainable)
+    key = training_key(config, rows, trainable, seed=seed, row_length=row_length, parameters=parameters)
+    optimizer = make_optimizer(config, steps)
+    trainable_shardings, state_shardings, carry_shardings = _shardings(trainable, parameters, optimizer, mesh)
+    frozen = frozen if mesh is None else _place(frozen, _by_part(frozen, mesh))
+    static = _Static(model.graphdef, jnp.dtype(model.dtype), remat, parameters)
+    update = _make_update(optimizer, trainable_shardings, state_shardings, carry_shardings)
+    learning_rates = np.asarray(make_schedule(config, steps)(np.arange(steps)))
+
+    # Where an earlier run stopped
+    checkpoints = Checkpoints(folder, key)
+    # The mesh in force lets the model pin its activations to the rows.
+    with contextlib.closing(checkpoints), jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
+        first, state, history = checkpoints.restore(
+            {
+                "trainable": _abstract(trainable, trainable_shardings),
+                "optimizer": _abstract(jax.eval_shape(optimizer.init, trainable), state_shardings),
+            }
+        )
+        if state is None:
+            # A copy: the update donates its buffers, and the model's own must survive.
+            trainable = _place(_copy(trainable), trainable_shardings)
+            optimizer_state = jax.jit(optimizer.init, out_shardings=state_shardings)(trainable)
+        else:
+            trainable, optimizer_state = state["trainable"], state["optimizer"]
+        carry = _place(_empty_carry(trainable), carry_shardings)
+
+        # Steps
+        pending: _Pending | None = None
+        for step in range(first, steps):
+            chosen = step_rows(rows, step, config, seed)
+            packed = list(microbatches(chosen, shapes, row_length))
+            for number, microbatch in enumerate(packed):
+                batch = microbatch.batch if mesh is None else shard_batch(microbatch.batch, mesh)
+                carry = _accumulate(static, trainable, frozen, batch, np.int32(number), carry)
+            labels = np.float32(_count_labels(packed))
+            trainable, optimizer_state, carry, metrics = update(trainable, optimizer_state, carry, labels)
+            if pending is not None:
+                _read(pending, history, learning_rates, steps, progress)
+            pending = _Pending(step, chosen, packed, metrics)
+            if (step + 1) % config.checkpoint_every == 0 or step + 1 == steps:
+                _read(pending, history, learning_rates, steps, progress)  # a checkpoint never holds a NaN
+                pending = None
+                # A copy again: orbax reads it while the next update overwrites the original.
+                checkpoints.save(step + 1, _copy({"trainable": trainable, "optimizer": optimizer_state}), history)
+
+    tokens, label_tokens = (int(sum(entry[name] for entry in history)) for name in ("tokens", "label_tokens"))
+    lora, base = join_parameters(trainable, frozen, parameters)
+    adapter_size = sum(leaf.size for leaf in jax.tree.leaves(model.lora))
+    return Trained(
+        lora=lora,
+        base=base,
+        second_moment=second_moment(optimizer_state, config.beta2),
+        steps=steps,
+        examples=sum(len(step_rows(rows, step, config, seed)) for step in range(steps)),
+        tokens=tokens,
+        label_tokens=label_tokens,
+        flops=training_flops(
+            model.config, tokens, label_tokens, remat, parameters=parameters, lora_parameters=adapter_size
+        ),
+        history=history,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The two compiled steps
+
+
+def _loss(static: _Static, trainable: Tree, frozen: Tree, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    lora, base = join_parameters(trainable, frozen, static.parameters)
+    return loss_sum(static.graphdef, lora, base, batch, dtype=static.dtype, remat=static.remat)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=5)
+def _accumulate(static: _Static, trainable: Tree, frozen: Tree, batch: Batch, number: jax.Array, carry: Tree) -> Tree:
+    """Adds one microbatch to the carry: gradient sum, loss sum, and the first label that is not finite."""
+    loss = functools.partial(_loss, static)
+    (value, slot), gradient = jax.value_and_grad(loss, has_aux=True)(trainable, frozen, batch)
+    code = number * batch.label_target.size + slot
+    return {
+        "gradient": jax.tree.map(jnp.add, carry["gradient"], gradient),
+        "loss": carry["loss"] + value,
+        "broken": jnp.where((carry["broken"] < 0) & (slot >= 0), code, carry["broken"]),
+    }
+
+
+def _make_update(optimizer: optax.GradientTransformation, trainable: Any, state: Any, carry: Any) -> Callable[..., Any]:
+    """The optimiser step: mean gradient, clip, AdamW; gives the carry back empty. Shardings in, shardings out."""
+
+    def update(parameters: Tree, optimizer_state: Any, carry: Tree, labels: jax.Array) -> tuple[Any, ...]:
+        count = jnp.maximum(labels, 1.0)
+        gradient = jax.tree.map(lambda leaf: leaf / count, carry["gradient"])
+        updates, optimizer_state = optimizer.update(gradient, optimizer_state, parameters)
+        metrics = {
+            "loss": carry["loss"] / count,
+            "grad_norm": optax.global_norm(gradient),
+            "broken": carry["broken"],
+        }
+        return optax.apply_updates(parameters, updates), optimizer_state, _empty_carry(parameters), metrics
+
+    shardings = None if trainable is None else (trainable, state, carry, None)
+    return jax.jit(update, donate_argnums=(0, 1, 2), out_shardings=shardings)
+
+
+def _empty_carry(trainable: Tree) -> Tree:
+    gradient = jax.tree.map(jnp.zeros_like, trainable)
+    return {"gradient": gradient, "loss": jnp.zeros((), jnp.float32), "broken": jnp.full((), -1, jnp.int32)}
+
+
+@jax.jit
+def _copy(tree: Any) -> Any:
+    return jax.tree.map(jnp.copy, tree)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Host side
+
+
+def _read(
+    pending: _Pending, history: list[Entry], learning_rates: np.ndarray, steps: int, progress: Progress | None
+) -> None:
+    """Waits for a step's metrics, refuses what is not finite, and writes it into the history."""
+    metrics = {name: value.item() for name, value in jax.device_get(pending.metrics).items()}
+    number = pending.step + 1
+    if metrics["broken"] >= 0:
+        row = _row_of_slot(pending, metrics["broken"])
+        raise UserError(
+            f"training step {number}: the loss of example {row.id!r} is not finite; look at that example and at the "
+            "weights, or lower the learning rate"
+        )
+    if not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["grad_norm"]):
+        raise UserError(
+            f"training step {number}: the gradient is not finite (first example of the step: "
+            f"{pending.rows[0].id!r}); lower the learning rate or train in float32"
+        )
+    history.append(
+        {
+            "step": number,
+            "loss": metrics["loss"],
+            "learning_rate": float(learning_rates[pending.step]),
+            "grad_norm": metrics["grad_norm"],
+            "tokens": sum(len(row.ids) for row in pending.rows),
+            "label_tokens": _count_labels(pending.packed),
+        }
+    )
+    if progress is not None:
+        progress(number, steps, f"loss {metrics['loss']:.4f}")
+
+
+def _row_of_slot(pending: _Pending, code: int) -> TokenRow:
+    number, slot = divmod(code, pending.packed[0].batch.label_target.size)
+    packed = pending.packed[number]
+    row, column = divmod(slot, packed.batch.label_target.shape[1])
+    segment = int(packed.batch.label_segment[row, column])
+    return pending.rows[int(packed.index[row, segment - 1])]
+
+
+def _count_labels(packed: list[PackedBatch]) -> int:
+    return sum(int(np.count_nonzero(np.asarray(p.batch.label_segment))) for p in packed)
+
+
+def _check(rows: Sequence[TokenRow], config: TrainConfig, row_length: int) -> None:
+    check_config(config)
+    if not rows:
+        raise UserError("training: the set of examples is empty; look at the data files and at what was dropped")
+    if not any(np.any(row.span) for row in rows):
+        raise UserError("training: no example has a response token to learn from; look at span and max_length")
+    for row in rows:
+        if len(row.ids) > row_length:
+            raise UserError(
+                f"training: example {row.id!r} has {len(row.ids)} tokens, a row {row_length}; drop or truncate it"
+            )
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Devices
+
+
+def _by_part(tree: Tree, mesh: Mesh) -> Tree:
+    """Shardings of {"lora"?, "base"?}: the rules name parameters from the root of each part."""
+    return {name: param_shardings(part, mesh) for name, part in tree.items()}
+
+
+def _shardings(
+    trainable: Tree, parameters: str, optimizer: optax.GradientTransformation, mesh: Mesh | None
+) -> tuple[Any, Any, Any]:
+    """Of the trained parameters, the optimiser's state and the carry; moments lie where their parameter does."""
+    if mesh is None:
+        return None, None, None
+    whole = NamedSharding(mesh, PartitionSpec())
+    leaves = param_shardings(trainable, mesh) if parameters == "lora" else _by_part(trainable, mesh)
+    state = optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        jax.eval_shape(optimizer.init, trainable),
+        leaves,
+        transform_non_params=lambda _: whole,
+    )
+    return leaves, state, {"gradient": leaves, "loss": whole, "broken": whole}
+
+
+def _place(tree: Any, shardings: Any) -> Any:
+    return tree if shardings is None else jax.device_put(tree, shardings)
+
+
+def _abstract(tree: Any, shardings: Any) -> Any:
+    if shardings is None:
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+    return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, shardings)
