@@ -1,4 +1,5 @@
-"""The decoder (Llama, Qwen2.5 and Qwen3 differ by flags), its head, LoRA, and Hugging Face and PEFT files in and out.
+"""Backbones: one decoder for Llama, Qwen2.5 and Qwen3, LoRA, and Hugging Face weights in and out.
 
-May import `data`, `storage`, `parallel` and `errors`. Knows nothing of kernels or of training.
+Knows nothing of kernels, training or examples; it turns tokens into hidden states and hidden states into
+log-probabilities. May import `data`, `storage`, `parallel` and `errors`.
 """

@@ -1,4 +1,4 @@
-"""Devices: the mesh, and which axis of which array is split over it, written as data.
+"""Where arrays live: the device mesh and the sharding rules, which are data rather than code.
 
-The lowest room: it imports nothing of this package but `errors`.
+The lowest room: may import `errors` only.
 """

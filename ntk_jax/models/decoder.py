@@ -1,0 +1,186 @@
+"""One decoder for Llama 2/3.x, Qwen2.5 and Qwen3: tokens in, hidden states after the final norm out.
+
+nnx modules say what parameters there are; every transform (scan, checkpoint, and the caller's jit, grad, jvp)
+is plain jax over split state, because nnx transforms do not nest inside jax's. All layers share one module
+whose leaves are stacked [L, ...] and scanned: a 28-layer model compiles as fast as a one-layer model.
+
+Attention is plain XLA on purpose: fused attention kernels are custom_vjp and have no forward-mode derivative,
+on which the directional score stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ntk_jax.models import rope
+from ntk_jax.models.config import ModelConfig
+from ntk_jax.models.lora import LoRAConfig, target_names
+from ntk_jax.parallel.rules import constrain
+
+Pure = Mapping[str, Any]  # nested dicts of arrays
+
+
+class Linear(nnx.Module):
+    """y = xW (+ c) (+ (α/R)(xA)B), L of them stacked; called on one layer's slice."""
+
+    def __init__(self, shape: tuple[int, int, int], bias: bool, lora: LoRAConfig | None, dtype: Any):
+        layers, d_in, d_out = shape
+        self.kernel = nnx.Param(jnp.zeros(shape, dtype))
+        self.bias = nnx.Param(jnp.zeros((layers, d_out), dtype)) if bias else None
+        self.a = nnx.LoRAParam(jnp.zeros((layers, d_in, lora.rank), jnp.float32)) if lora else None
+        self.b = nnx.LoRAParam(jnp.zeros((layers, lora.rank, d_out), jnp.float32)) if lora else None
+        self.scale = lora.scale if lora else 0.0
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x @ self.kernel[...].astype(x.dtype)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(x.dtype)
+        if self.a is not None and self.b is not None:
+            # The scale sits on the narrow [.., R] side, where it costs nothing.
+            y = y + (self.scale * (x @ self.a[...].astype(x.dtype))) @ self.b[...].astype(x.dtype)
+        return y
+
+
+class Layer(nnx.Module):
+    """Attention and gated MLP, each on a normed input and added back."""
+
+    def __init__(self, config: ModelConfig, lora: LoRAConfig | None, dtype: Any):
+        c, layers, d = config, config.num_layers, config.hidden_size
+        targets = target_names(lora)
+
+        def linear(name: str, d_in: int, d_out: int, bias: bool = False) -> Linear:
+            return Linear((layers, d_in, d_out), bias, lora if name in targets else None, dtype)
+
+        self.q_proj = linear("q_proj", d, c.num_heads * c.head_dim, c.qkv_bias)
+        self.k_proj = linear("k_proj", d, c.num_kv_heads * c.head_dim, c.qkv_bias)
+        self.v_proj = linear("v_proj", d, c.num_kv_heads * c.head_dim, c.qkv_bias)
+        self.o_proj = linear("o_proj", c.num_heads * c.head_dim, d, c.o_bias)
+        self.gate_proj = linear("gate_proj", d, c.intermediate_size)
+        self.up_proj = linear("up_proj", d, c.intermediate_size)
+        self.down_proj = linear("down_proj", c.intermediate_size, d)
+        self.q_norm = nnx.Param(jnp.ones((layers, c.head_dim), dtype)) if c.qk_norm else None
+        self.k_norm = nnx.Param(jnp.ones((layers, c.head_dim), dtype)) if c.qk_norm else None
+        self.input_norm = nnx.Param(jnp.ones((layers, d), dtype))
+        self.post_attention_norm = nnx.Param(jnp.ones((layers, d), dtype))
+        self.config = config
+
+    def __call__(self, x: jax.Array, turn: tuple[jax.Array, jax.Array], mask: jax.Array) -> jax.Array:
+        """x [B, T, D] in the compute dtype; turn as `rope.rotation`; mask [B, T, T], query by key."""
+        c = self.config
+        h = rms_norm(x, self.input_norm[...], c.norm_eps)
+        q = self._heads(self.q_proj(h), self.q_norm)
+        k = self._heads(self.k_proj(h), self.k_norm)
+        v = self.v_proj(h).reshape(*h.shape[:2], c.num_kv_heads, c.head_dim)
+        q = (rope.rotate(q, turn) * c.head_dim**-0.5).astype(x.dtype)
+        k = rope.rotate(k, turn).astype(x.dtype)
+        x = constrain(x + self.o_proj(attend(q, k, v, mask)))
+        h = rms_norm(x, self.post_attention_norm[...], c.norm_eps)
+        return constrain(x + self.down_proj(jax.nn.silu(self.gate_proj(h)) * self.up_proj(h)))
+
+    def _heads(self, y: jax.Array, norm: Any) -> jax.Array:
+        """[B, T, heads·H] → [B, T, heads, H] in fp32, normed per head where the model does so."""
+        y = y.reshape(*y.shape[:2], -1, self.config.head_dim)
+        if norm is not None:
+            y = rms_norm(y, norm[...], self.config.norm_eps)
+        return y.astype(jnp.float32)
+
+
+class Decoder(nnx.Module):
+    """The whole parameter tree. `head` is absent when the embedding serves as the head."""
+
+    def __init__(self, config: ModelConfig, lora: LoRAConfig | None = None, dtype: Any = jnp.float32):
+        shape = (config.vocab_size, config.hidden_size)
+        self.embed = nnx.Param(jnp.zeros(shape, dtype))
+        self.layers = Layer(config, lora, dtype)
+        self.norm = nnx.Param(jnp.ones(config.hidden_size, dtype))
+        self.head = None if config.tied else nnx.Param(jnp.zeros(shape, dtype))
+        self.config = config
+
+
+def abstract_decoder(config: ModelConfig, lora: LoRAConfig | None, dtype: Any) -> tuple[Any, dict, dict]:
+    """(graphdef, lora shapes, base shapes): the tree without allocating anything; {} without adapters."""
+    module = nnx.eval_shape(lambda: Decoder(config, lora, dtype))
+    # LoRAParam is a Param: the narrower type must be split off first.
+    graphdef, lora_state, base_state = nnx.split(module, nnx.LoRAParam, ...)  # type: ignore[misc]
+    return graphdef, nnx.to_pure_dict(lora_state), nnx.to_pure_dict(base_state)
+
+
+def hidden_states(
+    graphdef: Any,
+    lora: Pure,
+    base: Pure,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segments: jax.Array,
+    branches: jax.Array | None = None,
+    *,
+    dtype: Any = jnp.float32,
+    remat: bool = False,
+) -> jax.Array:
+    """Hidden states [B, T, D] after the final norm, in the compute dtype `dtype`.
+
+    tokens, positions, segments, branches: [B, T] int32 as in `data.batch.Batch`. A token sees the earlier
+    tokens of its own segment; with branches, only those of branch 0 and of its own branch. Padding is a segment
+    like any other (number 0): it sees itself, so no softmax is empty and nothing is NaN, nor in a gradient.
+    remat: keep only each layer's input for the backward pass and compute the rest again.
+    """
+    model = nnx.merge(graphdef, nnx.State(lora), nnx.State(base))
+    turn = rope.rotation(model.config, positions)
+    mask = attention_mask(segments, branches)
+    layer_def, stacked = nnx.split(model.layers)
+
+    def step(x: jax.Array, slices: nnx.State) -> tuple[jax.Array, None]:
+        return nnx.merge(layer_def, slices)(x, turn, mask), None
+
+    if remat:
+        step = jax.checkpoint(step, prevent_cse=False)  # inside a scan there is nothing for CSE to undo
+    x = constrain(model.embed[...][tokens].astype(dtype))
+    x, _ = jax.lax.scan(step, x, stacked)
+    return rms_norm(x, model.norm[...], model.config.norm_eps)
+
+
+def attention_mask(segments: jax.Array, branches: jax.Array | None) -> jax.Array:
+    """[B, T, T] bool, query by key: causal by place in the row, same segment, compatible branch."""
+    seen = (segments[:, :, None] == segments[:, None, :]) & jnp.tri(segments.shape[1], dtype=bool)
+    if branches is not None:
+        seen &= (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
+    return seen
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """Grouped-query attention [B, T, heads·H] of q [B, T, heads, H] (already scaled) and k, v [B, T, kv, H].
+
+    Queries are grouped by the key/value head they share, which is never repeated. Rows are cut into blocks of
+    queries, and a block meets only the keys before its end: about half the work of the full square, and scores
+    of one block at a time in memory. Softmax in fp32.
+    """
+    rows, length, heads, width = q.shape
+    kv = k.shape[2]
+    q = q.reshape(rows, length, kv, heads // kv, width)
+    block = max(_MIN_BLOCK, -(-length // _MAX_BLOCKS))
+    outputs = []
+    for start in range(0, length, block):
+        stop = min(start + block, length)
+        scores = jnp.einsum("btkgh,bskh->bktgs", q[:, start:stop], k[:, :stop], preferred_element_type=jnp.float32)
+        scores = jnp.where(mask[:, None, start:stop, None, :stop], scores, _MASKED)
+        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+        outputs.append(jnp.einsum("bktgs,bskh->btkgh", weights, v[:, :stop]))
+    out = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
+    return out.reshape(rows, length, heads * width)
+
+
+_MIN_BLOCK = 256  # queries; smaller blocks leave matmul units idle
+_MAX_BLOCKS = 8  # the loop is unrolled, so this bounds compile time
+_MASKED = -1e30  # finite: -inf would give NaN tangents where a whole block is masked
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+    """x / rms(x) · weight over the last axis: computed in fp32, returned in x's dtype."""
+    wide = x.astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return (wide * scale * weight.astype(jnp.float32)).astype(x.dtype)

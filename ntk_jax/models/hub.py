@@ -1,0 +1,213 @@
+"""Hugging Face folders and hub ids: config, weights and tokenizer, in and out.
+
+Weights are read with safetensors slices straight into the target shardings: each device's part of each leaf
+asks for just the bytes it needs, whatever the number of files. Reading is strict: every tensor of the
+checkpoint is used exactly once, every parameter is set exactly once, shapes agree and all values are finite.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy, which safetensors needs)
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from ntk_jax.errors import UserError
+from ntk_jax.models.config import ModelConfig, parse_config
+from ntk_jax.models.names import EMBED, HEAD, Source, name_table
+
+BUILTIN = Path(__file__).parent.parent / "builtin"
+_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # what a snapshot needs; no .bin, no .pth
+_FLOATS = ("F32", "BF16", "F16", "F64")
+_UNUSED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")  # written by old Llama files
+
+
+def resolve(path: str) -> Path:
+    """The folder behind `builtin:NAME`, a local path, or a hub id `owner/name[@revision]` (downloaded once).
+
+    Raises UserError when there is no such folder, and when the hub cannot be reached or refuses.
+    """
+    if path.startswith("builtin:"):
+        folder = BUILTIN / path.removeprefix("builtin:")
+        if not folder.is_dir():
+            raise UserError(f"{path}: no such builtin model; builtin:model is the one there is")
+        return folder
+    if Path(path).is_dir():
+        return Path(path)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", path) or path.startswith("."):
+        raise UserError(f"no model folder at {path!r}; give a Hugging Face folder or a hub id such as owner/name")
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = path.partition("@")
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=_FILES))
+    except Exception as error:  # offline, gated, misspelt, timed out: many types, and all the user's to mend
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"{path}: neither a folder here nor to be had from the hub ({type(error).__name__}: {reason}); "
+            "check the spelling, the connection and HF_TOKEN, or download it and give the folder"
+        ) from None
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The strict reading of `config.json`; UserError where it is missing or not JSON."""
+    return parse_config(_read_json(folder / "config.json"), str(folder / "config.json"))
+
+
+def load_weights(folder: Path, config: ModelConfig, shapes: Mapping[str, Any], shardings: Any = None) -> dict[str, Any]:
+    """The base tree of the checkpoint in `folder`, each leaf in the dtype of `shapes` and on its sharding.
+
+    shapes: base tree of ShapeDtypeStructs (`decoder.abstract_decoder`). shardings: the same tree of Shardings,
+    or None for the first device. Raises UserError for missing, extra, misshapen, non-float or non-finite
+    tensors, and for a head that contradicts `tie_word_embeddings`.
+    """
+    table = name_table(config)
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(shapes)
+    places = jax.tree.leaves(shardings)  # same tree, so same order
+    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with _open(folder) as tensors:
+        _check_names(folder, config, table, tensors, {_path(path): leaf.shape for path, leaf in leaves})
+        values = []
+        for i, (path, leaf) in enumerate(leaves):
+            read = _reader(folder, table[_path(path)], leaf, tensors)
+            values.append(jax.make_array_from_callback(leaf.shape, places[i] if places else first, read))
+            # Reading runs ahead of copying to the device: without this, all of the model piles up on the host.
+            values[-1].block_until_ready()
+        return jax.tree_util.tree_unflatten(treedef, values)
+
+
+def load_tokenizer(folder: Path, vocab_size: int) -> Any:
+    """The folder's transformers tokenizer, without touching the network.
+
+    Raises UserError when there is none, it cannot be read, or it has ids that the embedding lacks.
+    """
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise UserError(f"{folder}: no tokenizer.json; copy the model's tokenizer there, or load with tokenizer=False")
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # transformers raises what its many readers raise
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{folder}: the tokenizer cannot be read ({reason}); copy the model's own files") from None
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= vocab_size:
+        raise UserError(
+            f"{folder}: the tokenizer does not match the model: it has token id {largest}, "
+            f"the embedding {vocab_size} rows; use the model's own tokenizer"
+        )
+    return tokenizer
+
+
+def _path(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf8"))
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); give a complete Hugging Face folder") from None
+    except ValueError:
+        raise UserError(f"{file}: not valid JSON; download it again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{file}: must hold a JSON object; download it again")
+    return value
+
+
+@contextmanager
+def _open(folder: Path) -> Iterator[dict[str, Any]]:
+    """Tensor name → lazy safetensors slice, over all files of the checkpoint."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        files = {str(name): None for name in _read_json(index).get("weight_map", {}).values()}
+    else:
+        files = {"model.safetensors": None}
+    tensors: dict[str, Any] = {}
+    with ExitStack() as stack:
+        for name in files:
+            file = folder / name
+            if not file.is_file():
+                raise UserError(f"{file} is missing; fetch it (weights are read from safetensors; convert .bin)")
+            try:
+                handle = stack.enter_context(safe_open(file, framework="np"))
+                names = list(handle.keys())
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{file}: not a whole safetensors file ({error}); download it again") from None
+            for tensor in names:
+                if tensor in tensors:
+                    raise UserError(f"{file}: {tensor} is also in another file of the checkpoint; keep one of them")
+                tensors[tensor] = handle.get_slice(tensor)
+        yield tensors
+
+
+def _check_names(
+    folder: Path,
+    config: ModelConfig,
+    table: Mapping[str, Source],
+    tensors: dict[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Names, shapes and dtypes agree with the table, before anything is read."""
+    assert set(table) == set(shapes), "the name table and the decoder disagree"
+    wanted = {name: leaf for leaf, source in table.items() for name in source.names}
+    if config.tied and HEAD in tensors and EMBED in tensors:
+        # Some exporters write the shared matrix twice. Used once it is fine; two different ones are not.
+        if not np.array_equal(tensors[HEAD][:], tensors[EMBED][:]):
+            raise UserError(f"{folder}: config.json ties the head to the embedding, but {HEAD} differs; untie it there")
+        del tensors[HEAD]
+    missing = [name for name in wanted if name not in tensors]
+    if missing == [HEAD]:
+        raise UserError(f"{folder}: no {HEAD}, and config.json does not tie it; set tie_word_embeddings to true")
+    if missing:
+        raise UserError(f"{folder}: tensor {_some(missing)} is missing; the checkpoint is not complete")
+    extra = [name for name in tensors if name not in wanted and not _UNUSED.fullmatch(name)]
+    if extra:
+        raise UserError(f"{folder}: tensor {_some(extra)} has no place in the model of its config.json")
+    for name, leaf in wanted.items():
+        source, shape = table[leaf], list(shapes[leaf])
+        expected = shape[1:] if source.stacked else shape
+        expected = expected[::-1] if source.transposed else expected
+        found = tensors[name].get_shape()
+        if found != expected:
+            raise UserError(f"{folder}: tensor {name} has shape {found}, config.json asks for {expected}")
+        if tensors[name].get_dtype() not in _FLOATS:
+            raise UserError(f"{folder}: tensor {name} is {tensors[name].get_dtype()}; only float weights are supported")
+
+
+def _some(names: list[str]) -> str:
+    return names[0] + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
+
+
+def _reader(folder: Path, source: Source, leaf: Any, tensors: Mapping[str, Any]) -> Callable[[Any], np.ndarray]:
+    """What jax calls for each device's part: reads that part of the leaf, once however many devices share it."""
+    done: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
+
+    def part(name: str, index: tuple[slice, ...]) -> np.ndarray:
+        value = tensors[name][index[::-1] if source.transposed else index]
+        value = (value.T if source.transposed else value).astype(leaf.dtype)
+        if not np.isfinite(value).all():
+            raise UserError(f"{folder}: tensor {name} holds NaN or Inf (as {leaf.dtype}); the checkpoint is damaged")
+        return value
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        ranges = tuple(s.indices(n)[:2] for s, n in zip(index, leaf.shape, strict=True))
+        if ranges not in done:
+            exact = tuple(slice(*r) for r in ranges)
+            if source.stacked:
+                value = np.empty([stop - start for start, stop in ranges], leaf.dtype)
+                for row, layer in enumerate(range(*ranges[0])):
+                    value[row] = part(source.names[layer], exact[1:])
+            else:
+                value = part(source.names[0], exact)
+            done[ranges] = value
+        return done[ranges]
+
+    return read

@@ -1,0 +1,89 @@
+"""Low-rank adapters: which linears get one, how it starts, and how it melts into the frozen weights.
+
+y = xW + (α/R)(xA)B with A [Din, R], B [R, Dout] (Hu et al., arXiv 2106.09685). Adapters are always fp32; the
+linear in `decoder.py` casts them to the compute dtype. Leaves are stacked over layers, as everything here.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntk_jax.errors import UserError
+
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Adapter shape. `targets` are regular expressions that must match a linear's whole name."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[str, ...] = LINEARS
+
+    @property
+    def scale(self) -> float:
+        """α / R, the factor of the low-rank term."""
+        return self.alpha / self.rank
+
+
+def target_names(lora: LoRAConfig | None) -> tuple[str, ...]:
+    """The linears that get an adapter, in model order. A pattern that matches none is a UserError."""
+    if lora is None:
+        return ()
+    if lora.rank < 1:
+        raise UserError(f"lora.rank must be at least 1, got {lora.rank}")
+    if not lora.targets:
+        raise UserError(f"lora.targets is empty; name some of {', '.join(LINEARS)}")
+    found: set[str] = set()
+    for pattern in lora.targets:
+        try:
+            matched = {name for name in LINEARS if re.fullmatch(pattern, name)}
+        except re.error as error:
+            raise UserError(f"lora.targets: {pattern!r} is not a regular expression ({error})") from None
+        if not matched:
+            raise UserError(f"lora.targets: {pattern!r} matches no layer; the names are {', '.join(LINEARS)}")
+        found |= matched
+    return tuple(name for name in LINEARS if name in found)
+
+
+def initial_lora(shapes: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """A fresh adapter: A uniform in ±1/√Din (what PEFT's kaiming_uniform(√5) comes to), B zero.
+
+    shapes: {"layers": {name: {"a": array-like of shape [L, Din, R], "b": ...}}}. Each leaf has its own stream,
+    so that adding a target does not change the others.
+    """
+    layers = {}
+    for name, leaf in shapes["layers"].items():
+        random = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        bound = leaf["a"].shape[1] ** -0.5
+        layers[name] = {
+            "a": jnp.asarray(random.uniform(-bound, bound, leaf["a"].shape).astype(np.float32)),
+            "b": jnp.zeros(leaf["b"].shape, jnp.float32),
+        }
+    return {"layers": layers}
+
+
+def fold(lora: Mapping[str, Any], base: Mapping[str, Any], scale: float) -> dict[str, Any]:
+    """The base with W + scale·AB in place of W, computed in fp32 and rounded to W's dtype."""
+    layers = dict(base["layers"])
+    for name, leaf in lora.get("layers", {}).items():
+        kernel = layers[name]["kernel"]
+        update = jnp.einsum("lir,lro->lio", leaf["a"], leaf["b"], precision="highest")
+        folded = (kernel.astype(jnp.float32) + scale * update).astype(kernel.dtype)
+        layers[name] = {**layers[name], "kernel": folded}
+    return {**base, "layers": layers}
+
+
+def is_fresh(lora: Mapping[str, Any]) -> bool:
+    """True when every B is zero: the adapter does nothing yet, and the gradient of every A vanishes."""
+    leaves = [leaf["b"] for leaf in lora.get("layers", {}).values()]
+    return not any(bool(jnp.any(leaf != 0)) for leaf in jax.device_get(leaves))

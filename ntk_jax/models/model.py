@@ -1,0 +1,119 @@
+"""A loaded model: the static graph, two plain trees of arrays, and the tokenizer that goes with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from ntk_jax.errors import UserError
+from ntk_jax.models import hub
+from ntk_jax.models.config import ModelConfig
+from ntk_jax.models.decoder import abstract_decoder
+from ntk_jax.models.lora import LoRAConfig, initial_lora
+from ntk_jax.parallel.rules import param_shardings
+
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclass(frozen=True)
+class Model:
+    """What every room passes around. `lora` and `base` are nested dicts of arrays (names in `decoder.py`).
+
+    lora is {} and lora_config None when there is no adapter. dtype is that of the frozen weights and of the
+    computation; adapters are fp32. tokenizer is a transformers tokenizer, or None where tokens come ready.
+    """
+
+    config: ModelConfig
+    graphdef: Any
+    lora: dict[str, Any]
+    base: dict[str, Any]
+    lora_config: LoRAConfig | None
+    tokenizer: Any
+    name: str
+    dtype: Any
+
+    @property
+    def scale(self) -> float:
+        """α / R of the adapter, 0 without one."""
+        return self.lora_config.scale if self.lora_config else 0.0
+
+
+def load_model(
+    path: str,
+    *,
+    lora: LoRAConfig | None = None,
+    adapter: str | None = None,
+    dtype: str = "float32",
+    mesh: Mesh | None = None,
+    seed: int = 0,
+    tokenizer: bool = True,
+) -> Model:
+    """Loads a Llama, Qwen2.5 or Qwen3 checkpoint: a Hugging Face folder, a hub id, or `builtin:model`.
+
+    lora: add a fresh adapter drawn from `seed`; adapter: a PEFT folder to load instead; neither: no adapter.
+    mesh: where the weights go (`parallel.rules`); None is the first device. tokenizer=False skips it.
+    Raises UserError for anything wrong with the folder (see `hub`), and for both of lora and adapter.
+    """
+    if lora is not None and adapter is not None:
+        raise UserError("give either a fresh adapter (lora) or a saved one (adapter), not both")
+    kind = _dtype(dtype)
+    folder = hub.resolve(str(path))
+    config = hub.read_config(folder)
+    values = None
+    if adapter is not None:
+        from ntk_jax.models.peft import load_adapter
+
+        values, lora = load_adapter(adapter, config)
+    graphdef, lora_shapes, base_shapes = abstract_decoder(config, lora, kind)
+    shardings = param_shardings(base_shapes, mesh) if mesh is not None else None
+    base = hub.load_weights(folder, config, base_shapes, shardings)
+    if lora is not None and values is None:
+        values = initial_lora(lora_shapes, seed)
+    if values and mesh is not None:
+        values = jax.device_put(values, param_shardings(values, mesh))
+    words = hub.load_tokenizer(folder, config.vocab_size) if tokenizer else None
+    return Model(config, graphdef, values or {}, base, lora, words, str(path), jnp.dtype(kind))
+
+
+def random_model(
+    config: ModelConfig,
+    *,
+    lora: LoRAConfig | None = None,
+    seed: int = 0,
+    std: float = 0.3,
+    dtype: str = "float32",
+) -> Model:
+    """A model with every parameter random: weights, biases and adapters (B too) N(0, std²), norms N(1, std²).
+
+    For tests and benchmarks: nothing is at a value (0 or 1) that could hide its own absence.
+    """
+    graphdef, lora_shapes, base_shapes = abstract_decoder(config, lora, _dtype(dtype))
+
+    def draw(path: Any, leaf: Any) -> jax.Array:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        random = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        noise = std * random.standard_normal(leaf.shape, np.float32)
+        return jnp.asarray(noise + (1.0 if name.endswith("norm") else 0.0), leaf.dtype)
+
+    values, base = (jax.tree_util.tree_map_with_path(draw, tree) for tree in (lora_shapes, base_shapes))
+    return Model(config, graphdef, values, base, lora, None, "random", jnp.dtype(_dtype(dtype)))
+
+
+def with_lora(model: Model, lora: dict[str, Any]) -> Model:
+    """The same model with other adapter values; the tree must have the same leaves and shapes."""
+    if jax.tree.map(jnp.shape, lora) != jax.tree.map(jnp.shape, model.lora):
+        raise UserError(f"{model.name}: the adapter does not have the leaves and shapes of this model's")
+    return dataclasses.replace(model, lora=lora)
+
+
+def _dtype(name: str) -> Any:
+    if name not in _DTYPES:
+        raise UserError(f"dtype {name!r} is not supported; use float32 or bfloat16")
+    return _DTYPES[name]

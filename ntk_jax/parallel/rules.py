@@ -1,0 +1,85 @@
+"""Sharding rules as data: which mesh axis splits which dimension of which parameter.
+
+A rule is (pattern over a leaf's path, PartitionSpec). The first that matches wins; a leaf that matches none, as
+the norms and the small fp32 adapters, is replicated. A mesh axis that does not divide a dimension is dropped
+for that dimension, so that odd little models load on any mesh.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ntk_jax.errors import UserError
+
+ROWS = ("data", "fsdp")  # a batch's rows go over both
+
+RULES: tuple[tuple[str, PartitionSpec], ...] = (
+    # Stacked kernels [L, Din, Dout]. Column-parallel in, row-parallel out: one reduction a block.
+    (r"layers/(q|k|v|gate|up)_proj/kernel", PartitionSpec(None, "fsdp", "tensor")),
+    (r"layers/(o|down)_proj/kernel", PartitionSpec(None, "tensor", "fsdp")),
+    (r"layers/(q|k|v)_proj/bias", PartitionSpec(None, "tensor")),
+    # [V, D] is split over D: the vocabulary axis is looked up by token and walked in chunks, both of which
+    # would turn into gathers of the whole matrix if that axis were the split one.
+    (r"embed|head", PartitionSpec(None, ("fsdp", "tensor"))),
+)
+
+
+def param_shardings(tree: Any, mesh: Mesh, rules: tuple[tuple[str, PartitionSpec], ...] = RULES) -> Any:
+    """A NamedSharding for every leaf of `tree` (arrays or ShapeDtypeStructs in nested dicts)."""
+
+    def place(path: Any, leaf: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        for pattern, spec in rules:
+            if re.fullmatch(pattern, name):
+                return NamedSharding(mesh, _fitting(spec, leaf.shape, mesh))
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _fitting(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    axes: list[Any] = []
+    for size, entry in zip(shape, tuple(spec), strict=True):
+        kept: list[str] = []
+        for axis in () if entry is None else (entry,) if isinstance(entry, str) else entry:
+            if size % mesh.shape[axis] == 0:
+                kept.append(axis)
+                size //= mesh.shape[axis]
+        axes.append(tuple(kept) if len(kept) > 1 else kept[0] if kept else None)
+    return PartitionSpec(*axes)
+
+
+def shard_batch(batch: Any, mesh: Mesh) -> Any:
+    """Puts every array of a batch on the mesh, rows (the first axis) over data and fsdp.
+
+    Raises UserError when the rows do not divide evenly.
+    """
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    for leaf in jax.tree.leaves(batch):
+        if leaf.shape[0] % parts:
+            raise UserError(
+                f"a batch of {leaf.shape[0]} rows does not divide over {parts} devices; "
+                "make batch_tokens a multiple of row length times devices"
+            )
+    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(ROWS)))
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """A full copy of every leaf on every device of the mesh."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def constrain(x: jax.Array) -> jax.Array:
+    """Pins an activation [B, ...] to rows over data and fsdp, when traced under `jax.set_mesh`; else x itself.
+
+    Without the hint the compiler may follow the split of the weights instead of that of the rows, and moves
+    activations where gathering weights is meant.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or any(axis not in mesh.axis_names for axis in ROWS):
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(ROWS))
