@@ -1,0 +1,146 @@
+"""What a record is, and the check that every record passes once on its way in.
+
+A record is a plain dict, `{"id", "source", "prompt", "response"}` or `{"id", "source", "messages": [...]}`; multiple
+choice adds `"choices"` and `"answer"`. Extra keys are carried through untouched, so that a selection trains anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ntk_jax.errors import UserError
+
+Record = dict[str, Any]
+
+_SHAPE = '{"prompt", "response"} or {"messages"}'
+_OURS = ("id", "source", "prompt", "response", "messages", "choices", "answer")
+
+
+def check_record(obj: Any, where: str, *, default_id: str | None = None, default_source: str | None = None) -> Record:
+    """Returns the record in `obj`, with `id` and `source` filled in, or says what is wrong with it.
+
+    where: the file and line (or row), for messages. default_id, default_source: used when the record has none.
+    A null under a known key counts as absent, because columnar files have every key in every row. A multiple-choice
+    record without a response gets the right choice as its response.
+    Raises UserError: not an object, a key missing, a wrong type, an empty id, an answer outside the choices.
+    """
+    if not isinstance(obj, Mapping):
+        raise UserError(f"{where}: a record is a JSON object, found {_kind(obj)}; put one object on each line")
+    record = {key: value for key, value in obj.items() if value is not None or key not in _OURS}
+    _fill_name(record, "id", default_id, where)
+    _fill_name(record, "source", default_source, where)
+    if "choices" in record:
+        _check_choices(record, where)
+    if "messages" in record:
+        if "prompt" in record:
+            raise UserError(f'{where}: the record has both "messages" and "prompt"; keep one of them')
+        _check_messages(record, where)
+        return record
+    if "choices" in record and "prompt" in record:
+        record.setdefault("response", record["choices"][record["answer"]])
+    for key in ("prompt", "response"):
+        if key not in record:
+            found = ", ".join(sorted(map(str, obj))) or "none"
+            raise UserError(f'{where}: the record has no "{key}"; a record is {_SHAPE}; keys found: {found}')
+        _check_text(record[key], key, where)
+    return record
+
+
+def family_of(record: Mapping[str, Any], group_by: str = "auto") -> str:
+    """The name of the group a record is counted under: its `task` if it has one, else its `source`.
+
+    group_by: `auto`, or the key that names the group; a record without that key counts under "(none)".
+    """
+    if group_by == "auto":
+        value = record.get("task") if record.get("task") is not None else record.get("source")
+    else:
+        value = record.get(group_by)
+    return "(none)" if value is None else str(value)
+
+
+def response_text(record: Mapping[str, Any]) -> str:
+    """The text the model is to produce: the response, or the last message if that is the assistant's."""
+    if "messages" not in record:
+        return record["response"]
+    last = record["messages"][-1]
+    return last["content"] if last["role"] == "assistant" else ""
+
+
+def prompt_text(record: Mapping[str, Any]) -> str:
+    """The text before the response, for people to read: the prompt, or the messages with their roles."""
+    if "messages" not in record:
+        return record["prompt"]
+    messages = record["messages"]
+    before = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+    if len(before) == 1:
+        return before[0]["content"]
+    return "\n".join(f"{message['role']}: {message['content']}" for message in before)
+
+
+def _fill_name(record: Record, key: str, default: str | None, where: str) -> None:
+    value = record.get(key, default)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)  # numbered ids are common and harmless
+    if value is None:
+        raise UserError(f'{where}: the record has no "{key}"; give it one')
+    _check_text(value, key, where)
+    if not value:
+        raise UserError(f'{where}: "{key}" is empty; give the record one')
+    record[key] = value
+
+
+def _check_choices(record: Record, where: str) -> None:
+    choices, answer = record["choices"], record.get("answer")
+    if not isinstance(choices, (list, tuple)) or len(choices) < 2:
+        raise UserError(f'{where}: "choices" must be a list of at least two texts, got {_short(choices)}')
+    for choice in choices:
+        _check_text(choice, "choices", where)
+        if not choice.strip():
+            raise UserError(f'{where}: "choices" holds an empty text; give every choice a text')
+    if answer is None:
+        raise UserError(f'{where}: the record has "choices" but no "answer"; give the right choice\'s index, from 0')
+    if not isinstance(answer, int) or isinstance(answer, bool):
+        raise UserError(f'{where}: "answer" must be the index of the right choice (an integer), got {_short(answer)}')
+    if not 0 <= answer < len(choices):
+        raise UserError(f'{where}: "answer" is {answer}, but there are {len(choices)} choices, counted from 0')
+
+
+def _check_messages(record: Record, where: str) -> None:
+    messages = record["messages"]
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise UserError(f'{where}: "messages" must be a list of {{"role", "content"}}, got {_short(messages)}')
+    for message in messages:
+        if not isinstance(message, Mapping):
+            raise UserError(f'{where}: each of "messages" must be an object, got {_short(message)}')
+        for key in ("role", "content"):
+            if key not in message:
+                raise UserError(f'{where}: a message has no "{key}"; a message is {{"role", "content"}}')
+            _check_text(message[key], f"messages.{key}", where)
+    if messages[-1]["role"] != "assistant" and "choices" not in record:
+        raise UserError(f"{where}: the last message is the {messages[-1]['role']}'s; end with the assistant's response")
+    if messages[-1]["role"] == "assistant" and len(messages) < 2:
+        raise UserError(f'{where}: "messages" holds the response only; put at least one message before it')
+
+
+def _check_text(value: Any, key: str, where: str) -> None:
+    if not isinstance(value, str):
+        raise UserError(f'{where}: "{key}" must be text, got {_short(value)}')
+    if not value.isascii():
+        try:
+            value.encode("utf8")
+        except UnicodeEncodeError:  # JSON can spell half a surrogate pair; no tokenizer can read it
+            raise UserError(
+                f'{where}: "{key}" holds half a surrogate pair, which is no text; mend the escape'
+            ) from None
+
+
+def _kind(value: Any) -> str:
+    return {list: "a list", str: "a text", int: "a number", float: "a number", bool: "a truth value"}.get(
+        type(value), "null" if value is None else type(value).__name__
+    )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

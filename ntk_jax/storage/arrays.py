@@ -1,0 +1,225 @@
+"""The block array store: named arrays with one row an example, written block by block by one or many processes.
+
+Each array is zarr 3 with one chunk a block, so a block is one file, written whole or not at all, with a CRC32C behind
+its bytes. A block is done when all its arrays are written, which an empty marker file then says; a run that was killed
+computes at most the blocks without a marker again. Compression gains 8% on gradients and costs time: none.
+The folder may be anything tensorstore's key-value stores can name: a local path, or `gs://bucket/path`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+
+from ntk_jax.errors import UserError
+from ntk_jax.storage import atomic
+
+_META = "zarr.json"  # a zarr group, so that other readers open the store too
+_MARK = "done/"
+
+
+@dataclass(frozen=True)
+class Store:
+    """An open store of `rows` rows in blocks of `block_rows`; the last block may be shorter."""
+
+    folder: str
+    rows: int
+    block_rows: int
+    files: Any  # tensorstore.KvStore over the folder
+    arrays: dict[str, Any]  # name -> tensorstore.TensorStore [rows, *row_shape]
+
+    @property
+    def blocks(self) -> int:
+        """The number of blocks."""
+        return -(-self.rows // self.block_rows)
+
+    def block_range(self, block: int) -> tuple[int, int]:
+        """The rows [start, stop) of a block."""
+        if not 0 <= block < self.blocks:
+            raise IndexError(f"block {block} of a store with {self.blocks} blocks")
+        return block * self.block_rows, min((block + 1) * self.block_rows, self.rows)
+
+
+def create(folder: str | Path, arrays: Mapping[str, tuple[Sequence[int], Any]], rows: int, block_rows: int) -> Store:
+    """Makes a store, or opens the one that is there if it has the same layout.
+
+    arrays: name -> (shape of one row, dtype). Raises UserError: another layout lies there, or the disk refuses.
+    """
+    if rows < 1 or block_rows < 1 or not arrays:
+        raise ValueError(f"a store needs arrays, rows and block_rows of at least 1, got {rows} and {block_rows}")
+    layout = {
+        "rows": int(rows),
+        "block_rows": int(block_rows),
+        "arrays": {name: [list(map(int, shape)), np.dtype(dtype).name] for name, (shape, dtype) in arrays.items()},
+    }
+    if "://" not in str(folder):
+        atomic.make_folder(folder)
+    files = _files(str(folder))
+    found = _layout(files, str(folder))
+    if found is not None:
+        if found != layout:
+            raise UserError(f"{folder} holds a store of another layout ({_difference(found, layout)}); delete it")
+        return _open(str(folder), files, layout, new=False)
+    store = _open(str(folder), files, layout, new=True)
+    group = {"zarr_format": 3, "node_type": "group", "attributes": {"layout": layout}}
+    _write_key(store.folder, files, _META, json.dumps(group, indent=2).encode())
+    return store
+
+
+def open_store(folder: str | Path) -> Store:
+    """Opens a store. Raises UserError: there is none, or its description is damaged."""
+    files = _files(str(folder))
+    layout = _layout(files, str(folder))
+    if layout is None:
+        raise UserError(f"{folder} holds no array store; run the stage that writes it first")
+    return _open(str(folder), files, layout, new=False)
+
+
+def write_block(store: Store, block: int, arrays: Mapping[str, Any]) -> None:
+    """Writes one block of every array, then its marker.
+
+    arrays: name -> [rows of the block, *row_shape]; all names of the store, cast to its dtypes.
+    Raises UserError: the disk is full or not writable. ValueError: a name or a shape is wrong.
+    """
+    if set(arrays) != set(store.arrays):
+        raise ValueError(f"a block holds {sorted(store.arrays)}, got {sorted(arrays)}")
+    start, stop = store.block_range(block)
+    pending = []
+    for name, array in store.arrays.items():
+        values = np.asarray(arrays[name], array.dtype.numpy_dtype)
+        if values.shape != (stop - start, *array.shape[1:]):
+            raise ValueError(f"{name}: block {block} has shape {(stop - start, *array.shape[1:])}, got {values.shape}")
+        pending.append((name, array[start:stop].write(values)))
+    for name, future in pending:
+        try:
+            future.result()
+        except ValueError as error:
+            raise _write_error(f"{store.folder}/{name}, block {block}", error) from None
+    _write_key(store.folder, store.files, f"{_MARK}{block:08d}", b"")
+
+
+def done_blocks(store: Store) -> set[int]:
+    """The blocks that have their marker and all their chunks (so a chunk that was deleted is computed again)."""
+    keys = {key.decode() for key in store.files.list().result()}
+    return {
+        block
+        for block in range(store.blocks)
+        if f"{_MARK}{block:08d}" in keys and all(_chunk(store, name, block) in keys for name in store.arrays)
+    }
+
+
+def read(store: Store, name: str, start: int | None = None, stop: int | None = None) -> np.ndarray:
+    """Rows [start, stop) of one array.
+
+    Raises UserError naming the file and the block: a chunk is damaged (checksum, length) or was never written.
+    """
+    start, stop, _ = slice(start, stop).indices(store.rows)
+    array = store.arrays[name]
+    try:
+        return array[start : max(start, stop)].read().result()
+    except ValueError as error:
+        raise _damage(store, name, start, stop) or _read_error(store.folder, error) from None
+
+
+def _damage(store: Store, name: str, start: int, stop: int) -> UserError | None:
+    """Finds the first block of a range that cannot be read."""
+    for block in range(start // store.block_rows, -(-stop // store.block_rows)):
+        first, last = store.block_range(block)
+        try:
+            store.arrays[name][first:last].read().result()
+        except ValueError as error:
+            path = f"{store.folder}/{_chunk(store, name, block)}"
+            if "NOT_FOUND" in str(error):
+                return UserError(f"{path}: block {block} is not written yet; run the stage to its end")
+            return UserError(
+                f"{path}: block {block} is damaged ({_reason(error)}); delete this file, and the stage's manifest.json"
+                " if there is one, and run again: only this block is computed anew"
+            )
+    return None
+
+
+def _open(folder: str, files: Any, layout: dict[str, Any], new: bool) -> Store:
+    rows, block_rows = layout["rows"], layout["block_rows"]
+    arrays = {}
+    for name, (shape, dtype) in layout["arrays"].items():
+        metadata = {
+            "shape": [rows, *shape],
+            "data_type": dtype,
+            "chunk_grid": {
+                "name": "regular",
+                "configuration": {"chunk_shape": [block_rows, *[max(n, 1) for n in shape]]},
+            },
+            "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+        }
+        spec = {
+            "driver": "zarr3",
+            "kvstore": _location(folder, f"{name}/"),
+            "metadata": metadata,
+            # zeros are results like any other: write them, and never let a missing chunk read as zeros
+            "store_data_equal_to_fill_value": True,
+            "fill_missing_data_reads": False,
+        }
+        try:
+            arrays[name] = ts.open(spec, open=True, create=new).result()
+        except ValueError as error:
+            raise (_write_error(f"{folder}/{name}", error) if new else _read_error(f"{folder}/{name}", error)) from None
+    return Store(folder, rows, block_rows, files, arrays)
+
+
+def _location(folder: str, inside: str = "") -> Any:
+    if "://" in folder:
+        return f"{folder.rstrip('/')}/{inside}"
+    return {"driver": "file", "path": f"{Path(folder).absolute().as_posix()}/{inside}"}
+
+
+def _files(folder: str) -> Any:
+    return ts.KvStore.open(_location(folder)).result()
+
+
+def _layout(files: Any, folder: str) -> dict[str, Any] | None:
+    try:
+        found = files.read(_META).result()
+        if found.state == "missing":
+            return None
+        layout = json.loads(found.value)["attributes"]["layout"]
+        return layout if layout["arrays"] and layout["rows"] and layout["block_rows"] else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise _read_error(f"{folder}/{_META}", error) from None
+
+
+def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    return "; ".join(f"{key} is {found.get(key)}, not {wanted[key]}" for key in wanted if found.get(key) != wanted[key])
+
+
+def _chunk(store: Store, name: str, block: int) -> str:
+    return "/".join([name, "c", str(block), *["0"] * (len(store.arrays[name].shape) - 1)])
+
+
+def _write_key(folder: str, files: Any, key: str, value: bytes) -> None:
+    try:
+        files.write(key, value).result()
+    except ValueError as error:
+        raise _write_error(f"{folder}/{key}", error) from None
+
+
+def _write_error(place: str, error: ValueError) -> Exception:
+    """tensorstore reports the operating system's error number inside its message."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return atomic.user_error(OSError(int(code.group(1)), str(error)), place) if code else error
+
+
+def _read_error(place: str, error: Exception) -> UserError:
+    return UserError(f"{place} is damaged ({_reason(error)}); delete the store and run the stage again")
+
+
+def _reason(error: Exception) -> str:
+    """The gist of tensorstore's message: without its status word, the file, and the whole specification behind it."""
+    text = str(error).split(" [")[0]
+    return re.sub(r'^[A-Z_]+: (Error reading [^"]*"[^"]*": )?', "", text)

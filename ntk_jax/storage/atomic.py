@@ -1,0 +1,134 @@
+"""Files that are whole or absent: written beside their place, flushed to the disk, then renamed onto it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from ntk_jax.errors import UserError
+
+# What the user can mend, and how. Any other error of the operating system is passed on as it is.
+_MENDS = {
+    errno.ENOSPC: "the disk is full; free some space and run again, what is written is kept",
+    errno.EDQUOT: "the disk quota is used up; free some space and run again, what is written is kept",
+    errno.EFBIG: "the file is larger than the file system allows; give another --out",
+    errno.EROFS: "the file system is read-only; give another --out",
+    errno.EACCES: "no permission to write there; give another --out or mend the permissions",
+    errno.EPERM: "no permission to write there; give another --out or mend the permissions",
+    errno.ENOTDIR: "a part of the path is a file; give another --out",
+    errno.EISDIR: "there is a folder of that name; give another --out",
+    errno.ENOENT: "the folder does not exist",
+}
+
+
+def user_error(error: OSError, path: str | Path) -> Exception:
+    """The UserError for a failed write to `path`, or `error` itself where no mend is known."""
+    mend = _MENDS.get(error.errno or 0)
+    return UserError(f"cannot write {path}: {mend}") if mend else error
+
+
+def make_folder(folder: str | Path) -> Path:
+    """Makes a folder with its parents, if it is not there. Raises UserError: it cannot be made."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise UserError(f"{folder} is a file, but a folder is needed there; give another --out") from None
+    except OSError as error:
+        raise user_error(error, folder) from None
+    return folder
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[IO[bytes]]:
+    """A binary file to write; at the end of the block it takes the place of `path`, at an error it vanishes.
+
+    A crash at any moment leaves the old file or the new one. One writer at a time: the run's lock sees to that, and it
+    lets the temporary file have a fixed name, so that a killed run leaves at most one behind, which the next one uses.
+    Raises UserError: the disk is full or not writable.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        file = open(temporary, "wb")  # noqa: SIM115 (closed below, before the rename)
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):  # closing flushes again, and a full disk refuses again
+                file.close()
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        _sync_folder(path.parent)  # the rename itself must reach the disk
+    except OSError as error:
+        raise user_error(error, path) from error
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Writes a file of these bytes. Raises UserError as `replacing`."""
+    with replacing(path) as file:
+        file.write(data)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a UTF-8 file of this text. Raises UserError as `replacing`."""
+    write_bytes(path, text.encode("utf8"))
+
+
+def write_lines(path: str | Path, lines: Iterable[str]) -> None:
+    """Writes lines as they come, each closed by a newline. Raises UserError as `replacing`."""
+    with replacing(path) as file:
+        for line in lines:
+            file.write(line.encode("utf8") + b"\n")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes JSON, indented, keys in their order. NumPy numbers and arrays are welcome; NaN and infinity become null,
+    for JSON has neither. Raises UserError as `replacing`."""
+    write_text(path, json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Reads a JSON file. Raises UserError: it is absent, unreadable or not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; mend its path or its permissions") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged, it is not JSON ({error}); delete it and run again") from None
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,115 @@
+"""The run directory: one process at a time, and stages that know whether they are done, half-way or out of date.
+
+A stage folder first gets `fingerprint.json` (what the stage depends on), then its results, then `manifest.json`. So a
+manifest means done, a fingerprint alone means resume, and a fingerprint that differs means that something changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from ntk_jax.errors import UserError
+from ntk_jax.storage import atomic
+
+SCHEMA = 1  # of fingerprint.json and manifest.json
+
+State = Literal["done", "resume", "new"]
+
+
+@contextlib.contextmanager
+def lock(folder: str | Path) -> Iterator[None]:
+    """Holds the run directory for this process; made if it is not there. The system lets go when the process dies.
+
+    Raises UserError: another process holds it (its id is named), or the folder cannot be made or locked.
+    """
+    path = atomic.make_folder(folder) / ".lock"
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise atomic.user_error(error, path) from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise UserError(
+                    f"{folder} cannot be locked ({error.strerror}); give an --out on a local disk"
+                ) from None
+            holder = os.pread(handle, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            raise UserError(
+                f"{folder} is in use by another process (id {holder}); wait until it ends, or give another --out"
+            ) from None
+        # A full disk must not keep anyone from a lock: the id is a courtesy.
+        with contextlib.suppress(OSError):
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(handle)  # lets go of the lock; the file stays, for removing it would race with the next holder
+
+
+def begin(folder: str | Path, fingerprint: Mapping[str, Any]) -> State:
+    """Opens a stage: `done` (its manifest matches), `resume` (begun with this fingerprint), or `new`.
+
+    fingerprint: nested JSON values that decide the stage's result, and nothing else.
+    Raises UserError: the folder holds results of another fingerprint; the differing keys are named with both values.
+    """
+    folder = atomic.make_folder(folder)
+    for name, state in (("manifest.json", "done"), ("fingerprint.json", "resume")):
+        path = folder / name
+        if path.exists():
+            _compare(folder, path, fingerprint)
+            return state  # type: ignore[return-value]
+    atomic.write_json(folder / "fingerprint.json", {"schema": SCHEMA, "fingerprint": fingerprint})
+    return "new"
+
+
+def commit(folder: str | Path, fingerprint: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Closes a stage by writing `manifest.json`, its last file. Holds no time and no path of the machine, so that
+    equal runs have equal bytes. Raises UserError: the disk is full or not writable."""
+    atomic.write_json(Path(folder) / "manifest.json", {"schema": SCHEMA, "fingerprint": fingerprint, "facts": facts})
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any] | None:
+    """The manifest of a finished stage, or None. Raises UserError: it is damaged."""
+    path = Path(folder) / "manifest.json"
+    return atomic.read_json(path) if path.exists() else None
+
+
+def _compare(folder: Path, path: Path, fingerprint: Mapping[str, Any]) -> None:
+    found = atomic.read_json(path)
+    if not isinstance(found, dict) or not isinstance(found.get("fingerprint"), dict):
+        raise UserError(f"{path} is damaged, it holds no fingerprint; delete the folder {folder} and run again")
+    if found.get("schema") != SCHEMA:
+        raise UserError(
+            f"{folder} was written in format {found.get('schema')}, this version writes {SCHEMA};"
+            " give another --out, or delete that folder"
+        )
+    old = _flat(found["fingerprint"])
+    new = _flat(json.loads(json.dumps(atomic.plain(fingerprint))))
+    differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    if differing:
+        changes = "; ".join(f"{key} was {_show(old, key)}, is now {_show(new, key)}" for key in differing)
+        raise UserError(
+            f"{folder} was made from something else: {changes};"
+            " give another --out, or delete that folder to compute the stage anew"
+        )
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as {"a.b": value}; lists count as one value."""
+    if isinstance(tree, dict) and tree:
+        return {name: value for key, item in tree.items() for name, value in _flat(item, f"{prefix}{key}.").items()}
+    return {prefix.rstrip("."): tree}
+
+
+def _show(flat: dict[str, Any], key: str) -> str:
+    text = json.dumps(flat[key], ensure_ascii=False) if key in flat else "absent"
+    return text if len(text) <= 80 else text[:77] + "..."
