@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.metadata
+import os
 import platform
 import sys
 import textwrap
@@ -41,7 +42,8 @@ COMMANDS = {
     ),
     "gradient": (
         "the domain's mean gradient",
-        "One backward pass over the domain set at the warm-up adapter. Reads warmup/; writes gradient/direction.npz.",
+        "One backward pass over the domain set at the warm-up adapter. Reads warmup/; writes "
+        "gradient/direction.safetensors.",
     ),
     "preselect": (
         "the paper's votes, or nothing",
@@ -95,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=110),
     )
-    top.add_argument("--version", action="version", version=_version(), help="print the versions and exit")
+    top.add_argument("-V", "--version", action=_Versions, nargs=0, help="print the versions and exit")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
     for name, (line, description) in COMMANDS.items():
         config = "[CONFIG]" if name == "doctor" else "CONFIG"
@@ -139,6 +141,7 @@ def _command(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
         if not argument.startswith("--") or "=" not in argument:
             raise UserError(f"unknown argument {argument!r}; a config value is set as --section.key=value")
 
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found": only tokenizers are used
     # Imported late, so that --help and a mistyped option answer at once.
     from ntk_jax.config import Config, load_config
 
@@ -174,6 +177,10 @@ def _out_of_memory(error: Exception) -> str:
     )
 
 
-def _version() -> str:
-    jax, flax = (importlib.metadata.version(name) for name in ("jax", "flax"))
-    return f"ntk-jax {VERSION} (jax {jax}, flax {flax}, Python {platform.python_version()})"
+class _Versions(argparse.Action):
+    """Looks the versions up only when they are asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        jax, flax = (importlib.metadata.version(name) for name in ("jax", "flax"))
+        print(f"ntk-jax {VERSION} (jax {jax}, flax {flax}, Python {platform.python_version()})")
+        parser.exit()

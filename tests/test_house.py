@@ -15,6 +15,7 @@ FLOORS = (
     ("__main__", "__init__"),
     ("cli",),
     ("doctor", "pipeline", "api", "summary", "progress"),
+    ("stages", "selftest"),
     ("config",),
     ("report",),
     ("mining",),
@@ -32,7 +33,19 @@ FLOORS = (
     ("errors", "version"),
 )
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
-ABOVE_ROOMS = {"__main__", "__init__", "cli", "doctor", "pipeline", "api", "summary", "progress", "config"}
+ABOVE_ROOMS = {
+    "__main__",
+    "__init__",
+    "cli",
+    "doctor",
+    "pipeline",
+    "api",
+    "summary",
+    "progress",
+    "selftest",
+    "stages",
+    "config",
+}
 MAX_LINES = 450
 
 FILES = sorted(PACKAGE.rglob("*.py"))
