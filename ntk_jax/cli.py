@@ -101,6 +101,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
     for name, (line, description) in COMMANDS.items():
         config = "[CONFIG]" if name == "doctor" else "CONFIG"
+        until = "[--until STAGE] " if name == "run" else ""
         sub = commands.add_parser(
             name,
             help=line,
@@ -108,10 +109,13 @@ def parser() -> argparse.ArgumentParser:
             epilog=OVERRIDES.format(name=name),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
-            usage=f"ntk-jax {name} {config} [--out DIR] [--section.key=value ...]",
+            usage=f"ntk-jax {name} {config} [--out DIR] {until}[--section.key=value ...]",
         )
         sub.add_argument("config", metavar="CONFIG", nargs="?" if name == "doctor" else None, help="a YAML file")
         sub.add_argument("--out", metavar="DIR", help="the run directory; wins over `out` in the config")
+        if name == "run":
+            stages = [stage for stage in COMMANDS if stage not in ("run", "doctor")]
+            sub.add_argument("--until", metavar="STAGE", choices=stages, help="stop after this stage")
     return top
 
 
@@ -163,9 +167,22 @@ def _command(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     from ntk_jax.progress import Progress
     from ntk_jax.summary import summarize
 
-    only = None if arguments.command == "run" else arguments.command
-    pipeline.run(config, only=only, progress=Progress)
-    if only in (None, "evaluate"):
+    shown: list[Progress] = []
+
+    def progress(stage: str, total: int | None, unit: str) -> Progress:
+        shown.append(Progress(stage, total, unit))
+        return shown[-1]
+
+    whole = arguments.command == "run"
+    try:
+        if whole:
+            pipeline.run(config, until=arguments.until, progress=progress)
+        else:
+            pipeline.run(config, only=arguments.command, progress=progress)
+    finally:
+        for line in shown:  # so that an error begins on a line of its own
+            line.close()
+    if whole or arguments.command in ("select", "evaluate"):
         print(summarize(config.out))
 
 

@@ -65,6 +65,8 @@ class Progress:
 
     def _line(self, done: int, now: float, note: str) -> str:
         assert self._origin is not None
+        if not self.unit:  # nothing to count: a stage that only has something to say
+            return f"{self.stage:<10}  {note}"
         total = self.total
         parts = [f"{self.stage:<10}", f"{done:,}/{total:,} {self.unit}" if total else f"{done:,} {self.unit}"]
         if total:

@@ -71,6 +71,12 @@ def test_unknown_total_and_late_total() -> None:
     ]
 
 
+def test_a_stage_with_nothing_to_count() -> None:
+    stream = io.StringIO()
+    Progress("warmup", None, "", stream=stream)(1, 1, "done before")
+    assert stream.getvalue() == "warmup      done before\n"
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4, "0s"), (59, "59s"), (200, "3m20s"), (7500, "2h05m"), (273600, "3d04h")]
 )
