@@ -20,7 +20,7 @@ from flax import nnx
 from ntk_jax.models import rope
 from ntk_jax.models.config import ModelConfig
 from ntk_jax.models.lora import LoRAConfig, target_names
-from ntk_jax.parallel.rules import constrain
+from ntk_jax.parallel.rules import split_rows, whole
 
 Pure = Mapping[str, Any]  # nested dicts of arrays
 
@@ -78,9 +78,9 @@ class Layer(nnx.Module):
         v = self.v_proj(h).reshape(*h.shape[:2], c.num_kv_heads, c.head_dim)
         q = (rope.rotate(q, turn) * c.head_dim**-0.5).astype(x.dtype)
         k = rope.rotate(k, turn).astype(x.dtype)
-        x = constrain(x + self.o_proj(attend(q, k, v, mask)))
+        x = split_rows(x + self.o_proj(attend(q, k, v, mask)))
         h = rms_norm(x, self.post_attention_norm[...], c.norm_eps)
-        return constrain(x + self.down_proj(jax.nn.silu(self.gate_proj(h)) * self.up_proj(h)))
+        return split_rows(x + self.down_proj(jax.nn.silu(self.gate_proj(h)) * self.up_proj(h)))
 
     def _heads(self, y: jax.Array, norm: Any) -> jax.Array:
         """[B, T, heads·H] → [B, T, heads, H] in fp32, normed per head where the model does so."""
@@ -139,7 +139,7 @@ def hidden_states(
 
     if remat:
         step = jax.checkpoint(step, prevent_cse=False)  # inside a scan there is nothing for CSE to undo
-    x = constrain(model.embed[...][tokens].astype(dtype))
+    x = split_rows(whole(model.embed[...])[tokens].astype(dtype))
     x, _ = jax.lax.scan(step, x, stacked)
     return rms_norm(x, model.norm[...], model.config.norm_eps)
 

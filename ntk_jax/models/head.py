@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ntk_jax.parallel.rules import whole
+
 
 def head_matrix(base: Mapping[str, Any]) -> jax.Array:
     """The LM head [V, D]: the model's own, or the embedding where the two are tied."""
@@ -26,30 +28,37 @@ def target_log_probs(hidden: jax.Array, targets: jax.Array, head: jax.Array, *, 
     Differentiable in both modes with respect to hidden and head.
     """
     vocab = head.shape[0]
-    # Each target's own logit from its own row: [..., D] gathered, no chunk has to look for it.
-    own = jnp.einsum("...d,...d->...", hidden, head[targets].astype(hidden.dtype), preferred_element_type=jnp.float32)
     if vocab <= vocab_chunk:
-        return own - jax.nn.logsumexp(_logits(hidden, head), axis=-1)
+        logits = _logits(hidden, head)
+        return _pick(logits, targets) - jax.nn.logsumexp(logits, axis=-1)
 
-    # Equal chunks without padding or copying the head: the last one reaches back over rows already counted,
-    # which are then masked out.
-    chunks = -(-vocab // vocab_chunk)
-
-    def step(carry: tuple[jax.Array, jax.Array], index: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
-        top, total = carry
+    # Equal chunks without padding or copying the head: the last one reaches back over rows that the one before
+    # it owns, and these are masked out.
+    def step(carry: tuple[jax.Array, ...], index: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
+        top, total, own = carry
         first = jnp.minimum(index * vocab_chunk, vocab - vocab_chunk)
         logits = _logits(hidden, jax.lax.dynamic_slice_in_dim(head, first, vocab_chunk))
-        logits = jnp.where(first + jnp.arange(vocab_chunk) >= index * vocab_chunk, logits, -jnp.inf)
+        owned = (first + jnp.arange(vocab_chunk)) // vocab_chunk == index
+        logits = jnp.where(owned, logits, -jnp.inf)
+        here = targets // vocab_chunk == index
+        own = jnp.where(here, _pick(logits, jnp.where(here, targets - first, vocab_chunk - 1)), own)
         # The maximum only guards the range of exp and cancels out of the result: no derivative through it.
         new_top = jnp.maximum(top, jax.lax.stop_gradient(logits.max(axis=-1)))
         total = total * jnp.exp(top - new_top) + jnp.exp(logits - new_top[..., None]).sum(axis=-1)
-        return (new_top, total), None
+        return (new_top, total, own), None
 
-    start = (jnp.full(targets.shape, -jnp.inf, jnp.float32), jnp.zeros(targets.shape, jnp.float32))
-    (top, total), _ = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), start, jnp.arange(chunks))
+    zero = jnp.zeros(targets.shape, jnp.float32)
+    chunks = jnp.arange(-(-vocab // vocab_chunk))
+    (top, total, own), _ = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), (zero - jnp.inf, zero, zero), chunks)
     return own - (top + jnp.log(total))
 
 
+def _pick(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """[...] the target's entry of [..., C]."""
+    return jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+
+
 def _logits(hidden: jax.Array, rows: jax.Array) -> jax.Array:
-    """[..., C] fp32 logits of C head rows."""
-    return jnp.einsum("...d,vd->...v", hidden, rows.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    """[..., C] fp32 logits of C head rows [C, D], which are first made whole where a mesh splits them."""
+    rows = whole(rows.astype(hidden.dtype))
+    return jnp.einsum("...d,vd->...v", hidden, rows, preferred_element_type=jnp.float32)

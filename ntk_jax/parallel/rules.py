@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ntk_jax.errors import UserError
 
@@ -41,9 +41,9 @@ def param_shardings(tree: Any, mesh: Mesh, rules: tuple[tuple[str, PartitionSpec
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def _fitting(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def _fitting(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     axes: list[Any] = []
-    for size, entry in zip(shape, tuple(spec), strict=True):
+    for size, entry in zip(shape, tuple(spec), strict=False):
         kept: list[str] = []
         for axis in () if entry is None else (entry,) if isinstance(entry, str) else entry:
             if size % mesh.shape[axis] == 0:
@@ -73,13 +73,25 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def constrain(x: jax.Array) -> jax.Array:
-    """Pins an activation [B, ...] to rows over data and fsdp, when traced under `jax.set_mesh`; else x itself.
+def split_rows(x: jax.Array) -> jax.Array:
+    """Pins an activation [B, ...] to rows over data and fsdp, where x lives on a mesh; elsewhere it is x itself.
 
     Without the hint the compiler may follow the split of the weights instead of that of the rows, and moves
-    activations where gathering weights is meant.
+    activations (an all-reduce a matmul) where gathering weights is meant.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or any(axis not in mesh.axis_names for axis in ROWS):
-        return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(ROWS))
+    return _pin(x, PartitionSpec(ROWS))
+
+
+def whole(x: jax.Array) -> jax.Array:
+    """Pins x to a full copy on every device: one all-gather where it is split."""
+    return _pin(x, PartitionSpec())
+
+
+def _pin(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+    # The type of an array carries its mesh, so neither the caller's jit nor a context has to name it.
+    mesh = jax.typeof(x).sharding.mesh
+    if mesh.empty or set(ROWS) - set(mesh.axis_names) or set(mesh.axis_types) != {AxisType.Auto}:
+        return x  # one device, someone else's mesh, or manual axes inside a shard_map
+    if _fitting(spec, x.shape, mesh) != spec:
+        return x  # rows that do not divide, as the single row of a vmap over examples
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
