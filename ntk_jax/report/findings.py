@@ -1,0 +1,235 @@
+"""What the numbers say, in words: the headline sentence and the warnings, computed and never typed.
+
+The wording follows the interval: a difference whose interval includes zero is never called a gain or a loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ntk_jax.report.figures import KIND_NAMES
+from ntk_jax.report.numbers import count, finite, general, percent, points, signed, times
+from ntk_jax.report.reading import Run, mapping, records
+
+# An arm has collapsed on a task when this share of its predictions is one label, and the label's share of the true
+# answers is lower by at least the margin.
+COLLAPSED = 0.8
+COLLAPSE_MARGIN = 0.25
+# rho is 1 in the mean for head rows of independent sign; outside this range the head is called coherent.
+RHO_RANGE = (0.5, 2.0)
+STRONG_CORRELATION = 0.5
+UNEQUAL_TOKENS = 0.15
+
+
+@dataclass(frozen=True)
+class Warning:
+    """Something a reader must know before believing a number; `anchor` is the section that shows it."""
+
+    anchor: str
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """One arm predicting almost only one label on one task."""
+
+    arm: str
+    task: str
+    kind: str
+    label: str
+    predicted: float  # share of predictions
+    true: float | None  # share of true answers, None when not known
+
+
+def pairs(run: Run) -> list[dict[str, Any]]:
+    """The paired differences of the averages that hold finite numbers."""
+    return [
+        pair
+        for pair in records(run.results.get("paired"))
+        if not pair.get("task") and all(finite(pair.get(key)) is not None for key in ("difference", "low", "high"))
+    ]
+
+
+def confidence(run: Run) -> str:
+    """`95%`."""
+    return percent(run.results.get("confidence", 0.95), 0)
+
+
+def headline(run: Run) -> list[str]:
+    """The finding in one sentence, then what qualifies it, one sentence each."""
+    if not run.results:
+        return ["Nothing has been evaluated yet, so this run supports no finding about accuracy.", *_useful(run)]
+    found = pairs(run)
+    order = [("selected", other) for other in ("random", "domain", "base")]
+    first = next((ab for ab in order if any((p.get("a"), p.get("b")) == ab for p in found)), None)
+    if first is None and found:
+        first = (found[0].get("a"), found[0].get("b"))
+    if first is None:
+        return [
+            "The arms were evaluated, but no paired difference was computed; compare the intervals below.",
+            *_useful(run),
+        ]
+    chosen = {str(p.get("kind")): p for p in found if (p.get("a"), p.get("b")) == first}
+    kind = "normalized" if "normalized" in chosen else sorted(chosen)[0]
+    sentences = [_verdict(run, chosen[kind], kind)]
+    for other in sorted(set(chosen) - {kind}):
+        p = chosen[other]
+        verdict = "" if _sign(p) == _sign(chosen[kind]) else ", which is a different verdict"
+        sentences.append(f"By {_kind(other)} likelihood the difference is {_interval(p)}{verdict}.")
+    rest = [p for p in found if p.get("a") == first[0] and p.get("b") != first[1] and p.get("kind") == kind]
+    if rest:
+        others = ", ".join(f"“{run.arm_title(str(p['b']))}” {_interval(p)}" for p in rest)
+        sentences.append(f"Against the other arms, {_kind(kind)}: {others}.")
+    sentences.append("The interval covers the choice of questions, not another training seed.")
+    hit = dict.fromkeys(f"“{run.arm_title(c.arm)}”" for c in collapses(run))
+    if hit:
+        sentences.append(
+            f"{' and '.join(hit)} collapsed onto one label on some task: see the warning before comparing."
+        )
+    return sentences + _useful(run)
+
+
+def _verdict(run: Run, pair: dict[str, Any], kind: str) -> str:
+    a, b = run.arm_title(str(pair.get("a"))), run.arm_title(str(pair.get("b")))
+    values = f"{_accuracy(run, pair.get('a'), kind)} against {_accuracy(run, pair.get('b'), kind)} average accuracy"
+    end = f"({values}, {_kind(kind)}): {_interval(pair, f'{confidence(run)} interval ')}"
+    sign = _sign(pair)
+    if sign == 0:
+        return f"No difference between “{a}” and “{b}” is shown {end}, which includes zero."
+    return f"“{a}” {'beats' if sign > 0 else 'is worse than'} “{b}” {end}, which excludes zero."
+
+
+def _sign(pair: dict[str, Any]) -> int:
+    """+1 or −1 when the interval excludes zero, else 0."""
+    return 1 if pair["low"] > 0 else -1 if pair["high"] < 0 else 0
+
+
+def _interval(pair: dict[str, Any], name: str = "") -> str:
+    difference, low, high = (points(pair[key]) for key in ("difference", "low", "high"))
+    return f"{difference} points ({name}{low} to {high})"
+
+
+def _kind(kind: str) -> str:
+    return KIND_NAMES.get(kind, kind)
+
+
+def _accuracy(run: Run, arm: Any, kind: str) -> str:
+    return percent(mapping(mapping(mapping(run.results.get("average")).get(arm)).get(kind)).get("accuracy"))
+
+
+def useful_shares(run: Run) -> tuple[float, float] | None:
+    """Shares of useful families in the pool and in the selection, where known."""
+    pool, selected = finite(run.select.get("useful_share_pool")), finite(run.select.get("useful_share_selected"))
+    return None if pool is None or selected is None else (pool, selected)
+
+
+def _useful(run: Run) -> list[str]:
+    shares = useful_shares(run)
+    if shares is None:
+        return []
+    pool, selected = shares
+    lift = f" ({times(selected / pool)})" if pool > 0 else ""
+    return [f"Useful families make up {percent(selected)} of the selection and {percent(pool)} of the pool{lift}."]
+
+
+def collapses(run: Run) -> list[Collapse]:
+    """Every arm, task and kind whose predictions are nearly one label although the true answers are not."""
+    found = []
+    for task in records(run.results.get("tasks")):
+        truth = {str(k): finite(v) or 0.0 for k, v in mapping(task.get("truth")).items()}
+        for arm, kinds in mapping(task.get("results")).items():
+            for kind in KIND_NAMES:
+                predicted = mapping(mapping(mapping(kinds).get(kind)).get("predicted"))
+                counts = {str(k): finite(v) or 0.0 for k, v in predicted.items()}
+                total, true_total = sum(counts.values()), sum(truth.values())
+                if total <= 0 or len(truth) == 1:
+                    continue
+                name = max(sorted(counts), key=lambda k: counts[k])
+                share = counts[name] / total
+                true = truth.get(name, 0.0) / true_total if true_total > 0 else None
+                if share > COLLAPSED and (true is None or share - true >= COLLAPSE_MARGIN):
+                    found.append(Collapse(str(arm), str(task.get("name")), kind, name, share, true))
+    return found
+
+
+def warnings(run: Run) -> list[Warning]:
+    """Everything that limits what the page may be read to say."""
+    found = []
+    broken = collapses(run)
+    if broken:
+        where = "; ".join(
+            f"{run.arm_title(c.arm)} on {c.task} ({_kind(c.kind)}): {percent(c.predicted, 0)} “{c.label}”"
+            + (f", truly {percent(c.true, 0)}" if c.true is not None else "")
+            for c in broken
+        )
+        text = f"These accuracies say how common one label is, not what the model knows. {where}."
+        found.append(Warning("evaluation", "Predictions collapsed onto one label", text))
+    found += _rho_warning(run)
+    found += _length_warning(run)
+    found += _budget_warning(run)
+    for name, data in (("domain", run.domain_data), ("pool", run.pool_data)):
+        seen, kept = finite(data.get("records")), finite(data.get("kept"))
+        if seen and kept is not None and kept < 0.9 * seen:
+            text = f"Only {count(kept)} of {count(seen)} records of the {name} were used ({percent(kept / seen)})."
+            found.append(Warning("data", f"Much of the {name} was dropped", text))
+    if run.problems:
+        found.append(Warning("provenance", "Files that could not be read", "; ".join(run.problems) + "."))
+    return found
+
+
+def head_rho(run: Run) -> float | None:
+    """ρ = ‖Wᵀ1‖² / ‖W‖²_F of the model's head."""
+    return next((r for r in (finite(part.get("rho")) for part in (run.score, run.gradient)) if r is not None), None)
+
+
+def objective(run: Run) -> str:
+    """The scalar that was differentiated."""
+    return str(run.gradient.get("objective") or run.setting("score", "objective", "not recorded"))
+
+
+def _rho_warning(run: Run) -> list[Warning]:
+    rho = head_rho(run)
+    if rho is None or objective(run) != "sum_logits" or RHO_RANGE[0] <= rho <= RHO_RANGE[1]:
+        return []
+    if rho > 1:
+        text = (
+            "The sum-of-logits kernel leans on one direction, common to all rows of the head, that softmax predictions "
+            "cannot see. That alone does not make its ranking bad; compare score.objective=probe or cross_entropy."
+        )
+    else:
+        text = (
+            "The head is nearly centred, so sum-of-logits scores are small differences and may be rounding noise; "
+            "use score.objective=probe or cross_entropy."
+        )
+    return [Warning("kernel", f"ρ of the head is {general(rho)}, far from 1", text)]
+
+
+def strength(correlation: float) -> str:
+    """A word for the size of a rank correlation."""
+    size = abs(correlation)
+    return "weak" if size < 0.3 else "moderate" if size < STRONG_CORRELATION else "strong"
+
+
+def _length_warning(run: Run) -> list[Warning]:
+    value = finite(run.score.get("spearman_span_length"))
+    if value is None or abs(value) < STRONG_CORRELATION:
+        return []
+    way = "long responses score high" if value > 0 else "short responses score high"
+    text = f"Spearman correlation of score and response length is {signed(value)}: {way}, whatever they say."
+    return [Warning("length", "The ranking follows length", text)]
+
+
+def _budget_warning(run: Run) -> list[Warning]:
+    """Equal numbers of examples are not equal numbers of tokens."""
+    tokens = {arm: finite(s.get("tokens")) for arm, s in run.arms.items()}
+    selected, random = tokens.get("selected"), tokens.get("random")
+    if not selected or not random or abs(selected / random - 1) < UNEQUAL_TOKENS:
+        return []
+    word = "more" if selected > random else "fewer"
+    text = (
+        f"“{run.arm_title('selected')}” trained on {count(selected)} tokens and “{run.arm_title('random')}” on "
+        f"{count(random)}: {percent(abs(selected / random - 1), 0)} {word}, for as many examples."
+    )
+    return [Warning("cost", "The arms saw unequal amounts of text", text)]
