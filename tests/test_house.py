@@ -1,13 +1,19 @@
-"""The house rules of the package, read from its source: what may import what, and how large a file may be."""
+"""The house rules of the package, read from its source, and what the README promises about it."""
 
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+
+from ntk_jax.config import Config
 
 PACKAGE = Path(__file__).resolve().parent.parent / "ntk_jax"
+README = (PACKAGE.parent / "README.md").read_text(encoding="utf8")
 
 # Top to bottom. A file may import its own room and what stands below it. The files of one line share a floor: they
 # may import each other, as `api` and `pipeline` both stand on the rooms and `cli` on both.
@@ -123,3 +129,32 @@ def test_the_rules_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         test_imports_only_point_down(tmp_path / "ntk/a.py")
     with pytest.raises(AssertionError, match="stands above"):
         test_imports_only_point_down(tmp_path / "data/b.py")
+
+
+def sh_blocks() -> list[str]:
+    return re.findall(r"^```sh\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_readme_begins_with_its_two_commands() -> None:
+    assert sh_blocks()[:2] == [
+        "pip install -e . && ntk-jax run configs/quickstart.yaml\n",
+        "pip install -e '.[test]' && pytest\n",
+    ]
+
+
+def test_readme_options_are_those_of_the_config() -> None:
+    rows = re.findall(r"^\| `([a-z_.]+)` \| (?:`(.*?)`)? ?\|", README, flags=re.MULTILINE)
+    assert len(rows) > 15
+    for key, default in rows:
+        value: Any = Config()
+        for name in key.split("."):
+            value = getattr(value, name)
+        stated = yaml.safe_load(default) if default else ""
+        assert type(value)(stated) == value if value is not None else stated is None, f"{key}: the default is {value!r}"
+
+
+def test_readme_links_lead_somewhere() -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
+    assert len(links) > 3
+    for link in links:
+        assert (PACKAGE.parent / link).exists(), f"README.md links to {link}, which is not there"
