@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import importlib
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -53,9 +54,14 @@ def remote_kind(item: str | Path) -> Remote | None:
 
 
 def remote_stem(item: str | Path) -> str:
-    """The data set's own name, for ids and sources: `hf:org/name/train` is `name`."""
-    parts = str(item).partition(":")[2].rstrip("/").split("/")
-    return (parts[-2] if len(parts) > 1 else parts[-1]) or "data"
+    """The data set's own name, for ids and sources: `name` for `hf:org/name/train` and `tfds:name/config/train`."""
+    kind, _, rest = str(item).partition(":")
+    parts = rest.rstrip("/").split("/")
+    if not (kind == "hf" and _saved_whole(rest)):
+        parts = parts[:-1]
+    names = [part for part in parts if part and not re.fullmatch(r"\d+\.\d+\.\d+", part)]
+    in_catalogue = kind == "tfds" and not Path("/".join(parts)).expanduser().is_dir()
+    return (names[0] if in_catalogue else names[-1]).split(":")[0] if names else "data"
 
 
 def read_remote(kind: Remote, item: str | Path) -> Iterator[dict[str, Any]]:
@@ -132,13 +138,17 @@ def _open_tfds(item: str) -> Any:
 
 def _open_hf(item: str) -> Any:
     datasets = _library("datasets", item)
-    whole = Path(item.removeprefix("hf:")).expanduser()
+    whole = item.removeprefix("hf:")
     try:
-        if (whole / "state.json").exists():  # a data set saved without splits
-            return datasets.load_from_disk(str(whole))
+        if _saved_whole(whole):
+            return datasets.load_from_disk(str(Path(whole).expanduser()))
         name, split = _name_and_split(item)
-        if (Path(name).expanduser() / "dataset_dict.json").exists():
-            return datasets.load_from_disk(str(Path(name).expanduser()))[split]
+        folder = Path(name).expanduser()
+        if (folder / "dataset_dict.json").exists():
+            splits = datasets.load_from_disk(str(folder))
+            if split not in splits:
+                raise UserError(f"{item}: there is no split {split}; there are: {', '.join(sorted(splits))}")
+            return splits[split]
         return datasets.load_dataset(name, split=split)
     except UserError:
         raise
@@ -146,6 +156,11 @@ def _open_hf(item: str) -> Any:
         raise UserError(
             f"{item}: datasets cannot open it ({_first_line(error)}); mend the name and split, or download it first"
         ) from None
+
+
+def _saved_whole(name: str) -> bool:
+    """Whether this is the folder of a data set that was saved without splits."""
+    return (Path(name).expanduser() / "state.json").exists()
 
 
 def _name_and_split(item: str) -> tuple[str, str]:

@@ -6,7 +6,6 @@ kept apart, and tokenised apart, so that the boundary of the span never falls in
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,8 +14,16 @@ import jinja2
 from ntk_jax.errors import UserError
 
 # Some templates print today's date. A score must not depend on the day it is computed, so the day stands still; it is
-# the one that Llama's own template falls back to.
-_TODAY = datetime.datetime(2024, 7, 26)
+# the one that Llama's own template falls back to. Functions cannot be handed to a template, so a macro put before it
+# takes the place of the clock. (Its newline is eaten; without it the template's first line would keep its indent.)
+_DAY = "26 Jul 2024"
+_CODES = {"%d": "26", "%-d": "26", "%b": "Jul", "%B": "July", "%m": "07", "%-m": "7", "%Y": "2024", "%y": "24"}
+_CODES |= {"%a": "Fri", "%A": "Friday", "%j": "208", "%H": "12", "%I": "12", "%M": "00", "%S": "00", "%p": "PM"}
+_CLOCK = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f" | replace('{code}', '{value}')" for code, value in _CODES.items())
+    + " }}{% endmacro %}\n"
+)
 
 
 def uses_chat(tokenizer: Any, template: str = "auto") -> bool:
@@ -92,12 +99,13 @@ def _render_chat(messages: Sequence[Mapping[str, str]], tokenizer: Any, name: st
 
 
 def _apply(tokenizer: Any, messages: Sequence[Mapping[str, str]], name: str, **options: Any) -> str:
+    template = tokenizer.get_chat_template()
     try:
         return tokenizer.apply_chat_template(
             list(messages),
+            chat_template=_CLOCK + template if "strftime_now" in template else None,
             tokenize=False,
-            date_string=_TODAY.strftime("%d %b %Y"),
-            strftime_now=_TODAY.strftime,
+            date_string=_DAY,
             **options,
         )
     except (jinja2.TemplateError, TypeError, KeyError, IndexError) as error:
