@@ -56,8 +56,11 @@ def make(folder: Path, seed: int = 0) -> Path:
             "method": "votes",
             "keep": 3600,
             "neighbours": 900,
-            "candidates": POOL,
-            "votes_histogram": {"0": 20400, "1–9": 2900, "10–99": 600, "100+": 100},
+            "candidates": 3600,
+            "votes_histogram": {"edges": [0, 10, 100, 1000], "counts": [23300, 600, 100]},
+            "tokens": 5_437_998,
+            "flops": 7.4e13,
+            "seconds": 300.1,
         },
     )
     _scores(folder, rng)
@@ -75,7 +78,8 @@ def make(folder: Path, seed: int = 0) -> Path:
         _json(folder / f"finetune/{arm}/summary.json", summary)
     _json(folder / "evaluate/results.json", _results(rng))
     for stage in ("warmup", "gradient", "preselect", "score", "select", "evaluate", "finetune"):
-        _json(folder / stage / "manifest.json", {"schema": 1, "fingerprint": {}, "facts": {}})
+        facts = {"steps": 24, "tokens": 216_300, "flops": 8.8e12} if stage == "warmup" else {}
+        _json(folder / stage / "manifest.json", {"schema": 1, "fingerprint": {}, "facts": facts})
     return folder
 
 
@@ -115,8 +119,8 @@ def _statistics(records: int, kept: int, dropped: dict[str, int], mean: int, spa
         "dropped": dropped,
         "tokens": kept * mean,
         "span_tokens": kept * span,
-        "length_percentiles": lengths(mean),
-        "span_length_percentiles": lengths(span),
+        "lengths": lengths(mean),
+        "span_lengths": lengths(span),
     }
 
 
@@ -157,16 +161,20 @@ def _scores(folder: Path, rng: np.random.Generator) -> None:
     score = (8e-7 / np.sqrt(span) + liked + rng.normal(0, 6e-8, POOL)).astype(np.float32)
     store = arrays.create(
         folder / "score/scores.zarr",
-        {"score": ((), np.float32), "span_length": ((), np.int32), "total_length": ((), np.int32)},
+        {"score": ((), np.float32), "status": ((), np.uint8), "length": ((), np.int32), "span": ((), np.int32)},
         POOL,
         8000,
     )
     for block in range(store.blocks):
         a, b = store.block_range(block)
-        arrays.write_block(store, block, {"score": score[a:b], "span_length": span[a:b], "total_length": total[a:b]})
+        status = np.zeros(b - a, np.uint8)
+        block_of = {"score": score[a:b], "status": status, "length": total[a:b], "span": span[a:b]}
+        arrays.write_block(store, block, block_of)
     order = np.argsort(-score, kind="stable")[:SELECTED]
     chosen = np.zeros(POOL, bool)
     chosen[order] = True
+    control = np.zeros(POOL, bool)
+    control[rng.permutation(POOL)[:SELECTED]] = True
     counts, edges = np.histogram(score, bins=60)
     picked, _ = np.histogram(score[chosen], bins=edges)
     families = [
@@ -174,6 +182,7 @@ def _scores(folder: Path, rng: np.random.Generator) -> None:
             "name": names[i],
             "pool": int(inside.sum()),
             "selected": int((inside & chosen).sum()),
+            "random": int((inside & control).sum()),
             "mean_score": float(score[inside].mean()),
             "median_tokens": float(np.median(total[inside])),
         }
@@ -196,8 +205,6 @@ def _scores(folder: Path, rng: np.random.Generator) -> None:
             "spearman_total_length": -0.42,
             "rho": 3812.4,
             "direction_norm": 0.83,
-            "histogram": {**histogram, "selected": None},
-            "families": [{**f, "selected": None} for f in families],
         },
     )
     useful = np.isin(family, [0, 1])
@@ -210,7 +217,9 @@ def _scores(folder: Path, rng: np.random.Generator) -> None:
             "families": families,
             "useful_share_pool": float(useful.mean()),
             "useful_share_selected": float(useful[chosen].mean()),
-            "random_families": {f["name"]: int(f["pool"] * SELECTED / POOL) for f in families},
+            "useful_share_random": float(useful[control].mean()),
+            "median_tokens": {"pool": float(np.median(total)), "selected": float(np.median(total[chosen]))},
+            "scatter": {"tokens": total[:1500].tolist(), "score": score[:1500].tolist()},
         },
     )
     examples = []
@@ -288,17 +297,19 @@ def _results(rng: np.random.Generator) -> dict[str, Any]:
         }
         for arm in centre
     }
+    names = list(centre)
     paired = [
-        {"a": "selected", "b": b, "difference": d, "low": d - 0.026, "high": d + 0.027, "kind": kind}
-        for b in ("random", "domain", "base")
-        for kind, shift in (("normalized", 0.0), ("raw", -0.031))
-        for d in [average["selected"]["normalized"]["accuracy"] - average[b]["normalized"]["accuracy"] + shift]
+        {"a": a, "b": b, "difference": d, "low": d - 0.026, "high": d + 0.027, "kind": kind}
+        for i, a in enumerate(names)
+        for b in names[:i]
+        for kind in ("raw", "normalized")
+        for d in [average[a][kind]["accuracy"] - average[b][kind]["accuracy"]]
     ]
     arms = [
-        {"name": "base", "title": "Base model", "examples": 0, "steps": 0, "tokens": 0, "flops": 0},
+        {"name": "base", "title": "base model", "examples": 0, "steps": 0, "tokens": 0, "flops": 0},
         {
             "name": "domain",
-            "title": "Domain only",
+            "title": "domain only",
             "examples": 1000,
             "steps": 450,
             "tokens": 1_310_720,
@@ -306,7 +317,7 @@ def _results(rng: np.random.Generator) -> dict[str, Any]:
         },
         {
             "name": "random",
-            "title": "Domain + random",
+            "title": "domain + random",
             "examples": 1900,
             "steps": 450,
             "tokens": 5_104_331,
@@ -314,7 +325,7 @@ def _results(rng: np.random.Generator) -> dict[str, Any]:
         },
         {
             "name": "selected",
-            "title": "Domain + NTK-selected",
+            "title": "domain + selected",
             "examples": 1900,
             "steps": 450,
             "tokens": 2_201_118,

@@ -62,7 +62,7 @@ def length_bins(score: np.ndarray, length: np.ndarray, threshold: float | None, 
 
 
 def score_by_length(
-    bins: Sequence[LengthBin], threshold: float | None, *, description: str, width: float = 560
+    bins: Sequence[LengthBin], threshold: float | None, what: str, *, description: str, width: float = 560
 ) -> Html:
     """Median, quartile band and 5–95% band of the score over length; below, the share of each bin selected."""
     values = [q for b in bins for q in b.quantiles] + ([threshold] if threshold is not None else [])
@@ -107,7 +107,7 @@ def score_by_length(
         a, z = x(max(b.low, 1.0)), x(b.high)
         about = f"{_range(b)} tokens: {percent(b.selected)} of {count(b.members)} selected"
         parts += [rect(a, share(b.selected), max(z - a - 1, 1), strip - share(b.selected), "fill-selected", about)]
-    parts += bottom_axis(x, strip, x_values, tick_labels(x_values), "response length in tokens (logarithmic)", strip)
+    parts += bottom_axis(x, strip, x_values, tick_labels(x_values), f"{what} in tokens (logarithmic)", strip)
     return svg(width, strip + 42, description, *parts)
 
 
@@ -141,7 +141,9 @@ def bubbles(families: Sequence[Bubble], *, description: str, width: float = 560,
     x = Scale(max(shortest, 0.5) / 1.25, max(longest, 1.0) * 1.25, left, width - 12, log=True)
     x_values = log_ticks(x.low, x.high)
     name = "mean score" + (f" (× {power(power_of_ten)})" if power_of_ten else "")
-    parts = bottom_axis(x, height, x_values, tick_labels(x_values), "median length in tokens (logarithmic)", top)
+    parts = bottom_axis(
+        x, height, x_values, tick_labels(x_values), "median length of the whole example in tokens (logarithmic)", top
+    )
     parts += left_axis(y, left, y_values, tick_labels(y_values), name, width - 12)
     largest = max(b.pool for b in families) or 1.0
     taken: list[tuple[float, float, float, float]] = []

@@ -44,12 +44,22 @@ class Collapse:
 
 
 def pairs(run: Run) -> list[dict[str, Any]]:
-    """The paired differences of the averages that hold finite numbers."""
-    return [
-        pair
-        for pair in records(run.results.get("paired"))
-        if not pair.get("task") and all(finite(pair.get(key)) is not None for key in ("difference", "low", "high"))
-    ]
+    """The paired differences of the averages that hold finite numbers, those of the selection first.
+
+    A difference is antisymmetric, so one written as random − selected is turned round.
+    """
+    found = []
+    for pair in records(run.results.get("paired")):
+        difference, low, high = (finite(pair.get(key)) for key in ("difference", "low", "high"))
+        if difference is None or low is None or high is None:
+            continue
+        if pair.get("b") == "selected":
+            ends = {"a": "selected", "b": pair.get("a"), "difference": -difference, "low": -high, "high": -low}
+            pair = {**pair, **ends}
+        found.append(pair)
+    order = ["random", "domain", "base"]  # the control that matters most first
+    rank = {name: i for i, name in enumerate(order)}
+    return sorted(found, key=lambda p: (p.get("a") != "selected", rank.get(str(p.get("b")), len(rank))))
 
 
 def confidence(run: Run) -> str:
@@ -60,17 +70,14 @@ def confidence(run: Run) -> str:
 def headline(run: Run) -> list[str]:
     """The finding in one sentence, then what qualifies it, one sentence each."""
     if not run.results:
-        return ["Nothing has been evaluated yet, so this run supports no finding about accuracy.", *_useful(run)]
-    found = pairs(run)
-    order = [("selected", other) for other in ("random", "domain", "base")]
-    first = next((ab for ab in order if any((p.get("a"), p.get("b")) == ab for p in found)), None)
-    if first is None and found:
-        first = (found[0].get("a"), found[0].get("b"))
-    if first is None:
         return [
-            "The arms were evaluated, but no paired difference was computed; compare the intervals below.",
-            *_useful(run),
+            "Nothing has been evaluated yet, so this run supports no finding about accuracy.",
+            *useful_sentence(run),
         ]
+    found = pairs(run)
+    if not found:
+        return ["The arms were evaluated, but no paired difference was computed.", *useful_sentence(run)]
+    first = (found[0].get("a"), found[0].get("b"))
     chosen = {str(p.get("kind")): p for p in found if (p.get("a"), p.get("b")) == first}
     kind = "normalized" if "normalized" in chosen else sorted(chosen)[0]
     sentences = [_verdict(run, chosen[kind], kind)]
@@ -88,7 +95,7 @@ def headline(run: Run) -> list[str]:
         sentences.append(
             f"{' and '.join(hit)} collapsed onto one label on some task: see the warning before comparing."
         )
-    return sentences + _useful(run)
+    return sentences + useful_sentence(run)
 
 
 def _verdict(run: Run, pair: dict[str, Any], kind: str) -> str:
@@ -125,13 +132,18 @@ def useful_shares(run: Run) -> tuple[float, float] | None:
     return None if pool is None or selected is None else (pool, selected)
 
 
-def _useful(run: Run) -> list[str]:
+def useful_sentence(run: Run) -> list[str]:
+    """How far the selection prefers the useful families; nothing when they are not known."""
     shares = useful_shares(run)
     if shares is None:
         return []
     pool, selected = shares
     lift = f" ({times(selected / pool)})" if pool > 0 else ""
-    return [f"Useful families make up {percent(selected)} of the selection and {percent(pool)} of the pool{lift}."]
+    random = finite(run.select.get("useful_share_random"))
+    control = f" and {percent(random)} of the random control" if random is not None else ""
+    return [
+        f"Useful families make up {percent(selected)} of the selection, {percent(pool)} of the pool{lift}{control}."
+    ]
 
 
 def collapses(run: Run) -> list[Collapse]:

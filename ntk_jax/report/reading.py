@@ -7,7 +7,7 @@ a line in `Run.problems` (shown on the page) and an empty value, never an error.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import yaml
 
 from ntk_jax.errors import UserError
 from ntk_jax.report.numbers import finite
+from ntk_jax.storage import arrays
 
 # Stage folders in the order they run, with the name people read.
 STAGES = {
@@ -38,11 +39,11 @@ ARM_TITLES = {
 
 @dataclass(frozen=True)
 class Scores:
-    """Per pool example the score and the lengths in tokens, [N] each; only those with a finite score."""
+    """Score and length in tokens of pool examples, [N] each; `what` says of which part of an example."""
 
     score: np.ndarray
-    span_length: np.ndarray  # response tokens
-    total_length: np.ndarray | None
+    length: np.ndarray
+    what: str
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Run:
     state: dict[str, str]  # stage -> done, unfinished, missing or unused
     domain_data: dict[str, Any]
     pool_data: dict[str, Any]
+    warmup: dict[str, Any]  # what the warm-up's manifest records: steps, tokens, flops
     warmup_history: list[dict[str, Any]]
     gradient: dict[str, Any]
     preselect: dict[str, Any]
@@ -78,12 +80,13 @@ class Run:
         """What an arm is called on the page."""
         for arm in records(self.results.get("arms")):
             if arm.get("name") == name and arm.get("title"):
-                return str(arm["title"])
+                title = str(arm["title"])
+                return title[0].upper() + title[1:]
         return ARM_TITLES.get(name, name)
 
     @property
     def selection(self) -> dict[str, Any]:
-        """The selection's summary; before `select` has run, the scoring summary (the pool without selected counts)."""
+        """The summaries of scoring and selection in one; what `select` says wins."""
         return {**self.score, **{key: value for key, value in self.select.items() if value is not None}}
 
 
@@ -120,13 +123,14 @@ def read_run(folder: Path) -> Run:
         state=_state(folder, config),
         domain_data=load("warmup/data.json"),
         pool_data=load("score/data.json"),
+        warmup=mapping(load("warmup/manifest.json").get("facts")) if (folder / "warmup").is_dir() else {},
         warmup_history=_history(folder, "warmup/history.jsonl", problems),
         gradient=load("gradient/summary.json"),
         preselect=load("preselect/summary.json"),
         score=load("score/summary.json"),
         select=select,
         examples=records(load("select/examples.json", list)),
-        scores=_scores(folder, problems),
+        scores=_scores(folder, select, problems),
         arms={arm: load(f"finetune/{arm}/summary.json") for arm in arms},
         histories={arm: _history(folder, f"finetune/{arm}/history.jsonl", problems) for arm in arms},
         results=load("evaluate/results.json"),
@@ -136,15 +140,12 @@ def read_run(folder: Path) -> Run:
 
 def _state(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     """A stage is done when its manifest is there: it is written last."""
-    evaluated = mapping(config.get("evaluate")).get("arms")
-    wanted = [arm for arm in evaluated if arm != "base"] if isinstance(evaluated, list) else []
     state = {}
     for stage in STAGES:
         home = folder / stage
-        arms = [home / str(arm) for arm in wanted] if stage == "finetune" else []  # each arm may be committed alone
         if stage == "preselect" and mapping(config.get("preselect")).get("method", "none") == "none":
             state[stage] = "unused"
-        elif any(all((part / "manifest.json").is_file() for part in parts) for parts in ([home], arms) if parts):
+        elif (home / "manifest.json").is_file():
             state[stage] = "done"
         else:
             state[stage] = "unfinished" if home.is_dir() and any(home.iterdir()) else "missing"
@@ -203,20 +204,23 @@ def _history(folder: Path, path: str, problems: list[str]) -> list[dict[str, Any
     return kept
 
 
-def _scores(folder: Path, problems: list[str]) -> Scores | None:
-    """Per-example scores and lengths from the store, or None when there is no complete one."""
+def _scores(folder: Path, select: Mapping[str, Any], problems: list[str]) -> Scores | None:
+    """All scores with response lengths from the store; where a run was kept without its store, the sample of scores
+    with whole lengths that `select` recorded; else None."""
     home = folder / "score" / "scores.zarr"
-    if not home.is_dir() or not (folder / "score" / "manifest.json").is_file():
+    if home.is_dir() and (folder / "score" / "manifest.json").is_file():
+        try:
+            store = arrays.open_store(home)
+            score, span, status = (arrays.read(store, name) for name in ("score", "span", "status"))
+            kept = (status == 0) & np.isfinite(score) & (span > 0)
+            if kept.any():
+                return Scores(score[kept].astype(np.float64), span[kept], "response")
+        except (UserError, KeyError) as error:
+            problems.append(f"score/scores.zarr cannot be read ({error})")
+    sample = mapping(select.get("scatter"))
+    length, value = sample.get("tokens"), sample.get("score")
+    if not isinstance(length, list) or not isinstance(value, list):
         return None
-    from ntk_jax.storage import arrays  # imported here: a report without scores needs no array library
-
-    try:
-        store = arrays.open_store(home)
-        column: Callable[[str], np.ndarray] = lambda name: np.asarray(arrays.read(store, name))  # noqa: E731
-        score, span, total = column("score"), column("span_length"), column("total_length")
-    except (UserError, KeyError, OSError, ValueError) as error:
-        problems.append(f"score/scores.zarr cannot be read ({error}); the plot of score against length is left out")
-        return None
-    score = score.reshape(len(score), -1).mean(axis=1).astype(np.float64)  # several directions: their mean
-    keep = np.isfinite(score) & (span > 0)
-    return Scores(score[keep], span[keep], total[keep]) if keep.any() else None
+    points = [(finite(v), finite(n)) for v, n in zip(value, length, strict=False)]
+    known = np.array([(v, n) for v, n in points if v is not None and n is not None and n > 0])
+    return Scores(known[:, 0], known[:, 1], "example") if len(known) else None

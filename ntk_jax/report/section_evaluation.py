@@ -96,13 +96,16 @@ def _task_figure(run: Run, arms: Sequence[str], task: dict[str, Any]) -> Html | 
         width=380,
         description=f"Accuracy of each arm on {name}; the table above holds the numbers.",
     )
-    note = f"{count(task.get('questions'))} questions, {_choices(task)} choices"
+    note = f"{count(task.get('questions'))} questions, {_choices(task)}"
     return tag("figure", tag("h4", name, " ", tag("small", note)), drawing)
 
 
 def _choices(task: dict[str, Any]) -> str:
     """The number of choices, or whatever says that it varies."""
-    return count(task["choices"]) if finite(task.get("choices")) is not None else str(task.get("choices") or NOTHING)
+    number = finite(task.get("choices"))
+    if number is None:
+        return f"{task.get('choices') or NOTHING} choices"
+    return f"{count(number)} choices" if number == round(number) else f"{general(number)} choices on average"
 
 
 def _paired_figure(run: Run) -> Html | None:
@@ -160,6 +163,7 @@ def _accuracy_table(run: Run, arms: Sequence[str], tasks: list[dict[str, Any]], 
     for task in tasks:
         name = str(task.get("name"))
         about = f"{count(task.get('questions'))} questions, chance {percent(task.get('chance'))}"
+        about += f", {count(task['dropped'])} too long" if finite(task.get("dropped")) else ""
         named.append((name, about, mapping(task.get("results")), name))
     for title, note, results, key in named:
         kinds = [kind for kind in KIND_NAMES if any(mapping(mapping(results.get(a)).get(kind)) for a in arms)]
@@ -239,22 +243,26 @@ def cost(run: Run) -> Html:
         )
     header = ["Arm", "Examples", "Steps", "Tokens", "Label tokens", "Compute", "Time", "Final loss"]
     arms = table(header, rows, caption="Training of each arm") if rows else missing(run, "finetune", "training cost")
-    score = run.score
-    before: list[list[object]] = []
-    if run.warmup_history:
-        tokens = _sum(run.warmup_history, "tokens")
-        before.append(["Warm-up on the domain", count(len(run.warmup_history)), count(tokens), NOTHING, NOTHING])
-    if score:
-        figures = [count(score.get("tokens")), metric(score.get("flops"), "FLOP"), duration(score.get("seconds"))]
-        before.append([f"Scoring {count(score.get('scored'))} pool examples", NOTHING, *figures])
+    score, votes = run.score, run.preselect
+    stages = [
+        ("Warm-up on the domain", run.warmup),
+        ("Pre-selection", votes if votes.get("method") != "none" else {}),
+        (f"Scoring {count(score.get('scored'))} examples", score),
+    ]
+    before = [
+        [
+            name,
+            count(s.get("steps")),
+            count(s.get("tokens")),
+            metric(s.get("flops"), "FLOP"),
+            duration(s.get("seconds")),
+        ]
+        for name, s in stages
+        if s
+    ]
     selection = (
         table(["Stage", "Steps", "Tokens", "Compute", "Time"], before, caption="Finding the selection")
         if before
         else missing(run, "score", "selection cost")
     )
     return section("cost", "What it cost", arms, selection)
-
-
-def _sum(history: list[dict[str, Any]], key: str) -> float | None:
-    values = [finite(row.get(key)) for row in history]
-    return sum(v for v in values if v is not None) if any(v is not None for v in values) else None

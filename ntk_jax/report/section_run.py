@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from ntk_jax.report.blocks import color, figure, grid, missing, section
+from ntk_jax.report.blocks import color, figure, grid, missing, numbers, section
 from ntk_jax.report.figures import Curve, curves
 from ntk_jax.report.findings import RHO_RANGE, head_rho, headline, objective, warnings
 from ntk_jax.report.markup import Html, fold, join, pre, table, tag
@@ -26,14 +25,15 @@ def head(run: Run) -> Html:
         f"{objective(run)}, {run.setting('score', 'normalize', 'mean')} over {run.setting('score', 'span', 'response')}"
     )
     method = run.setting("preselect", "method", "none")
+    scored = "examples" if method == "none" else "scored after pre-selection"
     facts = [
         ("Model", model),
         ("Domain", join([domain, _size(run.domain_data.get("kept"))])),
-        ("Pool", join([_names(run.setting("data", "pool", [])), _size(run.pool_data.get("kept"))])),
+        ("Pool", join([_names(run.setting("data", "pool", [])), _size(run.pool_data.get("kept"), scored)])),
         ("Selected (N)", count(wanted)),
         ("Objective", how),
         ("Direction", run.setting("score", "direction", "mean_gradient")),
-        ("Pre-selection", "none: the whole pool was scored" if method == "none" else method),
+        ("Pre-selection", "none: the whole pool is scored" if method == "none" else method),
         ("Seed", run.config.get("seed", NOTHING)),
     ]
     first, *rest = headline(run)
@@ -72,8 +72,8 @@ def title(run: Run) -> str:
     )
 
 
-def _size(kept: Any) -> str:
-    return f" ({count(kept)} examples)" if finite(kept) is not None else ""
+def _size(kept: Any, what: str = "examples") -> str:
+    return f" ({count(kept)} {what})" if finite(kept) is not None else ""
 
 
 def _name(path: Any) -> str:
@@ -240,31 +240,21 @@ def _bar(share: float) -> Html:
 
 def _votes(run: Run) -> Html:
     if run.state.get("preselect") == "unused":
-        return tag("p", "No pre-selection: every example of the pool was scored.")
+        return tag("p", "No pre-selection: every usable example of the pool is scored.")
     if not run.preselect:
         return missing(run, "preselect", "pre-selection")
     p = run.preselect
     text = (
         f"Pre-selection by {p.get('method', 'votes')}: each domain example voted for its {count(p.get('neighbours'))} "
+        f"nearest examples of the pool, and the {count(p.get('candidates'))} with most votes were kept."
     )
-    text += f"nearest candidates; {count(p.get('keep'))} of {count(p.get('candidates'))} were kept."
-    votes = p.get("votes_histogram")
-    pairs_ = (
-        list(votes.items()) if isinstance(votes, dict) else list(enumerate(votes)) if isinstance(votes, list) else []
-    )
-    pairs_ = [(k, v) for k, v in pairs_ if finite(v) is not None]
-    if not pairs_:
+    histogram = mapping(p.get("votes_histogram"))
+    edges, counts = numbers(histogram.get("edges")), numbers(histogram.get("counts"))
+    if not edges or not counts or len(edges) != len(counts) + 1:
         return tag("p", text)
-    rows = [[str(k), count(v)] for k, v in pairs_]
-    return join(
-        [
-            tag("p", text),
-            fold(
-                "Votes per candidate",
-                table(["Votes", "Candidates"], rows, caption="How many candidates got how many votes"),
-            ),
-        ]
-    )
+    rows = [[f"{general(edges[i])} to {general(edges[i + 1])}", count(n)] for i, n in enumerate(counts)]
+    votes = table(["Votes", "Examples"], rows, caption="How many examples of the pool got how many votes")
+    return join([tag("p", text), fold("Votes per example", votes)])
 
 
 def provenance(run: Run) -> Html:
@@ -286,9 +276,17 @@ def provenance(run: Run) -> Html:
 
 def _facts(title: str, value: Any) -> Html:
     if isinstance(value, dict) and value:
-        rows: Sequence[Sequence[object]] = [[k, tag("td", _plain(v), class_="hash")] for k, v in value.items()]
+        rows = [[name, tag("td", _plain(v), class_="hash")] for name, v in _flat(value)]
         return fold(title, table(["Name", "Value"], rows, caption=title))
     return fold(title, pre(_plain(value)))
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested facts as (path of names, value), in their order."""
+    found = []
+    for key, value in tree.items():
+        found += _flat(value, f"{prefix}{key}: ") if isinstance(value, dict) and value else [(f"{prefix}{key}", value)]
+    return found
 
 
 def _plain(value: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from ntk_jax.report.blocks import figure, grid, missing, numbers, section
 from ntk_jax.report.figures import histogram
 from ntk_jax.report.figures_length import Bubble, bubbles, length_bins, score_by_length
-from ntk_jax.report.findings import strength, useful_shares
+from ntk_jax.report.findings import strength, useful_sentence
 from ntk_jax.report.markup import Html, fold, join, table, tag
 from ntk_jax.report.numbers import count, finite, general, percent, signed, times
 from ntk_jax.report.reading import Run, mapping, records
@@ -21,7 +21,7 @@ def families(run: Run) -> Html:
     title = "What was selected"
     rows = [f for f in records(run.selection.get("families")) if f.get("name") is not None]
     if not rows:
-        return section("families", title, missing(run, "score", "families"))
+        return section("families", title, missing(run, "select", "selection"))
     pool = sum(finite(f.get("pool")) or 0.0 for f in rows)
     known = run.state.get("select") != "missing" and any(finite(f.get("selected")) is not None for f in rows)
     chosen = sum(finite(f.get("selected")) or 0.0 for f in rows)
@@ -29,7 +29,7 @@ def families(run: Run) -> Html:
     shares = [_shares(f, pool, chosen if known else 0.0) for f in rows]
     widest = max([s for pair in shares for s in pair] + [1e-12])
     order = sorted(range(len(rows)), key=lambda i: (-shares[i][1], -shares[i][0], str(rows[i]["name"])))
-    random = _random_counts(run.selection.get("random_families"))
+    random = any(finite(f.get("random")) is not None for f in rows)
     header = ["Family", "Shares", "Selected", "Pool", "Lift", "Mean score", "Median tokens"]
     header = [*header[:5], "Random", *header[5:]] if random else header
 
@@ -44,7 +44,7 @@ def families(run: Run) -> Html:
         lift = times(in_selection / in_pool) if known and in_pool else "–"
         cells += [_n(f.get("pool"), in_pool), lift]
         if random:
-            cells.append(count(random.get(str(f["name"]), 0)))
+            cells.append(count(f.get("random")))
         return [*cells, general(f.get("mean_score")), count(f.get("median_tokens"))]
 
     parts: list[object] = [_summary(run, rows, shares, known)]
@@ -77,15 +77,6 @@ def _shares(f: dict[str, Any], pool: float, chosen: float) -> tuple[float, float
     return in_pool, (finite(f.get("selected")) or 0.0) / chosen if chosen else 0.0
 
 
-def _random_counts(value: Any) -> dict[str, Any]:
-    """The random arm's counts by family, from {name: n} or [{name, count}]."""
-    if isinstance(value, list):
-        return {
-            str(f.get("name")): next((f[k] for k in ("count", "selected", "n") if k in f), 0) for f in records(value)
-        }
-    return {str(k): v for k, v in mapping(value).items()}
-
-
 def _n(value: Any, share: float) -> Html:
     return join([count(value), tag("small", percent(share))], " ")
 
@@ -102,18 +93,13 @@ def _summary(
 ) -> Html | None:
     if not known:
         return None
-    parts = []
-    useful = useful_shares(run)
-    if useful:
-        lift = f" ({times(useful[1] / useful[0])})" if useful[0] else ""
-        parts.append(
-            f"Families known to be useful are {percent(useful[1])} of the selection and {percent(useful[0])} of the "
-            f"pool{lift}."
-        )
+    parts = useful_sentence(run)
     none = sum(1 for f in rows if not finite(f.get("selected")))
     top = sorted((share for _, share in shares), reverse=True)[:3]
     share = percent(sum(top))
     parts.append(f"{len(rows) - none} of {len(rows)} families appear in it; the three most selected make up {share}.")
+    if run.setting("preselect", "method", "none") != "none":
+        parts.append("“Pool” means the candidates that pre-selection left.")
     return tag("p", " ".join(parts), class_="lead")
 
 
@@ -123,7 +109,7 @@ def scores(run: Run) -> Html:
     data = mapping(run.selection.get("histogram"))
     edges, pool = numbers(data.get("edges")), numbers(data.get("pool"))
     if not edges or not pool or len(edges) != len(pool) + 1 or edges[-1] <= edges[0]:
-        return section("scores", title, missing(run, "score", "score histogram"))
+        return section("scores", title, missing(run, "select", "score histogram"))
     selected = numbers(data.get("selected"))
     selected = selected if selected and len(selected) == len(pool) and sum(selected) else None
     threshold = finite(run.select.get("threshold"))
@@ -170,14 +156,23 @@ def lengths(run: Run) -> Html:
     parts: list[object] = []
     if words:
         parts.append(tag("p", "Spearman correlation of the score: " + ", ".join(words) + ".", class_="lead"))
+    median = mapping(run.select.get("median_tokens"))
+    if finite(median.get("selected")) is not None:
+        of = [
+            f"{name} {count(median[name])}"
+            for name in ("pool", "selected", "random")
+            if finite(median.get(name)) is not None
+        ]
+        parts.append(tag("p", f"Median length of a whole example in tokens: {', '.join(of)}."))
     threshold = finite(run.select.get("threshold"))
     figures = []
     if run.scores is not None:
-        bins = length_bins(run.scores.score, run.scores.span_length, threshold)
-        drawing = score_by_length(bins, threshold, description="Score quantiles by response length.")
-        text = "The line is the median score at each response length, the bands hold the middle 50% and 90% of the "
+        what = f"{run.scores.what} length"
+        bins = length_bins(run.scores.score, run.scores.length, threshold)
+        drawing = score_by_length(bins, threshold, what, description=f"Score quantiles by {what}.")
+        text = f"The line is the median score at each {what}, the bands hold the middle 50% and 90% of the "
         text += "examples; the bars below say how much of each length was selected."
-        figures.append(figure(drawing, "Score by response length", text))
+        figures.append(figure(drawing, f"Score by {what}", text))
     useful = {str(name) for name in run.setting("report", "useful", [])}
     drawn = _bubbles(records(run.selection.get("families")), useful)
     if len(drawn) > 1:
