@@ -255,7 +255,7 @@ def _scores(folder: Path, rng: np.random.Generator) -> None:
 def _results(rng: np.random.Generator) -> dict[str, Any]:
     """Three tasks; the domain arm collapses onto one label on the first, length-normalised."""
     centre = {"base": 0.231, "domain": 0.262, "random": 0.331, "selected": 0.384}
-    tasks = []
+    tasks: list[dict[str, Any]] = []
     for name, questions, labels in (
         ("goemotions_ekman", 700, LABELS),
         ("dreaddit_stress", 414, ("no", "yes")),
@@ -265,7 +265,7 @@ def _results(rng: np.random.Generator) -> dict[str, Any]:
             label: int(n)
             for label, n in zip(labels, rng.multinomial(questions, np.ones(len(labels)) / len(labels)), strict=True)
         }
-        results = {}
+        results: dict[str, Any] = {}
         for arm, accuracy in centre.items():
             results[arm] = {}
             for kind in ("raw", "normalized"):

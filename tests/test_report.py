@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ntk_jax.errors import UserError
-from ntk_jax.report import numbers
+from ntk_jax.report import amounts
 from ntk_jax.report.axes import ticks
 from ntk_jax.report.figures import Curve, Mark, WhiskerRow, curves, histogram, whiskers
 from ntk_jax.report.figures_length import length_bins
@@ -105,26 +105,26 @@ def test_page_shows_the_numbers_that_matter(finished: Path) -> None:
         assert f"{task['name']}{task['questions']} questions" in page.text
         for kinds in task["results"].values():
             for entry in kinds.values():
-                low, high = (numbers.percent(entry[k]).rstrip("%") for k in ("low", "high"))
-                assert f"{numbers.percent(entry['accuracy'])}{low} to {high}" in page.text
+                low, high = (amounts.percent(entry[k]).rstrip("%") for k in ("low", "high"))
+                assert f"{amounts.percent(entry['accuracy'])}{low} to {high}" in page.text
                 for n in entry["predicted"].values():
-                    assert numbers.count(n) in page.text
+                    assert amounts.count(n) in page.text
     for pair in results["paired"]:
-        assert numbers.points(pair["difference"]) in page.text
+        assert amounts.points(pair["difference"]) in page.text
     for arm in results["arms"]:
-        assert numbers.count(arm["tokens"]) in page.text and numbers.metric(arm["flops"], "FLOP") in page.text
+        assert amounts.count(arm["tokens"]) in page.text and amounts.metric(arm["flops"], "FLOP") in page.text
     selection = json.loads((finished / "select/summary.json").read_text())
     assert len(selection["families"]) == synthetic_run.FAMILIES
     pool = sum(f["pool"] for f in selection["families"])
     for family in selection["families"]:
         lift = (family["selected"] / selection["count"]) / (family["pool"] / pool)
-        row = f"{numbers.count(family['selected'])} {numbers.percent(family['selected'] / selection['count'])}"
-        row += f"{numbers.count(family['pool'])} {numbers.percent(family['pool'] / pool)}{numbers.times(lift)}"
+        row = f"{amounts.count(family['selected'])} {amounts.percent(family['selected'] / selection['count'])}"
+        row += f"{amounts.count(family['pool'])} {amounts.percent(family['pool'] / pool)}{amounts.times(lift)}"
         assert row in page.text
     for said in (
         "900 selected",
-        f"the lowest selected score is {numbers.general(selection['threshold'])}",
-        f"{numbers.percent(selection['useful_share_selected'])} of the selection",
+        f"the lowest selected score is {amounts.general(selection['threshold'])}",
+        f"{amounts.percent(selection['useful_share_selected'])} of the selection",
         "−0.81 with the response length (strong)",
         "ρ of the head is 3,812, far from 1",
         "1,200 too long",
@@ -250,7 +250,7 @@ def test_headline_follows_the_interval(run: Path, low: float, difference: float,
         edit(run / "evaluate/results.json", lambda r, pair=pair: r.update(paired=[pair]))
         sentence = headline(read_run(run))[0]
         assert words in sentence
-        assert numbers.points(difference) + " points (95% interval" in sentence
+        assert amounts.points(difference) + " points (95% interval" in sentence
         assert ("includes zero" in sentence) == (low <= 0 <= high)
 
 
@@ -308,25 +308,25 @@ def test_warnings_of_length_and_budget_come_and_go(run: Path) -> None:
 @pytest.mark.parametrize(
     ("made", "expected"),
     [
-        (numbers.general(8.4312e-7), "8.43 × 10⁻⁷"),
-        (numbers.general(-0.012345), "−0.0123"),
-        (numbers.general(999.9), "1,000"),
-        (numbers.general(72291.4), "72,291"),
-        (numbers.general(3.8e12), "3.80 × 10¹²"),
-        (numbers.general(float("nan")), "–"),
-        (numbers.percent(0.4567), "45.7%"),
-        (numbers.percent(0.0000001), "<0.1%"),
-        (numbers.percent(0.0), "0.0%"),
-        (numbers.points(-0.0312), "−3.1"),
-        (numbers.points(0.00001), "0.0"),
-        (numbers.count(1234567), "1,234,567"),
-        (numbers.count(True), "–"),
-        (numbers.metric(3.42e15, "FLOP"), "3.42 PFLOP"),
-        (numbers.metric(999_999_999, "FLOP"), "1.00 GFLOP"),
-        (numbers.metric(1_800_000), "1.80M"),
-        (numbers.duration(812.4), "13 min 32 s"),
-        (numbers.duration(12000), "3 h 20 min"),
-        (numbers.times(4.444), "×4.44"),
+        (amounts.general(8.4312e-7), "8.43 × 10⁻⁷"),
+        (amounts.general(-0.012345), "−0.0123"),
+        (amounts.general(999.9), "1,000"),
+        (amounts.general(72291.4), "72,291"),
+        (amounts.general(3.8e12), "3.80 × 10¹²"),
+        (amounts.general(float("nan")), "–"),
+        (amounts.percent(0.4567), "45.7%"),
+        (amounts.percent(0.0000001), "<0.1%"),
+        (amounts.percent(0.0), "0.0%"),
+        (amounts.points(-0.0312), "−3.1"),
+        (amounts.points(0.00001), "0.0"),
+        (amounts.count(1234567), "1,234,567"),
+        (amounts.count(True), "–"),
+        (amounts.metric(3.42e15, "FLOP"), "3.42 PFLOP"),
+        (amounts.metric(999_999_999, "FLOP"), "1.00 GFLOP"),
+        (amounts.metric(1_800_000), "1.80M"),
+        (amounts.duration(812.4), "13 min 32 s"),
+        (amounts.duration(12000), "3 h 20 min"),
+        (amounts.times(4.444), "×4.44"),
     ],
 )
 def test_numbers_for_people(made: str, expected: str) -> None:

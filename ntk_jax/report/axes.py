@@ -6,8 +6,8 @@ import math
 import unicodedata
 from dataclasses import dataclass
 
+from ntk_jax.report.amounts import minus
 from ntk_jax.report.markup import Html, escape, join, tag
-from ntk_jax.report.numbers import minus
 
 FONT = 12.5  # px, of the text in figures: matches `svg text` in style.css
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ntk_jax.report.amounts import finite
 from ntk_jax.report.markup import Html, tag
-from ntk_jax.report.numbers import finite
 from ntk_jax.report.reading import STAGES, Run
 
 ARM_COLORS = {"base": "c-base", "domain": "c-domain", "random": "c-random", "selected": "c-selected"}

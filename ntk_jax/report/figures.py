@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ntk_jax.report.amounts import count, general, power
 from ntk_jax.report.axes import (
     Scale,
     bottom_axis,
@@ -28,7 +29,6 @@ from ntk_jax.report.axes import (
     ticks,
 )
 from ntk_jax.report.markup import Html, tag
-from ntk_jax.report.numbers import count, general, power
 
 Kind = Literal["normalized", "raw"]
 KIND_NAMES: dict[str, str] = {"normalized": "length-normalised", "raw": "raw"}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ntk_jax.report.amounts import count, general, percent, power
 from ntk_jax.report.axes import (
     Scale,
     bottom_axis,
@@ -26,7 +27,6 @@ from ntk_jax.report.axes import (
     ticks,
 )
 from ntk_jax.report.markup import Html, tag
-from ntk_jax.report.numbers import count, general, percent, power
 
 _QUANTILES = (5, 25, 50, 75, 95)
 
@@ -148,7 +148,8 @@ def bubbles(families: Sequence[Bubble], *, description: str, width: float = 560,
     largest = max(b.pool for b in families) or 1.0
     taken: list[tuple[float, float, float, float]] = []
     circles, notes = [], []
-    named = sorted(families, key=lambda b: (not b.useful, -(b.lift or 0), -b.score, b.name))[:names]
+    worth = [b for b in families if b.useful or b.lift is None or b.lift > 1]
+    named = sorted(worth, key=lambda b: (not b.useful, -(b.lift or 0), -b.score, b.name))[:names]
     for b in sorted(families, key=lambda b: (-b.pool, b.name)):  # large ones first, so that small ones stay visible
         radius = 3 + 11 * math.sqrt(max(b.pool, 0) / largest)
         state = "liked" if b.lift is not None and b.lift > 1 else "plain"

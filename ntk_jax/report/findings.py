@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ntk_jax.report.amounts import count, finite, general, percent, points, signed, times
 from ntk_jax.report.figures import KIND_NAMES
-from ntk_jax.report.numbers import count, finite, general, percent, points, signed, times
 from ntk_jax.report.reading import Run, mapping, records
 
 # An arm has collapsed on a task when this share of its predictions is one label, and the label's share of the true

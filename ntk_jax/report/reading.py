@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from ntk_jax.errors import UserError
-from ntk_jax.report.numbers import finite
+from ntk_jax.report.amounts import finite
 from ntk_jax.storage import arrays
 
 # Stage folders in the order they run, with the name people read.

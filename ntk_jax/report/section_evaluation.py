@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ntk_jax.report.amounts import NOTHING, count, duration, finite, general, metric, percent, points
 from ntk_jax.report.blocks import color, figure, grid, missing, section
 from ntk_jax.report.figures import KIND_NAMES, Mark, WhiskerRow, whiskers
 from ntk_jax.report.findings import Collapse, collapses, confidence, pairs
 from ntk_jax.report.markup import Html, fold, join, table, tag
-from ntk_jax.report.numbers import NOTHING, count, duration, finite, general, metric, percent, points
 from ntk_jax.report.reading import ARM_TITLES, Run, mapping, records
 
 TITLE = "Did it help?"
@@ -234,7 +234,7 @@ def cost(run: Run) -> Html:
         known = {**mapping(run.arms.get(name)), **{k: v for k, v in mapping(facts.get(name)).items() if v is not None}}
         rows.append(
             [
-                run.arm_title(name),
+                run.arm_title(name) + ("" if known else ", unfinished"),
                 *(count(known.get(key)) for key in ("examples", "steps", "tokens", "label_tokens")),
                 metric(known.get("flops"), "FLOP"),
                 duration(known.get("seconds")),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from ntk_jax.report.amounts import count, general
 from ntk_jax.report.blocks import missing, section
 from ntk_jax.report.markup import Html, fold, join, pre, tag
-from ntk_jax.report.numbers import count, general
 from ntk_jax.report.reading import Run, mapping
 
 OPEN = 3  # examples that start unfolded
-PREVIEW = 280  # characters of a text shown before it is opened
+PREVIEW, LINES = 420, 14  # characters and lines of a text shown before it is opened
 LONGEST = 50_000  # characters of one text the page will carry at all
 
 
@@ -20,6 +20,11 @@ def examples(run: Run) -> Html:
     if not run.examples:
         return section("examples", title, missing(run, "select", "selected examples"))
     intro = "Beside each, the domain example with which its kernel value is largest; press a line to open it."
+    ids = {str(mapping(e.get("aligned")).get("id")) for e in run.examples if e.get("aligned")}
+    if len(run.examples) > 2 and 0 < len(ids) <= max(1, len(run.examples) // 4):
+        # Raw inner products favour whichever domain example has the largest gradient, so one may win everywhere.
+        intro += f" Only {count(len(ids))} of the domain come up: kernel values grow with the size of both gradients, "
+        intro += "so an example with a large one wins often."
     return section(
         "examples", title, tag("p", intro, class_="lead"), *(_example(e, i < OPEN) for i, e in enumerate(run.examples))
     )
@@ -56,9 +61,9 @@ def _texts(e: dict[str, Any]) -> list[Html]:
 def _text(name: str, text: str) -> Html:
     """The text whole when short, else its beginning with the rest on demand. Direction is the text's own (Arabic)."""
     marker = tag("span", name, class_="what")
-    if len(text) <= PREVIEW and text.count("\n") < 8:
+    if len(text) <= PREVIEW and text.count("\n") < LINES:
         return tag("div", marker, pre(text, dir="auto"), class_="text")
-    preview = "\n".join(text[:PREVIEW].split("\n")[:7]).rstrip() + " …"
+    preview = "\n".join(text[:PREVIEW].split("\n")[: LINES - 1]).rstrip() + " …"
     if len(text) > LONGEST:
         text = text[:LONGEST] + f"\n[{count(len(text) - LONGEST)} more characters are in select/selection.jsonl]"
     more = tag("span", f"all {count(len(text))} characters", class_="more")

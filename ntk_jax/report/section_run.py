@@ -6,11 +6,11 @@ import json
 from pathlib import PurePosixPath
 from typing import Any
 
+from ntk_jax.report.amounts import NOTHING, count, finite, general, percent
 from ntk_jax.report.blocks import color, figure, grid, missing, numbers, section
 from ntk_jax.report.figures import Curve, curves
 from ntk_jax.report.findings import RHO_RANGE, head_rho, headline, objective, warnings
 from ntk_jax.report.markup import Html, fold, join, pre, table, tag
-from ntk_jax.report.numbers import NOTHING, count, finite, general, percent
 from ntk_jax.report.reading import STAGES, Run, mapping
 
 _STATES = {"done": "✓ done", "unfinished": "… unfinished", "missing": "✗ not run", "unused": "– not used"}

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ntk_jax.report.amounts import count, finite, general, percent, signed, times
 from ntk_jax.report.blocks import figure, grid, missing, numbers, section
 from ntk_jax.report.figures import histogram
 from ntk_jax.report.figures_length import Bubble, bubbles, length_bins, score_by_length
 from ntk_jax.report.findings import strength, useful_sentence
 from ntk_jax.report.markup import Html, fold, join, table, tag
-from ntk_jax.report.numbers import count, finite, general, percent, signed, times
 from ntk_jax.report.reading import Run, mapping, records
 
 SHOWN_FAMILIES = 16  # rows before the rest is folded away
@@ -58,7 +58,8 @@ def families(run: Run) -> Html:
         "share of the pool",
         class_="keys",
     )
-    first, rest = order[:SHOWN_FAMILIES], order[SHOWN_FAMILIES:]
+    early = {i for n, i in enumerate(order) if n < SHOWN_FAMILIES or str(rows[i]["name"]) in useful}
+    first, rest = [i for i in order if i in early], [i for i in order if i not in early]
     if len(rest) < 4:
         first, rest = order, []
     parts += [key, table(header, [row(i) for i in first], caption="Families, most selected first", text_columns=2)]
@@ -84,7 +85,9 @@ def _n(value: Any, share: float) -> Html:
 def _bars(in_pool: float, in_selection: float, widest: float) -> Html:
     """Two thin bars on one scale; the numbers stand in the same row, so a screen reader skips the picture."""
     bars = [("fill-selected", in_selection), ("fill-pool", in_pool)]
-    made = [tag("span", class_=name, style=f"width:{share / widest * 100:.2f}%") for name, share in bars]
+    # A share that is not nothing stays visible (min-width in style.css); nothing leaves its place empty.
+    wide = [f"width:{share / widest * 100:.2f}%" + ("" if share else ";min-width:0") for _, share in bars]
+    made = [tag("span", class_=name, style=style) for (name, _), style in zip(bars, wide, strict=True)]
     return tag("div", *made, class_="bars", aria_hidden="true")
 
 
@@ -97,7 +100,9 @@ def _summary(
     none = sum(1 for f in rows if not finite(f.get("selected")))
     top = sorted((share for _, share in shares), reverse=True)[:3]
     share = percent(sum(top))
-    parts.append(f"{len(rows) - none} of {len(rows)} families appear in it; the three most selected make up {share}.")
+    parts.append(
+        f"{len(rows) - none} of {len(rows)} families appear in the selection; the three most selected make up {share}."
+    )
     if run.setting("preselect", "method", "none") != "none":
         parts.append("“Pool” means the candidates that pre-selection left.")
     return tag("p", " ".join(parts), class_="lead")

@@ -86,6 +86,8 @@ def times(value: Any) -> str:
     number = finite(value)
     if number is None:
         return NOTHING
+    if number == 0:
+        return "×0"
     return f"×{number:.0f}" if number >= 100 else f"×{number:.1f}" if number >= 10 else f"×{number:.2f}"
 
 
