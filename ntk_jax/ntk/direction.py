@@ -1,0 +1,92 @@
+"""Directions in parameter space: where they come from and how they are transformed.
+
+A direction is a pytree shaped like the parameters differentiated (one leading axis more for the channels of
+`probe`, and one more again for a batch of m directions).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntk_jax.data.batch import TokenRow
+from ntk_jax.errors import UserError
+from ntk_jax.models.model import Model
+from ntk_jax.ntk.objectives import Objective
+from ntk_jax.ntk.parameters import Tree, split_parameters
+from ntk_jax.ntk.rows import Layout, batches_of, frozen_readout, make_step, on_devices
+from ntk_jax.ntk.step import gradient_step
+
+Progress = Callable[[int, int], None]
+
+
+def mean_gradient(
+    model: Model,
+    rows: Sequence[TokenRow],
+    objective: Objective,
+    layout: Layout,
+    *,
+    parameters: str = "lora",
+    progress: Progress | None = None,
+) -> Tree:
+    """ḡ = (1/N) Σ_i ∇θ s(θ; x_i), fp32, shaped like theta (with a leading [C] axis when the objective has probes).
+
+    One ordinary backward pass over the rows, packed; nothing per example is stored. Kernel scores are then
+    mean_i ⟨g(x_i), g(x)⟩ = ⟨ḡ, g(x)⟩ (DESIGN §2; arXiv 2511.07380, score of stage 2).
+
+    Raises UserError for no rows, or when the gradient is not finite.
+    """
+    if not rows:
+        raise UserError("the set to average gradients over is empty; give at least one example")
+    theta, rest = split_parameters(model, parameters)
+    step, read = make_step(model, objective, layout, parameters), frozen_readout(model, objective, parameters)
+    total: Tree | None = None
+    done = 0
+    for packed in batches_of(rows, layout, objective):
+        part = gradient_step(step, theta, rest, read, on_devices(packed.batch, layout))
+        total = part if total is None else jax.tree.map(jnp.add, total, part)
+        done += int((packed.index >= 0).sum())
+        if progress:
+            progress(done, len(rows))
+    assert total is not None
+    mean = jax.tree.map(lambda leaf: leaf / len(rows), total)
+    if objective.kind != "probe":
+        mean = jax.tree.map(lambda leaf: leaf[0], mean)
+    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(mean)):
+        raise UserError(
+            f"the mean gradient over {len(rows)} examples (first: {rows[0].id or 0}) is not finite; check the weights "
+            "with `ntk-jax doctor`, or compute in float32"
+        )
+    return mean
+
+
+def adam_preconditioned(direction: Tree, second_moment: Tree, epsilon: float = 1e-8) -> Tree:
+    """ḡ / (√v + ε): the direction of one Adam step (LESS, arXiv 2402.04333 §3.1). v: bias-corrected, like theta.
+
+    Raises UserError when the moments are shaped unlike the direction.
+    """
+
+    def divide(d: jax.Array, v: jax.Array) -> jax.Array:
+        if d.shape[d.ndim - v.ndim :] != v.shape:
+            raise UserError(f"second moments of shape {v.shape} do not fit a direction of shape {d.shape}")
+        return d / (jnp.sqrt(v) + epsilon)
+
+    try:
+        return jax.tree.map(divide, direction, second_moment)
+    except ValueError:
+        raise UserError("second moments and direction have different leaves; both must come from one adapter") from None
+
+
+def stack_directions(directions: Sequence[Tree]) -> Tree:
+    """One batch of m directions, for [N, m] scores that share the primal pass."""
+    if not directions:
+        raise UserError("no directions to stack")
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *directions)
+
+
+def direction_norm(direction: Tree) -> float:
+    """Euclidean norm over all leaves."""
+    return float(np.sqrt(sum(float(jnp.vdot(leaf, leaf)) for leaf in jax.tree.leaves(direction))))

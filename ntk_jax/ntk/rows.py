@@ -1,0 +1,83 @@
+"""How rows of tokens meet the compiled steps: packing layout, batches, and the frozen read-out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from ntk_jax.data.batch import Batch, PackedBatch, TokenRow
+from ntk_jax.data.packing import pack, pad
+from ntk_jax.errors import UserError
+from ntk_jax.models.head import head_matrix
+from ntk_jax.models.model import Model
+from ntk_jax.ntk.objectives import Objective, readout
+from ntk_jax.ntk.step import Step
+from ntk_jax.parallel.rules import shard_batch
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Shapes of a compiled step: rows_per_batch × row_length tokens, over the mesh's devices if there is one."""
+
+    row_length: int
+    rows_per_batch: int
+    mesh: jax.sharding.Mesh | None = None
+    packed: bool = True  # False: one example a row, for comparison
+    max_segments: int = 16
+
+
+def layout_for(
+    longest: int, batch_tokens: int, mesh: jax.sharding.Mesh | None = None, *, packed: bool = True
+) -> Layout:
+    """Rows as long as the longest example (to a multiple of 64), as many as fit `batch_tokens`, divisible by devices."""
+    row_length = max(64, -(-longest // 64) * 64)
+    shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = max(1, batch_tokens // row_length)
+    return Layout(row_length, -(-rows // shards) * shards, mesh, packed)
+
+
+def batches_of(rows: Sequence[TokenRow], layout: Layout, objective: Objective) -> Iterator[PackedBatch]:
+    """Packs rows into constant shapes. Linear objectives read no labels, so their label arrays shrink to one slot:
+    otherwise the longest response of a block would decide the shape and force a recompile."""
+    if not objective.is_linear:
+        for row in rows:
+            if not row.span[:-1].any():
+                raise UserError(
+                    f"example {row.id or '?'}: its span has no position with a next token, and this objective needs "
+                    "labels; use span: response or all, or a linear objective"
+                )
+    if layout.packed:
+        packed = pack(
+            rows,
+            row_length=layout.row_length,
+            rows_per_batch=layout.rows_per_batch,
+            max_segments=layout.max_segments,
+        )
+    else:
+        packed = pad(rows, row_length=layout.row_length, rows_per_batch=layout.rows_per_batch)
+    for item in packed:
+        if objective.is_linear:
+            empty = np.zeros((layout.rows_per_batch, 1), np.int32)
+            batch = dataclasses.replace(item.batch, label_position=empty, label_target=empty, label_segment=empty)
+            item = PackedBatch(batch, item.index)
+        yield item
+
+
+def make_step(model: Model, objective: Objective, layout: Layout, parameters: str, *, pooled: bool = False) -> Step:
+    """The static half of a compiled step for this model and layout."""
+    segments = layout.max_segments if layout.packed else 1
+    return Step(model.graphdef, model.dtype, objective, parameters, segments, pooled)
+
+
+def frozen_readout(model: Model, objective: Objective, parameters: str) -> jax.Array | None:
+    """The read-out computed once, or None when parameters outside the adapter (so perhaps the head) are differentiated."""
+    return readout(objective, head_matrix(model.base)) if parameters == "lora" else None
+
+
+def on_devices(batch: Batch, layout: Layout) -> Batch:
+    """The batch's rows spread over the mesh; as it is without one."""
+    return batch if layout.mesh is None else shard_batch(batch, layout.mesh)

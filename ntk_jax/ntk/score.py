@@ -1,0 +1,138 @@
+"""The directional score: one forward-mode derivative per candidate, exact and without storage.
+
+score(x) = ⟨ḡ, g(x)⟩ = d/dε s(θ + εḡ; x) at ε = 0 (DESIGN §2). Sequences are packed; per-token tangents are summed
+by segment; the primal pass also yields the mean hidden state that the pre-selection compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntk_jax.data.batch import TokenRow
+from ntk_jax.errors import UserError
+from ntk_jax.models.model import Model
+from ntk_jax.ntk.objectives import Objective
+from ntk_jax.ntk.parameters import Tree, split_parameters
+from ntk_jax.ntk.rows import Layout, batches_of, frozen_readout, make_step, on_devices
+from ntk_jax.ntk.step import directional_step, pooled_step
+
+
+@dataclass(frozen=True)
+class Scores:
+    """values: [N] or [N, m] fp32 in the order of the rows. mean_hidden: [N, D] fp32, or None if not asked for."""
+
+    values: np.ndarray
+    mean_hidden: np.ndarray | None = None
+
+
+def directional_scores(
+    model: Model,
+    rows: Sequence[TokenRow],
+    direction: Tree,
+    objective: Objective,
+    layout: Layout,
+    *,
+    parameters: str = "lora",
+    mean_hidden: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Scores:
+    """Scores of the rows along one direction ([N]) or a batch of m directions ([N, m]), see `Scores`.
+
+    direction: shaped like theta; under `probe` with a leading channel axis [C, ...]; with one leading axis more it
+    is a batch of m directions. Accumulation over tokens is fp32 whatever the compute dtype.
+
+    Raises UserError when the direction does not fit, or a score is not finite (naming the example).
+    """
+    theta, rest = split_parameters(model, parameters)
+    directions, single = _as_batch(direction, theta, objective)
+    # jvp is linear in its tangent: unit directions keep bf16 tangents in range, the norms are put back in fp32.
+    norms = jnp.sqrt(sum(jnp.square(leaf).sum(axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(directions)))
+    safe = jnp.where(norms > 0, norms, 1.0)
+    directions = jax.tree.map(lambda leaf: leaf / safe.reshape(-1, *[1] * (leaf.ndim - 1)), directions)
+
+    step = make_step(model, objective, layout, parameters, pooled=mean_hidden)
+    read = frozen_readout(model, objective, parameters)
+    values = np.zeros((len(rows), len(norms)), np.float32)
+    hidden = np.zeros((len(rows), model.config.hidden_size), np.float32) if mean_hidden else None
+    done = 0
+    for packed in batches_of(rows, layout, objective):
+        out, pooled = directional_step(step, theta, rest, read, directions, on_devices(packed.batch, layout))
+        used = packed.index >= 0  # [B, S]
+        values[packed.index[used]] = np.asarray(out)[used]
+        if hidden is not None:
+            hidden[packed.index[used]] = np.asarray(pooled)[used]
+        done += int(used.sum())
+        if progress:
+            progress(done, len(rows))
+    values *= np.asarray(norms, np.float32)
+    _refuse_nonfinite(values, rows)
+    return Scores(values[:, 0] if single else values, hidden)
+
+
+def mean_hidden_states(
+    model: Model, rows: Sequence[TokenRow], layout: Layout, *, progress: Callable[[int, int], None] | None = None
+) -> np.ndarray:
+    """[N, D] fp32: the mean over an example's tokens of the final hidden state (arXiv 2511.07380, stage 1 embedding)."""
+    objective = Objective("sum_logits")
+    parameters = "lora" if model.lora else "all"
+    theta, rest = split_parameters(model, parameters)
+    step = make_step(model, objective, layout, parameters)
+    hidden = np.zeros((len(rows), model.config.hidden_size), np.float32)
+    done = 0
+    for packed in batches_of(rows, layout, objective):
+        pooled = np.asarray(pooled_step(step, theta, rest, on_devices(packed.batch, layout)))
+        used = packed.index >= 0
+        hidden[packed.index[used]] = pooled[used]
+        done += int(used.sum())
+        if progress:
+            progress(done, len(rows))
+    _refuse_nonfinite(hidden, rows)
+    return hidden
+
+
+def _as_batch(direction: Tree, theta: Tree, objective: Objective) -> tuple[Tree, bool]:
+    """(leaves [m, C, ...], whether it was a single direction)."""
+    if jax.tree.structure(direction) != jax.tree.structure(theta):
+        raise UserError(
+            "the direction's leaves are not those of the parameters differentiated; use the same model and `parameters`"
+        )
+    channel_axes = 1 if objective.kind == "probe" else 0
+    extras = set()
+    for d, leaf in zip(jax.tree.leaves(direction), jax.tree.leaves(theta), strict=True):
+        extra = d.ndim - leaf.ndim - channel_axes
+        lead = d.shape[: d.ndim - leaf.ndim]
+        if (
+            extra not in (0, 1)
+            or d.shape[d.ndim - leaf.ndim :] != leaf.shape
+            or (channel_axes and lead[-1] != objective.channels)
+        ):
+            raise UserError(
+                f"a direction leaf of shape {d.shape} does not fit parameters of shape {leaf.shape} under objective "
+                f"{objective.kind!r} ({objective.channels} channel(s)); was it made with another objective or adapter?"
+            )
+        extras.add(extra)
+    if len(extras) != 1:
+        raise UserError("some direction leaves carry a batch axis and some do not; stack whole directions")
+    single = extras == {0}
+
+    def expand(d: jax.Array, leaf: jax.Array) -> jax.Array:
+        d = jnp.asarray(d, jnp.float32)
+        d = d[None] if single else d
+        return d if channel_axes else d[:, None]
+
+    return jax.tree.map(expand, direction, theta), single
+
+
+def _refuse_nonfinite(values: np.ndarray, rows: Sequence[TokenRow]) -> None:
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=-1))
+    if len(bad):
+        name = rows[int(bad[0])].id or f"number {int(bad[0])}"
+        raise UserError(
+            f"example {name}: its score is not finite ({len(bad)} of {len(rows)} so); check the weights with "
+            "`ntk-jax doctor`, or compute in float32"
+        )

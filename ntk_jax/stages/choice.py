@@ -1,0 +1,155 @@
+"""From scores to a selection: top-N and its random control, who was picked, and what the picks align with."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ntk_jax.data.batch import TokenRow
+from ntk_jax.data.records import family_of, prompt_text, response_text
+from ntk_jax.ntk.direction import mean_gradient, stack_directions
+from ntk_jax.ntk.rows import layout_for
+from ntk_jax.ntk.score import directional_scores
+from ntk_jax.selection.top import random_n, record_line, selected_records, top_n
+from ntk_jax.stages.context import Record, Run
+from ntk_jax.stages.kernel import KEPT, candidates_of
+from ntk_jax.storage.arrays import open_store, read
+from ntk_jax.storage.atomic import write_json, write_lines
+
+DIRECTIONS_AT_ONCE = 4  # gradients of displayed examples pushed forward together; bounds memory
+
+
+def select(run: Run, folder: Path) -> dict[str, Any]:
+    """Writes selection.jsonl (the contract's format), random.jsonl (the control, same format), summary.json and
+    examples.json (selected examples with the domain example they align with most)."""
+    config = run.config
+    store = open_store(run.folder / "score" / "scores.zarr")
+    scores, usable = read(store, "score"), np.flatnonzero(read(store, "status") == KEPT)
+    lengths = read(store, "length")
+    chosen = usable[top_n(scores[usable], config.select.count)]
+    control = usable[random_n(len(usable), config.select.count, config.seed)]
+
+    ordinals = candidates_of(run)
+    families: list[str] = []
+    wanted, records = {*chosen.tolist(), *control.tolist()}, {}
+    progress = run.make_progress("select", len(ordinals), "examples")
+    for place, record in run.pool_records(ordinals):
+        families.append(family_of(record, config.report.group_by))
+        if place in wanted:
+            records[place] = record
+        progress(place + 1, len(ordinals))
+
+    method = f"ntk:{config.score.objective}"
+    selection = list(selected_records(records.items(), chosen, scores, method))
+    write_lines(folder / "selection.jsonl", (record_line(record) for record in selection))
+    random = selected_records(records.items(), control, scores, "random")
+    write_lines(folder / "random.jsonl", (record_line(record) for record in random))
+
+    write_json(folder / "summary.json", _summary(run, scores, lengths, usable, chosen, control, families))
+    write_json(folder / "examples.json", _aligned_examples(run, selection[: config.report.examples]))
+    return {"count": len(chosen)}
+
+
+def _summary(
+    run: Run,
+    scores: np.ndarray,
+    lengths: np.ndarray,
+    usable: np.ndarray,
+    chosen: np.ndarray,
+    control: np.ndarray,
+    families: list[str],
+) -> dict[str, Any]:
+    members: dict[str, list[int]] = defaultdict(list)
+    for place in usable:
+        members[families[place]].append(int(place))
+    picked, drawn = Counter(families[i] for i in chosen), Counter(families[i] for i in control)
+    table = [
+        {
+            "name": name,
+            "pool": len(places),
+            "selected": picked[name],
+            "random": drawn[name],
+            "mean_score": float(scores[places].mean()),
+            "median_tokens": float(np.median(lengths[places])),
+        }
+        for name, places in members.items()
+    ]
+    table.sort(key=lambda row: (-row["selected"], -row["pool"], row["name"]))
+    useful = set(run.config.report.useful)
+
+    def share(counts: Counter[str]) -> float | None:
+        return sum(counts[name] for name in useful) / sum(counts.values()) if useful else None
+
+    edges = np.histogram_bin_edges(scores[usable], bins=40)
+    rng = np.random.default_rng(run.config.seed)
+    shown = np.sort(rng.permutation(usable)[:1500])  # enough points to see a length effect, few enough to draw
+    return {
+        "count": len(chosen),
+        "method": f"ntk:{run.config.score.objective}",
+        "threshold": float(scores[chosen[-1]]),
+        "families": table,
+        "useful": sorted(useful),
+        "useful_share_pool": share(Counter(families[i] for i in usable)),
+        "useful_share_selected": share(picked),
+        "useful_share_random": share(drawn),
+        "random_families": dict(sorted(drawn.items())),
+        "histogram": {
+            "edges": edges.tolist(),
+            "pool": np.histogram(scores[usable], edges)[0].tolist(),
+            "selected": np.histogram(scores[chosen], edges)[0].tolist(),
+        },
+        "median_tokens": {
+            "pool": float(np.median(lengths[usable])),
+            "selected": float(np.median(lengths[chosen])),
+            "random": float(np.median(lengths[control])),
+        },
+        "scatter": {"tokens": lengths[shown].tolist(), "score": [float(f"{s:.6g}") for s in scores[shown]]},
+    }
+
+
+def _aligned_examples(run: Run, shown: list[Record]) -> list[dict[str, Any]]:
+    """For each shown selection the domain example x_i with the largest kernel ⟨g(x_i), g(x)⟩: its own gradient is
+    the direction, the domain set is what is scored."""
+    if not shown:
+        return []
+    model, objective, parameters = run.warm, run.objective, run.config.score.parameters
+    span = run.config.score.span
+    one = layout_for(run.config.model.max_length, 1)
+    rows = [row for _, row in run.rows(shown, span) if isinstance(row, TokenRow)]
+    domain = run.encode([record for record, _ in run.domain], span)[0]
+    progress = run.make_progress("alignment", len(shown), "examples")
+    kernels = []
+    for start in range(0, len(rows), DIRECTIONS_AT_ONCE):
+        part = rows[start : start + DIRECTIONS_AT_ONCE]
+        gradients = [mean_gradient(model, [row], objective, one, parameters=parameters) for row in part]
+        # Repeat the last one so that the number of directions, a compiled shape, stays the same.
+        gradients += [gradients[-1]] * (min(DIRECTIONS_AT_ONCE, len(rows)) - len(part))
+        directions = stack_directions(gradients)
+        values = directional_scores(
+            model, [row for _, row in domain], directions, objective, run.layout, parameters=parameters
+        ).values
+        kernels.append(values[:, : len(part)])
+        progress(start + len(part), len(rows))
+    kernel = np.concatenate(kernels, axis=1)  # [Nd, shown]
+    return [
+        {
+            "rank": record["rank"],
+            "id": record["id"],
+            "family": family_of(record, run.config.report.group_by),
+            "score": record["score"],
+            "prompt": prompt_text(record),
+            "response": response_text(record),
+            "tokens": len(row.ids),
+            "aligned": {
+                "id": domain[best][0]["id"],
+                "prompt": prompt_text(domain[best][0]),
+                "response": response_text(domain[best][0]),
+                "kernel": float(column[best]),
+            },
+        }
+        for record, row, column in zip(shown, rows, kernel.T, strict=True)
+        for best in [int(np.argmax(column))]
+    ]

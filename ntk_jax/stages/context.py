@@ -1,0 +1,193 @@
+"""What all stages of a run share: the resolved config, the run directory, the model and the examples."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors.numpy import load_file, save
+
+from ntk_jax.config import Config, TrainSection
+from ntk_jax.data.batch import TokenRow
+from ntk_jax.data.packing import row_length_for
+from ntk_jax.data.sources import count_records, read_records, sample_indices
+from ntk_jax.data.statistics import DataStatistics
+from ntk_jax.data.tokens import Dropped, as_rows
+from ntk_jax.errors import UserError
+from ntk_jax.models.lora import LoRAConfig
+from ntk_jax.models.model import Model, load_model, with_lora
+from ntk_jax.models.peft import load_adapter
+from ntk_jax.ntk.objectives import Objective
+from ntk_jax.ntk.rows import Layout, layout_for
+from ntk_jax.parallel.mesh import make_mesh
+from ntk_jax.storage.atomic import write_bytes
+from ntk_jax.training.train import TrainConfig
+
+Record = dict[str, Any]
+MakeProgress = Callable[[str, int | None, str], Callable[..., None]]
+
+
+@dataclass
+class Run:
+    """A run in progress. Everything costly is made once, when a stage first asks for it."""
+
+    config: Config
+    folder: Path
+    make_progress: MakeProgress
+
+    @functools.cached_property
+    def mesh(self) -> jax.sharding.Mesh | None:
+        """The devices' mesh, or None on a single device, where a mesh would only add dispatch time."""
+        axes = self.config.mesh
+        if len(jax.devices()) == 1 and axes.fsdp == axes.tensor == 1 and axes.data in (-1, 1):
+            return None
+        return make_mesh(axes.data, axes.fsdp, axes.tensor)
+
+    @functools.cached_property
+    def base(self) -> Model:
+        """The model the run starts from: fresh LoRA, or the adapter the config names."""
+        section, lora = self.config.model, self.config.lora
+        return load_model(
+            section.path,
+            lora=None if section.adapter else LoRAConfig(lora.rank, lora.alpha, lora.targets),
+            adapter=section.adapter,
+            dtype=section.dtype,
+            mesh=self.mesh,
+            seed=self.config.seed,
+        )
+
+    @functools.cached_property
+    def warm(self) -> Model:
+        """The base model with the warm-up's adapter."""
+        return self.adapted(self.folder / "warmup" / "adapter")
+
+    def adapted(self, adapter: Path) -> Model:
+        """The base model with the adapter of a stage of this run."""
+        lora, _ = load_adapter(adapter, self.base.config)
+        return with_lora(self.base, lora)
+
+    @property
+    def objective(self) -> Objective:
+        score = self.config.score
+        return Objective(score.objective, score.normalize, score.probes, self.config.seed)
+
+    @property
+    def layout(self) -> Layout:
+        """The shapes of every scoring step of this run."""
+        return layout_for(self.config.model.max_length, self.config.score.batch_tokens, self.mesh)
+
+    @property
+    def row_length(self) -> int:
+        return row_length_for(self.config.model.max_length)
+
+    # -- examples ----------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def domain(self) -> list[tuple[Record, TokenRow]]:
+        """The domain set, sampled by the seed, with what was dropped left out (see `domain_statistics`)."""
+        data = self.config.data
+        records = list(read_records(data.domain))
+        chosen = sample_indices(len(records), data.domain_limit, self.config.seed)
+        if chosen is not None:
+            records = [records[i] for i in chosen]
+        kept, statistics = self.encode(records)
+        if not kept:
+            raise UserError(
+                f"data.domain: none of {len(records)} examples of {', '.join(data.domain)} is usable "
+                f"(dropped: {statistics.to_dict()['dropped']}); check model.max_length and the responses"
+            )
+        self.domain_statistics = statistics
+        return kept
+
+    def encode(
+        self, records: list[Record], span: str | None = None
+    ) -> tuple[list[tuple[Record, TokenRow]], DataStatistics]:
+        """The records that survive encoding, and the account of all. Training always looks at responses only."""
+        statistics = DataStatistics(self.config.report.group_by)
+        kept = []
+        for record, row in self.rows(records, span or "response"):
+            statistics.add(record, row)
+            if isinstance(row, TokenRow):
+                kept.append((record, row))
+        return kept, statistics
+
+    def rows(self, records: list[Record], span: str) -> Iterator[tuple[Record, TokenRow | Dropped]]:
+        """Each record with its tokens, in order, by this run's template and length rules."""
+        section = self.config.model
+        for record, row in as_rows(
+            records,
+            self.base.tokenizer,
+            max_length=section.max_length,
+            span=span,
+            overflow=section.overflow,
+            template=section.template,
+            add_eos=section.add_eos,
+            vocab_size=self.base.config.vocab_size,
+        ):
+            assert record is not None
+            yield record, row
+
+    @functools.cached_property
+    def pool_ordinals(self) -> np.ndarray:
+        """Ascending positions in the pool of what this run looks at: all of it, or a seeded sample."""
+        data = self.config.data
+        total = count_records(data.pool)
+        chosen = sample_indices(total, data.pool_limit, self.config.seed)
+        return np.arange(total) if chosen is None else chosen
+
+    def pool_records(self, ordinals: np.ndarray) -> Iterator[tuple[int, Record]]:
+        """(place in `ordinals`, record), streamed: the pool is never in memory."""
+        wanted = iter(enumerate(ordinals.tolist()))
+        place, target = next(wanted, (None, None))
+        for number, record in enumerate(read_records(self.config.data.pool)):
+            if target is None:
+                return
+            if number == target:
+                assert place is not None
+                yield place, record
+                place, target = next(wanted, (None, None))
+        if target is not None:
+            raise UserError(f"data.pool: record {target} is no longer there; did a file change during the run?")
+
+    def pool_blocks(self, ordinals: np.ndarray, done: set[int]) -> Iterator[tuple[int, list[Record]]]:
+        """(block number, records) of the blocks not yet done."""
+        size = self.config.score.block_examples
+        records = (record for _, record in self.pool_records(ordinals))
+        for number in range(-(-len(ordinals) // size)):
+            block = list(itertools.islice(records, size))
+            if number not in done:
+                yield number, block
+
+    # -- training ----------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def train_config(section: TrainSection, **changes: Any) -> TrainConfig:
+        return TrainConfig(**{**dataclasses.asdict(section), **changes})
+
+
+def save_tree(path: Path, tree: Any) -> None:
+    """A pytree of nested dicts as one safetensors file with names like "layers/q_proj/a"; the same bytes every time."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    arrays = {jax.tree_util.keystr(p, simple=True, separator="/"): np.ascontiguousarray(leaf) for p, leaf in leaves}
+    write_bytes(path, save(arrays))
+
+
+def load_tree(path: Path, like: Any) -> Any:
+    """The tree that `save_tree` wrote, in the structure of `like`; raises UserError if names differ."""
+    try:
+        arrays = load_file(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}; it must be a safetensors file written by this package") from None
+    leaves, structure = jax.tree_util.tree_flatten_with_path(like)
+    names = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in leaves]
+    if set(names) != set(arrays):
+        odd = sorted(set(names) ^ set(arrays))[0]
+        raise UserError(f"{path} does not fit this model's parameters: {odd} is in one and not the other")
+    return jax.tree.unflatten(structure, [arrays[name] for name in names])

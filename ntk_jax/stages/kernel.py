@@ -1,0 +1,283 @@
+"""From a domain to a score for every pool example: warm-up, direction, pre-selection, scores."""
+
+from __future__ import annotations
+
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from scipy.stats import spearmanr
+
+from ntk_jax.data.batch import TokenRow
+from ntk_jax.data.statistics import PERCENTILES
+from ntk_jax.data.tokens import NO_RESPONSE, TOO_LONG, Dropped
+from ntk_jax.errors import UserError
+from ntk_jax.models.head import head_matrix
+from ntk_jax.models.peft import save_adapter
+from ntk_jax.ntk.direction import adam_preconditioned, direction_norm, mean_gradient
+from ntk_jax.ntk.objectives import head_coherence
+from ntk_jax.ntk.parameters import refuse_fresh_lora, split_parameters
+from ntk_jax.ntk.score import directional_scores, mean_hidden_states
+from ntk_jax.selection.votes import count_votes, keep_most_voted, unit_rows
+from ntk_jax.stages.context import Run, load_tree, save_tree
+from ntk_jax.storage.arrays import create, done_blocks, read, write_block
+from ntk_jax.storage.atomic import read_json, write_bytes, write_json
+from ntk_jax.training.flops import forward_flops, score_flops
+from ntk_jax.training.train import train
+
+KEPT = 0  # status codes of a pool example, beside the reasons for dropping one
+DROP_REASONS = (TOO_LONG, NO_RESPONSE)
+
+
+def warmup(run: Run, folder: Path) -> dict[str, Any]:
+    """LoRA fine-tuning on the domain, so that B is no longer 0 and A-gradients exist. Writes adapter/ and
+    second_moment.safetensors. With warmup.max_steps = 0 the starting adapter is taken as it is."""
+    rows = [row for _, row in run.domain]
+    write_json(folder / "data.json", run.domain_statistics.to_dict())
+    section = run.config.warmup
+    lora, facts = run.base.lora, {"steps": 0, "flops": 0.0, "tokens": 0}
+    if section.max_steps != 0:
+        trained = train(
+            run.base,
+            rows,
+            run.train_config(section),
+            folder=folder,
+            seed=run.config.seed,
+            row_length=run.row_length,
+            mesh=run.mesh,
+            progress=run.make_progress("warmup", None, "steps"),
+        )
+        lora = trained.lora
+        save_tree(folder / "second_moment.safetensors", trained.second_moment)
+        facts = {"steps": trained.steps, "flops": trained.flops, "tokens": trained.tokens}
+    save_adapter(folder / "adapter", lora, run.base.lora_config, run.base.config, run.config.model.path)
+    return facts
+
+
+def gradient(run: Run, folder: Path) -> dict[str, Any]:
+    """The direction in parameter space: the domain's mean gradient, that divided by Adam's root second moments, or
+    one from a file. Writes direction.safetensors and summary.json."""
+    score, model = run.config.score, run.warm
+    if not score.allow_fresh_lora:
+        refuse_fresh_lora(model, score.parameters)
+    records = [record for record, _ in run.domain]
+    rows = [row for _, row in run.encode(records, score.span)[0]]
+    if score.direction in ("mean_gradient", "adam"):
+        direction = mean_gradient(
+            model,
+            rows,
+            run.objective,
+            run.layout,
+            parameters=score.parameters,
+            progress=run.make_progress("gradient", len(rows), "examples"),
+        )
+    else:
+        direction = load_tree(Path(score.direction), split_parameters(model, score.parameters)[0])
+    if score.direction == "adam":
+        moments = run.folder / "warmup" / "second_moment.safetensors"
+        if score.parameters != "lora" or not moments.exists():
+            raise UserError("score.direction = adam needs a warm-up of this run and score.parameters = lora")
+        direction = adam_preconditioned(direction, load_tree(moments, model.lora))
+    save_tree(folder / "direction.safetensors", direction)
+    norms = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): float(np.linalg.norm(leaf))
+        for path, leaf in jax.tree_util.tree_flatten_with_path(direction)[0]
+    }
+    summary = {
+        "objective": score.objective,
+        "direction": score.direction,
+        "rho": head_coherence(head_matrix(model.base)),
+        "norm": direction_norm(direction),
+        "leaf_norms": norms,
+        "examples": len(rows),
+    }
+    write_json(folder / "summary.json", summary)
+    return {"norm": summary["norm"]}
+
+
+def preselect(run: Run, folder: Path) -> dict[str, Any]:
+    """The paper's coarse stage: keep the M candidates with the most nearest-neighbour votes. Writes candidates.npy
+    (ascending pool positions); `none` keeps everything and writes nothing but its summary."""
+    section = run.config.preselect
+    ordinals = run.pool_ordinals
+    if section.method == "none":
+        write_json(folder / "summary.json", {"method": "none", "candidates": len(ordinals)})
+        return {"candidates": len(ordinals)}
+    keep = section.keep or 4 * run.config.select.count
+    neighbours = section.neighbours or max(1, keep // 4)
+    model, progress = run.warm, run.make_progress("preselect", len(ordinals), "examples")
+    shapes = {"hidden": ((model.config.hidden_size,), np.float16), "kept": ((), np.uint8), "length": ((), np.int32)}
+    block_rows = run.config.score.block_examples
+    store = create(folder / "hidden.zarr", shapes, len(ordinals), block_rows)
+    done = done_blocks(store)
+    begun, finished = time.monotonic(), min(len(done) * block_rows, len(ordinals))
+    for number, records in run.pool_blocks(ordinals, done):
+        encoded = [row for _, row in run.rows(records, "all")]
+        rows = [row for row in encoded if isinstance(row, TokenRow)]
+        kept = np.array([isinstance(row, TokenRow) for row in encoded], np.uint8)
+        hidden = np.zeros((len(encoded), model.config.hidden_size), np.float16)
+        if rows:
+            start = finished
+            pooled = mean_hidden_states(
+                model, rows, run.layout, progress=lambda n, _, start=start: progress(start + n, len(ordinals))
+            )
+            hidden[kept == 1] = unit_rows(pooled).astype(np.float16)
+        lengths = np.array([len(row.ids) if isinstance(row, TokenRow) else 0 for row in encoded], np.int32)
+        write_block(store, number, {"hidden": hidden, "kept": kept, "length": lengths})
+        finished += len(records)
+        progress(finished, len(ordinals))
+
+    kept = read(store, "kept") == 1
+    tokens = int(read(store, "length").sum())
+    domain = mean_hidden_states(model, [row for _, row in run.domain], run.layout)
+
+    def blocks() -> Any:
+        for start in range(0, len(ordinals), block_rows):
+            stop = min(start + block_rows, len(ordinals))
+            yield read(store, "hidden", start, stop)[kept[start:stop]]
+
+    votes = count_votes(domain, blocks(), neighbours)
+    candidates = ordinals[np.flatnonzero(kept)[keep_most_voted(votes, keep)]]
+    _save_array(folder / "candidates.npy", candidates)
+    counts, edges = np.histogram(votes.votes, bins=20)
+    summary = {
+        "method": "votes",
+        "keep": keep,
+        "neighbours": neighbours,
+        "candidates": len(candidates),
+        "votes_histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+        "tokens": tokens,
+        "flops": forward_flops(model.config, tokens),
+        "seconds": time.monotonic() - begun,
+    }
+    write_json(folder / "summary.json", summary)
+    return {"candidates": len(candidates)}
+
+
+def candidates_of(run: Run) -> np.ndarray:
+    """Ascending pool positions that are scored."""
+    path = run.folder / "preselect" / "candidates.npy"
+    return np.load(path) if run.config.preselect.method == "votes" else run.pool_ordinals
+
+
+def score(run: Run, folder: Path) -> dict[str, Any]:
+    """One directional derivative per candidate, block by block. Writes scores.zarr (score, status, length, span,
+    truncated), data.json and summary.json."""
+    section, model = run.config.score, run.warm
+    ordinals = candidates_of(run)
+    direction = load_tree(run.folder / "gradient" / "direction.safetensors", _like(run))
+    shapes: dict[str, Any] = {
+        "score": ((), np.float32),
+        "status": ((), np.uint8),
+        "length": ((), np.int32),
+        "span": ((), np.int32),
+        "truncated": ((), np.uint8),
+    }
+    store = create(folder / "scores.zarr", shapes, len(ordinals), section.block_examples)
+    done = done_blocks(store)
+    progress = run.make_progress("score", len(ordinals), "examples")
+    begun, finished = time.monotonic(), min(len(done) * section.block_examples, len(ordinals))
+    progress(finished, len(ordinals))
+    for number, records in run.pool_blocks(ordinals, done):
+        encoded = [row for _, row in run.rows(records, section.span)]
+        kept = np.array([isinstance(row, TokenRow) for row in encoded])
+        rows = [row for row in encoded if isinstance(row, TokenRow)]
+        values = np.zeros(len(encoded), np.float32)
+        if rows:
+            start = finished
+            values[kept] = directional_scores(
+                model,
+                rows,
+                direction,
+                run.objective,
+                run.layout,
+                parameters=section.parameters,
+                progress=lambda n, _, start=start: progress(start + n, len(ordinals)),
+            ).values
+        write_block(
+            store,
+            number,
+            {
+                "score": values,
+                "status": np.array([_status(row) for row in encoded], np.uint8),
+                "length": np.array([len(row.ids) if isinstance(row, TokenRow) else 0 for row in encoded], np.int32),
+                "span": np.array([row.span.sum() if isinstance(row, TokenRow) else 0 for row in encoded], np.int32),
+                "truncated": np.array([isinstance(row, TokenRow) and row.truncated for row in encoded], np.uint8),
+            },
+        )
+        finished += len(records)
+        progress(finished, len(ordinals))
+    return _summarise(run, folder, store, time.monotonic() - begun)
+
+
+def _summarise(run: Run, folder: Path, store: Any, seconds: float) -> dict[str, Any]:
+    status, scores = read(store, "status"), read(store, "score")
+    length, span = read(store, "length"), read(store, "span")
+    usable = status == KEPT
+    if not usable.any():
+        raise UserError(f"data.pool: none of {len(status)} examples is usable; check model.max_length and the responses")
+    tokens, labels = int(length.sum()), int(span.sum())
+    write_json(
+        folder / "data.json",
+        {
+            "records": len(status),
+            "kept": int(usable.sum()),
+            "truncated": int(read(store, "truncated").sum()),
+            "dropped": {
+                reason: int((status == code).sum())
+                for code, reason in enumerate(DROP_REASONS, 1)
+                if (status == code).any()
+            },
+            "tokens": tokens,
+            "span_tokens": labels,
+            "lengths": _percentiles(length[usable]),
+            "span_lengths": _percentiles(span[usable]),
+        },
+    )
+    gradient_summary = read_json(run.folder / "gradient" / "summary.json")
+    objective, config = run.objective, run.base.config
+    summary = {
+        "scored": int(usable.sum()),
+        "tokens": tokens,
+        "flops": score_flops(
+            config, tokens, 0 if objective.is_linear else labels, directions=objective.channels,
+            parameters="lora" if run.config.score.parameters == "lora" else "all",
+        ),
+        "seconds": seconds,
+        "spearman_span_length": _spearman(scores[usable], span[usable]),
+        "spearman_total_length": _spearman(scores[usable], length[usable]),
+        "rho": gradient_summary["rho"],
+        "direction_norm": gradient_summary["norm"],
+    }  # fmt: skip
+    write_json(folder / "summary.json", summary)
+    return {"scored": summary["scored"]}
+
+
+def _spearman(a: np.ndarray, b: np.ndarray) -> float | None:
+    if len(a) < 3 or (a == a[0]).all() or (b == b[0]).all():
+        return None
+    return float(spearmanr(a, b).statistic)
+
+
+def _percentiles(lengths: np.ndarray) -> dict[str, int]:
+    """By nearest rank, as `DataStatistics` counts them."""
+    found = {str(p): int(np.percentile(lengths, p, method="inverted_cdf")) for p in PERCENTILES}
+    return found | {"max": int(lengths.max())}
+
+
+def _status(row: TokenRow | Dropped) -> int:
+    return KEPT if isinstance(row, TokenRow) else 1 + DROP_REASONS.index(row.reason)
+
+
+def _like(run: Run) -> Any:
+    """The structure of the direction: the parameters differentiated."""
+    return split_parameters(run.warm, run.config.score.parameters)[0]
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_bytes(path, buffer.getvalue())

@@ -1,0 +1,310 @@
+"""The directional score against explicit per-example gradients, and what it must not depend on."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ntk_reference import centred, flatten, random_rows, reference_gradients, tiny_model
+
+from ntk_jax.data.batch import TokenRow
+from ntk_jax.errors import UserError
+from ntk_jax.models.decoder import hidden_states
+from ntk_jax.models.lora import LoRAConfig
+from ntk_jax.models.model import random_model
+from ntk_jax.ntk.direction import adam_preconditioned, mean_gradient, stack_directions
+from ntk_jax.ntk.objectives import Objective, head_coherence
+from ntk_jax.ntk.parameters import refuse_fresh_lora, split_parameters
+from ntk_jax.ntk.rows import Layout, batches_of, frozen_readout, layout_for, make_step
+from ntk_jax.ntk.score import directional_scores, mean_hidden_states
+from ntk_jax.ntk.step import directional_step
+from ntk_jax.parallel.mesh import make_mesh
+
+FAMILIES = ("llama", "qwen2", "qwen3")
+KINDS = ("sum_logits", "probe", "cross_entropy", "target_logit")
+LAYOUT = Layout(row_length=64, rows_per_batch=4)
+
+
+def logit_gap(hidden: jax.Array, targets: jax.Array, head: jax.Array) -> jax.Array:
+    """A user's objective: the target's logit less the mean logit, squared."""
+    target = jnp.einsum("...d,...d->...", hidden, head[targets])
+    return (target - hidden @ head.mean(axis=0)) ** 2
+
+
+def explicit_scores(model, domain, pool, objective, parameters="lora"):
+    """mean_i ⟨g(x_i), g(x)⟩, averaged over channels, in float64."""
+    mean = np.mean(reference_gradients(model, domain, objective, parameters), axis=0)
+    features = reference_gradients(model, pool, objective, parameters)
+    return np.array([(mean * feature).sum(axis=1).mean() for feature in features])
+
+
+def assert_close(actual, expected, rtol=1e-4):
+    """Relative to each score, with a tenth of the tolerance relative to the largest: fp32 sums that cancel."""
+    np.testing.assert_allclose(actual, expected, rtol=rtol, atol=0.1 * rtol * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("kind", [*KINDS, logit_gap], ids=[*KINDS, "callable"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_equal_explicit_gradient_inner_products(family, kind):
+    model = tiny_model(family)
+    domain, pool = random_rows(3, seed=1), random_rows(5, seed=2)
+    objective = Objective(kind, probes=2, seed=7)
+    expected = explicit_scores(model, domain, pool, objective)
+    for packed in (True, False):
+        layout = dataclasses.replace(LAYOUT, packed=packed)
+        direction = mean_gradient(model, domain, objective, layout)
+        scores = directional_scores(model, pool, direction, objective, layout).values
+        assert scores.dtype == np.float32
+        assert_close(scores, expected)
+
+
+@pytest.mark.parametrize("normalize", ["mean", "sum", "none"])
+@pytest.mark.parametrize("kind", ["sum_logits", "cross_entropy"])
+def test_normalisation(kind, normalize):
+    model, rows = tiny_model(), random_rows(4, seed=3)
+    objective = Objective(kind, normalize)
+    direction = mean_gradient(model, rows, objective, LAYOUT)
+    scores = directional_scores(model, rows, direction, objective, LAYOUT).values
+    assert_close(scores, explicit_scores(model, rows, rows, objective))
+
+
+@pytest.mark.parametrize("parameters", ["all", "layers/(q_proj|up_proj)/", "base/(norm|embed|head)$"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_parameters_than_lora(kind, parameters):
+    model = tiny_model()
+    domain, pool = random_rows(2, seed=1), random_rows(3, seed=2)
+    objective = Objective(kind, probes=2)
+    direction = mean_gradient(model, domain, objective, LAYOUT, parameters=parameters)
+    scores = directional_scores(model, pool, direction, objective, LAYOUT, parameters=parameters).values
+    assert_close(scores, explicit_scores(model, domain, pool, objective, parameters))
+
+
+def test_mean_gradient_is_the_mean_of_explicit_gradients():
+    model, rows = tiny_model("qwen3"), random_rows(6, seed=4)
+    objective = Objective("probe", probes=3)
+    direction = mean_gradient(model, rows, objective, LAYOUT)
+    expected = np.mean(reference_gradients(model, rows, objective), axis=0)
+    actual = flatten(direction, 3)
+    assert np.linalg.norm(actual - expected) < 1e-5 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_do_not_depend_on_batch_neighbours(kind):
+    model, pool = tiny_model(), random_rows(12, seed=5)
+    objective = Objective(kind, probes=2)
+    direction = mean_gradient(model, random_rows(3, seed=6), objective, LAYOUT)
+    together = directional_scores(model, pool, direction, objective, LAYOUT).values
+    alone = np.concatenate([directional_scores(model, [row], direction, objective, LAYOUT).values for row in pool])
+    backwards = directional_scores(model, pool[::-1], direction, objective, LAYOUT).values[::-1]
+    assert_close(together, alone, rtol=1e-5)
+    assert_close(together, backwards, rtol=1e-5)
+
+
+def test_batch_of_directions_equals_each_alone():
+    model, pool = tiny_model(), random_rows(6, seed=7)
+    for objective in (Objective("sum_logits"), Objective("probe", probes=2)):
+        each = [mean_gradient(model, random_rows(2, seed=s), objective, LAYOUT) for s in (8, 9, 10)]
+        together = directional_scores(model, pool, stack_directions(each), objective, LAYOUT).values
+        assert together.shape == (6, 3)
+        for column, direction in enumerate(each):
+            assert_close(
+                together[:, column], directional_scores(model, pool, direction, objective, LAYOUT).values, 1e-5
+            )
+
+
+def test_sum_logits_vanishes_on_a_centred_head_and_probe_does_not_change():
+    """DESIGN §2, softmax gauge: predictions are the same, the sum of logits is not."""
+    model, pool, domain = tiny_model(), random_rows(6, seed=11), random_rows(3, seed=12)
+    flat = centred(model)
+    results = {}
+    for name, which in (("raw", model), ("centred", flat)):
+        for kind in ("sum_logits", "probe", "cross_entropy"):
+            objective = Objective(kind, probes=3, seed=1)
+            direction = mean_gradient(which, domain, objective, LAYOUT)
+            results[name, kind] = directional_scores(which, pool, direction, objective, LAYOUT).values
+    scale = np.abs(results["raw", "sum_logits"]).max()
+    assert np.abs(results["centred", "sum_logits"]).max() < 1e-9 * scale
+    assert_close(results["centred", "probe"], results["raw", "probe"])
+    assert_close(results["centred", "cross_entropy"], results["raw", "cross_entropy"])
+    assert head_coherence(flat.base["head"]) < 1e-9 < 0.01 < head_coherence(model.base["head"])
+
+
+def test_probes_converge_to_the_trace_of_the_centred_kernel():
+    """With every one of V orthogonal probes the mean is exact; here: many random ones, within four standard errors."""
+    model, rows = tiny_model(vocab_size=24), random_rows(2, seed=13, vocab=24, lengths=(9,))
+    x, y = (_logit_features(model, row) for row in rows)  # [V, P], centred
+    exact = float((x * y).sum())
+    pairs = x @ y.T
+    variance = 2 * (((pairs + pairs.T) / 2) ** 2).sum() - 2 * (np.diag(pairs) ** 2).sum()  # Hutchinson, Rademacher
+    probes = 256
+    objective = Objective("probe", probes=probes, seed=3)
+    direction = mean_gradient(model, rows[:1], objective, Layout(64, 1))
+    estimate = float(directional_scores(model, rows[1:], direction, objective, Layout(64, 1)).values[0])
+    assert abs(estimate - exact) < 4 * np.sqrt(variance / probes)
+
+
+def _logit_features(model, row):
+    """[V, P]: gradients of each centred span-mean logit, by V orthogonal one-hot readings."""
+    theta, rest = split_parameters(model, "lora")
+
+    def logits(theta):
+        ids = jnp.asarray(row.ids)[None]
+        hidden = hidden_states(
+            model.graphdef, theta, rest["base"], ids, jnp.arange(ids.shape[1])[None], jnp.ones_like(ids)
+        )[0]
+        mean = (hidden * row.span[:, None]).sum(axis=0) / row.span.sum()
+        values = model.base["head"] @ mean
+        return values - values.mean()
+
+    return flatten(jax.jit(jax.jacrev(logits))(theta), model.config.vocab_size)
+
+
+@pytest.mark.parametrize("kind", ["sum_logits", "cross_entropy"])
+def test_one_and_eight_devices_agree(kind):
+    model, pool, domain = tiny_model(), random_rows(40, seed=14), random_rows(20, seed=15)
+    objective = Objective(kind)
+    scores = []
+    for mesh in (None, make_mesh(devices=jax.devices()[:1]), make_mesh()):
+        layout = dataclasses.replace(LAYOUT, rows_per_batch=8, mesh=mesh)
+        direction = mean_gradient(model, domain, objective, layout)
+        scores.append(directional_scores(model, pool, direction, objective, layout).values)
+    assert len(jax.devices()) == 8
+    assert_close(scores[1], scores[0], 1e-5)
+    assert_close(scores[2], scores[0], 1e-5)
+    assert list(np.argsort(-scores[2], kind="stable")) == list(np.argsort(-scores[0], kind="stable"))
+
+
+def test_linear_objectives_never_build_logits():
+    """The compiled step holds no array with a vocabulary axis but the weights themselves."""
+    for kind, expected in (("sum_logits", False), ("probe", False), ("cross_entropy", True)):
+        model, rows = tiny_model(vocab_size=1009, hidden_size=32), random_rows(3, vocab=1009)
+        objective = Objective(kind, probes=1)
+        direction = mean_gradient(model, rows, objective, LAYOUT)
+        theta, rest = split_parameters(model, "lora")
+        stacked = jax.tree.map(lambda d: d if kind == "probe" else d[None], direction)
+        packed = next(iter(batches_of(rows, LAYOUT, objective)))
+        text = directional_step.lower(
+            make_step(model, objective, LAYOUT, "lora"), theta, rest, frozen_readout(model, objective, "lora"),
+            jax.tree.map(lambda d: d[None], stacked), packed.batch,
+        ).as_text()  # fmt: skip
+        assert ("x1009x" in text or "x1009>" in text) == expected, kind
+
+
+def test_mean_hidden_state_comes_from_the_same_pass():
+    model, pool = tiny_model(), random_rows(7, seed=16)
+    objective = Objective("sum_logits")
+    direction = mean_gradient(model, pool[:2], objective, LAYOUT)
+    fused = directional_scores(model, pool, direction, objective, LAYOUT, mean_hidden=True).mean_hidden
+    alone = mean_hidden_states(model, pool, LAYOUT)
+    np.testing.assert_allclose(fused, alone, rtol=1e-5, atol=1e-6)
+    ids = jnp.asarray(pool[3].ids)[None]
+    direct = hidden_states(
+        model.graphdef, model.lora, model.base, ids, jnp.arange(ids.shape[1])[None], jnp.ones_like(ids)
+    )
+    np.testing.assert_allclose(fused[3], np.asarray(direct)[0].mean(axis=0), rtol=1e-4, atol=1e-5)
+
+
+def test_adam_preconditioned_direction():
+    model, pool = tiny_model(), random_rows(4, seed=17)
+    objective = Objective("cross_entropy")
+    direction = mean_gradient(model, pool, objective, LAYOUT)
+    moments = jax.tree.map(lambda leaf: jnp.abs(leaf) + 0.5, direction)
+    expected = jax.tree.map(lambda d, v: d / (jnp.sqrt(v) + 1e-8), direction, moments)
+    made = adam_preconditioned(direction, moments)
+    scores = directional_scores(model, pool, made, objective, LAYOUT).values
+    features = np.stack([f[0] for f in reference_gradients(model, pool, objective)])
+    assert_close(scores, features @ flatten(jax.tree.map(lambda d: d[None], expected), 1)[0])
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 2**31), st.floats(-3, 3), st.floats(-3, 3))
+def test_scores_are_linear_in_the_direction(seed, a, b):
+    model, pool = tiny_model(), random_rows(4, seed=seed)
+    objective = Objective("sum_logits")
+    first, second = (mean_gradient(model, random_rows(2, seed=s), objective, LAYOUT) for s in (1, 2))
+    combined = jax.tree.map(lambda x, y: a * x + b * y, first, second)
+    score = lambda d: directional_scores(model, pool, d, objective, LAYOUT).values.astype(np.float64)  # noqa: E731
+    one, two = score(first), score(second)
+    scale = np.abs(a * one) + np.abs(b * two) + 1e-3 * np.abs(one).max()
+    assert (np.abs(score(combined) - (a * one + b * two)) < 1e-4 * scale).all()
+
+
+def test_bfloat16_ranks_like_float32():
+    model = tiny_model(num_layers=2, hidden_size=64)
+    pool, domain = random_rows(64, seed=18), random_rows(4, seed=19)
+    objective = Objective("sum_logits")
+    direction = mean_gradient(model, domain, objective, LAYOUT)
+    exact = directional_scores(model, pool, direction, objective, LAYOUT).values
+    low = dataclasses.replace(
+        model, dtype=jnp.bfloat16, base=jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model.base)
+    )
+    rough = directional_scores(low, pool, direction, objective, LAYOUT).values
+    assert np.corrcoef(np.argsort(np.argsort(exact)), np.argsort(np.argsort(rough)))[0, 1] > 0.97
+
+
+def test_layout_fits_the_longest_row_and_the_devices():
+    layout = layout_for(100, 1024, make_mesh())
+    assert layout.row_length == 128 and layout.rows_per_batch == 8
+    assert layout_for(10, 10).rows_per_batch == 1
+
+
+class TestMistakes:
+    def test_unknown_objective(self):
+        with pytest.raises(UserError, match="objective 'sum_logit' is not one of sum_logits"):
+            Objective("sum_logit")
+
+    def test_unknown_normalisation(self):
+        with pytest.raises(UserError, match="normalize = 'max' is not one of mean, sum, none"):
+            Objective("sum_logits", "max")
+
+    def test_empty_domain(self):
+        with pytest.raises(UserError, match="empty; give at least one example"):
+            mean_gradient(tiny_model(), [], Objective(), LAYOUT)
+
+    def test_pattern_without_match(self):
+        with pytest.raises(UserError, match="'nothing_here' matches no parameter"):
+            split_parameters(tiny_model(), "nothing_here")
+
+    def test_fresh_adapter_is_refused(self):
+        model = tiny_model()
+        fresh = jax.tree_util.tree_map_with_path(lambda p, x: x * (p[-1].key != "b"), model.lora)
+        with pytest.raises(UserError, match="fresh .* warm it up"):
+            refuse_fresh_lora(dataclasses.replace(model, lora=fresh), "lora")
+        refuse_fresh_lora(model, "lora")
+
+    def test_direction_of_another_rank(self):
+        other = tiny_model(rank=2)
+        direction = mean_gradient(other, random_rows(1), Objective(), LAYOUT)
+        with pytest.raises(UserError, match="does not fit parameters of shape"):
+            directional_scores(tiny_model(), random_rows(1), direction, Objective(), LAYOUT)
+
+    def test_direction_of_other_leaves(self):
+        config = tiny_model().config
+        other = random_model(config, lora=LoRAConfig(rank=4, targets=("q_proj",)))
+        direction = mean_gradient(other, random_rows(1), Objective(), LAYOUT)
+        with pytest.raises(UserError, match="leaves are not those of the parameters"):
+            directional_scores(tiny_model(), random_rows(1), direction, Objective(), LAYOUT)
+
+    def test_nonfinite_score_names_the_example(self):
+        model = tiny_model()
+        direction = mean_gradient(model, random_rows(2), Objective(), LAYOUT)
+        base = {**model.base, "embed": model.base["embed"].at[5].set(jnp.nan)}
+        rows = [TokenRow(np.array([1, 2, 3], np.int32), np.array([1, 1, 0], bool), "good"),
+                TokenRow(np.array([1, 5, 3], np.int32), np.array([1, 1, 0], bool), "poisoned")]  # fmt: skip
+        layout = dataclasses.replace(LAYOUT, packed=False)
+        with pytest.raises(UserError, match="example poisoned: its score is not finite"):
+            directional_scores(dataclasses.replace(model, base=base), rows, direction, Objective(), layout)
+
+    def test_label_objective_without_labels(self):
+        last = TokenRow(np.arange(4, dtype=np.int32), np.array([0, 0, 0, 1], bool), "final-only")
+        with pytest.raises(UserError, match="final-only: its span has no position with a next token"):
+            mean_gradient(tiny_model(), [last], Objective("cross_entropy"), LAYOUT)
+
+    def test_callable_of_the_wrong_shape(self):
+        with pytest.raises(UserError, match="return one value per token"):
+            mean_gradient(tiny_model(), random_rows(1), Objective(lambda h, y, w: h.sum()), LAYOUT)
