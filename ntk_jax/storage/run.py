@@ -94,9 +94,11 @@ def _compare(folder: Path, path: Path, fingerprint: Mapping[str, Any]) -> None:
         )
     old = _flat(found["fingerprint"])
     new = _flat(json.loads(json.dumps(atomic.plain(fingerprint))))
-    differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    differing = [key for key in sorted(old.keys() | new.keys()) if _text(old, key) != _text(new, key)]
     if differing:
-        changes = "; ".join(f"{key} was {_show(old, key)}, is now {_show(new, key)}" for key in differing)
+        changes = "; ".join(
+            f"{key} was {_short(_text(old, key))}, is now {_short(_text(new, key))}" for key in differing
+        )
         raise UserError(
             f"{folder} was made from something else: {changes};"
             " give another --out, or delete that folder to compute the stage anew"
@@ -110,6 +112,10 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix.rstrip("."): tree}
 
 
-def _show(flat: dict[str, Any], key: str) -> str:
-    text = json.dumps(flat[key], ensure_ascii=False) if key in flat else "absent"
+def _text(flat: dict[str, Any], key: str) -> str:
+    """A value as JSON; so true is not 1, and null is not absent."""
+    return json.dumps(flat[key], ensure_ascii=False) if key in flat else "absent"
+
+
+def _short(text: str) -> str:
     return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,188 @@
+"""The run directory: one process at a time, stages that resume, and what happens when the configuration changed."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ntk_jax.errors import UserError
+from ntk_jax.storage.run import begin, commit, lock, read_manifest
+
+ROOT = Path(__file__).resolve().parent.parent
+FINGERPRINT = {"seed": 0, "score": {"objective": "sum_logits", "span": "response"}, "files": ["a", "b"], "limit": None}
+
+HOLDER = """
+import sys
+from ntk_jax.storage.run import lock
+with lock(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(run)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError) as error, lock(run):
+            pass
+        assert str(error.value) == (
+            f"{run} is in use by another process (id {holder.pid}); wait until it ends, or give another --out"
+        )
+        os.kill(holder.pid, signal.SIGKILL)
+        assert holder.wait() == -signal.SIGKILL
+    with lock(run):
+        assert (run / ".lock").read_text() == f"{os.getpid()}\n"
+    with lock(run):
+        pass
+
+
+def test_a_lock_is_let_go_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), lock(tmp_path):
+        raise ZeroDivisionError
+    with lock(tmp_path):
+        pass
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(handle: int, mode: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with (
+        pytest.raises(UserError, match="cannot be locked .No locks available.; give an --out on a local disk"),
+        lock(tmp_path),
+    ):
+        pass
+
+
+def test_a_run_directory_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="file is a file, but a folder is needed there"), lock(tmp_path / "file"):
+        pass
+
+
+def test_the_life_of_a_stage(tmp_path: Path) -> None:
+    stage = tmp_path / "score"
+    assert read_manifest(stage) is None
+    assert begin(stage, FINGERPRINT) == "new"
+    assert begin(stage, FINGERPRINT) == "resume"
+    commit(stage, FINGERPRINT, {"rows": 3})
+    assert begin(stage, FINGERPRINT) == "done"
+    manifest = read_manifest(stage)
+    assert manifest == {"schema": 1, "fingerprint": FINGERPRINT, "facts": {"rows": 3}}
+    before = (stage / "manifest.json").read_bytes()
+    commit(stage, FINGERPRINT, {"rows": 3})
+    assert (stage / "manifest.json").read_bytes() == before  # no time and no process in it
+
+
+def test_a_tuple_or_a_path_in_a_fingerprint_is_no_difference(tmp_path: Path) -> None:
+    assert begin(tmp_path, {"files": ("a", "b"), "path": Path("x")}) == "new"
+    assert begin(tmp_path, {"files": ["a", "b"], "path": "x"}) == "resume"
+    assert begin(tmp_path, {"files": ("a", "b"), "path": Path("x")}) == "resume"
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_change_is_named(tmp_path: Path, finished: bool) -> None:
+    begin(tmp_path, FINGERPRINT)
+    if finished:
+        commit(tmp_path, FINGERPRINT, {})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    changed: dict[str, Any] = json.loads(json.dumps(FINGERPRINT)) | {"seed": 1, "extra": True}
+    changed["score"]["objective"] = "probe"
+    del changed["limit"]
+    with pytest.raises(UserError) as error:
+        begin(tmp_path, changed)
+    assert str(error.value) == (
+        f"{tmp_path} was made from something else: extra was absent, is now true; limit was null, is now absent;"
+        ' score.objective was "sum_logits", is now "probe"; seed was 0, is now 1;'
+        " give another --out, or delete that folder to compute the stage anew"
+    )
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_true_is_not_one(tmp_path: Path) -> None:
+    begin(tmp_path, {"merge": 1})
+    with pytest.raises(UserError, match="merge was 1, is now true"):
+        begin(tmp_path, {"merge": True})
+
+
+def test_damaged_or_foreign_manifests(tmp_path: Path) -> None:
+    begin(tmp_path, FINGERPRINT)
+    manifest = tmp_path / "manifest.json"
+    for content, message in (
+        ("{", "manifest.json is damaged, it is not JSON"),
+        ("[]", "manifest.json is damaged, it holds no fingerprint; delete the folder"),
+        ('{"schema": 9, "fingerprint": {}}', "was written in format 9, this version writes 1; give another --out"),
+    ):
+        manifest.write_text(content)
+        with pytest.raises(UserError) as error:
+            begin(tmp_path, FINGERPRINT)
+        assert message in str(error.value)
+
+
+STAGE = """
+import os, signal, sys
+import numpy as np
+from ntk_jax.storage import arrays, atomic
+from ntk_jax.storage.run import begin, commit, lock
+folder, step = sys.argv[1], int(sys.argv[2])
+calls = 0
+def dying(original):
+    def call(*args, **options):
+        global calls
+        calls += 1
+        if calls == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **options)
+    return call
+os.fsync, os.replace = dying(os.fsync), dying(os.replace)
+arrays._write_key = dying(arrays._write_key)
+fingerprint = {"seed": 0}
+with lock(folder):
+    stage = folder + "/score"
+    if begin(stage, fingerprint) != "done":
+        store = arrays.create(stage + "/scores.zarr", {"score": ((), "float32")}, rows=5, block_rows=2)
+        for block in sorted(set(range(store.blocks)) - arrays.done_blocks(store)):
+            start, stop = store.block_range(block)
+            arrays.write_block(store, block, {"score": np.arange(start, stop)})
+        atomic.write_lines(stage + "/selection.jsonl", map(str, arrays.read(store, "score")))
+        commit(stage, fingerprint, {})
+print(calls)
+"""
+
+
+def test_kill_9_at_every_step_of_a_stage_changes_nothing(tmp_path: Path) -> None:
+    def run(folder: Path, step: int) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", STAGE, str(folder), str(step)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    def contents(folder: Path) -> dict[str, bytes]:
+        return {
+            str(path.relative_to(folder)): path.read_bytes()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name != ".lock"
+        }
+
+    whole = run(tmp_path / "whole", 0)
+    assert whole.returncode == 0, whole.stderr
+    steps = int(whole.stdout)
+    assert steps == 13  # three files of three steps each, three markers and the store's own description
+    expected = contents(tmp_path / "whole")
+    for step in range(1, steps + 1):
+        folder = tmp_path / str(step)
+        assert run(folder, step).returncode == -signal.SIGKILL
+        assert run(folder, 0).returncode == 0
+        assert contents(folder) == expected, f"killed at step {step}"
