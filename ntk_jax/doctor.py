@@ -70,11 +70,12 @@ def _examine_config(config: Config, check: Callable[..., bool]) -> None:
         return
     model = loaded[0]
     check("tokenizer", _tokenizer, config, model)
-    for name, files in (("domain", config.data.domain), ("pool", config.data.pool)):
-        check(f"data.{name}", _examples, config, model, name, files)
+    data = config.data
+    check("data.domain", _examples, config, model, "domain", data.domain, data.domain_limit)
+    check("data.pool", _examples, config, model, "pool", data.pool, data.pool_limit)
     check("select.count", _count, config)
     for path in config.evaluate.files:
-        check(f"evaluate {Path(path).name}"[:24], _questions, config, model, path)
+        check("evaluate.files", _questions, config, model, path)
 
 
 # -- the machine -----------------------------------------------------------------------------------------------------
@@ -195,7 +196,7 @@ def _tokenizer(config: Config, model: Model) -> str:
     return f"{len(tokenizer):,} of {model.config.vocab_size:,} ids, {kind}, {count} BOS, prompt ends {prompt[-20:]!r}"
 
 
-def _examples(config: Config, model: Model, name: str, files: tuple[str, ...]) -> str:
+def _examples(config: Config, model: Model, name: str, files: tuple[str, ...], limit: int | None) -> str:
     if not files:
         raise UserError(f"data.{name} is empty; give at least one file")
     section, lengths, dropped = config.model, [], 0
@@ -215,8 +216,10 @@ def _examples(config: Config, model: Model, name: str, files: tuple[str, ...]) -
             lengths.append(len(row.ids))
     if not lengths:
         raise UserError(f"none of the first {dropped} examples is usable; check model.max_length and the responses")
+    total = count_records(files)
+    used = f", a sample of {limit:,} used" if limit is not None and limit < total else ""
     return (
-        f"{count_records(files):,} records; of the first {len(lengths) + dropped}: {dropped} dropped, "
+        f"{total:,} records{used}; of the first {len(lengths) + dropped}: {dropped} dropped, "
         f"median {int(np.median(lengths))} tokens, longest {max(lengths)}"
     )
 
@@ -235,7 +238,9 @@ def _questions(config: Config, model: Model, path: str) -> str:
     if not kept:
         raise UserError(f"{path}: none of the first {dropped} questions is usable; check model.max_length")
     span = f"{min(choices)}" if len(choices) == 1 else f"{min(choices)} to {max(choices)}"
-    return f"{count_records(path):,} questions, {span} choices; of the first {kept + dropped}: {dropped} dropped"
+    return (
+        f"{path}: {count_records(path):,} questions, {span} choices; of the first {kept + dropped}: {dropped} dropped"
+    )
 
 
 def _count(config: Config) -> str:

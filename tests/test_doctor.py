@@ -77,7 +77,7 @@ def test_a_sound_config(quick: None, tmp_path: Path, capsys: pytest.CaptureFixtu
     doctor.examine(config(tmp_path))
     text = capsys.readouterr().out
     assert "FAIL" not in text
-    for name in ("run directory", "weights", "tokenizer", "data.domain", "data.pool", "select.count", "evaluate "):
+    for name in ("run directory", "weights", "tokenizer", "data.domain", "data.pool", "select.count", "evaluate.files"):
         assert f"ok    {name}" in text
 
 
