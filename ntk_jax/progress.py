@@ -66,9 +66,9 @@ class Progress:
     def _line(self, done: int, now: float, note: str) -> str:
         assert self._origin is not None
         if not self.unit:  # nothing to count: a stage that only has something to say
-            return f"{self.stage:<10}  {note}"
+            return f"{self.stage:<17}  {note}"
         total = self.total
-        parts = [f"{self.stage:<10}", f"{done:,}/{total:,} {self.unit}" if total else f"{done:,} {self.unit}"]
+        parts = [f"{self.stage:<17}", f"{done:,}/{total:,} {self.unit}" if total else f"{done:,} {self.unit}"]
         if total:
             parts.append(f"{100 * done / total:3.0f}%")
         since, seconds = done - self._origin[0], now - self._origin[1]

@@ -30,9 +30,9 @@ def test_plain_lines_first_last_and_every_ten_seconds() -> None:
         clock.now += 1.0
         progress(done, note=f"loss {done}")
     lines = stream.getvalue().splitlines()
-    assert lines[0] == "score       20/100 examples   20%"
-    assert lines[1] == "score       30/100 examples   30%  1 examples/s  1m10s left  loss 30"
-    assert lines[-1] == "score       100/100 examples  100%  1 examples/s  in 2m20s  loss 100"
+    assert lines[0] == "score              20/100 examples   20%"
+    assert lines[1] == "score              30/100 examples   30%  1 examples/s  1m10s left  loss 30"
+    assert lines[-1] == "score              100/100 examples  100%  1 examples/s  in 2m20s  loss 100"
     assert len(lines) == 1 + 7 + 1
     progress(100)
     assert len(stream.getvalue().splitlines()) == len(lines), "a finished stage says nothing more"
@@ -66,15 +66,15 @@ def test_unknown_total_and_late_total() -> None:
     clock.now = 10.0
     progress(1005, 2005)
     assert stream.getvalue().splitlines() == [
-        "score       5 examples",
-        "score       1,005/2,005 examples   50%  100 examples/s  10s left",
+        "score              5 examples",
+        "score              1,005/2,005 examples   50%  100 examples/s  10s left",
     ]
 
 
 def test_a_stage_with_nothing_to_count() -> None:
     stream = io.StringIO()
     Progress("warmup", None, "", stream=stream)(1, 1, "done before")
-    assert stream.getvalue() == "warmup      done before\n"
+    assert stream.getvalue() == "warmup             done before\n"
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ class Layout:
 def layout_for(
     longest: int, batch_tokens: int, mesh: jax.sharding.Mesh | None = None, *, packed: bool = True
 ) -> Layout:
-    """Rows as long as the longest example (to a multiple of 64), as many as fit `batch_tokens`, divisible by devices."""
+    """Rows as long as the longest example (to a multiple of 64); as many as fit `batch_tokens`, a multiple of devices."""
     row_length = max(64, -(-longest // 64) * 64)
     shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
     rows = max(1, batch_tokens // row_length)
@@ -74,7 +74,7 @@ def make_step(model: Model, objective: Objective, layout: Layout, parameters: st
 
 
 def frozen_readout(model: Model, objective: Objective, parameters: str) -> jax.Array | None:
-    """The read-out computed once, or None when parameters outside the adapter (so perhaps the head) are differentiated."""
+    """The read-out computed once, or None when parameters outside the adapter (perhaps the head) are differentiated."""
     return readout(objective, head_matrix(model.base)) if parameters == "lora" else None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +78,7 @@ def directional_scores(
 def mean_hidden_states(
     model: Model, rows: Sequence[TokenRow], layout: Layout, *, progress: Callable[[int, int], None] | None = None
 ) -> np.ndarray:
-    """[N, D] fp32: the mean over an example's tokens of the final hidden state (arXiv 2511.07380, stage 1 embedding)."""
+    """[N, D] fp32: the mean over an example's tokens of the final hidden state (arXiv 2511.07380, stage 1)."""
     objective = Objective("sum_logits")
     parameters = "lora" if model.lora else "all"
     theta, rest = split_parameters(model, parameters)
@@ -97,7 +98,8 @@ def mean_hidden_states(
 
 def _as_batch(direction: Tree, theta: Tree, objective: Objective) -> tuple[Tree, bool]:
     """(leaves [m, C, ...], whether it was a single direction)."""
-    if jax.tree.structure(direction) != jax.tree.structure(theta):
+    structure: Any = jax.tree.structure(direction)  # Any: the stubs of PyTreeDef know no comparison
+    if structure != jax.tree.structure(theta):
         raise UserError(
             "the direction's leaves are not those of the parameters differentiated; use the same model and `parameters`"
         )

@@ -60,6 +60,7 @@ def finetune(run: Run, folder: Path) -> dict[str, Any]:
             mesh=run.mesh,
             progress=run.make_progress(f"finetune {arm}", steps, "steps"),
         )
+        assert run.base.lora_config is not None  # a run always has an adapter
         save_adapter(place / "adapter", trained.lora, run.base.lora_config, run.base.config, run.config.model.path)
         write_json(
             place / "summary.json",

@@ -66,7 +66,7 @@ def _summary(
     for place in usable:
         members[families[place]].append(int(place))
     picked, drawn = Counter(families[i] for i in chosen), Counter(families[i] for i in control)
-    table = [
+    table: list[dict[str, Any]] = [
         {
             "name": name,
             "pool": len(places),

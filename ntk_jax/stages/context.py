@@ -172,6 +172,11 @@ class Run:
         return TrainConfig(**{**dataclasses.asdict(section), **changes})
 
 
+def shifted(progress: Callable[..., None], start: int, total: int) -> Callable[[int, int], None]:
+    """Progress within a block, reported as progress of the whole."""
+    return lambda done, _: progress(start + done, total)
+
+
 def save_tree(path: Path, tree: Any) -> None:
     """A pytree of nested dicts as one safetensors file with names like "layers/q_proj/a"; the same bytes every time."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)

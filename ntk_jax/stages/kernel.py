@@ -22,7 +22,7 @@ from ntk_jax.ntk.objectives import head_coherence
 from ntk_jax.ntk.parameters import refuse_fresh_lora, split_parameters
 from ntk_jax.ntk.score import directional_scores, mean_hidden_states
 from ntk_jax.selection.votes import count_votes, keep_most_voted, unit_rows
-from ntk_jax.stages.context import Run, load_tree, save_tree
+from ntk_jax.stages.context import Run, load_tree, save_tree, shifted
 from ntk_jax.storage.arrays import create, done_blocks, read, write_block
 from ntk_jax.storage.atomic import read_json, write_bytes, write_json
 from ntk_jax.training.flops import forward_flops, score_flops
@@ -53,6 +53,7 @@ def warmup(run: Run, folder: Path) -> dict[str, Any]:
         lora = trained.lora
         save_tree(folder / "second_moment.safetensors", trained.second_moment)
         facts = {"steps": trained.steps, "flops": trained.flops, "tokens": trained.tokens}
+    assert run.base.lora_config is not None  # a run always has an adapter
     save_adapter(folder / "adapter", lora, run.base.lora_config, run.base.config, run.config.model.path)
     return facts
 
@@ -120,10 +121,7 @@ def preselect(run: Run, folder: Path) -> dict[str, Any]:
         kept = np.array([isinstance(row, TokenRow) for row in encoded], np.uint8)
         hidden = np.zeros((len(encoded), model.config.hidden_size), np.float16)
         if rows:
-            start = finished
-            pooled = mean_hidden_states(
-                model, rows, run.layout, progress=lambda n, _, start=start: progress(start + n, len(ordinals))
-            )
+            pooled = mean_hidden_states(model, rows, run.layout, progress=shifted(progress, finished, len(ordinals)))
             hidden[kept == 1] = unit_rows(pooled).astype(np.float16)
         lengths = np.array([len(row.ids) if isinstance(row, TokenRow) else 0 for row in encoded], np.int32)
         write_block(store, number, {"hidden": hidden, "kept": kept, "length": lengths})
@@ -187,7 +185,6 @@ def score(run: Run, folder: Path) -> dict[str, Any]:
         rows = [row for row in encoded if isinstance(row, TokenRow)]
         values = np.zeros(len(encoded), np.float32)
         if rows:
-            start = finished
             values[kept] = directional_scores(
                 model,
                 rows,
@@ -195,7 +192,7 @@ def score(run: Run, folder: Path) -> dict[str, Any]:
                 run.objective,
                 run.layout,
                 parameters=section.parameters,
-                progress=lambda n, _, start=start: progress(start + n, len(ordinals)),
+                progress=shifted(progress, finished, len(ordinals)),
             ).values
         write_block(
             store,
@@ -218,7 +215,9 @@ def _summarise(run: Run, folder: Path, store: Any, seconds: float) -> dict[str, 
     length, span = read(store, "length"), read(store, "span")
     usable = status == KEPT
     if not usable.any():
-        raise UserError(f"data.pool: none of {len(status)} examples is usable; check model.max_length and the responses")
+        raise UserError(
+            f"data.pool: none of {len(status)} examples is usable; check model.max_length and the responses"
+        )
     tokens, labels = int(length.sum()), int(span.sum())
     write_json(
         folder / "data.json",
