@@ -33,7 +33,7 @@ class Layout:
 def layout_for(
     longest: int, batch_tokens: int, mesh: jax.sharding.Mesh | None = None, *, packed: bool = True
 ) -> Layout:
-    """Rows as long as the longest example (to a multiple of 64); as many as fit `batch_tokens`, a multiple of devices."""
+    """Rows as long as the longest example (to a multiple of 64); as many as fit `batch_tokens`."""
     row_length = max(64, -(-longest // 64) * 64)
     shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
     rows = max(1, batch_tokens // row_length)
