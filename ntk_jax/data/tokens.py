@@ -83,6 +83,8 @@ def encode_many(
     Raises UserError: a template that cannot be used (see `templates.render`).
     """
     _check_options(span, overflow, max_length)
+    if not records:
+        return []
     texts = [render(record, tokenizer, template, add_eos) for record in records]
     ids = _tokenize(tokenizer, [text for pair in texts for text in pair])
     bos = _bos_ids(tokenizer)
