@@ -21,16 +21,17 @@ def inverse_frequencies(config: ModelConfig) -> np.ndarray:
 
     llama3 scaling by wavelength, relative to the length seen in pre-training: waves shorter than
     length / high_freq_factor stay, those longer than length / low_freq_factor slow down by `factor`, and those
-    between blend linearly in length / wavelength.
+    between blend linearly in length / wavelength. All in fp32, rounding where torch rounds: these models were
+    trained with such speeds, and one rounding more or less is worth 1e-3 radians at position 8,192.
     """
-    exponents = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
-    speeds = config.rope_theta**-exponents
+    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+    speeds = np.float32(1) / np.float32(config.rope_theta) ** exponents
     if (scaling := config.rope_scaling) is not None:
-        turns = scaling.original_max_positions * speeds / (2 * math.pi)  # length / wavelength
+        wavelength = np.float32(2 * math.pi) / speeds
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
-        keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
-        speeds = keep * speeds + (1 - keep) * speeds / scaling.factor
-    return speeds.astype(np.float32)
+        keep = np.clip((scaling.original_max_positions / wavelength - low) / (high - low), 0, 1)
+        speeds = (1 - keep) * speeds / scaling.factor + keep * speeds
+    return speeds
 
 
 def rotation(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:

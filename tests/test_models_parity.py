@@ -1,0 +1,173 @@
+"""Our decoder against transformers' PyTorch models with PEFT adapters: logits and LoRA gradients.
+
+Golden arrays are always compared; with torch and peft installed the same is done live and in full. The mutation tests
+show that the comparison sees what public ports get wrong: each wrong model misses by a hundred tolerances.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import parity_cases as cases
+import pytest
+
+from ntk_jax.models.config import ModelConfig
+from ntk_jax.models.decoder import abstract_decoder, hidden_states
+from ntk_jax.models.head import head_matrix, target_log_probs
+from ntk_jax.models.model import Model, load_model, with_lora
+
+LOGIT_TOLERANCE = 2e-4  # largest error over the largest logit; fp32 PyTorch against itself in fp64: 3e-5
+GRADIENT_TOLERANCE = 5e-4  # root-mean-square error of a leaf, relative to the leaf's own
+WIDE_MARGIN = 100  # a wrong model misses by at least so many tolerances: 2% of the largest logit
+
+
+@functools.cache
+def model_of(case: str, root: Path) -> Model:
+    model = load_model(str(cases.write_checkpoint(case, root / case)), lora=cases.LORA, tokenizer=False)
+    return with_lora(model, jax.tree.map(jnp.asarray, cases.lora_leaves(case)))
+
+
+@pytest.fixture(scope="session")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
+    root = tmp_path_factory.mktemp("parity")
+    return lambda case: model_of(case, root)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logits_of(graphdef: Any, lora: Any, base: Any, tokens: jax.Array) -> jax.Array:
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    hidden = hidden_states(graphdef, lora, base, tokens, positions, jnp.ones_like(tokens))
+    return hidden @ head_matrix(base).T
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def gradient_of(graphdef: Any, lora: Any, base: Any, tokens: jax.Array) -> Any:
+    def mean_log_prob(lora: Any) -> jax.Array:
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        hidden = hidden_states(graphdef, lora, base, tokens, positions, jnp.ones_like(tokens), remat=True)
+        return target_log_probs(hidden[:, :-1], tokens[:, 1:], head_matrix(base), vocab_chunk=128).mean()
+
+    return jax.grad(mean_log_prob)(lora)
+
+
+def golden(case: str) -> Mapping[str, np.ndarray]:
+    return np.load(cases.GOLDEN / f"parity_{case}.npz")
+
+
+def logit_error(case: str, model: Model) -> float:
+    """Largest error at the golden positions, relative to the largest logit."""
+    logits = np.asarray(logits_of(model.graphdef, model.lora, model.base, jnp.asarray(cases.token_ids(case))))
+    expected = golden(case)["logits"]
+    return float(np.abs(logits[0][np.ix_(*cases.logit_sample(case))] - expected).max() / np.abs(expected).max())
+
+
+def leaf_error(value: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(value - expected) / np.linalg.norm(expected))
+
+
+@pytest.mark.parametrize("case", cases.CASES)
+def test_logits_are_those_of_the_golden_file(case: str, load: Callable[[str], Model]) -> None:
+    assert logit_error(case, load(case)) < LOGIT_TOLERANCE
+
+
+@pytest.mark.parametrize("case", cases.CASES)
+def test_lora_gradients_are_those_of_the_golden_file(case: str, load: Callable[[str], Model]) -> None:
+    model, expected = load(case), golden(case)
+    gradient = gradient_of(model.graphdef, model.lora, model.base, jnp.asarray(cases.token_ids(case)))
+    for name, parts in gradient["layers"].items():
+        for part, value in parts.items():
+            sample = np.asarray(value).ravel()[cases.gradient_sample(value.size)]
+            assert leaf_error(sample, expected[f"{name}.{part}"]) < GRADIENT_TOLERANCE, f"{name}.{part}"
+
+
+@pytest.mark.reference
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of peft calling transformers
+@pytest.mark.parametrize("case", cases.CASES)
+def test_live_comparison_with_pytorch(case: str, load: Callable[[str], Model], tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("peft")
+    from parity_torch import reference
+
+    expected, gradients = reference(case, tmp_path)
+    model, ids = load(case), jnp.asarray(cases.token_ids(case))
+    logits = np.asarray(logits_of(model.graphdef, model.lora, model.base, ids))
+    assert np.abs(logits - expected).max() < LOGIT_TOLERANCE * np.abs(expected).max()
+    errors = jax.tree.map(leaf_error, gradient_of(model.graphdef, model.lora, model.base, ids), gradients)
+    assert max(jax.tree.leaves(errors)) < GRADIENT_TOLERANCE, errors
+
+
+def mutant(model: Model, base: Any = None, **changes: Any) -> Model:
+    """The same weights under another config."""
+    config: ModelConfig = dataclasses.replace(model.config, **changes)
+    graphdef = abstract_decoder(config, model.lora_config, jnp.float32)[0]
+    return dataclasses.replace(model, config=config, graphdef=graphdef, base=model.base if base is None else base)
+
+
+def without(base: Mapping[str, Any], *paths: str) -> dict[str, Any]:
+    """The base tree less some leaves of its layers, given as `q_norm` or `q_proj/bias`."""
+    layers = {name: dict(leaf) if isinstance(leaf, dict) else leaf for name, leaf in base["layers"].items()}
+    for path in paths:
+        name, _, part = path.partition("/")
+        del (layers[name] if part else layers)[part or name]
+    return {**base, "layers": layers}
+
+
+@pytest.mark.parametrize("case", cases.CASES)
+def test_a_mutated_theta_is_seen(case: str, load: Callable[[str], Model]) -> None:
+    model = load(case)
+    assert logit_error(case, mutant(model, rope_theta=model.config.rope_theta * 1.1)) > WIDE_MARGIN * LOGIT_TOLERANCE
+
+
+def test_dropped_rope_scaling_is_seen(load: Callable[[str], Model]) -> None:
+    assert logit_error("llama", mutant(load("llama"), rope_scaling=None)) > WIDE_MARGIN * LOGIT_TOLERANCE
+
+
+@pytest.mark.parametrize("change", ({"factor": 7.0}, {"low_freq_factor": 1.5}, {"original_max_positions": 200}))
+def test_mutated_rope_scaling_is_seen(change: dict[str, Any], load: Callable[[str], Model]) -> None:
+    model = load("llama")
+    assert model.config.rope_scaling is not None
+    scaling = dataclasses.replace(model.config.rope_scaling, **change)
+    assert logit_error("llama", mutant(model, rope_scaling=scaling)) > WIDE_MARGIN * LOGIT_TOLERANCE
+
+
+def test_dropped_qk_norm_is_seen(load: Callable[[str], Model]) -> None:
+    model = load("qwen3")
+    wrong = mutant(model, base=without(model.base, "q_norm", "k_norm"), qk_norm=False)
+    assert logit_error("qwen3", wrong) > WIDE_MARGIN * LOGIT_TOLERANCE
+
+
+def test_dropped_biases_are_seen(load: Callable[[str], Model]) -> None:
+    qwen = load("qwen2")
+    wrong = mutant(qwen, base=without(qwen.base, "q_proj/bias", "k_proj/bias", "v_proj/bias"), qkv_bias=False)
+    assert logit_error("qwen2", wrong) > WIDE_MARGIN * LOGIT_TOLERANCE
+    llama = load("llama_bias")
+    wrong = mutant(llama, base=without(llama.base, "o_proj/bias"), o_bias=False)
+    assert logit_error("llama_bias", wrong) > WIDE_MARGIN * LOGIT_TOLERANCE
+
+
+@pytest.mark.parametrize("case", cases.CASES)
+def test_every_single_leaf_matters(case: str, load: Callable[[str], Model]) -> None:
+    """A leaf put back to what it would be if it did not exist (a norm 1, all else 0) is seen, one at a time."""
+    model = load(case)
+    leaves, treedef = jax.tree_util.tree_flatten_with_path({"base": model.base, "lora": model.lora})
+    for i, (path, leaf) in enumerate(leaves):
+        name = jax.tree_util.keystr(path)
+        neutral = jnp.ones_like(leaf) if "norm" in name else jnp.zeros_like(leaf)
+        tree = treedef.unflatten([neutral if i == j else other for j, (_, other) in enumerate(leaves)])
+        error = logit_error(case, dataclasses.replace(model, base=tree["base"], lora=tree["lora"]))
+        assert error > WIDE_MARGIN * LOGIT_TOLERANCE, name
+
+
+def test_the_adapter_scale_is_seen(load: Callable[[str], Model]) -> None:
+    model = load("llama")
+    assert model.lora_config is not None
+    other = dataclasses.replace(model.lora_config, alpha=model.lora_config.alpha * 1.1)
+    graphdef = abstract_decoder(model.config, other, jnp.float32)[0]
+    assert logit_error("llama", dataclasses.replace(model, graphdef=graphdef)) > WIDE_MARGIN * LOGIT_TOLERANCE
