@@ -17,6 +17,7 @@ LABELS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
 FAMILIES = 59
 POOL = 24_000
 SELECTED = 900
+DROPPED = 3  # rows of the score store that were not scored
 
 
 def make(folder: Path, seed: int = 0) -> Path:
@@ -167,7 +168,7 @@ def _scores(folder: Path, rng: np.random.Generator) -> None:
     )
     for block in range(store.blocks):
         a, b = store.block_range(block)
-        status = np.zeros(b - a, np.uint8)
+        status = (np.arange(a, b) < DROPPED).astype(np.uint8)
         block_of = {"score": score[a:b], "status": status, "length": total[a:b], "span": span[a:b]}
         arrays.write_block(store, block, block_of)
     order = np.argsort(-score, kind="stable")[:SELECTED]

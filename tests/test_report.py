@@ -9,17 +9,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import synthetic_run
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ntk_jax.errors import UserError
 from ntk_jax.report import amounts
-from ntk_jax.report.axes import ticks
-from ntk_jax.report.figures import Curve, Mark, WhiskerRow, curves, histogram, whiskers
-from ntk_jax.report.figures_length import length_bins
 from ntk_jax.report.findings import collapses, headline, pairs, warnings
 from ntk_jax.report.markup import Html, clean, tag
 from ntk_jax.report.page import CONTENTS, write_report
@@ -156,6 +152,12 @@ def test_page_needs_nothing_from_outside(finished: Path) -> None:
     assert ["default-src 'none'" in c for c in page.all("meta", "content") if "src" in c] == [True]
 
 
+def test_only_scored_examples_are_drawn(finished: Path) -> None:
+    scores = read_run(finished).scores
+    assert scores is not None and scores.what == "response"
+    assert len(scores.score) == len(scores.length) == synthetic_run.POOL - synthetic_run.DROPPED
+
+
 def test_long_texts_are_cut_and_whole_on_demand(finished: Path) -> None:
     _, page = page_of(finished)
     assert "all 8,000 characters" in page.text
@@ -286,6 +288,22 @@ def test_collapse_is_seen_only_where_truth_disagrees(run: Path) -> None:
     assert "collapsed" not in page_of(run)[1].text
 
 
+def test_headline_leads_with_the_likelihood_that_did_not_collapse(run: Path) -> None:
+    def collapse(results: dict[str, Any], kinds: tuple[str, ...]) -> None:
+        for task in results["tasks"]:
+            first = next(iter(task["truth"]))
+            for arm in ("random", "selected"):
+                for kind in kinds:
+                    task["results"][arm][kind]["predicted"] = {first: task["questions"]}
+
+    edit(run / "evaluate/results.json", lambda r: collapse(r, ("normalized",)))
+    assert "average accuracy, raw): " in headline(read_run(run))[0]
+    edit(run / "evaluate/results.json", lambda r: collapse(r, ("normalized", "raw")))
+    assert headline(read_run(run))[0].startswith("This run cannot tell the arms apart")
+    cases = warnings(read_run(run))[0].cases
+    assert any("dreaddit_stress, raw: “no”" in c and "“Domain + selected” (100%)" in c for c in cases)
+
+
 @pytest.mark.parametrize(
     ("objective", "rho", "warned"),
     [("sum_logits", 3812.0, True), ("sum_logits", 1.3, False), ("sum_logits", 1e-9, True), ("probe", 3812.0, False)],
@@ -305,34 +323,6 @@ def test_warnings_of_length_and_budget_come_and_go(run: Path) -> None:
     assert "length" not in anchors and "cost" not in anchors
 
 
-@pytest.mark.parametrize(
-    ("made", "expected"),
-    [
-        (amounts.general(8.4312e-7), "8.43 × 10⁻⁷"),
-        (amounts.general(-0.012345), "−0.0123"),
-        (amounts.general(999.9), "1,000"),
-        (amounts.general(72291.4), "72,291"),
-        (amounts.general(3.8e12), "3.80 × 10¹²"),
-        (amounts.general(float("nan")), "–"),
-        (amounts.percent(0.4567), "45.7%"),
-        (amounts.percent(0.0000001), "<0.1%"),
-        (amounts.percent(0.0), "0.0%"),
-        (amounts.points(-0.0312), "−3.1"),
-        (amounts.points(0.00001), "0.0"),
-        (amounts.count(1234567), "1,234,567"),
-        (amounts.count(True), "–"),
-        (amounts.metric(3.42e15, "FLOP"), "3.42 PFLOP"),
-        (amounts.metric(999_999_999, "FLOP"), "1.00 GFLOP"),
-        (amounts.metric(1_800_000), "1.80M"),
-        (amounts.duration(812.4), "13 min 32 s"),
-        (amounts.duration(12000), "3 h 20 min"),
-        (amounts.times(4.444), "×4.44"),
-    ],
-)
-def test_numbers_for_people(made: str, expected: str) -> None:
-    assert made == expected
-
-
 @given(st.text())
 def test_any_text_survives_as_text(text: str) -> None:
     made = tag("p", text, title=text)
@@ -341,52 +331,3 @@ def test_any_text_survives_as_text(text: str) -> None:
     assert "".join(page.words) == clean(text)
     assert page.all("p", "title") == [clean(text)]
     assert tag("p", Html("<b></b>")) == "<p><b></b></p>"
-
-
-@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
-def test_ticks_are_round_and_inside(low: float, size: float) -> None:
-    found = ticks(low, low + size)
-    assert 2 <= len(found) <= 11
-    assert all(low - size * 1e-6 <= v <= low + size * (1 + 1e-6) for v in found)
-
-
-@settings(max_examples=50)
-@given(st.lists(st.tuples(st.integers(1, 9), st.floats(-1, 1, width=32)), min_size=1, max_size=200), st.floats(-1, 1))
-def test_length_bins_hold_everyone_once(points: list[tuple[int, float]], threshold: float) -> None:
-    length, score = np.array([p[0] for p in points]), np.array([p[1] for p in points])
-    bins = length_bins(score, length, threshold, bins=4)
-    assert sum(b.members for b in bins) == len(points)
-    assert all(a.high <= b.low for a, b in zip(bins, bins[1:], strict=False))
-    assert np.isclose(sum(b.selected * b.members for b in bins), (score >= threshold).sum())
-    for b in bins:
-        assert list(b.quantiles) == sorted(b.quantiles)
-
-
-def test_whiskers_put_the_marks_where_the_values_are() -> None:
-    rows = [
-        WhiskerRow("a", "c-base", (Mark("normalized", 0.2, 0.1, 0.3, "20%"),)),
-        WhiskerRow("b", "c-selected", (Mark("normalized", 0.4, 0.35, 0.45, "40%"),)),
-    ]
-    drawn = Page(whiskers(rows, title="t", reference=(0.3, "chance"), scale_by=100, description="d"))
-    dots = [float(a["cx"] or 0) for n, a in drawn.elements if n == "circle" and a["class"] != "dot normalized c-key"]
-    (chance,) = [float(a["x1"] or 0) for n, a in drawn.elements if a.get("class") == "reference"]
-    assert chance == pytest.approx(sum(dots) / 2, abs=0.2)
-    ends = sorted({float(a["x1"] or 0) for n, a in drawn.elements if a.get("class") == "whisker c-base"})
-    assert dots[0] == pytest.approx((ends[0] + ends[-1]) / 2, abs=0.2)
-    assert dots[1] - dots[0] == pytest.approx(ends[-1] - ends[0], abs=0.2)  # both span 0.2
-
-
-def test_histogram_heights_are_counts() -> None:
-    drawn = Page(histogram([0.0, 1.0, 2.0], [10, 40], [0, 20], 1.5, description="d"))
-    bars = [(a["class"], float(a["height"] or 0)) for n, a in drawn.elements if n == "rect" and a["height"] != "10"]
-    assert [c for c, _ in bars] == ["fill-pool", "fill-pool", "fill-selected"]
-    assert bars[1][1] == pytest.approx(4 * bars[0][1], rel=0.01)
-    assert bars[2][1] == pytest.approx(2 * bars[0][1], rel=0.01)
-
-
-def test_long_curves_are_thinned() -> None:
-    steps = list(range(1, 100_001))
-    drawn = curves([Curve("x", "c-base", steps, [1 / s for s in steps])], y_title="loss", description="d")
-    assert len(drawn) < 20_000
-    one = curves([Curve("x", "c-base", [1], [3.0])], y_title="loss", description="d")
-    assert "nan" not in one

@@ -29,6 +29,7 @@ class Warning:
     anchor: str
     title: str
     text: str
+    cases: tuple[str, ...] = ()  # where it was seen
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,13 @@ def headline(run: Run) -> list[str]:
         return ["The arms were evaluated, but no paired difference was computed.", *useful_sentence(run)]
     first = (found[0].get("a"), found[0].get("b"))
     chosen = {str(p.get("kind")): p for p in found if (p.get("a"), p.get("b")) == first}
-    kind = "normalized" if "normalized" in chosen else sorted(chosen)[0]
+    # The kind of likelihood that leads is chosen by what was predicted, never by the accuracies.
+    broken = collapses(run)
+    hits = {k: [c for c in broken if c.kind == k and c.arm in first] for k in chosen}
+    kind = min(sorted(chosen), key=lambda k: (len(hits[k]), k != "normalized"))
     sentences = [_verdict(run, chosen[kind], kind)]
+    if len(hits[kind]) == 2 * len(records(run.results.get("tasks"))) > 0:
+        sentences.insert(0, "This run cannot tell the arms apart: on every task both predict almost only one label.")
     for other in sorted(set(chosen) - {kind}):
         p = chosen[other]
         verdict = "" if _sign(p) == _sign(chosen[kind]) else ", which is a different verdict"
@@ -90,11 +96,9 @@ def headline(run: Run) -> list[str]:
         others = ", ".join(f"“{run.arm_title(str(p['b']))}” {_interval(p)}" for p in rest)
         sentences.append(f"Against the other arms, {_kind(kind)}: {others}.")
     sentences.append("The interval covers the choice of questions, not another training seed.")
-    hit = dict.fromkeys(f"“{run.arm_title(c.arm)}”" for c in collapses(run))
-    if hit:
-        sentences.append(
-            f"{' and '.join(hit)} collapsed onto one label on some task: see the warning before comparing."
-        )
+    if broken:
+        arms = ", ".join(dict.fromkeys(f"“{run.arm_title(c.arm)}”" for c in broken))
+        sentences.append(f"Arms that collapsed onto one label somewhere: {arms}; see the warning before comparing.")
     return sentences + useful_sentence(run)
 
 
@@ -171,13 +175,8 @@ def warnings(run: Run) -> list[Warning]:
     found = []
     broken = collapses(run)
     if broken:
-        where = "; ".join(
-            f"{run.arm_title(c.arm)} on {c.task} ({_kind(c.kind)}): {percent(c.predicted, 0)} “{c.label}”"
-            + (f", truly {percent(c.true, 0)}" if c.true is not None else "")
-            for c in broken
-        )
-        text = f"These accuracies say how common one label is, not what the model knows. {where}."
-        found.append(Warning("evaluation", "Predictions collapsed onto one label", text))
+        text = "These accuracies say how common one label is, not what the model knows."
+        found.append(Warning("evaluation", "Predictions collapsed onto one label", text, _cases(run, broken)))
     found += _rho_warning(run)
     found += _length_warning(run)
     found += _budget_warning(run)
@@ -189,6 +188,20 @@ def warnings(run: Run) -> list[Warning]:
     if run.problems:
         found.append(Warning("provenance", "Files that could not be read", "; ".join(run.problems) + "."))
     return found
+
+
+def _cases(run: Run, broken: list[Collapse]) -> tuple[str, ...]:
+    """One line for each task, kind and label, with the arms that chose it."""
+    cases: dict[tuple[str, str, str], list[Collapse]] = {}
+    for c in broken:
+        cases.setdefault((c.task, c.kind, c.label), []).append(c)
+    lines = []
+    for (task, kind, label), group in cases.items():
+        true = group[0].true
+        truly = "" if true is None else f", true for {percent(true, 0)}"
+        arms = ", ".join(f"“{run.arm_title(c.arm)}” ({percent(c.predicted, 0)})" for c in group)
+        lines.append(f"{task}, {_kind(kind)}: “{label}”{truly}, is what {arms} predict{'s' * (len(group) == 1)}.")
+    return tuple(lines)
 
 
 def head_rho(run: Run) -> float | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from ntk_jax.report import section_evaluation, section_examples, section_run, section_selection
 from ntk_jax.report.markup import Html, join, tag
 from ntk_jax.report.reading import Run, read_run
-from ntk_jax.storage.atomic import write_text
+from ntk_jax.storage.atomic import make_folder, write_text
 
 # Anchor and short name of every section, in the order of the page: the answer first, then why, then how.
 CONTENTS = (
@@ -37,7 +37,7 @@ def write_report(run_folder: Path) -> Path:
     """
     target = Path(run_folder) / "report" / "index.html"
     text = render(read_run(Path(run_folder)))
-    target.parent.mkdir(exist_ok=True)
+    make_folder(target.parent)
     write_text(target, text)
     return target
 

@@ -69,17 +69,17 @@ def _average_figure(run: Run, arms: Sequence[str], tasks: list[dict[str, Any]]) 
     chance = (sum(chances) / len(chances), "chance") if chances and len(chances) == len(tasks) else None
     drawing = whiskers(
         rows,
-        title="average accuracy, %",
+        title="accuracy, %" if len(tasks) == 1 else "average accuracy, %",
         reference=chance,
         scale_by=100,
         description="Average accuracy of each arm with intervals; the table below holds the numbers.",
     )
+    mean = f", the mean over {count(len(tasks))} tasks" if len(tasks) != 1 else ""
     text = (
-        f"A dot is the mean accuracy over {count(len(tasks))} task{'s' if len(tasks) != 1 else ''}, its whisker the "
-        f"{confidence(run)} bootstrap interval, the dashed line guessing; overlapping whiskers do not settle a "
-        "comparison, the paired differences do."
+        f"A dot is the accuracy{mean}, its whisker the {confidence(run)} bootstrap interval, the dashed line guessing; "
+        "overlapping whiskers do not settle a comparison, the paired differences do."
     )
-    return figure(drawing, "Average accuracy", text)
+    return figure(drawing, "Average accuracy" if len(tasks) != 1 else f"Accuracy on {tasks[0].get('name')}", text)
 
 
 def _task_figure(run: Run, arms: Sequence[str], task: dict[str, Any]) -> Html | None:
@@ -159,7 +159,8 @@ def _accuracy_table(run: Run, arms: Sequence[str], tasks: list[dict[str, Any]], 
     by_place = {(c.task, c.arm, c.kind): c for c in broken}
     rows: list[list[object]] = []
     average = mapping(run.results.get("average"))
-    named = [("Average", f"of {count(len(tasks))} tasks", average, "")] if average else []
+    several = average and len(tasks) != 1
+    named = [("Average", f"of {count(len(tasks))} tasks", average, "")] if several else []
     for task in tasks:
         name = str(task.get("name"))
         about = f"{count(task.get('questions'))} questions, chance {percent(task.get('chance'))}"
@@ -214,7 +215,11 @@ def _predicted(run: Run, arms: Sequence[str], task: dict[str, Any], broken: list
         groups.append((run.arm_title(arm), sum(1 for a, *_ in columns if a == arm)))
     title = f"Predicted labels on {name}"
     flag = (
-        tag("span", " ⚠ collapsed: " + ", ".join(sorted({run.arm_title(a) for a, _ in marked})), class_="flag")
+        tag(
+            "span",
+            " ⚠ collapsed: " + ", ".join(run.arm_title(a) for a in arms if any(a == arm for arm, _ in marked)),
+            class_="flag",
+        )
         if marked
         else None
     )

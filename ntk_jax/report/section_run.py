@@ -9,7 +9,7 @@ from typing import Any
 from ntk_jax.report.amounts import NOTHING, count, finite, general, percent
 from ntk_jax.report.blocks import color, figure, grid, missing, numbers, section
 from ntk_jax.report.figures import Curve, curves
-from ntk_jax.report.findings import RHO_RANGE, head_rho, headline, objective, warnings
+from ntk_jax.report.findings import RHO_RANGE, Warning, head_rho, headline, objective, warnings
 from ntk_jax.report.markup import Html, fold, join, pre, table, tag
 from ntk_jax.report.reading import STAGES, Run, mapping
 
@@ -38,17 +38,7 @@ def head(run: Run) -> Html:
     ]
     first, *rest = headline(run)
     found = tag("div", tag("p", first, class_="finding"), tag("p", " ".join(rest)) if rest else None, class_="verdict")
-    notes = [
-        tag(
-            "li",
-            tag("b", "⚠ ", w.title, ". "),
-            w.text,
-            " ",
-            tag("a", "See there", href=f"#{w.anchor}", aria_label=f"See: {w.title}"),
-            ".",
-        )
-        for w in warnings(run)
-    ]
+    notes = [_note(w) for w in warnings(run)]
     warned = tag("div", tag("h2", "Read this first"), tag("ul", *notes), class_="warnings") if notes else None
     stages = [
         tag("li", tag("b", STAGES[stage]), " ", tag("span", _STATES[state]), class_=state)
@@ -65,6 +55,12 @@ def head(run: Run) -> Html:
     )
 
 
+def _note(w: Warning) -> Html:
+    link = tag("a", "See there", href=f"#{w.anchor}", aria_label=f"See there: {w.title}")
+    cases = tag("ul", *(tag("li", case) for case in w.cases)) if w.cases else None
+    return tag("li", tag("b", "⚠ ", w.title, ". "), w.text, " ", link, ".", cases)
+
+
 def title(run: Run) -> str:
     """What this run was, in a few words."""
     return (
@@ -72,8 +68,8 @@ def title(run: Run) -> str:
     )
 
 
-def _size(kept: Any, what: str = "examples") -> str:
-    return f" ({count(kept)} {what})" if finite(kept) is not None else ""
+def _size(kept: Any, what: str = "examples") -> Html | None:
+    return tag("small", f"{count(kept)} {what}") if finite(kept) is not None else None
 
 
 def _name(path: Any) -> str:
