@@ -183,7 +183,7 @@ def lengths(run: Run) -> Html:
     if len(drawn) > 1:
         text = "Each circle is a family, its area the family's size in the pool; coloured circles are favoured by the "
         text += "selection (lift above 1)"
-        text += ", a dark rim marks families known to be useful." if useful else "."
+        text += ", a heavy rim marks families known to be useful." if useful else "."
         figures.append(
             figure(
                 bubbles(drawn, description="Families by median length and mean score."),
