@@ -35,7 +35,7 @@ class ChoiceScores:
     """Per record, in the order given: log_likelihoods[i] [C] float32 (sum over the choice's tokens, in nats) and
     lengths[i] [C] int32 (tokens of the choice); both None where the question was dropped, for reasons[i].
 
-    dropped: how many for each reason. tokens: read by the model, each prompt once. label_tokens: choice tokens. flops: of this pass.
+    dropped: how many for each reason. tokens: read by the model, each prompt once. label_tokens: of the choices.
     """
 
     log_likelihoods: list[np.ndarray | None]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -23,7 +24,7 @@ from orbax.checkpoint import v1 as ocp
 
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.errors import UserError
-from ntk_jax.storage.atomic import write_lines
+from ntk_jax.storage.atomic import make_folder, user_error, write_lines
 from ntk_jax.training.optimizer import TrainConfig
 
 KEPT = 2  # the newest may be damaged by a full disk; the one before it is then still there
@@ -33,10 +34,17 @@ Entry = dict[str, float | int]
 
 
 def training_key(
-    config: TrainConfig, rows: Sequence[TokenRow], trainable: Any, *, seed: int, row_length: int, parameters: str
+    config: TrainConfig,
+    rows: Sequence[TokenRow],
+    trainable: Any,
+    *,
+    seed: int,
+    row_length: int,
+    parameters: str,
+    dtype: str,
 ) -> str:
     """A hash of everything that decides the result, except the frozen weights: who may resume whose checkpoint."""
-    digest = hashlib.sha256(json.dumps([asdict(config), seed, row_length, parameters], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([asdict(config), seed, row_length, parameters, dtype], sort_keys=True).encode())
     for row in rows:
         digest.update(f"{row.id}\0{len(row.ids)}\0".encode())
         digest.update(np.ascontiguousarray(row.ids, np.int32).tobytes())
@@ -55,7 +63,7 @@ class Checkpoints:
         self._key = key
         self._folder = folder / "checkpoints"
         self._history = folder / "history.jsonl"
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self._manager = ocp.training.Checkpointer(
             self._folder.resolve(),
             # Every save that is asked for is made: `train` alone decides when.
@@ -71,18 +79,23 @@ class Checkpoints:
         a training with another config, seed, data set or adapter. The history file is cut back to the step.
         """
         for step in sorted((checkpoint.step for checkpoint in self._manager.checkpoints), reverse=True):
-            key = (self._manager.metadata(step).custom_metadata or {}).get("key")
-            if key != self._key:
+            # Whatever cannot be read is damaged (orbax and tensorstore raise what they like): an older one, or the
+            # beginning, leads to the same result.
+            try:
+                key = (self._manager.metadata(step).custom_metadata or {}).get("key")
+            except Exception:
+                continue
+            if key is not None and key != self._key:
                 raise UserError(
                     f"{self._folder}: the checkpoints there come from a training with other examples, settings, seed "
                     "or adapter; give another folder, or delete this one to train anew"
                 )
             history = self._read_history(step)
-            if history is None:
+            if key is None or history is None:
                 continue
             try:
                 state = self._manager.load(step, abstract_state)
-            except Exception:  # damaged: orbax and tensorstore raise whatever they like; the older one gives the same
+            except Exception:
                 continue
             self.write_history(history)
             return step, state, history
@@ -124,9 +137,7 @@ def discard_checkpoints(folder: Path) -> None:
 
 
 def _explain(error: Exception, folder: Path) -> Exception:
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or any(words in str(error) for words in FULL_DISK):
-        return UserError(f"{folder}: the disk is full; free some space and give the same command again")
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return UserError(f"{folder}: cannot write there ({error.strerror}); mend that or give another folder")
-    return error
+    """The UserError for a save that failed; orbax hides the operating system's error behind its own."""
+    if any(words in str(error) for words in FULL_DISK):
+        error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return user_error(error, folder) if isinstance(error, OSError) else error

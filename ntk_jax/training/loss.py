@@ -1,7 +1,6 @@
 """Log probabilities of the labels of a packed batch, and the summed loss.
 
-The LM head meets only the label positions: they are gathered row by row first (so that the gather stays
-inside a device when rows are sharded), and the [B, T, V] logits are never built.
+The LM head meets only the label positions: they are gathered first, and the [B, T, V] logits are never built.
 """
 
 from __future__ import annotations
@@ -19,11 +18,17 @@ from ntk_jax.models.head import head_matrix, target_log_probs
 def label_log_probs(
     graphdef: Any, lora: Any, base: Any, batch: Batch, *, dtype: Any = jnp.float32, remat: bool = False
 ) -> jax.Array:
-    """log p(label_target | the tokens before it), [B, G] float32; unused slots are 0."""
+    """log p(label_target | the tokens before it), float32, shaped like the label arrays; unused slots are 0.
+
+    Label arrays are [B, G] as in `Batch`, or [groups, M]: the rows in `groups` equal parts, a part's slots in one
+    list, label_position counting over the part's B / groups * T positions. With a part a device, the gather stays
+    inside the device.
+    """
     hidden = hidden_states(
         graphdef, lora, base, batch.tokens, batch.positions, batch.segments, batch.branches, dtype=dtype, remat=remat
     )
-    labelled = jnp.take_along_axis(hidden, jnp.asarray(batch.label_position)[:, :, None], axis=1)  # [B, G, D]
+    hidden = hidden.reshape(batch.label_position.shape[0], -1, hidden.shape[-1])  # rows of a part end to end
+    labelled = jnp.take_along_axis(hidden, jnp.asarray(batch.label_position)[:, :, None], axis=1)  # [groups, M, D]
     log_probs = target_log_probs(labelled, jnp.asarray(batch.label_target), head_matrix(base))
     return jnp.where(jnp.asarray(batch.label_segment) > 0, log_probs, 0.0)
 
@@ -33,7 +38,7 @@ def loss_sum(
 ) -> tuple[jax.Array, jax.Array]:
     """Sum of -log p over the batch's labels (scalar), and the first slot whose value is not finite (-1: none).
 
-    The slot is a flat index into [B, G]. The sum, not the mean, is differentiated: microbatches of one
+    The slot is a flat index into the label arrays. The sum, not the mean, is differentiated: microbatches of one
     optimiser step then add up to exactly the token mean of the whole step, whatever their sizes.
     """
     log_probs = label_log_probs(graphdef, lora, base, batch, dtype=dtype, remat=remat)

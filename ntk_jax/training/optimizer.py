@@ -1,4 +1,4 @@
-"""What one training is (`TrainConfig`), its learning-rate schedule and its optax chain."""
+"""What one training is (`TrainConfig`), its learning rates and its optax chain."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ntk_jax.errors import UserError
@@ -57,42 +58,50 @@ def check_config(config: TrainConfig) -> None:
         raise UserError(f"training: schedule = {config.schedule!r} is not one of linear, cosine, constant")
 
 
-def make_schedule(config: TrainConfig, steps: int) -> optax.Schedule:
-    """Learning rate of step i = 0 .. steps - 1: a linear warm-up, then linear or cosine decay, or constant.
+def learning_rates(config: TrainConfig, steps: int) -> np.ndarray:
+    """Learning rate of steps 0 .. steps - 1, float32: a linear warm-up, then linear or cosine decay, or constant.
 
     No step has rate 0: the warm-up starts at peak / (W + 1) and the linear decay ends at peak / (steps - W),
     because a step without a rate is a batch of examples thrown away. W = ceil(warmup_ratio * steps).
     """
     warmup = min(math.ceil(config.warmup_ratio * steps), steps - 1)
-    peak, decay_steps = config.learning_rate, steps - warmup
-
-    def schedule(step: Any) -> jax.Array:
-        step = jnp.asarray(step, jnp.float32)
-        rising = (step + 1.0) / (warmup + 1.0)
-        done = jnp.clip((step - warmup) / decay_steps, 0.0, 1.0)
-        falling = {
-            "linear": 1.0 - done,
-            "cosine": 0.5 * (1.0 + jnp.cos(jnp.pi * done)),
-            "constant": jnp.ones_like(done),
-        }[config.schedule]
-        return peak * jnp.where(step < warmup, rising, falling)
-
-    return schedule
+    step = np.arange(steps, dtype=np.float64)
+    rising = (step + 1.0) / (warmup + 1.0)
+    done = np.clip((step - warmup) / (steps - warmup), 0.0, 1.0)
+    falling = {
+        "linear": 1.0 - done,
+        "cosine": 0.5 * (1.0 + np.cos(np.pi * done)),
+        "constant": np.ones(steps),
+    }[config.schedule]
+    return (config.learning_rate * np.where(step < warmup, rising, falling)).astype(np.float32)
 
 
-def make_optimizer(config: TrainConfig, steps: int) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW (Loshchilov & Hutter, arXiv 1711.05101)."""
-    adamw = optax.adamw(
-        make_schedule(config, steps),
-        b1=config.beta1,
-        b2=config.beta2,
-        weight_decay=config.weight_decay,
-        mask=_decayed,
-    )
-    clip = optax.clip_by_global_norm(config.max_grad_norm) if config.max_grad_norm > 0 else optax.identity()
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """What of a `TrainConfig` the compiled update depends on; hashable, so equal settings share a compilation."""
+
+    max_grad_norm: float
+    beta1: float
+    beta2: float
+    weight_decay: float
+
+
+def settings_of(config: TrainConfig) -> OptimizerSettings:
+    return OptimizerSettings(config.max_grad_norm, config.beta1, config.beta2, config.weight_decay)
+
+
+def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
+    """Clip by global norm, then AdamW (Loshchilov & Hutter, arXiv 1711.05101) at learning rate 1.
+
+    The caller multiplies the updates by the step's rate. It comes in as an argument and not as an optax schedule,
+    so that trainings of different length run the same compiled update.
+    """
+    clip = optax.clip_by_global_norm(settings.max_grad_norm) if settings.max_grad_norm > 0 else optax.identity()
+    adamw = optax.adamw(1.0, b1=settings.beta1, b2=settings.beta2, weight_decay=settings.weight_decay, mask=_decayed)
     return optax.chain(clip, adamw)
 
 
+@jax.jit
 def second_moment(optimizer_state: Any, beta2: float) -> Any:
     """Adam's v / (1 - beta2^t), float32, a pytree like the trained parameters, read from the optax state."""
     adam = next(
@@ -100,7 +109,7 @@ def second_moment(optimizer_state: Any, beta2: float) -> Any:
         for state in jax.tree.leaves(optimizer_state, is_leaf=lambda node: isinstance(node, optax.ScaleByAdamState))
         if isinstance(state, optax.ScaleByAdamState)
     )
-    correction = 1.0 - jnp.float32(beta2) ** adam.count.astype(jnp.float32)
+    correction = 1.0 - jnp.asarray(beta2, jnp.float32) ** adam.count.astype(jnp.float32)
     # Before the first step v is 0 and so is the correction: keep 0 instead of 0 / 0.
     correction = jnp.where(adam.count > 0, correction, 1.0)
     return jax.tree.map(lambda v: v.astype(jnp.float32) / correction, adam.nu)

@@ -12,21 +12,26 @@ import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import jax
 import numpy as np
 
-from ntk_jax.data.batch import PackedBatch, TokenRow
+from ntk_jax.data.batch import Batch, PackedBatch, TokenRow
 from ntk_jax.data.packing import pack
 from ntk_jax.training.optimizer import TrainConfig
 
-PLANNED_STEPS = 64  # steps packed in advance to choose the shapes: enough to know, cheap for long trainings
+PLANNED_STEPS = 256  # steps packed in advance to choose the shapes: enough to know, cheap for long trainings
 PADDING_SLACK = 1.10  # a larger microbatch may cost this much in empty rows
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """Rows of a microbatch and label slots of a row, chosen once a training so that one program compiles."""
+    """What is chosen once a training so that one program compiles.
+
+    rows: of a microbatch. groups: devices that share them, rows / groups each. labels: slots of a group.
+    """
 
     rows: int
+    groups: int
     labels: int
 
 
@@ -50,44 +55,88 @@ def step_rows(rows: Sequence[TokenRow], step: int, config: TrainConfig, seed: in
 
 
 def plan_shapes(
-    rows: Sequence[TokenRow], config: TrainConfig, *, steps: int, seed: int, row_length: int, multiple: int
+    rows: Sequence[TokenRow], config: TrainConfig, *, steps: int, seed: int, row_length: int, groups: int = 1
 ) -> Shapes:
     """Chooses the microbatch from a look at the first steps.
 
     Rows: the most that stay within `tokens_per_microbatch` while empty rows cost at most 10% (a step that
-    needs 9 rows would waste 7 in microbatches of 8); always a `multiple` of the devices that share them.
-    Labels: the largest slot count seen, so that ordinary steps all have one shape; a rare larger step
-    compiles its own.
+    needs 9 rows would waste 7 in microbatches of 8). Labels: the most that a group has there; a rare step with
+    more compiles its own shape.
     """
-    needs, labels = [], 1
-    for step in range(min(steps, PLANNED_STEPS)):
-        packed = list(_pack(step_rows(rows, step, config, seed), row_length, 1))
-        needs.append(len(packed))
-        labels = max(labels, packed[0].batch.label_position.shape[1])
-    most = max(1, config.tokens_per_microbatch // (row_length * multiple))
-    cost = {r * multiple: sum(-(-need // (r * multiple)) * r * multiple for need in needs) for r in range(1, most + 1)}
-    least = min(cost.values())
-    return Shapes(max(r for r, c in cost.items() if c <= PADDING_SLACK * least), labels)
+    counts = [
+        [_labels(row) for row in _pack(step_rows(rows, step, config, seed), row_length)]
+        for step in range(min(steps, PLANNED_STEPS))
+    ]
+    most = max(1, config.tokens_per_microbatch // (row_length * groups))
+    cost = {r * groups: sum(-(-len(c) // (r * groups)) * r * groups for c in counts) for r in range(1, most + 1)}
+    chosen = max(r for r, c in cost.items() if c <= PADDING_SLACK * min(cost.values()))
+    return Shapes(chosen, groups, max(_most_labels(c, _deal(c, chosen, groups)) for c in counts))
 
 
-def microbatches(rows: Sequence[TokenRow], shapes: Shapes, row_length: int) -> Iterator[PackedBatch]:
-    """Packs the examples of one step into microbatches of the planned shape (numpy, on the host)."""
-    for packed in _pack(rows, row_length, shapes.rows):
-        missing = shapes.labels - packed.batch.label_position.shape[1]
-        if missing <= 0:
-            yield packed
-            continue
-        # Slots of segment 0 are unused: appending them changes the shape and nothing else.
-        wider = {
-            name: np.pad(np.asarray(getattr(packed.batch, name)), ((0, 0), (0, missing)))
-            for name in ("label_position", "label_target", "label_segment")
-        }
-        yield replace(packed, batch=replace(packed.batch, **wider))
+def microbatches(rows: Sequence[TokenRow], shapes: Shapes, row_length: int) -> list[PackedBatch]:
+    """Packs the examples of one step into microbatches of the planned shape (numpy, on the host).
+
+    Label arrays are [groups, M] (see `loss.label_log_probs`): the slots of all rows of one device in one list,
+    so that the head sees few unused slots although rows differ much in how many labels they have.
+    """
+    packed = list(_pack(rows, row_length))
+    counts = [_labels(row) for row in packed]
+    hands = _deal(counts, shapes.rows, shapes.groups)
+    labels = max(shapes.labels, _most_labels(counts, hands))
+    height = shapes.rows // shapes.groups
+    empty = jax.tree.map(np.zeros_like, packed[0].batch), np.full_like(packed[0].index, -1)
+    out = []
+    for start in range(0, len(hands), shapes.groups):
+        lanes = []
+        for hand in hands[start : start + shapes.groups]:
+            lane = [(packed[i].batch, packed[i].index) for i in hand]
+            lanes.append(_one_label_list(lane + [empty] * (height - len(lane)), labels))
+        batch = jax.tree.map(lambda *parts: np.concatenate(parts), *(lane[0] for lane in lanes))
+        out.append(PackedBatch(batch, np.concatenate([lane[1] for lane in lanes])))
+    return out
 
 
-def _pack(rows: Sequence[TokenRow], row_length: int, rows_per_batch: int) -> Iterator[PackedBatch]:
-    # The sum of the loss does not care how many examples share a row, so a row takes all that fit.
-    return pack(rows, row_length=row_length, rows_per_batch=rows_per_batch, max_segments=row_length)
+def _one_label_list(lane: list[tuple[Batch, np.ndarray]], labels: int) -> tuple[Batch, np.ndarray]:
+    """Stacks one-row batches [1, ...] to [rows, ...] and their label slots to [1, labels]."""
+    batch: Batch = jax.tree.map(lambda *rows: np.concatenate(rows), *(row for row, _ in lane))
+    used = batch.label_segment > 0
+    start = np.arange(len(lane))[:, None] * batch.tokens.shape[1]  # of each row among the positions of the group
+    slots = {
+        "label_position": (batch.label_position + start)[used],
+        "label_target": batch.label_target[used],
+        "label_segment": batch.label_segment[used],
+    }
+    padded = {name: np.pad(values, (0, labels - len(values)))[None].astype(np.int32) for name, values in slots.items()}
+    return replace(batch, **padded), np.concatenate([index for _, index in lane])
+
+
+def _deal(counts: Sequence[int], rows: int, groups: int) -> list[list[int]]:
+    """Deals packed rows to the groups of as few microbatches as hold them, back and forth, most labels first.
+
+    Returns hands of row ordinals, `groups` hands a microbatch, each of at most rows / groups rows and with about
+    the same number of labels.
+    """
+    hands: list[list[int]] = [[] for _ in range(-(-len(counts) // rows) * groups)]
+    for turn, ordinal in enumerate(np.argsort(-np.asarray(counts), kind="stable").tolist()):
+        lap, place = divmod(turn, len(hands))
+        hands[place if lap % 2 == 0 else len(hands) - 1 - place].append(ordinal)
+    return hands
+
+
+def _most_labels(counts: Sequence[int], hands: list[list[int]]) -> int:
+    """Label slots that hold every hand, rounded up by an eighth at most (16 at least), so that few shapes compile."""
+    most = max(1, *(sum(counts[i] for i in hand) for hand in hands))
+    unit = max(16, 1 << (most.bit_length() - 4) if most >= 16 else 16)
+    return -(-most // unit) * unit
+
+
+def _labels(row: PackedBatch) -> int:
+    return int(np.count_nonzero(row.batch.label_segment))
+
+
+def _pack(rows: Sequence[TokenRow], row_length: int) -> Iterator[PackedBatch]:
+    """One packed row at a time. The sum of the loss does not care who shares a row: a row takes all that fit."""
+    return pack(rows, row_length=row_length, rows_per_batch=1, max_segments=row_length)
 
 
 @functools.lru_cache(maxsize=2)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from ntk_jax.data.batch import Batch, PackedBatch, TokenRow
 from ntk_jax.errors import UserError
@@ -28,7 +28,15 @@ from ntk_jax.parallel.rules import param_shardings, shard_batch
 from ntk_jax.training.checkpoints import Checkpoints, Entry, training_key
 from ntk_jax.training.flops import training_flops
 from ntk_jax.training.loss import loss_sum
-from ntk_jax.training.optimizer import TrainConfig, check_config, make_optimizer, make_schedule, second_moment
+from ntk_jax.training.optimizer import (
+    OptimizerSettings,
+    TrainConfig,
+    check_config,
+    learning_rates,
+    make_optimizer,
+    second_moment,
+    settings_of,
+)
 from ntk_jax.training.order import count_steps, microbatches, plan_shapes, step_rows
 
 Progress = Callable[[int, int, str], None]
@@ -58,12 +66,17 @@ class Trained:
 
 @dataclass(frozen=True)
 class _Static:
-    """What the compiled microbatch depends on besides shapes; hashable, so equal trainings share a compilation."""
+    """What the compiled steps depend on besides shapes; hashable, so that equal trainings share a compilation.
+
+    shardings: of the trained parameters' leaves, None off the mesh.
+    """
 
     graphdef: Any
     dtype: Any
     remat: bool
     parameters: str
+    optimizer: OptimizerSettings
+    shardings: tuple[NamedSharding, ...] | None
 
 
 @dataclass(frozen=True)
@@ -107,54 +120,54 @@ def train(
     steps = count_steps(len(rows), config)
 
     # Shapes
-    multiple = mesh.shape["data"] * mesh.shape["fsdp"] if mesh is not None else 1
-    shapes = plan_shapes(rows, config, steps=steps, seed=seed, row_length=row_length, multiple=multiple)
+    groups = mesh.shape["data"] * mesh.shape["fsdp"] if mesh is not None else 1
+    shapes = plan_shapes(rows, config, steps=steps, seed=seed, row_length=row_length, groups=groups)
 
-    # Parameters and optimiser, on the devices
+    # Parameters, on the devices
     trainable, frozen = split_parameters(model, parameters)
-    # Trained parameters are fp32 masters: bf16 would round small updates away.
-    trainable = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), trainable)
-    key = training_key(config, rows, trainable, seed=seed, row_length=row_length, parameters=parameters)
-    optimizer = make_optimizer(config, steps)
-    trainable_shardings, state_shardings, carry_shardings = _shardings(trainable, parameters, optimizer, mesh)
-    frozen = frozen if mesh is None else _place(frozen, _by_part(frozen, mesh))
-    static = _Static(model.graphdef, jnp.dtype(model.dtype), remat, parameters)
-    update = _make_update(optimizer, trainable_shardings, state_shardings, carry_shardings)
-    learning_rates = np.asarray(make_schedule(config, steps)(np.arange(steps)))
+    # Trained parameters are fp32 masters: bf16 would round small updates away. Always a copy, because the update
+    # donates its buffers and the model's own must survive.
+    trainable = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), trainable)
+    dtype = jnp.dtype(model.dtype)
+    key = training_key(
+        config, rows, trainable, seed=seed, row_length=row_length, parameters=parameters, dtype=dtype.name
+    )
+    shardings = None
+    if mesh is not None:
+        placed = param_shardings(trainable, mesh) if parameters == "lora" else _by_part(trainable, mesh)
+        shardings = tuple(jax.tree.leaves(placed))
+        trainable = jax.device_put(trainable, placed)
+        frozen = jax.device_put(frozen, _by_part(frozen, mesh))
+    static = _Static(model.graphdef, dtype, remat, parameters, settings_of(config), shardings)
+    rates = learning_rates(config, steps)
 
-    # Where an earlier run stopped
     checkpoints = Checkpoints(folder, key)
     # The mesh in force lets the model pin its activations to the rows.
     with contextlib.closing(checkpoints), jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
-        first, state, history = checkpoints.restore(
-            {
-                "trainable": _abstract(trainable, trainable_shardings),
-                "optimizer": _abstract(jax.eval_shape(optimizer.init, trainable), state_shardings),
-            }
-        )
-        if state is None:
-            # A copy: the update donates its buffers, and the model's own must survive.
-            trainable = _place(_copy(trainable), trainable_shardings)
-            optimizer_state = jax.jit(optimizer.init, out_shardings=state_shardings)(trainable)
-        else:
-            trainable, optimizer_state = state["trainable"], state["optimizer"]
-        carry = _place(_empty_carry(trainable), carry_shardings)
+        # Where an earlier run stopped
+        optimizer_state, carry = _begin(static, trainable)
+        state = {"trainable": trainable, "optimizer": optimizer_state}
+        first, restored, history = checkpoints.restore(jax.tree.map(_abstract, state))
+        if restored is not None:
+            trainable, optimizer_state = restored["trainable"], restored["optimizer"]
 
         # Steps
         pending: _Pending | None = None
         for step in range(first, steps):
             chosen = step_rows(rows, step, config, seed)
-            packed = list(microbatches(chosen, shapes, row_length))
+            packed = microbatches(chosen, shapes, row_length)
             for number, microbatch in enumerate(packed):
                 batch = microbatch.batch if mesh is None else shard_batch(microbatch.batch, mesh)
                 carry = _accumulate(static, trainable, frozen, batch, np.int32(number), carry)
             labels = np.float32(_count_labels(packed))
-            trainable, optimizer_state, carry, metrics = update(trainable, optimizer_state, carry, labels)
+            trainable, optimizer_state, carry, metrics = _update(
+                static, trainable, optimizer_state, carry, labels, rates[step]
+            )
             if pending is not None:
-                _read(pending, history, learning_rates, steps, progress)
+                _read(pending, history, rates, steps, progress)
             pending = _Pending(step, chosen, packed, metrics)
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == steps:
-                _read(pending, history, learning_rates, steps, progress)  # a checkpoint never holds a NaN
+                _read(pending, history, rates, steps, progress)  # a checkpoint never holds a NaN
                 pending = None
                 # A copy again: orbax reads it while the next update overwrites the original.
                 checkpoints.save(step + 1, _copy({"trainable": trainable, "optimizer": optimizer_state}), history)
@@ -193,33 +206,60 @@ def _accumulate(static: _Static, trainable: Tree, frozen: Tree, batch: Batch, nu
     (value, slot), gradient = jax.value_and_grad(loss, has_aux=True)(trainable, frozen, batch)
     code = number * batch.label_target.size + slot
     return {
-        "gradient": jax.tree.map(jnp.add, carry["gradient"], gradient),
+        "gradient": _pin(static, jax.tree.map(jnp.add, carry["gradient"], gradient)),
         "loss": carry["loss"] + value,
         "broken": jnp.where((carry["broken"] < 0) & (slot >= 0), code, carry["broken"]),
     }
 
 
-def _make_update(optimizer: optax.GradientTransformation, trainable: Any, state: Any, carry: Any) -> Callable[..., Any]:
-    """The optimiser step: mean gradient, clip, AdamW; gives the carry back empty. Shardings in, shardings out."""
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2, 3))
+def _update(
+    static: _Static, trainable: Tree, optimizer_state: Any, carry: Tree, labels: jax.Array, rate: jax.Array
+) -> tuple[Tree, Any, Tree, dict[str, jax.Array]]:
+    """The optimiser step: mean gradient, clip, AdamW; gives the carry back empty, and the step's metrics."""
+    count = jnp.maximum(labels, 1.0)
+    gradient = jax.tree.map(lambda leaf: leaf / count, carry["gradient"])
+    updates, optimizer_state = make_optimizer(static.optimizer).update(gradient, optimizer_state, trainable)
+    updates = jax.tree.map(lambda leaf: rate * leaf, updates)
+    metrics = {
+        "loss": carry["loss"] / count,
+        "grad_norm": optax.tree.norm(gradient),
+        "broken": carry["broken"],
+    }
+    trainable = _pin(static, optax.apply_updates(trainable, updates))
+    return trainable, _pin_state(static, optimizer_state), _empty_carry(static, trainable), metrics
 
-    def update(parameters: Tree, optimizer_state: Any, carry: Tree, labels: jax.Array) -> tuple[Any, ...]:
-        count = jnp.maximum(labels, 1.0)
-        gradient = jax.tree.map(lambda leaf: leaf / count, carry["gradient"])
-        updates, optimizer_state = optimizer.update(gradient, optimizer_state, parameters)
-        metrics = {
-            "loss": carry["loss"] / count,
-            "grad_norm": optax.global_norm(gradient),
-            "broken": carry["broken"],
-        }
-        return optax.apply_updates(parameters, updates), optimizer_state, _empty_carry(parameters), metrics
 
-    shardings = None if trainable is None else (trainable, state, carry, None)
-    return jax.jit(update, donate_argnums=(0, 1, 2), out_shardings=shardings)
+@functools.partial(jax.jit, static_argnums=0)
+def _begin(static: _Static, trainable: Tree) -> tuple[Any, Tree]:
+    """The optimiser's first state and the empty carry."""
+    return _pin_state(static, make_optimizer(static.optimizer).init(trainable)), _empty_carry(static, trainable)
 
 
-def _empty_carry(trainable: Tree) -> Tree:
-    gradient = jax.tree.map(jnp.zeros_like, trainable)
+def _empty_carry(static: _Static, trainable: Tree) -> Tree:
+    gradient = _pin(static, jax.tree.map(jnp.zeros_like, trainable))
     return {"gradient": gradient, "loss": jnp.zeros((), jnp.float32), "broken": jnp.full((), -1, jnp.int32)}
+
+
+def _pin(static: _Static, tree: Tree) -> Tree:
+    """Keeps every leaf where its parameter lies, so that all steps see one sharding and compile once."""
+    if static.shardings is None:
+        return tree
+    leaves, treedef = jax.tree.flatten(tree)
+    pinned = map(jax.lax.with_sharding_constraint, leaves, static.shardings)
+    return jax.tree.unflatten(treedef, pinned)
+
+
+def _pin_state(static: _Static, optimizer_state: Any) -> Any:
+    """Adam's moments lie where their parameters do."""
+
+    def is_adam(node: Any) -> bool:
+        return isinstance(node, optax.ScaleByAdamState)
+
+    def pin(node: Any) -> Any:
+        return node._replace(mu=_pin(static, node.mu), nu=_pin(static, node.nu)) if is_adam(node) else node
+
+    return jax.tree.map(pin, optimizer_state, is_leaf=is_adam)
 
 
 @jax.jit
@@ -231,9 +271,7 @@ def _copy(tree: Any) -> Any:
 # Host side
 
 
-def _read(
-    pending: _Pending, history: list[Entry], learning_rates: np.ndarray, steps: int, progress: Progress | None
-) -> None:
+def _read(pending: _Pending, history: list[Entry], rates: np.ndarray, steps: int, progress: Progress | None) -> None:
     """Waits for a step's metrics, refuses what is not finite, and writes it into the history."""
     metrics = {name: value.item() for name, value in jax.device_get(pending.metrics).items()}
     number = pending.step + 1
@@ -252,7 +290,7 @@ def _read(
         {
             "step": number,
             "loss": metrics["loss"],
-            "learning_rate": float(learning_rates[pending.step]),
+            "learning_rate": float(rates[pending.step]),
             "grad_norm": metrics["grad_norm"],
             "tokens": sum(len(row.ids) for row in pending.rows),
             "label_tokens": _count_labels(pending.packed),
@@ -265,8 +303,11 @@ def _read(
 def _row_of_slot(pending: _Pending, code: int) -> TokenRow:
     number, slot = divmod(code, pending.packed[0].batch.label_target.size)
     packed = pending.packed[number]
-    row, column = divmod(slot, packed.batch.label_target.shape[1])
-    segment = int(packed.batch.label_segment[row, column])
+    groups, width = packed.batch.label_target.shape
+    group, column = divmod(slot, width)
+    height, length = packed.batch.tokens.shape[0] // groups, packed.batch.tokens.shape[1]
+    row = group * height + int(packed.batch.label_position[group, column]) // length
+    segment = int(packed.batch.label_segment[group, column])
     return pending.rows[int(packed.index[row, segment - 1])]
 
 
@@ -296,30 +337,5 @@ def _by_part(tree: Tree, mesh: Mesh) -> Tree:
     return {name: param_shardings(part, mesh) for name, part in tree.items()}
 
 
-def _shardings(
-    trainable: Tree, parameters: str, optimizer: optax.GradientTransformation, mesh: Mesh | None
-) -> tuple[Any, Any, Any]:
-    """Of the trained parameters, the optimiser's state and the carry; moments lie where their parameter does."""
-    if mesh is None:
-        return None, None, None
-    whole = NamedSharding(mesh, PartitionSpec())
-    leaves = param_shardings(trainable, mesh) if parameters == "lora" else _by_part(trainable, mesh)
-    state = optax.tree_utils.tree_map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        jax.eval_shape(optimizer.init, trainable),
-        leaves,
-        transform_non_params=lambda _: whole,
-    )
-    return leaves, state, {"gradient": leaves, "loss": whole, "broken": whole}
-
-
-def _place(tree: Any, shardings: Any) -> Any:
-    return tree if shardings is None else jax.device_put(tree, shardings)
-
-
-def _abstract(tree: Any, shardings: Any) -> Any:
-    if shardings is None:
-        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
-    return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, shardings)
+def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
