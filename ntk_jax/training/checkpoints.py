@@ -8,10 +8,11 @@ begun; a checkpoint whose history is not there, or that does not read back, is p
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -28,7 +29,7 @@ from ntk_jax.storage.atomic import make_folder, user_error, write_lines
 from ntk_jax.training.optimizer import TrainConfig
 
 KEPT = 2  # the newest may be damaged by a full disk; the one before it is then still there
-FULL_DISK = ("No space left", "ENOSPC", "RESOURCE_EXHAUSTED", "Disk quota exceeded")
+ABSL = logging.getLogger("absl")  # where orbax prints the traceback of an error that it raises as well
 
 Entry = dict[str, float | int]
 
@@ -64,6 +65,8 @@ class Checkpoints:
         self._folder = folder / "checkpoints"
         self._history = folder / "history.jsonl"
         make_folder(folder)
+        self._loudness = ABSL.level
+        ABSL.setLevel(logging.CRITICAL)
         self._manager = ocp.training.Checkpointer(
             self._folder.resolve(),
             # Every save that is asked for is made: `train` alone decides when.
@@ -116,6 +119,8 @@ class Checkpoints:
             self._manager.close()
         except Exception as error:
             raise _explain(error, self._folder) from error
+        finally:
+            ABSL.setLevel(self._loudness)
 
     def write_history(self, history: Sequence[Entry]) -> None:
         """history.jsonl, replaced as a whole: readers never see half a line."""
@@ -137,7 +142,8 @@ def discard_checkpoints(folder: Path) -> None:
 
 
 def _explain(error: Exception, folder: Path) -> Exception:
-    """The UserError for a save that failed; orbax hides the operating system's error behind its own."""
-    if any(words in str(error) for words in FULL_DISK):
-        error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    """The UserError for a save that failed; tensorstore hides the operating system's error in its message."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    if code is not None:
+        error = OSError(int(code[1]), os.strerror(int(code[1])))
     return user_error(error, folder) if isinstance(error, OSError) else error

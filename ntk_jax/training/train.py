@@ -37,7 +37,7 @@ from ntk_jax.training.optimizer import (
     second_moment,
     settings_of,
 )
-from ntk_jax.training.order import count_steps, microbatches, plan_shapes, step_rows
+from ntk_jax.training.order import count_steps, microbatches, plan_shapes, step_indices, step_rows
 
 Progress = Callable[[int, int, str], None]
 
@@ -146,8 +146,8 @@ def train(
     with contextlib.closing(checkpoints), jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
         # Where an earlier run stopped
         optimizer_state, carry = _begin(static, trainable)
-        state = {"trainable": trainable, "optimizer": optimizer_state}
-        first, restored, history = checkpoints.restore(jax.tree.map(_abstract, state))
+        abstract = jax.tree.map(_abstract, {"trainable": trainable, "optimizer": optimizer_state})
+        first, restored, history = checkpoints.restore(abstract)
         if restored is not None:
             trainable, optimizer_state = restored["trainable"], restored["optimizer"]
 
@@ -180,7 +180,7 @@ def train(
         base=base,
         second_moment=second_moment(optimizer_state, config.beta2),
         steps=steps,
-        examples=sum(len(step_rows(rows, step, config, seed)) for step in range(steps)),
+        examples=sum(len(step_indices(step, len(rows), config.batch_size, seed)) for step in range(steps)),
         tokens=tokens,
         label_tokens=label_tokens,
         flops=training_flops(
