@@ -37,7 +37,8 @@ def model_of(family: str, dtype: str = "float32") -> Model:
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("dtype", "remat"))
 def run(graphdef: Any, lora: Any, base: Any, rows: Any, branches: Any = None, **options: Any) -> jax.Array:
-    return hidden_states(graphdef, lora, base, *rows, branches, **options)
+    tokens, positions, segments = rows
+    return hidden_states(graphdef, lora, base, tokens, positions, segments, branches, **options)
 
 
 def hidden(model: Model, rows: Any, branches: Any = None, **options: Any) -> np.ndarray:

@@ -160,7 +160,7 @@ def test_every_single_leaf_matters(case: str, load: Callable[[str], Model]) -> N
     for i, (path, leaf) in enumerate(leaves):
         name = jax.tree_util.keystr(path)
         neutral = jnp.ones_like(leaf) if "norm" in name else jnp.zeros_like(leaf)
-        tree = treedef.unflatten([neutral if i == j else other for j, (_, other) in enumerate(leaves)])
+        tree = jax.tree.unflatten(treedef, [neutral if i == j else other for j, (_, other) in enumerate(leaves)])
         error = logit_error(case, dataclasses.replace(model, base=tree["base"], lora=tree["lora"]))
         assert error > WIDE_MARGIN * LOGIT_TOLERANCE, name
 

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike
 
 from ntk_jax.models import rope
 from ntk_jax.models.config import ModelConfig
@@ -114,10 +115,10 @@ def hidden_states(
     graphdef: Any,
     lora: Pure,
     base: Pure,
-    tokens: jax.Array,
-    positions: jax.Array,
-    segments: jax.Array,
-    branches: jax.Array | None = None,
+    tokens: ArrayLike,
+    positions: ArrayLike,
+    segments: ArrayLike,
+    branches: ArrayLike | None = None,
     *,
     dtype: Any = jnp.float32,
     remat: bool = False,
@@ -130,8 +131,8 @@ def hidden_states(
     remat: keep only each layer's input for the backward pass and compute the rest again.
     """
     model = nnx.merge(graphdef, nnx.State(lora), nnx.State(base))
-    turn = rope.rotation(model.config, positions)
-    mask = attention_mask(segments, branches)
+    turn = rope.rotation(model.config, jnp.asarray(positions))
+    mask = attention_mask(jnp.asarray(segments), None if branches is None else jnp.asarray(branches))
     layer_def, stacked = nnx.split(model.layers)
 
     def step(x: jax.Array, slices: nnx.State) -> tuple[jax.Array, None]:
@@ -139,7 +140,7 @@ def hidden_states(
 
     if remat:
         step = jax.checkpoint(step, prevent_cse=False)  # inside a scan there is nothing for CSE to undo
-    x = split_rows(whole(model.embed[...])[tokens].astype(dtype))
+    x = split_rows(whole(model.embed[...])[jnp.asarray(tokens)].astype(dtype))
     x, _ = jax.lax.scan(step, x, stacked)
     return rms_norm(x, model.norm[...], model.config.norm_eps)
 

@@ -46,7 +46,7 @@ def resolve(path: str) -> Path:
         if not folder.is_dir():
             raise UserError(f"{path}: no such builtin model; builtin:model is the one there is")
         return folder
-    if Path(path).is_dir():
+    if path and Path(path).is_dir():
         return Path(path)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", path) or path.startswith("."):
         raise UserError(f"no model folder at {path!r}; give a Hugging Face folder or a hub id such as owner/name")
@@ -145,10 +145,13 @@ def load_tokenizer(folder: Path, vocab_size: int) -> Any:
     """
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise UserError(f"{folder}: no tokenizer.json; copy the model's tokenizer there, or load with tokenizer=False")
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    # AutoTokenizer goes by model_type before it looks at the files: beside a qwen2 config.json it puts Qwen's own
+    # splitting and special tokens onto any tokenizer.json, and gives other ids. The file says what the model saw.
+    reader = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else AutoTokenizer
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = reader.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # transformers raises what its many readers raise
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{folder}: the tokenizer cannot be read ({reason}); copy the model's own files") from None
