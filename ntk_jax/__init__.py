@@ -1,1 +1,50 @@
-"""Neural tangent kernel data selection in JAX."""
+"""Neural tangent kernel data selection in JAX.
+
+    import ntk_jax as nj
+
+    model = nj.load_model("path/or/hub-id", adapter="path/of/a/peft/adapter")
+    direction = nj.mean_gradient(model, "domain.jsonl")
+    scores = nj.directional_scores(model, "pool.jsonl", direction)
+
+Names are loaded on first use, so that `ntk-jax --help` does not wait for jax.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ntk_jax.api import directional_scores, mean_gradient
+    from ntk_jax.errors import UserError
+    from ntk_jax.models.lora import LoRAConfig
+    from ntk_jax.models.model import Model, load_model
+    from ntk_jax.ntk.direction import adam_preconditioned, stack_directions
+
+_HOME = {
+    "LoRAConfig": "ntk_jax.models.lora",
+    "Model": "ntk_jax.models.model",
+    "UserError": "ntk_jax.errors",
+    "adam_preconditioned": "ntk_jax.ntk.direction",
+    "directional_scores": "ntk_jax.api",
+    "load_model": "ntk_jax.models.model",
+    "mean_gradient": "ntk_jax.api",
+    "stack_directions": "ntk_jax.ntk.direction",
+}
+
+__all__ = [
+    "LoRAConfig",
+    "Model",
+    "UserError",
+    "adam_preconditioned",
+    "directional_scores",
+    "load_model",
+    "mean_gradient",
+    "stack_directions",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'ntk_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -30,6 +30,7 @@ import yaml
 from ntk_jax.config import Config, to_tree
 from ntk_jax.data.sources import source_hashes
 from ntk_jax.errors import UserError
+from ntk_jax.models.hub import resolve
 from ntk_jax.progress import Progress
 from ntk_jax.report.page import write_report
 from ntk_jax.stages import arms, choice, kernel
@@ -128,7 +129,7 @@ def _fingerprint(config: Config, name: str, inputs: dict[str, Any]) -> dict[str,
 
 def _input_hashes(config: Config) -> dict[str, dict[str, str]]:
     """SHA-256 of every input, by kind and path."""
-    model = {config.model.path: hash_model(config.model.path)}
+    model = {config.model.path: hash_model(resolve(config.model.path))}
     if config.model.adapter:
         model[config.model.adapter] = hash_model(config.model.adapter)
     if config.score.direction not in ("mean_gradient", "adam"):

@@ -15,6 +15,7 @@ CACHE = ROOT / ".cache" / f"jax-py{sys.version_info.major}.{sys.version_info.min
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_disable_most_optimizations", True)  # tests compile much and compute little: half the time
 jax.config.update("jax_compilation_cache_dir", str(CACHE))  # compiled programs are kept between test runs
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 

@@ -35,12 +35,14 @@ def tiny_config(family: str, **changes: Any) -> ModelConfig:
     return ModelConfig(**{**common, **family_flags, **changes})
 
 
+@functools.cache
 def tiny_model(family: str = "llama", *, seed: int = 0, rank: int = 4, **changes: Any) -> Model:
-    """Random weights (std 0.3), a warmed-up adapter (B random too)."""
-    return random_model(tiny_config(family, **changes), lora=LoRAConfig(rank=rank, alpha=2.0 * rank), seed=seed, std=0.2)
+    """Random weights (std 0.2), a warmed-up adapter (B random too)."""
+    lora = LoRAConfig(rank=rank, alpha=2.0 * rank)
+    return random_model(tiny_config(family, **changes), lora=lora, seed=seed, std=0.2)
 
 
-def random_rows(count: int, *, seed: int = 0, vocab: int = 97, lengths: Sequence[int] = (5, 12, 31)) -> list[TokenRow]:
+def random_rows(count: int, *, seed: int = 0, vocab: int = 97, lengths: Sequence[int] = (5, 24)) -> list[TokenRow]:
     """Rows whose span is a random suffix, without the last position (the `response` layout)."""
     rng = np.random.default_rng(seed)
     rows = []
@@ -52,29 +54,34 @@ def random_rows(count: int, *, seed: int = 0, vocab: int = 97, lengths: Sequence
     return rows
 
 
-def reference_value(
-    model: Model, theta: Any, rest: Any, ids: jax.Array, span: jax.Array, objective: Objective, parameters: str
-) -> jax.Array:
-    """s(θ; x) per channel, [C], from the whole logits of one unpadded example."""
-    lora, base = join_parameters(theta, rest, parameters)
-    positions = jnp.arange(len(ids))[None]
-    hidden = hidden_states(model.graphdef, lora, base, ids[None], positions, jnp.ones_like(positions))[0]
-    head = head_matrix(base)
-    logits = hidden @ head.T  # [T, V]: just what the real path never builds
-    labels = jnp.roll(ids, -1)
-    if objective.kind == "sum_logits":
-        values = logits.sum(axis=-1)[:, None]
-    elif objective.kind == "probe":
-        centred_logits = logits - logits.mean(axis=-1, keepdims=True)
-        values = centred_logits @ probe_signs(objective.seed, objective.probes, head.shape[0]).T
-    elif objective.kind == "target_logit":
-        values = jnp.take_along_axis(logits, labels[:, None], axis=1)
-    elif objective.kind == "cross_entropy":
-        values = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)
-    else:
-        values = objective.kind(hidden, labels, head)[:, None]
-    total = (values * span[:, None]).sum(axis=0)
-    return total / span.sum() if objective.normalize == "mean" else total
+@functools.partial(jax.jit, static_argnames=("graphdef", "objective", "parameters"))
+def reference_jacobian(
+    graphdef: Any, theta: Any, rest: Any, ids: jax.Array, span: jax.Array, objective: Objective, parameters: str
+) -> Any:
+    """Jacobian over theta of s(θ; x) per channel, [C, ...], from the whole logits of one unpadded example."""
+
+    def value(theta: Any) -> jax.Array:
+        lora, base = join_parameters(theta, rest, parameters)
+        positions = jnp.arange(len(ids))[None]
+        hidden = hidden_states(graphdef, lora, base, ids[None], positions, jnp.ones_like(positions))[0]
+        head = head_matrix(base)
+        logits = hidden @ head.T  # [T, V]: just what the real path never builds
+        labels = jnp.roll(ids, -1)
+        if objective.kind == "sum_logits":
+            values = logits.sum(axis=-1)[:, None]
+        elif objective.kind == "probe":
+            centred_logits = logits - logits.mean(axis=-1, keepdims=True)
+            values = centred_logits @ probe_signs(objective.seed, objective.probes, head.shape[0]).T
+        elif objective.kind == "target_logit":
+            values = jnp.take_along_axis(logits, labels[:, None], axis=1)
+        elif objective.kind == "cross_entropy":
+            values = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)
+        else:
+            values = objective.kind(hidden, labels, head)[:, None]
+        total = (values * span[:, None]).sum(axis=0)
+        return total / span.sum() if objective.normalize == "mean" else total
+
+    return jax.jacrev(value)(theta)
 
 
 def reference_gradients(
@@ -82,17 +89,19 @@ def reference_gradients(
 ) -> list[np.ndarray]:
     """One [C, P] float64 feature a row."""
     theta, rest = split_parameters(model, parameters)
-
-    @functools.partial(jax.jit, static_argnames="length")
-    def jacobian(ids: jax.Array, span: jax.Array, length: int) -> Any:
-        return jax.jacrev(lambda t: reference_value(model, t, rest, ids, span, objective, parameters))(theta)
-
-    return [flatten(jacobian(row.ids, row.span, len(row.ids)), objective.channels) for row in rows]
+    return [
+        flatten(
+            reference_jacobian(model.graphdef, theta, rest, row.ids, row.span, objective, parameters),
+            objective.channels,
+        )
+        for row in rows
+    ]
 
 
 def flatten(tree: Any, channels: int) -> np.ndarray:
     """[C, P] float64 of a tree whose leaves carry a leading channel axis."""
-    return np.concatenate([np.asarray(leaf, np.float64).reshape(channels, -1) for leaf in jax.tree.leaves(tree)], axis=1)
+    leaves = [np.asarray(leaf, np.float64).reshape(channels, -1) for leaf in jax.tree.leaves(tree)]
+    return np.concatenate(leaves, axis=1)
 
 
 def centred(model: Model) -> Model:

@@ -6,6 +6,7 @@ A direction is a pytree shaped like the parameters differentiated (one leading a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -47,20 +48,30 @@ def mean_gradient(
     done = 0
     for packed in batches_of(rows, layout, objective):
         part = gradient_step(step, theta, rest, read, on_devices(packed.batch, layout))
-        total = part if total is None else jax.tree.map(jnp.add, total, part)
+        total = part if total is None else _add(total, part)
         done += int((packed.index >= 0).sum())
         if progress:
             progress(done, len(rows))
     assert total is not None
-    mean = jax.tree.map(lambda leaf: leaf / len(rows), total)
-    if objective.kind != "probe":
-        mean = jax.tree.map(lambda leaf: leaf[0], mean)
-    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(mean)):
+    mean, finite = _mean(total, np.float32(len(rows)), objective.kind == "probe")
+    if not finite:
         raise UserError(
             f"the mean gradient over {len(rows)} examples (first: {rows[0].id or 0}) is not finite; check the weights "
             "with `ntk-jax doctor`, or compute in float32"
         )
     return mean
+
+
+@jax.jit
+def _add(a: Tree, b: Tree) -> Tree:
+    return jax.tree.map(jnp.add, a, b)
+
+
+@functools.partial(jax.jit, static_argnames="keep_channels")
+def _mean(total: Tree, count: jax.Array, keep_channels: bool) -> tuple[Tree, jax.Array]:
+    """(mean, whether all of it is finite). One compiled program: leaf by leaf, dispatch would cost more than this."""
+    mean = jax.tree.map(lambda leaf: (leaf if keep_channels else leaf[0]) / count, total)
+    return mean, jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(mean)]).all()
 
 
 def adam_preconditioned(direction: Tree, second_moment: Tree, epsilon: float = 1e-8) -> Tree:
@@ -84,7 +95,7 @@ def stack_directions(directions: Sequence[Tree]) -> Tree:
     """One batch of m directions, for [N, m] scores that share the primal pass."""
     if not directions:
         raise UserError("no directions to stack")
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *directions)
+    return jax.jit(lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees))(list(directions))
 
 
 def direction_norm(direction: Tree) -> float:

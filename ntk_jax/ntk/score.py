@@ -6,6 +6,7 @@ by segment; the primal pass also yields the mean hidden state that the pre-selec
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,10 +52,7 @@ def directional_scores(
     """
     theta, rest = split_parameters(model, parameters)
     directions, single = _as_batch(direction, theta, objective)
-    # jvp is linear in its tangent: unit directions keep bf16 tangents in range, the norms are put back in fp32.
-    norms = jnp.sqrt(sum(jnp.square(leaf).sum(axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(directions)))
-    safe = jnp.where(norms > 0, norms, 1.0)
-    directions = jax.tree.map(lambda leaf: leaf / safe.reshape(-1, *[1] * (leaf.ndim - 1)), directions)
+    directions, norms = _unit_directions(directions)
 
     step = make_step(model, objective, layout, parameters, pooled=mean_hidden)
     read = frozen_readout(model, objective, parameters)
@@ -122,12 +120,23 @@ def _as_batch(direction: Tree, theta: Tree, objective: Objective) -> tuple[Tree,
         raise UserError("some direction leaves carry a batch axis and some do not; stack whole directions")
     single = extras == {0}
 
-    def expand(d: jax.Array, leaf: jax.Array) -> jax.Array:
-        d = jnp.asarray(d, jnp.float32)
-        d = d[None] if single else d
-        return d if channel_axes else d[:, None]
+    new_axes = ((0,) if single else ()) + (() if channel_axes else (1,))
+    return _with_axes(direction, new_axes), single
 
-    return jax.tree.map(expand, direction, theta), single
+
+@functools.partial(jax.jit, static_argnames="axes")
+def _with_axes(tree: Tree, axes: tuple[int, ...]) -> Tree:
+    return jax.tree.map(lambda leaf: jnp.expand_dims(jnp.asarray(leaf, jnp.float32), axes), tree)
+
+
+@jax.jit
+def _unit_directions(directions: Tree) -> tuple[Tree, jax.Array]:
+    """(directions of norm 1, norms [m]). jvp is linear in its tangent: unit directions keep bf16 tangents in range,
+    and the norms are put back in fp32."""
+    squares = [jnp.square(leaf).sum(axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(directions)]
+    norms = jnp.sqrt(sum(squares, jnp.float32(0)))
+    safe = jnp.where(norms > 0, norms, 1.0)
+    return jax.tree.map(lambda leaf: leaf / safe.reshape(-1, *[1] * (leaf.ndim - 1)), directions), norms
 
 
 def _refuse_nonfinite(values: np.ndarray, rows: Sequence[TokenRow]) -> None:

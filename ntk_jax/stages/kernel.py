@@ -105,7 +105,7 @@ def preselect(run: Run, folder: Path) -> dict[str, Any]:
     section = run.config.preselect
     ordinals = run.pool_ordinals
     if section.method == "none":
-        write_json(folder / "summary.json", {"method": "none", "candidates": len(ordinals)})
+        write_json(folder / "summary.json", {"method": "none", "pool": len(ordinals), "candidates": len(ordinals)})
         return {"candidates": len(ordinals)}
     keep = section.keep or 4 * run.config.select.count
     neighbours = section.neighbours or max(1, keep // 4)
@@ -145,6 +145,7 @@ def preselect(run: Run, folder: Path) -> dict[str, Any]:
         "method": "votes",
         "keep": keep,
         "neighbours": neighbours,
+        "pool": len(ordinals),
         "candidates": len(candidates),
         "votes_histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
         "tokens": tokens,

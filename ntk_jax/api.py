@@ -1,0 +1,124 @@
+"""The Python API: what `import ntk_jax as nj` offers. Each function turns examples into token rows and calls `ntk/`.
+
+Examples are a path (or glob, `builtin:`, `tfds:`, `hf:`), an iterable of records, or token rows
+`{"input_ids": [...], "span": [0/1, ...]}` that bypass templates and tokenizers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntk_jax.data.batch import TokenRow
+from ntk_jax.data.tokens import Dropped, as_rows
+from ntk_jax.errors import UserError
+from ntk_jax.models.model import Model
+from ntk_jax.ntk import direction as directions
+from ntk_jax.ntk import score
+from ntk_jax.ntk.objectives import Objective
+from ntk_jax.ntk.parameters import refuse_fresh_lora
+from ntk_jax.ntk.rows import layout_for
+
+ObjectiveName = str | Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+Span = Literal["response", "all", "last"]
+Normalize = Literal["mean", "sum", "none"]
+
+
+def mean_gradient(
+    model: Model,
+    examples: Any,
+    *,
+    objective: ObjectiveName = "sum_logits",
+    span: Span = "response",
+    normalize: Normalize = "mean",
+    parameters: str = "lora",
+    probes: int = 4,
+    dtype: str | None = None,
+    batch_tokens: int = 8192,
+    max_length: int | None = None,
+    seed: int = 0,
+    mesh: jax.sharding.Mesh | None = None,
+    allow_fresh_lora: bool = False,
+) -> dict[str, Any]:
+    """The mean gradient ḡ of an objective over examples: a direction, shaped like the parameters differentiated.
+
+    model: from `load_model`. objective: `sum_logits` (arXiv 2511.07380), `probe`, `cross_entropy`, `target_logit`,
+    or a callable f(hidden [..., D], targets [...], head [V, D]) -> [...] values per token. span: which positions
+    count. normalize: `mean` over the span, `sum` or `none` (no division). parameters: `lora`, `all`, or a regular
+    expression over names such as "base/layers/q_proj/kernel". probes, seed: of the `probe` objective, whose
+    direction has one leading axis of size `probes`. dtype: compute in `float32` or `bfloat16` instead of the
+    model's own. batch_tokens: tokens of one compiled step over all devices. max_length: refuse longer
+    examples; by default rows are as long as the longest.
+
+    Returns a nested dict of fp32 arrays. Raises UserError for an empty set, an example without a span, an adapter
+    that is still fresh (B = 0), or a gradient that is not finite.
+    """
+    model = _computing_in(model, dtype)
+    if not allow_fresh_lora:
+        refuse_fresh_lora(model, parameters)
+    rows = token_rows(model, examples, span=span, max_length=max_length)
+    layout = layout_for(max(len(row.ids) for row in rows), batch_tokens, mesh)
+    chosen = Objective(objective, normalize, probes, seed)
+    return directions.mean_gradient(model, rows, chosen, layout, parameters=parameters)
+
+
+def directional_scores(
+    model: Model,
+    examples: Any,
+    direction: dict[str, Any],
+    *,
+    objective: ObjectiveName = "sum_logits",
+    span: Span = "response",
+    normalize: Normalize = "mean",
+    parameters: str = "lora",
+    probes: int = 4,
+    dtype: str | None = None,
+    batch_tokens: int = 8192,
+    max_length: int | None = None,
+    seed: int = 0,
+    mesh: jax.sharding.Mesh | None = None,
+) -> np.ndarray:
+    """⟨direction, ∇θ s(θ; x)⟩ for every example: [N] fp32 in the order given, or [N, m] for m stacked directions.
+
+    Exact: one forward-mode derivative an example, no projection, nothing stored (DESIGN §2). With
+    `direction = mean_gradient(model, domain, ...)` and the same options this is the example's mean kernel with the
+    domain, the score of arXiv 2511.07380. Options as in `mean_gradient`; `probe` needs the same probes and seed.
+
+    Raises UserError when the direction does not fit the parameters or a score is not finite (naming the example).
+    """
+    model = _computing_in(model, dtype)
+    rows = token_rows(model, examples, span=span, max_length=max_length)
+    layout = layout_for(max(len(row.ids) for row in rows), batch_tokens, mesh)
+    chosen = Objective(objective, normalize, probes, seed)
+    return score.directional_scores(model, rows, direction, chosen, layout, parameters=parameters).values
+
+
+def token_rows(
+    model: Model, examples: Any, *, span: Span = "response", max_length: int | None = None
+) -> list[TokenRow]:
+    """Examples as token rows by the model's tokenizer and chat template, in order.
+
+    Raises UserError for an example that cannot be used: an array of scores has no room for gaps.
+    """
+    rows = []
+    vocabulary = model.config.vocab_size
+    for _, row in as_rows(examples, model.tokenizer, span=span, max_length=max_length, vocab_size=vocabulary):
+        if isinstance(row, Dropped):
+            raise UserError(f"example {row.id}: {row.reason}; leave it out, or raise max_length")
+        rows.append(row)
+    return rows
+
+
+def _computing_in(model: Model, dtype: str | None) -> Model:
+    """The model with its compute dtype and frozen weights changed; adapters stay fp32."""
+    if dtype is None or jnp.dtype(dtype) == jnp.dtype(model.dtype):
+        return model
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"dtype = {dtype!r} is not one of float32, bfloat16")
+    base = jax.tree.map(lambda leaf: leaf.astype(dtype), model.base)
+    return dataclasses.replace(model, base=base, dtype=jnp.dtype(dtype))

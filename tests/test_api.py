@@ -1,0 +1,101 @@
+"""`import ntk_jax as nj`: what it takes as examples, its options, and its mistakes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from ntk_reference import random_rows, tiny_model
+from small_tokenizers import byte_tokenizer
+from tiny_run import write_inputs
+
+import ntk_jax as nj
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("api")
+    write_inputs(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model():
+    tokenizer = byte_tokenizer()
+    return dataclasses.replace(tiny_model(vocab_size=len(tokenizer)), tokenizer=tokenizer)
+
+
+def test_path_records_and_token_rows_give_the_same_scores(inputs, model):
+    path = inputs / "domain.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    direction = nj.mean_gradient(model, str(path))
+    from ntk_jax.api import token_rows
+
+    rows = [{"input_ids": r.ids.tolist(), "span": r.span.astype(int).tolist()} for r in token_rows(model, str(path))]
+    by_path, by_record, by_row = (nj.directional_scores(model, e, direction) for e in (str(path), records, rows))
+    assert by_path.shape == (8,) and by_path.dtype == np.float32
+    assert by_path.tolist() == by_record.tolist() == by_row.tolist()
+
+
+def test_stacked_directions_score_each_target(model):
+    rows = [{"input_ids": r.ids, "span": r.span} for r in random_rows(4)]
+    both = nj.stack_directions([nj.mean_gradient(model, rows[:1]), nj.mean_gradient(model, rows[1:2])])
+    scores = nj.directional_scores(model, rows, both)
+    assert scores.shape == (4, 2)
+    np.testing.assert_allclose(scores[0, 1], scores[1, 0], rtol=1e-4)  # the kernel is symmetric
+
+
+def test_options_reach_the_kernel(model):
+    rows = [{"input_ids": r.ids, "span": r.span} for r in random_rows(3)]
+    plain = nj.mean_gradient(model, rows)
+    summed = nj.mean_gradient(model, rows, normalize="sum")
+    everything = nj.mean_gradient(model, rows, parameters="all")
+    probes = nj.mean_gradient(model, rows, objective="probe", probes=3, seed=5)
+    low = nj.mean_gradient(model, rows, dtype="bfloat16")
+    size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))  # noqa: E731
+    assert size(probes) == 3 * size(plain) and size(everything) > 2 * size(plain)
+    a = jax.tree.leaves(plain)[0]
+    assert not np.allclose(a, jax.tree.leaves(summed)[0])
+    assert 0 < np.abs(a - jax.tree.leaves(low)[0]).max() < 0.2 * np.abs(a).max()
+    assert jax.tree.leaves(low)[0].dtype == np.float32
+
+
+def test_a_callable_objective(model):
+    rows = [{"input_ids": r.ids, "span": r.span} for r in random_rows(3)]
+    target = lambda hidden, targets, head: (hidden * head[targets]).sum(axis=-1)  # noqa: E731
+    mine = nj.mean_gradient(model, rows, objective=target)
+    named = nj.mean_gradient(model, rows, objective="target_logit")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), mine, named)
+
+
+class TestMistakes:
+    def test_fresh_adapter(self, inputs):
+        fresh = nj.load_model(str(inputs / "model"), lora=nj.LoRAConfig(rank=2))
+        with pytest.raises(nj.UserError, match="the LoRA adapter is fresh"):
+            nj.mean_gradient(fresh, str(inputs / "domain.jsonl"))
+        nj.mean_gradient(fresh, str(inputs / "domain.jsonl"), allow_fresh_lora=True)
+
+    def test_no_adapter(self, inputs):
+        bare = nj.load_model(str(inputs / "model"))
+        with pytest.raises(nj.UserError, match="has no LoRA adapter"):
+            nj.mean_gradient(bare, str(inputs / "domain.jsonl"))
+        nj.mean_gradient(bare, str(inputs / "domain.jsonl"), parameters="all")
+
+    def test_too_long(self, model, inputs):
+        with pytest.raises(nj.UserError, match="box-0: too long; leave it out"):
+            nj.mean_gradient(model, str(inputs / "domain.jsonl"), max_length=5)
+
+    def test_token_outside_the_vocabulary(self, model):
+        with pytest.raises(nj.UserError, match="token id 9999"):
+            nj.mean_gradient(model, [{"input_ids": [1, 9999], "span": [1, 0]}])
+
+    def test_dtype(self, model):
+        with pytest.raises(nj.UserError, match="dtype = 'float16' is not one of"):
+            nj.mean_gradient(model, [{"input_ids": [1, 2], "span": [1, 0]}], dtype="float16")
+
+    def test_unknown_name(self):
+        with pytest.raises(AttributeError, match="no attribute 'sketches'"):
+            _ = nj.sketches

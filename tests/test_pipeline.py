@@ -1,0 +1,256 @@
+"""Whole runs on a tiny model: what is written, going on after an interruption, options, and mistakes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_run import tiny_run_config, write_inputs
+
+from ntk_jax import pipeline
+from ntk_jax.errors import UserError
+from ntk_jax.storage import atomic
+from ntk_jax.storage.arrays import open_store, read
+from ntk_jax.storage.run import lock
+
+
+def quiet(*_args):
+    """Progress nobody reads."""
+    return lambda *_: None
+
+
+def run(config, **options):
+    return pipeline.run(config, progress=quiet, **options)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    write_inputs(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(inputs) -> Path:
+    return run(tiny_run_config(inputs, "finished"))
+
+
+def results(folder: Path) -> dict[str, str]:
+    """Hashes of what must be the same however often a run was stopped."""
+    names = ["select/selection.jsonl", "warmup/adapter/adapter_model.safetensors"]
+    names += [f"finetune/{arm}/adapter/adapter_model.safetensors" for arm in ("domain", "random", "selected")]
+    names += ["evaluate/results.json", "gradient/direction.safetensors"]
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+
+
+def test_a_run_writes_everything(finished):
+    selection = [json.loads(line) for line in (finished / "select" / "selection.jsonl").read_text().splitlines()]
+    assert [r["rank"] for r in selection] == [1, 2, 3, 4, 5, 6]
+    assert all(a["score"] >= b["score"] for a, b in zip(selection, selection[1:], strict=False))
+    assert {r["method"] for r in selection} == {"ntk:sum_logits"}
+
+    data = json.loads((finished / "score" / "data.json").read_text())
+    assert (data["records"], data["kept"], data["dropped"]) == (43, 40, {"too long": 3})
+    summary = json.loads((finished / "select" / "summary.json").read_text())
+    assert sum(f["pool"] for f in summary["families"]) == 40
+    assert sum(f["selected"] for f in summary["families"]) == 6 == sum(summary["histogram"]["selected"])
+    assert summary["useful_share_pool"] == 0.5
+    ball = next(f for f in summary["families"] if f["name"] == "ball")
+    assert summary["useful_share_selected"] == ball["selected"] / 6
+
+    table = json.loads((finished / "evaluate" / "results.json").read_text())
+    assert [arm["name"] for arm in table["arms"]] == ["base", "domain", "random", "selected"]
+    steps = {arm["name"]: arm["steps"] for arm in table["arms"]}
+    assert steps["domain"] == steps["random"] == steps["selected"] == 3 and steps["base"] == 0
+    assert table["tasks"][0]["questions"] == 12
+    examples = json.loads((finished / "select" / "examples.json").read_text())
+    assert len(examples) == 2 and examples[0]["aligned"]["id"].startswith("box-")
+    assert "<html" in (finished / "report" / "index.html").read_text()
+    provenance = json.loads((finished / "provenance.json").read_text())
+    assert set(provenance["hashes"]) == {"model", "domain", "pool", "evaluate"}
+    for stage in pipeline.STAGES:
+        assert (finished / stage / "manifest.json").exists()
+
+
+def test_scores_in_the_store_are_those_of_the_api(finished, inputs):
+    """The pipeline's blocks, sampling and store add nothing to what the Python API computes."""
+    import ntk_jax as nj
+
+    model = nj.load_model(str(inputs / "model"), adapter=str(finished / "warmup" / "adapter"))
+    direction = nj.mean_gradient(model, str(inputs / "domain.jsonl"))
+    pool = [json.loads(line) for line in (inputs / "pool.jsonl").read_text().splitlines()][:40]
+    expected = nj.directional_scores(model, pool, direction)
+    stored = read(open_store(finished / "score" / "scores.zarr"), "score")[:40]
+    np.testing.assert_allclose(stored, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+def test_the_aligned_example_has_the_largest_kernel(finished, inputs):
+    import ntk_jax as nj
+
+    model = nj.load_model(str(inputs / "model"), adapter=str(finished / "warmup" / "adapter"))
+    shown = json.loads((finished / "select" / "examples.json").read_text())[1]
+    record = next(
+        r for r in map(json.loads, (inputs / "pool.jsonl").read_text().splitlines()) if r["id"] == shown["id"]
+    )
+    domain = [json.loads(line) for line in (inputs / "domain.jsonl").read_text().splitlines()]
+    kernel = nj.directional_scores(model, domain, nj.mean_gradient(model, [record]))
+    assert domain[int(kernel.argmax())]["id"] == shown["aligned"]["id"]
+    np.testing.assert_allclose(kernel.max(), shown["aligned"]["kernel"], rtol=1e-4)
+
+
+def test_a_finished_run_is_not_done_again(finished, inputs):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")}
+    run(tiny_run_config(inputs, "finished"))
+    assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")}
+
+
+@pytest.mark.parametrize("fatal", [3, 11, 24, 37])
+def test_an_interrupted_run_ends_in_the_same_bytes(finished, inputs, monkeypatch, fatal):
+    """The process dies at its n-th write; the same command goes on. (Real kills: test_kill.py, marked slow.)"""
+    config = tiny_run_config(inputs, f"interrupted-{fatal}")
+    real, count = os.replace, 0
+
+    def dying(*args, **kwargs):
+        nonlocal count
+        count += 1
+        if count == fatal:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(atomic.os, "replace", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(config)
+    monkeypatch.setattr(atomic.os, "replace", real)
+    assert results(run(config)) == results(finished)
+
+
+def test_single_stages_make_the_same_run(finished, inputs):
+    config = tiny_run_config(inputs, "stages")
+    with pytest.raises(UserError, match="stage score needs stage warmup, which is not done in .*stages; run it first"):
+        run(config, only="score")
+    for stage in pipeline.STAGES:
+        run(config, only=stage)
+    assert results(Path(config.out)) == results(finished)
+
+
+def test_changed_settings_stop_with_the_key_named(finished, inputs):
+    config = tiny_run_config(inputs, "finished", warmup={"learning_rate": 0.5})
+    with pytest.raises(UserError, match=r"warmup\.learning_rate was 0\.01, is now 0\.5"):
+        run(config)
+    config = tiny_run_config(inputs, "finished", select={"count": 7})
+    with pytest.raises(UserError, match=r"select\.count was 6, is now 7"):
+        run(config)
+
+
+def test_a_second_process_is_refused(inputs, finished):
+    with lock(finished), pytest.raises(UserError, match="process"):
+        run(tiny_run_config(inputs, "finished"))
+
+
+@pytest.mark.parametrize(
+    "name, sections",
+    [
+        ("votes", {"preselect": {"method": "votes", "keep": 12, "neighbours": 5}}),
+        ("probe", {"score": {"objective": "probe"}}),
+        ("adam", {"score": {"objective": "cross_entropy", "direction": "adam"}}),
+        ("sample", {"data": {"pool_limit": 25, "domain_limit": 5}, "score": {"span": "all"}}),
+        ("pattern", {"score": {"parameters": "base/layers/o_proj/kernel"}}),
+    ],
+)
+def test_options_run_to_a_selection(inputs, name, sections):
+    base = tiny_run_config(inputs)
+    import dataclasses
+
+    changed = {
+        section: {**dataclasses.asdict(getattr(base, section)), **values} for section, values in sections.items()
+    }
+    folder = run(tiny_run_config(inputs, name, **changed), until="select")
+    selection = [json.loads(line) for line in (folder / "select" / "selection.jsonl").read_text().splitlines()]
+    assert len(selection) == 6
+    if name == "votes":
+        candidates = np.load(folder / "preselect" / "candidates.npy")
+        pool = [json.loads(line)["id"] for line in (inputs / "pool.jsonl").read_text().splitlines()]
+        assert len(candidates) == 12 and {r["id"] for r in selection} <= {pool[i] for i in candidates}
+    if name == "sample":
+        assert json.loads((folder / "score" / "data.json").read_text())["records"] == 25
+        assert json.loads((folder / "gradient" / "summary.json").read_text())["examples"] == 5
+
+
+def test_a_given_direction_is_used(inputs, finished):
+    path = finished / "gradient" / "direction.safetensors"
+    folder = run(tiny_run_config(inputs, "given", score={"direction": str(path)}), until="select")
+    assert (folder / "select" / "selection.jsonl").read_bytes() == (
+        finished / "select" / "selection.jsonl"
+    ).read_bytes()
+
+
+def test_one_and_eight_devices_select_the_same(inputs, finished):
+    """The default mesh is all 8 simulated devices; here: one."""
+    folder = run(tiny_run_config(inputs, "one-device", mesh={"data": 1}), until="select")
+    ids = [
+        [json.loads(line)["id"] for line in (place / "select" / "selection.jsonl").read_text().splitlines()]
+        for place in (folder, finished)
+    ]
+    assert ids[0] == ids[1]
+    one, eight = (read(open_store(place / "score" / "scores.zarr"), "score") for place in (folder, finished))
+    np.testing.assert_allclose(one, eight, rtol=1e-4, atol=1e-5 * np.abs(one).max())
+
+
+class TestMistakes:
+    def refused(self, inputs, message, out="mistake", until="select", **sections):
+        with pytest.raises(UserError, match=message):
+            run(tiny_run_config(inputs, out, **sections), until=until)
+
+    def test_fresh_lora(self, inputs):
+        self.refused(inputs, "the LoRA adapter is fresh", "fresh", warmup={"max_steps": 0})
+
+    def test_selection_larger_than_the_pool(self, inputs, tmp_path):
+        data = tmp_path / "few.jsonl"
+        data.write_text("\n".join((inputs / "pool.jsonl").read_text().splitlines()[:4]))
+        self.refused(inputs, r"select.count = 6 is larger than the pool \(4 usable", "few", data={"pool": [str(data)]})
+
+    def test_all_too_long(self, inputs):
+        self.refused(inputs, "none of 8 examples .* is usable .*too long.*max_length", model={
+            "path": str(inputs / "model"), "max_length": 3})  # fmt: skip
+
+    def test_missing_pool_file(self, inputs):
+        self.refused(inputs, "nowhere.jsonl", data={"pool": [str(inputs / "nowhere.jsonl")]})
+
+    def test_unset_pool(self, inputs):
+        self.refused(inputs, "data.pool is not set; give the files of the general pool", data={"pool": []})
+
+    def test_unknown_arm(self, inputs, finished):
+        self.refused(inputs, "choose from base, domain", "finished", "evaluate", evaluate={"arms": ["bse"]})
+
+    def test_direction_that_is_no_file(self, inputs):
+        self.refused(inputs, "score.direction = 'adm' is neither", score={"direction": "adm"})
+
+    def test_lora_target_that_matches_nothing(self, inputs):
+        self.refused(inputs, "q_prj", lora={"targets": ["q_prj"]})
+
+    def test_poisoned_weights(self, inputs, tmp_path):
+        import shutil
+
+        from safetensors.numpy import load_file, save_file
+
+        shutil.copytree(inputs / "model", tmp_path / "model")
+        weights = load_file(tmp_path / "model" / "model.safetensors")
+        name = sorted(weights)[0]
+        weights[name] = weights[name].copy()
+        weights[name].flat[0] = np.nan
+        save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+        self.refused(inputs, f"{name}.*(NaN|finite)", "nan", model={"path": str(tmp_path / "model")})
+
+    def test_evaluation_without_files(self, inputs):
+        self.refused(inputs, "evaluate.files is empty", "noeval", "evaluate", evaluate={"files": []})
+
+    def test_read_only_output(self, inputs, monkeypatch):
+        def refuse(*_args, **_options):
+            raise OSError(30, "Read-only file system")
+
+        monkeypatch.setattr(atomic.os, "replace", refuse)
+        self.refused(inputs, "ead-only", "readonly")

@@ -1,0 +1,76 @@
+"""A whole run in seconds: a random tiny model, a byte tokenizer, and three task families, all written to a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ntk_reference import tiny_config
+from small_tokenizers import byte_tokenizer
+
+from ntk_jax.config import Config, build, to_tree
+from ntk_jax.models.hub import save_weights
+from ntk_jax.models.model import random_model
+
+COLOURS = ("red", "green", "blue")
+
+
+def write_inputs(folder: Path) -> None:
+    """model/, domain.jsonl, pool.jsonl and test.jsonl."""
+    import dataclasses
+
+    tokenizer = byte_tokenizer()
+    config = tiny_config("llama", vocab_size=len(tokenizer), num_layers=1, hidden_size=16, intermediate_size=24)
+    model = dataclasses.replace(random_model(config, std=0.1), tokenizer=tokenizer)
+    save_weights(folder / "model", model)
+
+    def question(number: int, name: str) -> dict[str, Any]:
+        answer = number % 3
+        prompt = f"{name} {number % 7} is {COLOURS[answer]}. Colour?"
+        choices = list(COLOURS)
+        return {"id": f"{name}-{number}", "source": name, "prompt": prompt, "response": choices[answer],
+                "choices": choices, "answer": answer}  # fmt: skip
+
+    def write(name: str, records: list[dict[str, Any]]) -> None:
+        (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf8")
+
+    pool = [question(i, "ball") for i in range(20)]
+    pool += [{"id": f"sum-{i}", "source": "sums", "prompt": f"{i} + 1 =", "response": str(i + 1)} for i in range(20)]
+    pool += [{"id": f"long-{i}", "source": "long", "prompt": "x" * 300, "response": "y"} for i in range(3)]
+    write("domain.jsonl", [question(i, "box") for i in range(8)])
+    write("pool.jsonl", pool)
+    write("test.jsonl", [question(i, "jar") for i in range(12)])
+
+
+def tiny_run_config(folder: Path, out: str = "run", **sections: dict[str, Any]) -> Config:
+    """The config of a run over `write_inputs`; sections override keys, e.g. score={"objective": "probe"}."""
+    train = {
+        "max_steps": 3,
+        "batch_size": 4,
+        "learning_rate": 1e-2,
+        "tokens_per_microbatch": 256,
+        "checkpoint_every": 1,
+    }
+    tree: dict[str, Any] = {
+        "out": str(folder / out),
+        "model": {"path": str(folder / "model"), "max_length": 64},
+        "lora": {"rank": 2, "alpha": 4},
+        "data": {"domain": [str(folder / "domain.jsonl")], "pool": [str(folder / "pool.jsonl")]},
+        "warmup": train,
+        "score": {"batch_tokens": 512, "block_examples": 16, "probes": 2},
+        "select": {"count": 6},
+        "finetune": dict(train),
+        "evaluate": {"files": [str(folder / "test.jsonl")], "bootstrap": 50},
+        "report": {"examples": 2, "useful": ["ball"]},
+    }
+    for name, values in sections.items():
+        tree[name] = {**tree.get(name, {}), **values} if isinstance(values, dict) else values
+    return build(Config, tree, "test")
+
+
+def write_config(folder: Path, config: Config) -> Path:
+    """The same as a YAML file (JSON is YAML)."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(to_tree(config)), encoding="utf8")
+    return path
