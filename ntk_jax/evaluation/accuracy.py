@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from ntk_jax.builtin.paths import DATA as BUILTIN_DATA
 from ntk_jax.data.sources import read_records, sample_indices
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.bootstrap import interval, resampled_means
@@ -174,10 +175,7 @@ def task_files(files: Sequence[str]) -> dict[str, str]:
     """{task name: file}: globs are spread out, names are file stems, with the folder before them where two agree."""
     found: list[str] = []
     for file in map(str, files):
-        matches = sorted(glob.glob(file)) if glob.has_magic(file) else [file]
-        if not matches:
-            raise UserError(f"evaluate.files: {file} matches no file; mend the pattern")
-        found += matches
+        found += _spread(file) if glob.has_magic(file) else [file]
     repeated = [file for file, count in Counter(found).items() if count > 1]
     if repeated:
         raise UserError(f"evaluate.files: {repeated[0]} is given twice; give each file once")
@@ -192,6 +190,18 @@ def task_files(files: Sequence[str]) -> dict[str, str]:
     if clash:
         raise UserError(f"evaluate.files: two files would both be called {clash[0]}; rename one")
     return dict(zip(names, found, strict=True))
+
+
+def _spread(pattern: str) -> list[str]:
+    """The files that a glob matches, sorted; those of the package keep their `builtin:` names."""
+    if pattern.startswith("builtin:"):
+        names = glob.glob(pattern.removeprefix("builtin:"), root_dir=BUILTIN_DATA, recursive=True)
+        matches = [f"builtin:{name}" for name in names]
+    else:
+        matches = glob.glob(pattern, recursive=True)
+    if not matches:
+        raise UserError(f"evaluate.files: {pattern} matches no file; mend the pattern")
+    return sorted(matches)
 
 
 def _stem(file: str) -> str:
