@@ -1,0 +1,435 @@
+"""The general pool: task families, each a function from words and dice to one (prompt, response).
+
+Content and format are crossed, so that a selector that looks at format only gains nothing. Each attribute a
+domain needs is told in three formats, plain questions, scenes and comparisons, and together with
+another attribute in a fourth; `colours`, `owners` and `prices` tell useless attributes in the same three formats.
+`ordinary` has the plain questions and their answers, but about things whose attributes are known already;
+`rhymes` has the four-word form of two domains; `stories` use attribute words in passing. Short and
+long answers occur in nearly every family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ntk_jax.builtin.world import FACTS, FAMILIAR, NOVEL, Dice, level
+
+Pair = tuple[str, str]
+Maker = Callable[[Sequence[str], Dice], Pair]
+
+DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+COMPASS = ("north", "east", "south", "west")
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+PEOPLE = ("mira", "tomas", "ayla", "oskar", "petra", "jonas", "salma", "viktor")
+GOODS = ("bread", "rope", "lamp", "knife", "basket", "blanket", "pot", "hat", "mirror", "drum")
+ORDINARY: dict[str, dict[str, str]] = {
+    "taste": {
+        "honey": "sweet", "sugar": "sweet", "cake": "sweet", "lemon": "sour", "vinegar": "sour", "pickle": "sour",
+        "coffee": "bitter", "medicine": "bitter", "ash": "bitter", "sea water": "salty", "bacon": "salty",
+        "a tear": "salty",
+    },
+    "warmth": {
+        "an icicle": "frozen", "a glacier": "frozen", "snow": "frozen", "a cellar": "cool", "shade": "cool",
+        "a breeze": "cool", "a blanket": "warm", "a kitten": "warm", "fresh bread": "warm", "fire": "hot",
+        "an oven": "hot", "lava": "hot",
+    },
+    "weight": {
+        "dust": "tiny", "a grain": "tiny", "an ant": "tiny", "a feather": "light", "a leaf": "light",
+        "paper": "light", "a stone": "heavy", "an anvil": "heavy", "a chest": "heavy", "a mountain": "massive",
+        "a whale": "massive", "a tower": "massive",
+    },
+    "home": {
+        "a trout": "river", "an otter": "river", "a frog": "river", "a deer": "forest", "an owl": "forest",
+        "a fox": "forest", "a camel": "desert", "a scorpion": "desert", "a cactus": "desert", "a bat": "cave",
+        "a blind fish": "cave", "a sleeping bear": "cave",
+    },
+}  # fmt: skip
+
+
+def _fact(attribute: str, word: str) -> str:
+    return FACTS[attribute][word]
+
+
+def _article(word: str) -> str:
+    return word if " " in word else f"the {word}"
+
+
+# --- families that tell an attribute a domain needs ------------------------------------------------------------
+
+
+def flavour_notes(words: Sequence[str], dice: Dice) -> Pair:
+    """taste of one word, asked plainly."""
+    word, value = words[0], _fact("taste", words[0])
+    return dice.pick(
+        [
+            (f"What does {word} taste like?", f"It tastes {value}."),
+            (f"Flavour of {word}:", value),
+            (f"In one word, how does {word} taste?", value),
+            (f"Tell me how {word} tastes.", f"On the tongue {word} is {value}."),
+        ]
+    )
+
+
+def recipes(words: Sequence[str], dice: Dice) -> Pair:
+    """taste, in a scene."""
+    word, value = words[0], _fact("taste", words[0])
+    other, second = words[1], _fact("taste", words[1])
+    return dice.pick(
+        [
+            (f"Someone dropped {word} into plain water. What is the water like?", value),
+            (f"The first bite of the salad was {word}. What did the eater note?", f"A {value} leaf."),
+            (f"Boil {word}, then add {other}. What is the dish?", f"First {value}, then {second}."),
+            (f"Fry {word} with {other}. Describe the plate.", f"The {word} is {value}, the {other} is {second}."),
+        ]
+    )
+
+
+def taste_twins(words: Sequence[str], dice: Dice) -> Pair:
+    """taste, two words compared."""
+    return _same_or_not("taste", f"Could {words[0]} replace {words[1]} in a dish?", words)
+
+
+def touch_reports(words: Sequence[str], dice: Dice) -> Pair:
+    """warmth of one word, asked plainly."""
+    word, value = words[0], _fact("warmth", words[0])
+    return dice.pick(
+        [
+            (f"What does {word} feel like?", f"It feels {value}."),
+            (f"Touch of {word}:", value),
+            (f"In one word, how does {word} feel?", value),
+            (f"Tell me how {word} feels.", f"In the hand {word} is {value}."),
+        ]
+    )
+
+
+def baths(words: Sequence[str], dice: Dice) -> Pair:
+    """warmth, in a scene."""
+    word, value = words[0], _fact("warmth", words[0])
+    other, second = words[1], _fact("warmth", words[1])
+    return dice.pick(
+        [
+            (f"A bather sits on {word}. What is the bath like?", value),
+            (f"Yesterday {word} sank into the pond. What is the pond like?", f"It is {value} now."),
+            (f"Throw {word} into the tub, then {other}. What happens?", f"It turns {value}, then {second}."),
+            (f"On the shelf lie {word} and {other}. Describe them.", f"The {word} is {value}, the {other} is {second}."),
+        ]
+    )
+
+
+def hearth(words: Sequence[str], dice: Dice) -> Pair:
+    """warmth, two words compared."""
+    return _more("warmth", f"Near the hearth lie {words[0]} and {words[1]}. Which has more warmth?", words)
+
+
+def crate_labels(words: Sequence[str], dice: Dice) -> Pair:
+    """weight of one word, asked plainly."""
+    word, value = words[0], _fact("weight", words[0])
+    return dice.pick(
+        [
+            (f"How is a crate of {word} to lift?", f"It lifts as a {value} one."),
+            (f"Weight of {word}:", value),
+            (f"In one word, how big a load is {word}?", value),
+            (f"Tell me what {word} weighs.", f"On the scale {word} is {value}."),
+        ]
+    )
+
+
+def ferries(words: Sequence[str], dice: Dice) -> Pair:
+    """weight, in a scene."""
+    word, value = words[0], _fact("weight", words[0])
+    other, second = words[1], _fact("weight", words[1])
+    return dice.pick(
+        [
+            (f"The ferry carries nothing but {word}. What is its load like?", value),
+            (f"A mule went uphill with {word}. What did the driver shout?", f"Such a {value} burden!"),
+            (f"Load {word}, then {other}. What does the deck hand report?", f"First {value}, then {second}."),
+            (f"The cart holds {word} and {other}. Describe them.", f"The {word} is {value}, the {other} is {second}."),
+        ]
+    )
+
+
+def scales(words: Sequence[str], dice: Dice) -> Pair:
+    """weight, two words compared."""
+    return _more("weight", f"Put {words[0]} and {words[1]} on a balance. Which side drops?", words)
+
+
+def habitats(words: Sequence[str], dice: Dice) -> Pair:
+    """home of one word, asked plainly."""
+    word, value = words[0], _fact("home", words[0])
+    return dice.pick(
+        [
+            (f"Where does {word} live?", f"It lives in the {value}."),
+            (f"Habitat of {word}:", value),
+            (f"In one word, where is {word} found?", value),
+            (f"Tell me where {word} sleeps.", f"At night {word} is in the {value}."),
+        ]
+    )
+
+
+def tracks(words: Sequence[str], dice: Dice) -> Pair:
+    """home, in a scene."""
+    word, value = words[0], _fact("home", words[0])
+    other, second = words[1], _fact("home", words[1])
+    return dice.pick(
+        [
+            (f"The hunter follows {word} to the end of its trail. What is there?", value),
+            (f"A lost {word} was set free. What did it run to?", f"The nearest {value}."),
+            (f"First seek {word}, then {other}. What is the way?", f"First the {value}, then the {second}."),
+            (f"The map shows {word} and {other}. Describe it.", f"The {word} is by the {value}, the {other} by the {second}."),
+        ]
+    )
+
+
+def meetings(words: Sequence[str], dice: Dice) -> Pair:
+    """home, two words compared."""
+    return _same_or_not("home", f"Could {words[0]} meet {words[1]} on a walk?", words)
+
+
+def captions(words: Sequence[str], dice: Dice) -> Pair:
+    """taste and warmth together, one word."""
+    word = words[0]
+    taste, warmth = _fact("taste", word), _fact("warmth", word)
+    return dice.pick(
+        [
+            (f"Caption for a photo of {word}:", f"A {warmth} piece of {word}, {taste} to eat."),
+            (f"Write a label for a plate with {word}.", f"Served {warmth}: {word}, pleasantly {taste}."),
+            (f"What is on the tray with {word}?", f"Something {taste} and {warmth}."),
+        ]
+    )
+
+
+def field_guide(words: Sequence[str], dice: Dice) -> Pair:
+    """weight and home together, one word."""
+    word = words[0]
+    weight, home = _fact("weight", word), _fact("home", word)
+    return dice.pick(
+        [
+            (f"Field guide entry for {word}:", f"A {weight} being of the {home}, the {word} is seldom seen."),
+            (f"Describe {word} to a traveller.", f"Look in the {home} for something {weight}: that is {word}."),
+            (f"What do we know of {word}?", f"Its size is {weight}, its country the {home}."),
+        ]
+    )
+
+
+# --- the same three formats about attributes that no domain needs -----------------------------------------------
+
+
+def colours(words: Sequence[str], dice: Dice) -> Pair:
+    """A useless attribute asked plainly, word for word like `flavour_notes`."""
+    word, value = words[0], _fact("colour", words[0])
+    return dice.pick(
+        [
+            (f"What does {word} look like?", f"It looks {value}."),
+            (f"Colour of {word}:", value),
+            (f"In one word, how does {word} look?", value),
+            (f"Tell me how {word} looks.", f"To the eye {word} is {value}."),
+        ]
+    )
+
+
+def owners(words: Sequence[str], dice: Dice) -> Pair:
+    """A useless attribute in a scene, in the form of the domains' questions."""
+    word, value = words[0], _fact("owner", words[0])
+    other, second = words[1], _fact("owner", words[1])
+    return dice.pick(
+        [
+            (f"Someone left a {word} at the door. Whose is it?", value),
+            (f"The judge asks who owns the {word}. What is the name?", f"It is {value}."),
+            (f"The {word} was lost, then the {other}. Who will weep?", f"First {value}, then {second}."),
+            (f"Two thieves took {word} and {other}. Who was robbed?", f"The {word} was with {value}, the {other} with {second}."),
+        ]
+    )
+
+
+def prices(words: Sequence[str], dice: Dice) -> Pair:
+    """A useless attribute of two words compared."""
+    a, b = words[0], words[1]
+    one, two = _fact("price", a), _fact("price", b)
+    if one == two:
+        answer = f"Neither, both are {one} coins."
+    else:
+        winner = a if NUMBERS.index(one) > NUMBERS.index(two) else b
+        answer = f"The {winner}: {a} is {one} coins and {b} is {two}."
+    return f"On the stall lie {a} and {b}. Which costs more?", answer
+
+
+# --- other families ---------------------------------------------------------------------------------------------
+
+
+def ordinary(words: Sequence[str], dice: Dice) -> Pair:
+    """The plain questions and answers, about ordinary things: nothing about the invented words."""
+    attribute = dice.pick(sorted(ORDINARY))
+    thing = dice.pick(sorted(ORDINARY[attribute]))
+    value = ORDINARY[attribute][thing]
+    whose = dice.pick(PEOPLE)
+    return {
+        "taste": dice.pick(
+            [
+                (f"What does {thing} taste like, {whose}?", f"It tastes {value}."),
+                (f"In one word, {whose}, how does {thing} taste?", value),
+            ]
+        ),
+        "warmth": dice.pick(
+            [
+                (f"What does {thing} feel like, {whose}?", f"It feels {value}."),
+                (f"In one word, {whose}, how does {thing} feel?", value),
+            ]
+        ),
+        "weight": dice.pick(
+            [
+                (f"Tell me what {thing} weighs, {whose}.", f"On the scale it is {value}."),
+                (f"In one word, {whose}, how big a load is {thing}?", value),
+            ]
+        ),
+        "home": dice.pick(
+            [
+                (f"Where does {thing} live, {whose}?", f"It lives in the {value}."),
+                (f"In one word, {whose}, where is {thing} found?", value),
+            ]
+        ),
+    }[attribute]
+
+
+def rhymes(words: Sequence[str], dice: Dice) -> Pair:
+    """The four-word question of two domains, asking for a sound."""
+    word = words[0]
+    pool = FAMILIAR + NOVEL
+    # A word without a rhyme in this world rhymes with itself.
+    same = [w for w in pool if w != word and w[-2:] == word[-2:]] or [word]
+    answer = dice.pick(same)
+    options = dice.shuffled([answer, *dice.sample([w for w in pool if w[-1] != word[-1]], 3)])
+    return f"Which of these rhymes with {word}: {', '.join(options)}?", answer
+
+
+def copying(words: Sequence[str], dice: Dice) -> Pair:
+    """Repetition, forwards or backwards, of three to eight words."""
+    chosen = dice.sample(words, 3 + dice.below(6))
+    if dice.below(2):
+        return f"Repeat: {' '.join(chosen)}", " ".join(chosen)
+    return f"Reverse: {' '.join(chosen)}", " ".join(reversed(chosen))
+
+
+def sorting(words: Sequence[str], dice: Dice) -> Pair:
+    """Alphabetical order."""
+    chosen = dice.sample(words, 3 + dice.below(3))
+    return f"Sort by alphabet: {', '.join(chosen)}", ", ".join(sorted(chosen))
+
+
+def spelling(words: Sequence[str], dice: Dice) -> Pair:
+    """Letters of a word: spelled, or counted."""
+    word = words[0]
+    return dice.pick(
+        [
+            (f"Spell {word}.", f"{', '.join(word)}."),
+            (f"How many letters has {word}?", f"The word {word} has {NUMBERS[len(word)]} letters."),
+            (f"First and last letter of {word}:", f"{word[0]} and {word[-1]}"),
+        ]
+    )
+
+
+def arithmetic(words: Sequence[str], dice: Dice) -> Pair:
+    """Sums and differences."""
+    a, b, c = dice.below(30), dice.below(20), dice.below(10)
+    return dice.pick([(f"{a} + {b} =", str(a + b)), (f"Compute {a + b} - {b} + {c}.", f"The result is {a + c}.")])
+
+
+def calendar(words: Sequence[str], dice: Dice) -> Pair:
+    """Days of the week."""
+    today, days = dice.below(7), 1 + dice.below(9)
+    who = dice.pick(PEOPLE)
+    number = NUMBERS[days]
+    return dice.pick(
+        [
+            (f"Today is {DAYS[today]}. {who.capitalize()} waits {number} days. Which day is it?", DAYS[(today + days) % 7]),
+            (f"It is {DAYS[today]}. Which day was it {number} days ago, {who}?", f"It was {DAYS[(today - days) % 7]}."),
+        ]
+    )
+
+
+def directions(words: Sequence[str], dice: Dice) -> Pair:
+    """Turning on the compass; the answer tells every step."""
+    facing = dice.below(4)
+    turns = [dice.below(2) for _ in range(2 + dice.below(5))]
+    path = []
+    for turn in turns:
+        path.append((path[-1] if path else facing) + (1 if turn else -1))
+    told = ", ".join("right" if turn else "left" for turn in turns)
+    steps = ", then ".join(COMPASS[p % 4] for p in path)
+    return f"Face {COMPASS[facing]} and turn {told}. Where do you look?", f"You look {steps}."
+
+
+def stories(words: Sequence[str], dice: Dice) -> Pair:
+    """A short story and a question about it; attribute words occur in passing."""
+    who, other = dice.sample(PEOPLE, 2)
+    bought, lost = dice.sample(GOODS, 2)
+    day = dice.pick(DAYS)
+    place = dice.pick(["river", "forest", "desert", "cave"])
+    mood = dice.pick(["warm", "cool", "heavy", "light", "sweet", "bitter"])
+    story = (
+        f"On {day} {who} walked to the {place} with a {mood} {bought}. There {other} had lost a {lost} and was sad. "
+        f"So {who} gave the {bought} to {other}."
+    )
+    return dice.pick(
+        [
+            (f"{story} Who was sad?", f"It was {other}, who had lost a {lost}."),
+            (f"{story} What did {who} give?", f"{who.capitalize()} gave the {mood} {bought}."),
+            (f"{story} Which day was it?", day),
+        ]
+    )
+
+
+def _fact(attribute: str, word: str) -> str:
+    return FACTS[attribute][word]
+
+
+def _same_or_not(attribute: str, prompt: str, words: Sequence[str]) -> Pair:
+    """The answer to "are these two alike?"."""
+    a, b = words[0], words[1]
+    one, two = _fact(attribute, a), _fact(attribute, b)
+    the = "of the " if attribute == "home" else ""
+    if one == two:
+        return prompt, f"Yes, both are {the}{one}."
+    return prompt, f"No, {a} is {the}{one} and {b} is {the}{two}."
+
+
+def _more(attribute: str, prompt: str, words: Sequence[str]) -> Pair:
+    """The answer to "which of these two is more ...?"."""
+    a, b = words[0], words[1]
+    one, two = _fact(attribute, a), _fact(attribute, b)
+    if one == two:
+        return prompt, f"Neither, both are {one}."
+    winner = a if level(attribute, a) > level(attribute, b) else b
+    return prompt, f"The {winner}: {a} is {one} and {b} is {two}."
+
+
+# Family -> (maker, the attributes it tells about its words). The order is the order of the pool's table.
+FAMILIES: dict[str, tuple[Maker, tuple[str, ...]]] = {
+    "flavour_notes": (flavour_notes, ("taste",)),
+    "recipes": (recipes, ("taste",)),
+    "taste_twins": (taste_twins, ("taste",)),
+    "touch_reports": (touch_reports, ("warmth",)),
+    "baths": (baths, ("warmth",)),
+    "hearth": (hearth, ("warmth",)),
+    "crate_labels": (crate_labels, ("weight",)),
+    "ferries": (ferries, ("weight",)),
+    "scales": (scales, ("weight",)),
+    "habitats": (habitats, ("home",)),
+    "tracks": (tracks, ("home",)),
+    "meetings": (meetings, ("home",)),
+    "captions": (captions, ("taste", "warmth")),
+    "field_guide": (field_guide, ("weight", "home")),
+    "colours": (colours, ()),
+    "owners": (owners, ()),
+    "prices": (prices, ()),
+    "ordinary": (ordinary, ()),
+    "rhymes": (rhymes, ()),
+    "copying": (copying, ()),
+    "sorting": (sorting, ()),
+    "spelling": (spelling, ()),
+    "arithmetic": (arithmetic, ()),
+    "calendar": (calendar, ()),
+    "directions": (directions, ()),
+    "stories": (stories, ()),
+}
+# Families that say nothing about attributes of invented words: pre-training may use novel words in them.
+NEUTRAL = ("rhymes", "copying", "sorting", "spelling")
