@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,11 +45,13 @@ class Run:
 
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh | None:
-        """The devices' mesh, or None on a single device, where a mesh would only add dispatch time."""
-        axes = self.config.mesh
-        if len(jax.devices()) == 1 and axes.fsdp == axes.tensor == 1 and axes.data in (-1, 1):
-            return None
-        return make_mesh(axes.data, axes.fsdp, axes.tensor)
+        """The devices' mesh, or None for a single device, where a mesh would only add dispatch time. Sizes that
+        multiply to fewer devices than there are use the first of them."""
+        axes, devices = self.config.mesh, jax.devices()
+        sizes = (axes.data, axes.fsdp, axes.tensor)
+        if -1 not in sizes:
+            devices = devices[: math.prod(sizes)]
+        return None if len(devices) == 1 and set(sizes) <= {1, -1} else make_mesh(*sizes, devices=devices)
 
     @functools.cached_property
     def base(self) -> Model:
