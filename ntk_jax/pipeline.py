@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -71,19 +71,19 @@ def run(
 
     Raises UserError for a user's mistake; everything already written is kept, and the same call goes on from there.
     """
-    _check(config)
+    names = (only,) if only else STAGES[: STAGES.index(until) + 1] if until else STAGES
+    _check(config, names)
     folder = Path(config.out)
-    names = STAGES[: STAGES.index(until) + 1] if until else STAGES
     with lock(folder):
         this = Run(config, folder, progress)
         inputs = _input_hashes(config)
         write_text(folder / "config.yaml", yaml.safe_dump(to_tree(config), sort_keys=False, allow_unicode=True))
         write_json(folder / "provenance.json", _provenance(config, inputs))
+        for name in STAGES[: STAGES.index(only)] if only else ():
+            # The report is the exception: it shows whatever is there.
+            if only != "report" and not _needed_done(config, name, folder, inputs):
+                raise UserError(f"stage {only} needs stage {name}, which is not done in {folder}; run it first")
         for name in names:
-            if only is not None and name != only:
-                if STAGES.index(name) < STAGES.index(only) and not _needed_done(config, name, folder, inputs):
-                    raise UserError(f"stage {only} needs stage {name}, which is not done in {folder}; run it first")
-                continue
             _run_stage(this, name, inputs)
     return folder
 
@@ -104,8 +104,8 @@ def _needed_done(config: Config, name: str, folder: Path, inputs: dict[str, Any]
     return place.exists() and begin(place, _fingerprint(config, name, inputs)) == "done"
 
 
-def _check(config: Config) -> None:
-    """What no stage can do without, said before anything is loaded."""
+def _check(config: Config, names: Sequence[str]) -> None:
+    """What can be known to fail before anything is loaded, so that it does not fail after hours."""
     for key, value, mend in (
         ("out", config.out, "give a run directory with --out DIR"),
         ("model.path", config.model.path, "give a Hugging Face directory, a hub id, or builtin:model"),
@@ -114,6 +114,11 @@ def _check(config: Config) -> None:
     ):
         if not value:
             raise UserError(f"{key} is not set; {mend}")
+    arms.check_arms(config)
+    if "evaluate" in names and not config.evaluate.files:
+        raise UserError(
+            "evaluate.files is empty; give at least one multiple-choice file, or stop with --until finetune"
+        )
 
 
 def _fingerprint(config: Config, name: str, inputs: dict[str, Any]) -> dict[str, Any]:

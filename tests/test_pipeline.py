@@ -211,7 +211,9 @@ class TestMistakes:
     def test_selection_larger_than_the_pool(self, inputs, tmp_path):
         data = tmp_path / "few.jsonl"
         data.write_text("\n".join((inputs / "pool.jsonl").read_text().splitlines()[:4]))
-        self.refused(inputs, r"select.count = 6 is larger than the pool \(4 usable", "few", data={"pool": [str(data)]})
+        self.refused(
+            inputs, r"select.count = 6 is larger than the pool \(4 candidates\)", "few", data={"pool": [str(data)]}
+        )
 
     def test_all_too_long(self, inputs):
         self.refused(inputs, "none of 8 examples .* is usable .*too long.*max_length", model={
@@ -223,8 +225,8 @@ class TestMistakes:
     def test_unset_pool(self, inputs):
         self.refused(inputs, "data.pool is not set; give the files of the general pool", data={"pool": []})
 
-    def test_unknown_arm(self, inputs, finished):
-        self.refused(inputs, "choose from base, domain", "finished", "evaluate", evaluate={"arms": ["bse"]})
+    def test_unknown_arm(self, inputs):
+        self.refused(inputs, "choose from base, domain", evaluate={"arms": ["bse"]})
 
     def test_direction_that_is_no_file(self, inputs):
         self.refused(inputs, "score.direction = 'adm' is neither", score={"direction": "adm"})
@@ -247,6 +249,7 @@ class TestMistakes:
 
     def test_evaluation_without_files(self, inputs):
         self.refused(inputs, "evaluate.files is empty", "noeval", "evaluate", evaluate={"files": []})
+        assert not (inputs / "noeval").exists(), "said before anything is computed"
 
     def test_read_only_output(self, inputs, monkeypatch):
         def refuse(*_args, **_options):

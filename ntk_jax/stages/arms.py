@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ntk_jax.config import Config
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.sources import read_records
 from ntk_jax.errors import UserError
@@ -33,7 +34,7 @@ TITLES = {"base": "base model", "domain": "domain only", "random": "domain + ran
 def finetune(run: Run, folder: Path) -> dict[str, Any]:
     """Trains every arm but `base`, each from the same fresh adapter. Writes <arm>/adapter and <arm>/summary.json;
     an arm whose summary is there is not trained again."""
-    arms = _arms(run)
+    arms = run.config.evaluate.arms
     domain = [row for _, row in run.domain]
     section = run.config.finetune
     extra = {
@@ -82,10 +83,8 @@ def finetune(run: Run, folder: Path) -> dict[str, Any]:
 def evaluate(run: Run, folder: Path) -> dict[str, Any]:
     """Multiple choice by likelihood for every arm on every file. Writes predictions/<arm>/ and results.json."""
     config = run.config
-    if not config.evaluate.files:
-        raise UserError("evaluate.files is empty: give at least one multiple-choice file, or stop before with `select`")
     predictions = {}
-    for arm in _arms(run):
+    for arm in config.evaluate.arms:
         place = folder / "predictions" / arm
         if not (place / "tasks.json").exists():  # written last: an arm that has it is not evaluated again
             model = run.base if arm == "base" else run.adapted(run.folder / "finetune" / arm / "adapter")
@@ -124,12 +123,11 @@ def _arm_facts(run: Run, arm: str) -> dict[str, Any]:
     return {"name": arm, **{key: facts[key] for key in ("title", "examples", "steps", "tokens", "flops")}}
 
 
-def _arms(run: Run) -> tuple[str, ...]:
-    arms = run.config.evaluate.arms
-    unknown = [arm for arm in arms if arm not in TITLES]
-    if unknown or not arms:
+def check_arms(config: Config) -> None:
+    """Raises UserError for arms that do not exist."""
+    arms = config.evaluate.arms
+    if not arms or not set(arms) <= set(TITLES):
         raise UserError(f"evaluate.arms = {list(arms)}: choose from {', '.join(TITLES)}")
-    return arms
 
 
 def _rows(run: Run, name: str) -> list[TokenRow]:

@@ -167,6 +167,11 @@ def score(run: Run, folder: Path) -> dict[str, Any]:
     truncated), data.json and summary.json."""
     section, model = run.config.score, run.warm
     ordinals = candidates_of(run)
+    if run.config.select.count > len(ordinals):
+        raise UserError(
+            f"select.count = {run.config.select.count} is larger than the pool ({len(ordinals)} candidates); "
+            "lower it or add data"
+        )
     direction = load_tree(run.folder / "gradient" / "direction.safetensors", _like(run))
     shapes: dict[str, Any] = {
         "score": ((), np.float32),
