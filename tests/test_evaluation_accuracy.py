@@ -28,13 +28,13 @@ def arm(*raw: int, normalized: tuple[int, ...] | None = None, answers: tuple[int
 
 
 def test_prediction_raw_and_normalized() -> None:
-    row = predict(question("q", 1), np.float32([-3.0, -4.0]), np.int32([1, 2]))
+    row = predict(question("q", 1), np.asarray([-3.0, -4.0]), np.asarray([1, 2]))
     assert row == {
         "id": "q", "answer": 1, "choices": LABELS, "log_likelihoods": [-3.0, -4.0], "lengths": [1, 2],
         "raw": 0, "normalized": 1,
     }  # fmt: skip
     assert json.loads(json.dumps(row)) == row
-    assert predict(question("q", 1), np.float32([-1.0, -1.0]), np.int32([1, 1]))["raw"] == 0  # ties: the first
+    assert predict(question("q", 1), np.asarray([-1.0, -1.0]), np.asarray([1, 1]))["raw"] == 0  # ties: the first
 
 
 def test_comparison_of_two_arms() -> None:

@@ -52,14 +52,16 @@ LAYOUTS = {
 @functools.cache
 def plain_gradient(family: str) -> tuple[jax.Array, Any]:
     model = tiny_model(family)
-    loss = jax.jit(jax.value_and_grad(lambda theta: plain_loss(model, *theta, ROWS)))
+    loss = jax.jit(jax.value_and_grad(lambda theta: plain_loss(model, theta[0], theta[1], ROWS)))
     return loss((model.lora, model.base))
 
 
 @pytest.mark.parametrize(("family", "layout"), [*(("llama", layout) for layout in LAYOUTS), ("qwen2", "packed")])
 def test_gradient_is_that_of_the_plain_loss(family: str, layout: str) -> None:
     model = tiny_model(family)
-    loss = jax.jit(jax.value_and_grad(lambda theta, batch: loss_sum(model.graphdef, *theta, batch), has_aux=True))
+    loss = jax.jit(
+        jax.value_and_grad(lambda theta, batch: loss_sum(model.graphdef, theta[0], theta[1], batch), has_aux=True)
+    )
     parts = [loss((model.lora, model.base), packed.batch) for packed in LAYOUTS[layout]()]
     assert all(broken == -1 for (_, broken), _ in parts)
     expected, wanted = plain_gradient(family)

@@ -114,6 +114,8 @@ def test_flops_agree_with_the_compiler() -> None:
     lowered = jax.jit(lambda base, tokens: hidden_states(model.graphdef, {}, base, tokens, tokens, tokens + 1)).lower(
         model.base, tokens
     )
-    counted = lowered.compile().cost_analysis()["flops"]
+    analysis = lowered.compile().cost_analysis()
+    assert analysis is not None
+    counted = analysis["flops"]
     # Dense attention multiplies every pair of the 32, visible or not.
     assert counted == pytest.approx(flops.forward_flops(config, 32, context=32.0), rel=0.1)

@@ -70,14 +70,14 @@ def test_accumulated_steps_equal_steps_on_one_big_batch(one_device: Trained) -> 
 
 
 def test_devices_do_not_matter(tmp_path: Path, one_device: Trained) -> None:
-    """Eight devices, of each kind of axis two, agree with one; and a resumed run there gives the same bits."""
+    """Eight devices agree with one, and a resumed run there gives the same bits."""
     config = replace(CONFIG, checkpoint_every=1)
 
     def stop(done: int, total: int, note: str) -> None:
         if done == 2:
             raise KeyboardInterrupt
 
-    mesh = make_mesh(2, 2, 2)
+    mesh = make_mesh(8)
     whole = run(tmp_path / "whole", config, mesh=mesh)
     assert largest_difference(whole.lora, one_device.lora) < 1e-5
     assert whole.history[0]["loss"] == pytest.approx(one_device.history[0]["loss"], rel=1e-5)
@@ -96,7 +96,7 @@ def test_devices_do_not_matter(tmp_path: Path, one_device: Trained) -> None:
 
 
 def test_all_parameters_on_a_mesh(tmp_path: Path) -> None:
-    """Sharded masters and moments: the loss of the third step depends on all of them."""
+    """Weights, their fp32 masters and moments split over devices."""
     config = replace(CONFIG, max_steps=3)
     one, two = (
         run(tmp_path / name, config, parameters="all", mesh=mesh)
@@ -132,7 +132,7 @@ def test_record_of_a_training(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     assert lines == trained.history
     assert list(lines[0]) == ["step", "loss", "learning_rate", "grad_norm", "tokens", "label_tokens"]
-    assert jax.tree.structure(trained.second_moment) == jax.tree.structure(model.lora)
+    assert jax.tree.map(np.shape, trained.second_moment) == jax.tree.map(np.shape, model.lora)
     assert min(float(leaf.min()) for leaf in jax.tree.leaves(trained.second_moment)) >= 0.0
 
 
@@ -161,12 +161,20 @@ def test_bfloat16_keeps_adapters_in_float32(tmp_path: Path, one_device: Trained)
     assert trained.history[0]["loss"] != one_device.history[0]["loss"]
 
 
+def compiled() -> list[int]:
+    """How many programs there are of each compiled step."""
+    steps: list[Any] = [train_module._accumulate, train_module._update]
+    return [step._cache_size() for step in steps]
+
+
 def test_one_program_a_training(tmp_path: Path) -> None:
     config = replace(CONFIG, max_steps=10, batch_size=5)
+    before = compiled()
     run(tmp_path / "a", config)
-    programs = train_module._accumulate._cache_size(), train_module._update._cache_size()
+    assert max(np.subtract(compiled(), before)) <= 1
+    programs = compiled()
     run(tmp_path / "b", replace(config, max_steps=12, learning_rate=1e-3), seed=1)
-    assert (train_module._accumulate._cache_size(), train_module._update._cache_size()) == programs
+    assert compiled() == programs
 
 
 def poisoned() -> tuple[Any, list[TokenRow]]:
