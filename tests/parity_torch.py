@@ -20,6 +20,7 @@ def torch_model(folder: Path) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    torch.set_num_threads(1)  # its threads wait by spinning, which two test workers on two cores cannot afford
     return AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, attn_implementation="eager").eval()
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_calls import run
 
 from ntk_jax.models import decoder
 from ntk_jax.models.config import Llama3Scaling, ModelConfig
@@ -33,12 +34,6 @@ WIDTH = 40
 @functools.cache
 def model_of(family: str, dtype: str = "float32") -> Model:
     return random_model(CONFIGS[family], lora=LoRAConfig(rank=3, alpha=5.0), seed=1, dtype=dtype)
-
-
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("dtype", "remat"))
-def run(graphdef: Any, lora: Any, base: Any, rows: Any, branches: Any = None, **options: Any) -> jax.Array:
-    tokens, positions, segments = rows
-    return hidden_states(graphdef, lora, base, tokens, positions, segments, branches, **options)
 
 
 def hidden(model: Model, rows: Any, branches: Any = None, **options: Any) -> np.ndarray:

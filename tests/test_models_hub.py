@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import parity_cases as cases
 import pytest
+from model_calls import hidden_of, logits_of
 from safetensors.numpy import load_file, save_file
 
 from ntk_jax.errors import UserError
 from ntk_jax.models import hub
 from ntk_jax.models.config import ModelConfig, parse_config
-from ntk_jax.models.decoder import hidden_states
 from ntk_jax.models.head import head_matrix, target_log_probs
 from ntk_jax.models.hub import save_weights
 from ntk_jax.models.lora import LoRAConfig, fold
@@ -85,9 +85,7 @@ def test_transformers_reads_what_we_write(tmp_path: Path) -> None:
     ids = np.arange(40).reshape(2, 20)
     with torch.no_grad():
         expected = torch_model(tmp_path)(torch.tensor(ids)).logits.numpy()
-    positions = np.broadcast_to(np.arange(20), ids.shape)
-    hidden = hidden_states(model.graphdef, model.lora, model.base, ids, positions, np.ones_like(ids))
-    assert np.abs(hidden @ head_matrix(model.base).T - expected).max() < 2e-4 * np.abs(expected).max()
+    assert np.abs(logits_of(model, ids) - expected).max() < 2e-4 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("sizes", ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)))
@@ -283,8 +281,7 @@ def test_the_tokenizer_must_fit_the_embedding(folder: Path, tmp_path: Path) -> N
 
 def mean_log_prob(model: Model, text: str) -> float:
     ids = np.asarray(model.tokenizer.encode(text), np.int32)[None]
-    positions = np.arange(ids.shape[1])[None]
-    hidden = hidden_states(model.graphdef, model.lora, model.base, ids, positions, np.ones_like(ids), dtype=model.dtype)
+    hidden = hidden_of(model, ids)
     return float(target_log_probs(hidden[:, :-1], jnp.asarray(ids[:, 1:]), head_matrix(model.base)).mean())
 
 
@@ -316,11 +313,9 @@ def test_real_weights_give_pytorchs_logits(shared: Path) -> None:
         folder = shared / "data/weights" / name
         model = load_model(str(folder))
         ids = np.asarray(model.tokenizer.encode(STORY))[None]
-        positions = np.arange(ids.shape[1])[None]
-        hidden = hidden_states(model.graphdef, model.lora, model.base, ids, positions, np.ones_like(ids))
         with torch.no_grad():
             expected = torch_model(folder)(torch.tensor(ids)).logits.numpy()
-        assert np.abs(hidden @ head_matrix(model.base).T - expected).max() < 2e-5 * np.abs(expected).max()
+        assert np.abs(logits_of(model, ids) - expected).max() < 2e-5 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("name, size", (("llama3", 128256), ("qwen2.5", 151936), ("smollm2", 49152)))

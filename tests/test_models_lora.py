@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import parity_cases as cases
 import pytest
+from model_calls import hidden_of, logits_of
 from safetensors.numpy import load_file, save_file
 
 from ntk_jax.errors import UserError
 from ntk_jax.models.config import ModelConfig
-from ntk_jax.models.decoder import abstract_decoder, hidden_states
-from ntk_jax.models.head import head_matrix
+from ntk_jax.models.decoder import abstract_decoder
 from ntk_jax.models.lora import LINEARS, LoRAConfig, fold, initial_lora, is_fresh, target_names
 from ntk_jax.models.model import Model, load_model, random_model, with_lora
 from ntk_jax.models.peft import load_adapter, save_adapter
@@ -28,9 +28,8 @@ LORA = LoRAConfig(rank=4, alpha=6.0)
 TOKENS = np.random.default_rng(0).integers(0, 50, (2, 24)).astype(np.int32)
 
 
-def hidden(model: Model, tokens: np.ndarray = TOKENS) -> jax.Array:
-    positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
-    return hidden_states(model.graphdef, model.lora, model.base, tokens, positions, np.ones_like(tokens))
+def hidden(model: Model) -> jax.Array:
+    return hidden_of(model, TOKENS)
 
 
 def same(a: Any, b: Any) -> bool:
@@ -186,10 +185,6 @@ def test_missing_and_broken_adapter_files_are_named(tmp_path: Path) -> None:
         load_adapter(tmp_path, CONFIG)
 
 
-def logits(model: Model, ids: np.ndarray) -> np.ndarray:
-    return np.asarray(hidden(model, ids) @ head_matrix(model.base).T)
-
-
 @pytest.mark.reference
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of peft calling transformers
 def test_our_adapter_gives_the_same_logits_in_peft_and_pefts_in_ours(tmp_path: Path) -> None:
@@ -203,9 +198,9 @@ def test_our_adapter_gives_the_same_logits_in_peft_and_pefts_in_ours(tmp_path: P
     theirs = with_adapter(torch_model(Path(folder)), tmp_path / "adapter")
     with torch.no_grad():
         expected = theirs(torch.tensor(ids)).logits.numpy()
-    assert np.abs(logits(ours, ids) - expected).max() < 2e-4 * np.abs(expected).max()
+    assert np.abs(logits_of(ours, ids) - expected).max() < 2e-4 * np.abs(expected).max()
     bare = load_model(folder, tokenizer=False)
-    assert np.abs(logits(bare, ids) - expected).max() > 0.05 * np.abs(expected).max()
+    assert np.abs(logits_of(bare, ids) - expected).max() > 0.05 * np.abs(expected).max()
 
     theirs.save_pretrained(str(tmp_path / "saved_by_peft"))
     back = load_model(folder, adapter=str(tmp_path / "saved_by_peft"), tokenizer=False)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import parity_cases as cases
 import pytest
+from model_calls import logits_of, whole_rows
 
 from ntk_jax.models.config import ModelConfig
 from ntk_jax.models.decoder import abstract_decoder, hidden_states
@@ -41,17 +42,9 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def logits_of(graphdef: Any, lora: Any, base: Any, tokens: jax.Array) -> jax.Array:
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    hidden = hidden_states(graphdef, lora, base, tokens, positions, jnp.ones_like(tokens))
-    return hidden @ head_matrix(base).T
-
-
-@functools.partial(jax.jit, static_argnums=0)
 def gradient_of(graphdef: Any, lora: Any, base: Any, tokens: jax.Array) -> Any:
     def mean_log_prob(lora: Any) -> jax.Array:
-        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        hidden = hidden_states(graphdef, lora, base, tokens, positions, jnp.ones_like(tokens), remat=True)
+        hidden = hidden_states(graphdef, lora, base, *whole_rows(tokens), remat=True)
         return target_log_probs(hidden[:, :-1], tokens[:, 1:], head_matrix(base), vocab_chunk=128).mean()
 
     return jax.grad(mean_log_prob)(lora)
@@ -63,7 +56,7 @@ def golden(case: str) -> Mapping[str, np.ndarray]:
 
 def logit_error(case: str, model: Model) -> float:
     """Largest error at the golden positions, relative to the largest logit."""
-    logits = np.asarray(logits_of(model.graphdef, model.lora, model.base, jnp.asarray(cases.token_ids(case))))
+    logits = logits_of(model, cases.token_ids(case))
     expected = golden(case)["logits"]
     return float(np.abs(logits[0][np.ix_(*cases.logit_sample(case))] - expected).max() / np.abs(expected).max())
 
@@ -97,7 +90,7 @@ def test_live_comparison_with_pytorch(case: str, load: Callable[[str], Model], t
 
     expected, gradients = reference(case, tmp_path)
     model, ids = load(case), jnp.asarray(cases.token_ids(case))
-    logits = np.asarray(logits_of(model.graphdef, model.lora, model.base, ids))
+    logits = logits_of(model, ids)
     assert np.abs(logits - expected).max() < LOGIT_TOLERANCE * np.abs(expected).max()
     errors = jax.tree.map(leaf_error, gradient_of(model.graphdef, model.lora, model.base, ids), gradients)
     assert max(jax.tree.leaves(errors)) < GRADIENT_TOLERANCE, errors

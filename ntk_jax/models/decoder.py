@@ -177,7 +177,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
 
 _MIN_BLOCK = 256  # queries; smaller blocks leave matmul units idle
 _MAX_BLOCKS = 8  # the loop is unrolled, so this bounds compile time
-_MASKED = -1e30  # finite: -inf would give NaN tangents where a whole block is masked
+_MASKED = -1e30  # finite, so that no mask whatever can make NaN of a row or its derivative
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:

@@ -20,6 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from ntk_jax.builtin.paths import ROOT as BUILTIN
 from ntk_jax.errors import UserError
 from ntk_jax.models.config import ModelConfig, config_to_hf, parse_config
 from ntk_jax.models.lora import fold
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from ntk_jax.models.model import Model
 
 INDEX = "model.safetensors.index.json"
-BUILTIN = Path(__file__).parent.parent / "builtin"
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # what a snapshot needs; no .bin, no .pth
 _FLOATS = ("F32", "BF16", "F16", "F64")
 _UNUSED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")  # written by old Llama files

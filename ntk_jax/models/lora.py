@@ -74,12 +74,17 @@ def initial_lora(shapes: Mapping[str, Any], seed: int) -> dict[str, Any]:
 
 def fold(lora: Mapping[str, Any], base: Mapping[str, Any], scale: float) -> dict[str, Any]:
     """The base with W + scale·AB in place of W, computed in fp32 and rounded to W's dtype."""
+
+    def one_layer(leaves: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        kernel, a, b = leaves
+        update = scale * jnp.matmul(a, b, precision="highest")
+        return (kernel.astype(jnp.float32) + update).astype(kernel.dtype)
+
     layers = dict(base["layers"])
     for name, leaf in lora.get("layers", {}).items():
-        kernel = layers[name]["kernel"]
-        update = jnp.einsum("lir,lro->lio", leaf["a"], leaf["b"], precision="highest")
-        folded = (kernel.astype(jnp.float32) + scale * update).astype(kernel.dtype)
-        layers[name] = {**layers[name], "kernel": folded}
+        # Layer by layer: the fp32 update of all layers at once would be twice the size of bf16 weights.
+        kernel = jax.lax.map(one_layer, (layers[name]["kernel"], leaf["a"], leaf["b"]))
+        layers[name] = {**layers[name], "kernel": kernel}
     return {**base, "layers": layers}
 
 
