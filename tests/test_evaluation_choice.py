@@ -115,6 +115,8 @@ def test_long_questions_are_counted_and_left_out() -> None:
     long = {"id": "long", "prompt": "x" * 100, "choices": ["a", "b"], "answer": 1}
     scores = choice_log_likelihoods(model, [RECORDS[0], long, RECORDS[1]], max_length=40)
     assert scores.dropped == {"too long": 1} and scores.reasons == [None, "too long", None]
+    cut = choice_log_likelihoods(model, [RECORDS[0], long, RECORDS[1]], max_length=40, overflow="truncate")
+    assert cut.dropped == {} and all(values is not None for values in cut.log_likelihoods)
     assert scores.log_likelihoods[1] is None and scores.lengths[1] is None
     expected = choice_log_likelihoods(model, RECORDS[:2], max_length=40).log_likelihoods
     answered = [v for v in scores.log_likelihoods if v is not None]

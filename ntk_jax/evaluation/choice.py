@@ -56,12 +56,14 @@ def choice_log_likelihoods(
     *,
     max_length: int,
     template: str = "auto",
+    overflow: str = "drop",
     batch_tokens: int = 8192,
     mesh: Mesh | None = None,
     where: str = "the questions",
     progress: Progress | None = None,
 ) -> ChoiceScores:
-    """Scores every choice of every record; max_length bounds a prompt with one choice, longer ones are dropped.
+    """Scores every choice of every record; max_length bounds a prompt with one choice. Longer ones are dropped, or
+    lose the start of their prompt under overflow="truncate".
 
     batch_tokens: of one compiled step, over all devices. where: the file, for messages.
     Raises `UserError`: no records, a record without choices or with an answer that is none of them.
@@ -77,7 +79,9 @@ def choice_log_likelihoods(
     kept: list[int] = []
     reasons: list[str | None] = [None] * len(records)
     for ordinal, record in enumerate(records):
-        row = encode_choices(dict(record), model.tokenizer, max_length=max_length, template=template)
+        row = encode_choices(
+            dict(record), model.tokenizer, max_length=max_length, template=template, overflow=overflow
+        )
         if isinstance(row, ChoiceRow):
             rows.append(row)
             kept.append(ordinal)

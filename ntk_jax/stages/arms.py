@@ -93,6 +93,7 @@ def evaluate(run: Run, folder: Path) -> dict[str, Any]:
                 config.evaluate.files,
                 max_length=config.model.max_length,
                 template=config.model.template,
+                overflow=config.model.overflow,
                 batch_tokens=config.score.batch_tokens,
                 limit=config.evaluate.limit,
                 seed=config.seed,
