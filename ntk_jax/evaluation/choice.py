@@ -79,9 +79,7 @@ def choice_log_likelihoods(
     kept: list[int] = []
     reasons: list[str | None] = [None] * len(records)
     for ordinal, record in enumerate(records):
-        row = encode_choices(
-            dict(record), model.tokenizer, max_length=max_length, template=template, overflow=overflow
-        )
+        row = encode_choices(dict(record), model.tokenizer, max_length=max_length, template=template, overflow=overflow)
         if isinstance(row, ChoiceRow):
             rows.append(row)
             kept.append(ordinal)
