@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from ntk_reference import random_rows, tiny_model
 from ntk_jax.errors import UserError
 from ntk_jax.training.checkpoints import discard_checkpoints
 from ntk_jax.training.train import train
+
+Start = Callable[..., "subprocess.Popen[str]"]
 
 
 class Killed(Exception):
@@ -63,9 +66,14 @@ def test_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path: Path, u
         file.write_bytes(b"not a checkpoint")
     # What a killed save leaves behind.
     shutil.copytree(tmp_path / "checkpoints" / "4", tmp_path / "checkpoints" / "12.orbax-checkpoint-tmp")
-    seen: list[int] = []
-    trained = child.run(tmp_path, lambda done, total, note: seen.append(done))
-    assert seen[0] == 5
+    (tmp_path / "checkpoints" / "16").mkdir()  # and a killed deletion
+    lines: list[int] = []
+
+    def progress(done: int, total: int, note: str) -> None:
+        lines.append(len((tmp_path / "history.jsonl").read_text().splitlines()))
+
+    trained = child.run(tmp_path, progress)
+    assert len(lines) == child.STEPS - 4 and lines[0] == 4  # the history was cut back to the checkpoint
     assert child.fingerprint(trained, tmp_path) == undisturbed
 
 
@@ -122,16 +130,28 @@ def test_failed_write_is_a_user_error_and_keeps_what_was_written(tmp_path: Path,
 # Real processes, really killed
 
 
-def start(folder: Path, kill_at: int = 0) -> subprocess.Popen[str]:
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts `training_child.py`; whatever still runs at the end of the test is ended."""
     root = Path(__file__).resolve().parent.parent
     paths = [str(root), str(root / "tests"), os.environ.get("PYTHONPATH", "")]
-    return subprocess.Popen(
-        [sys.executable, str(root / "tests" / "training_child.py"), str(folder), str(kill_at)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    started: list[subprocess.Popen[str]] = []
+
+    def start(folder: Path, kill_at: int = 0) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, str(root / "tests" / "training_child.py"), str(folder), str(kill_at)],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -145,7 +165,8 @@ def expect_killed(process: subprocess.Popen[str]) -> None:
     assert process.returncode == -signal.SIGKILL, err
 
 
-def test_killed_processes(tmp_path: Path) -> None:
+@pytest.mark.timeout(600)
+def test_killed_processes(tmp_path: Path, start: Start) -> None:
     expected = start(tmp_path / "undisturbed")
     folder = tmp_path / "killed"
     # In the middle of writing a checkpoint, as near as can be hit from outside.
@@ -165,7 +186,8 @@ def test_killed_processes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_ten_random_moments(tmp_path: Path) -> None:
+@pytest.mark.timeout(1800)
+def test_killed_at_ten_random_moments(tmp_path: Path, start: Start) -> None:
     begun = time.monotonic()
     expected = finish(start(tmp_path / "undisturbed"))
     length = time.monotonic() - begun
