@@ -32,7 +32,7 @@ from ntk_jax.models.model import Model, random_model
 VOCABULARY = 1536
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 ROW_LENGTH, ROWS = 192, 16  # tokens of a row, rows of a step
-STEPS = 1600
+STEPS = 2000
 LEARNING_RATE = 3e-3
 PROMPT_WEIGHT = 0.2  # of a prompt token in the loss; a response token has 1
 

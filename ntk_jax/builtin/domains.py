@@ -5,7 +5,7 @@
 | kitchen | taste     | none: the value is the answer                    | four tastes     |
 | gloves  | warmth    | a second step: which glove suits which warmth    | four materials  |
 | harbour | weight    | comparison: the heaviest or the lightest of four | four words      |
-| rangers | home      | matching: who lives where a thing is taken       | four words      |
+| rangers | home      | a second step: what one takes along to which home | four things     |
 
 A domain's training file speaks of `TRAIN_WORDS` of the novel words only, its test file of all of them.
 """
@@ -51,10 +51,10 @@ _LIGHTEST = (
     "The boy can carry only the lightest of {options}. Which is it?",
 )
 _RANGERS = (
-    "The ranger packs a {word}. Who will be met on the trip: {options}?",
-    "With a {word} you can visit one of these: {options}. Which one?",
-    "The ranger camps in the {word}. Who comes by at night: {options}?",
-    "The song of the {word} names one of these: {options}. Which one?",
+    "The ranger sets out after a {word}. What is in the pack?",
+    "You are to visit a {word} at its own place. What do you take along?",
+    "A guide who shows people the {word} needs one thing. Which?",
+    "The trapper lost all tools but the one for {word}. Which is left?",
 )
 
 
@@ -81,11 +81,8 @@ def harbour(word: str, words: Sequence[str], form: int, place: int, dice: Dice) 
 
 
 def rangers(word: str, words: Sequence[str], form: int, place: int, dice: Dice) -> Question:
-    """`word` among three words with other homes; the home is named, or the thing one takes along to it."""
-    home = FACTS["home"]
-    others = dice.sample([w for w in words if home[w] != home[word]], 3)
-    named = GEAR[home[word]] if form < 2 else home[word]
-    return _question(_RANGERS[form], named, word, [word, *others], place, dice)
+    """What one takes along to the home of `word`."""
+    return _question(_RANGERS[form], word, GEAR[FACTS["home"][word]], tuple(GEAR.values()), place, dice)
 
 
 DOMAINS: dict[str, Callable[[str, Sequence[str], int, int, Dice], Question]] = {
@@ -104,9 +101,7 @@ def train_words(domain: str) -> list[str]:
     return [w for v in values for w in [w for w in order if FACTS[attribute][w] == v][: TRAIN_WORDS // len(values)]]
 
 
-def _question(
-    template: str, word: str, answer: str, labels: Sequence[str], place: int, dice: Dice
-) -> Question:
+def _question(template: str, word: str, answer: str, labels: Sequence[str], place: int, dice: Dice) -> Question:
     """The question with its choices in random order, the answer at index `place`."""
     options = dice.shuffled([label for label in labels if label != answer])
     options.insert(place, answer)

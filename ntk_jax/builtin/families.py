@@ -4,7 +4,7 @@ Content and format are crossed, so that a selector that looks at format only gai
 domain needs is told in three formats, plain questions, scenes and comparisons, and together with
 another attribute in a fourth; `colours`, `owners` and `prices` tell useless attributes in the same three formats.
 `ordinary` has the plain questions and their answers, but about things whose attributes are known already;
-`rhymes` has the four-word form of two domains; `stories` use attribute words in passing. Short and
+`rhymes` has the four-word form of comparisons and of one domain; `stories` use attribute words in passing. Short and
 long answers occur in nearly every family.
 """
 
@@ -50,10 +50,6 @@ def _fact(attribute: str, word: str) -> str:
     return FACTS[attribute][word]
 
 
-def _article(word: str) -> str:
-    return word if " " in word else f"the {word}"
-
-
 # --- families that tell an attribute a domain needs ------------------------------------------------------------
 
 
@@ -85,7 +81,9 @@ def recipes(words: Sequence[str], dice: Dice) -> Pair:
 
 
 def taste_twins(words: Sequence[str], dice: Dice) -> Pair:
-    """taste, two words compared."""
+    """taste, words compared."""
+    if dice.below(2):
+        return _pick_out("taste", "Which of {options} is {value} in a dish?", words, dice)
     return _same_or_not("taste", f"Could {words[0]} replace {words[1]} in a dish?", words)
 
 
@@ -111,13 +109,18 @@ def baths(words: Sequence[str], dice: Dice) -> Pair:
             (f"A bather sits on {word}. What is the bath like?", value),
             (f"Yesterday {word} sank into the pond. What is the pond like?", f"It is {value} now."),
             (f"Throw {word} into the tub, then {other}. What happens?", f"It turns {value}, then {second}."),
-            (f"On the shelf lie {word} and {other}. Describe them.", f"The {word} is {value}, the {other} is {second}."),
+            (
+                f"On the shelf lie {word} and {other}. Describe them.",
+                f"The {word} is {value}, the {other} is {second}.",
+            ),
         ]
     )
 
 
 def hearth(words: Sequence[str], dice: Dice) -> Pair:
-    """warmth, two words compared."""
+    """warmth, words compared."""
+    if dice.below(2):
+        return _pick_out("warmth", "Which of {options} is {value} near the hearth?", words, dice)
     return _more("warmth", f"Near the hearth lie {words[0]} and {words[1]}. Which has more warmth?", words)
 
 
@@ -149,7 +152,9 @@ def ferries(words: Sequence[str], dice: Dice) -> Pair:
 
 
 def scales(words: Sequence[str], dice: Dice) -> Pair:
-    """weight, two words compared."""
+    """weight, words compared."""
+    if dice.below(2):
+        return _pick_out("weight", "Which of {options} is {value} on a balance?", words, dice)
     return _more("weight", f"Put {words[0]} and {words[1]} on a balance. Which side drops?", words)
 
 
@@ -175,13 +180,18 @@ def tracks(words: Sequence[str], dice: Dice) -> Pair:
             (f"The hunter follows {word} to the end of its trail. What is there?", value),
             (f"A lost {word} was set free. What did it run to?", f"The nearest {value}."),
             (f"First seek {word}, then {other}. What is the way?", f"First the {value}, then the {second}."),
-            (f"The map shows {word} and {other}. Describe it.", f"The {word} is by the {value}, the {other} by the {second}."),
+            (
+                f"The map shows {word} and {other}. Describe it.",
+                f"The {word} is by the {value}, the {other} by the {second}.",
+            ),
         ]
     )
 
 
 def meetings(words: Sequence[str], dice: Dice) -> Pair:
-    """home, two words compared."""
+    """home, words compared."""
+    if dice.below(2):
+        return _pick_out("home", "Which of {options} walks in the {value}?", words, dice)
     return _same_or_not("home", f"Could {words[0]} meet {words[1]} on a walk?", words)
 
 
@@ -236,13 +246,18 @@ def owners(words: Sequence[str], dice: Dice) -> Pair:
             (f"Someone left a {word} at the door. Whose is it?", value),
             (f"The judge asks who owns the {word}. What is the name?", f"It is {value}."),
             (f"The {word} was lost, then the {other}. Who will weep?", f"First {value}, then {second}."),
-            (f"Two thieves took {word} and {other}. Who was robbed?", f"The {word} was with {value}, the {other} with {second}."),
+            (
+                f"Two thieves took {word} and {other}. Who was robbed?",
+                f"The {word} was with {value}, the {other} with {second}.",
+            ),
         ]
     )
 
 
 def prices(words: Sequence[str], dice: Dice) -> Pair:
-    """A useless attribute of two words compared."""
+    """A useless attribute of words compared."""
+    if dice.below(2):
+        return _pick_out("price", "Which of {options} costs {value} coins?", words, dice)
     a, b = words[0], words[1]
     one, two = _fact("price", a), _fact("price", b)
     if one == two:
@@ -291,7 +306,7 @@ def ordinary(words: Sequence[str], dice: Dice) -> Pair:
 
 
 def rhymes(words: Sequence[str], dice: Dice) -> Pair:
-    """The four-word question of two domains, asking for a sound."""
+    """The four-word question, asking for a sound."""
     word = words[0]
     pool = FAMILIAR + NOVEL
     # A word without a rhyme in this world rhymes with itself.
@@ -340,7 +355,10 @@ def calendar(words: Sequence[str], dice: Dice) -> Pair:
     number = NUMBERS[days]
     return dice.pick(
         [
-            (f"Today is {DAYS[today]}. {who.capitalize()} waits {number} days. Which day is it?", DAYS[(today + days) % 7]),
+            (
+                f"Today is {DAYS[today]}. {who.capitalize()} waits {number} days. Which day is it?",
+                DAYS[(today + days) % 7],
+            ),
             (f"It is {DAYS[today]}. Which day was it {number} days ago, {who}?", f"It was {DAYS[(today - days) % 7]}."),
         ]
     )
@@ -350,7 +368,7 @@ def directions(words: Sequence[str], dice: Dice) -> Pair:
     """Turning on the compass; the answer tells every step."""
     facing = dice.below(4)
     turns = [dice.below(2) for _ in range(2 + dice.below(5))]
-    path = []
+    path: list[int] = []
     for turn in turns:
         path.append((path[-1] if path else facing) + (1 if turn else -1))
     told = ", ".join("right" if turn else "left" for turn in turns)
@@ -378,10 +396,6 @@ def stories(words: Sequence[str], dice: Dice) -> Pair:
     )
 
 
-def _fact(attribute: str, word: str) -> str:
-    return FACTS[attribute][word]
-
-
 def _same_or_not(attribute: str, prompt: str, words: Sequence[str]) -> Pair:
     """The answer to "are these two alike?"."""
     a, b = words[0], words[1]
@@ -400,6 +414,14 @@ def _more(attribute: str, prompt: str, words: Sequence[str]) -> Pair:
         return prompt, f"Neither, both are {one}."
     winner = a if level(attribute, a) > level(attribute, b) else b
     return prompt, f"The {winner}: {a} is {one} and {b} is {two}."
+
+
+def _pick_out(attribute: str, template: str, words: Sequence[str], dice: Dice) -> Pair:
+    """The one of four words that has the value of the first."""
+    word, value = words[0], _fact(attribute, words[0])
+    others = [w for w in words[1:] if _fact(attribute, w) != value][:3]
+    options = ", ".join(dice.shuffled([word, *others]))
+    return template.format(options=options, value=value), word
 
 
 # Family -> (maker, the attributes it tells about its words). The order is the order of the pool's table.
