@@ -1,6 +1,6 @@
 """Trains the small model that ntk_jax carries, tokenizer included: `python scripts/make_builtin_model.py`.
 
-From scratch, on text of `ntk_jax.builtin.pretraining` only; about ten minutes on two CPU cores. The seed is
+From scratch, on text of `ntk_jax.builtin.pretraining` only; about eight minutes on two free CPU cores. The seed is
 fixed, so one machine gives one model; another machine may round differently.
 """
 
