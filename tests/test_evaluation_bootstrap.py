@@ -14,7 +14,7 @@ from ntk_jax.evaluation.bootstrap import interval, resampled_means
 booleans = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(booleans, st.integers(0, 1000), st.floats(0.5, 0.99))
 def test_interval_holds_what_it_must(answers: list[tuple[bool, bool]], seed: int, confidence: float) -> None:
     values = np.asarray(answers, float)

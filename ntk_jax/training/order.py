@@ -20,7 +20,7 @@ from ntk_jax.data.packing import pack
 from ntk_jax.training.optimizer import TrainConfig
 
 PLANNED_STEPS = 256  # steps packed in advance to choose the shapes: enough to know, cheap for long trainings
-PADDING_SLACK = 1.10  # a larger microbatch may cost this much in empty rows
+MICROBATCH_OVERHEAD = 256  # what one more microbatch costs, in tokens: dispatch, weights read, gradients added up
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,19 @@ def plan_shapes(
 ) -> Shapes:
     """Chooses the microbatch from a look at the first steps.
 
-    Rows: the most that stay within `tokens_per_microbatch` while empty rows cost at most 10% (a step that
-    needs 9 rows would waste 7 in microbatches of 8). Labels: the most that a group has there; a rare step with
-    more compiles its own shape.
+    Rows: what takes the least work within `tokens_per_microbatch`, empty rows included: a step that needs 9 rows
+    would waste 7 of them in microbatches of 8, and is better off with 5. Labels: the most that a group has there;
+    a rare step with more compiles its own shape.
     """
     counts = [
         [_labels(row) for row in _pack(step_rows(rows, step, config, seed), row_length)]
         for step in range(min(steps, PLANNED_STEPS))
     ]
     most = max(1, config.tokens_per_microbatch // (row_length * groups))
-    cost = {r * groups: sum(-(-len(c) // (r * groups)) * r * groups for c in counts) for r in range(1, most + 1)}
-    chosen = max(r for r, c in cost.items() if c <= PADDING_SLACK * min(cost.values()))
+    cost = {}
+    for r in range(groups, most * groups + 1, groups):
+        cost[r] = sum(-(-len(c) // r) for c in counts) * (r * row_length + MICROBATCH_OVERHEAD)
+    chosen = min(cost, key=lambda r: (cost[r], -r))
     return Shapes(chosen, groups, max(_most_labels(c, _deal(c, chosen, groups)) for c in counts))
 
 
