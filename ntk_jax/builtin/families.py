@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from ntk_jax.builtin.ordinary import ORDINARY
 from ntk_jax.builtin.world import FACTS, FAMILIAR, NOVEL, Dice, level
 
 Pair = tuple[str, str]
@@ -22,28 +23,6 @@ COMPASS = ("north", "east", "south", "west")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PEOPLE = ("mira", "tomas", "ayla", "oskar", "petra", "jonas", "salma", "viktor")
 GOODS = ("bread", "rope", "lamp", "knife", "basket", "blanket", "pot", "hat", "mirror", "drum")
-ORDINARY: dict[str, dict[str, str]] = {
-    "taste": {
-        "honey": "sweet", "sugar": "sweet", "cake": "sweet", "lemon": "sour", "vinegar": "sour", "pickle": "sour",
-        "coffee": "bitter", "medicine": "bitter", "ash": "bitter", "sea water": "salty", "bacon": "salty",
-        "a tear": "salty",
-    },
-    "warmth": {
-        "an icicle": "frozen", "a glacier": "frozen", "snow": "frozen", "a cellar": "cool", "shade": "cool",
-        "a breeze": "cool", "a blanket": "warm", "a kitten": "warm", "fresh bread": "warm", "fire": "hot",
-        "an oven": "hot", "lava": "hot",
-    },
-    "weight": {
-        "dust": "tiny", "a grain": "tiny", "an ant": "tiny", "a feather": "light", "a leaf": "light",
-        "paper": "light", "a stone": "heavy", "an anvil": "heavy", "a chest": "heavy", "a mountain": "massive",
-        "a whale": "massive", "a tower": "massive",
-    },
-    "home": {
-        "a trout": "river", "an otter": "river", "a frog": "river", "a deer": "forest", "an owl": "forest",
-        "a fox": "forest", "a camel": "desert", "a scorpion": "desert", "a cactus": "desert", "a bat": "cave",
-        "a blind fish": "cave", "a sleeping bear": "cave",
-    },
-}  # fmt: skip
 
 
 def _fact(attribute: str, word: str) -> str:
