@@ -10,7 +10,7 @@ import jax
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-CACHE = ROOT / ".cache" / f"jax-py{sys.version_info.major}.{sys.version_info.minor}"
+CACHE = ROOT / ".cache" / f"jax-{jax.__version__}-py{sys.version_info.major}.{sys.version_info.minor}"
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
