@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntk_jax.data.batch import TokenRow
-from ntk_jax.data.tokens import Dropped, as_rows
+from ntk_jax.data.tokens import TOO_LONG, Dropped, as_rows
 from ntk_jax.errors import UserError
 from ntk_jax.models.model import Model
 from ntk_jax.ntk import direction as directions
@@ -53,7 +53,7 @@ def mean_gradient(
     expression over names such as "base/layers/q_proj/kernel". probes, seed: of the `probe` objective, whose
     direction has one leading axis of size `probes`. dtype: compute in `float32` or `bfloat16` instead of the
     model's own. batch_tokens: tokens of one compiled step over all devices. max_length: refuse longer
-    examples; by default rows are as long as the longest.
+    examples; by default those longer than the model's positions.
 
     Returns a nested dict of fp32 arrays. Raises UserError for an empty set, an example without a span, an adapter
     that is still fresh (B = 0), or a gradient that is not finite.
@@ -106,10 +106,12 @@ def token_rows(
     Raises UserError for an example that cannot be used: an array of scores has no room for gaps.
     """
     rows = []
-    vocabulary = model.config.vocab_size
-    for _, row in as_rows(examples, model.tokenizer, span=span, max_length=max_length, vocab_size=vocabulary):
+    vocabulary, positions = model.config.vocab_size, model.config.max_positions
+    longest = min(max_length or positions, positions)
+    for _, row in as_rows(examples, model.tokenizer, span=span, max_length=longest, vocab_size=vocabulary):
         if isinstance(row, Dropped):
-            raise UserError(f"example {row.id}: {row.reason}; leave it out, or raise max_length")
+            most = f" (at most {longest} tokens; the model has {positions} positions)" if row.reason == TOO_LONG else ""
+            raise UserError(f"example {row.id}: {row.reason}; leave it out{most}")
         rows.append(row)
     return rows
 

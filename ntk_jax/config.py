@@ -1,6 +1,6 @@
 """What a run is: frozen dataclasses for every stage, read from YAML and `--a.b=value` overrides.
 
-An unknown key, a wrong type or a value outside its choices is a `UserError` that names the key
+An unknown key, a wrong type or a value outside its choices or its range is a `UserError` that names the key
 (`score.objective`) and offers the nearest known one. Every default is stated here and nowhere else.
 """
 
@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 
@@ -25,13 +26,39 @@ Normalize = Literal["mean", "sum", "none"]
 
 
 @dataclass(frozen=True)
+class Range:
+    """The values a number may take; both ends belong unless `open`."""
+
+    low: float
+    high: float = math.inf
+    open: bool = False
+
+    def holds(self, value: float) -> bool:
+        inside = self.low < value < self.high if self.open else self.low <= value <= self.high
+        return inside and math.isfinite(value)
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return f"above {self.low:g}" if self.open else f"at least {self.low:g}"
+        return f"between {self.low:g} and {self.high:g}" + (", both excluded" if self.open else "")
+
+
+Count = Annotated[int, Range(1)]
+Natural = Annotated[int, Range(0)]
+Positive = Annotated[float, Range(0, open=True)]
+NotNegative = Annotated[float, Range(0)]
+Fraction = Annotated[float, Range(0, 1)]  # the trainer refuses 1
+Axis = Annotated[int, Range(-1)]  # of the mesh; `make_mesh` has the last word
+
+
+@dataclass(frozen=True)
 class ModelSection:
     """The backbone and how text meets it."""
 
     path: str = ""  # a Hugging Face directory, a hub id, or builtin:model
     adapter: str | None = None  # a PEFT directory to start from instead of fresh LoRA
     dtype: Literal["float32", "bfloat16"] = "float32"  # compute and frozen weights; adapters stay fp32
-    max_length: int = 1024  # tokens; longer examples are dropped or truncated, counted and reported
+    max_length: Annotated[int, Range(2)] = 1024  # tokens; longer examples are dropped or truncated, and counted
     overflow: Literal["drop", "truncate"] = "drop"
     template: Literal["auto", "chat", "plain"] = "auto"  # auto: the tokenizer's chat template if it has one
     add_eos: bool = True  # plain template only: close the response with the tokenizer's EOS token
@@ -41,8 +68,8 @@ class ModelSection:
 class LoRASection:
     """Adapter shape. The paper states only "about 0.5% of parameters": rank 16 on all seven linears fits."""
 
-    rank: int = 16
-    alpha: float = 32.0
+    rank: Count = 16
+    alpha: Positive = 32.0
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -52,26 +79,26 @@ class DataSection:
 
     domain: tuple[str, ...] = ()
     pool: tuple[str, ...] = ()
-    domain_limit: int | None = None  # a seeded sample of the domain, None = all of it
-    pool_limit: int | None = None  # likewise for the pool
+    domain_limit: Count | None = None  # a seeded sample of the domain, None = all of it
+    pool_limit: Count | None = None  # likewise for the pool
 
 
 @dataclass(frozen=True)
 class TrainSection:
     """One LoRA fine-tuning (used for the warm-up and for the final training)."""
 
-    epochs: float = 3.0
-    max_steps: int | None = None  # instead of epochs
-    learning_rate: float = 2e-5
-    batch_size: int = 128  # examples per optimiser step
+    epochs: NotNegative = 3.0
+    max_steps: Natural | None = None  # instead of epochs; warmup.max_steps = 0 takes model.adapter as it is
+    learning_rate: NotNegative = 2e-5
+    batch_size: Count = 128  # examples per optimiser step
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_ratio: float = 0.03
-    weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    max_grad_norm: float = 1.0
-    tokens_per_microbatch: int = 8192  # gradient accumulation: a step runs as many microbatches as it needs
-    checkpoint_every: int = 50  # optimiser steps
+    warmup_ratio: Fraction = 0.03
+    weight_decay: NotNegative = 0.0
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
+    max_grad_norm: NotNegative = 1.0  # 0: no clipping
+    tokens_per_microbatch: Count = 8192  # gradient accumulation: a step runs as many microbatches as it needs
+    checkpoint_every: Count = 50  # optimiser steps
 
 
 @dataclass(frozen=True)
@@ -82,10 +109,10 @@ class ScoreSection:
     span: Span = "response"
     normalize: Normalize = "mean"
     parameters: str = "lora"  # lora, all, or a regular expression over parameter names
-    probes: int = 4  # for objective: probe
-    direction: str = "mean_gradient"  # mean_gradient, adam, or the path of a direction .npz
-    batch_tokens: int = 8192  # tokens of one compiled step, over all devices
-    block_examples: int = 2048  # examples scored between two commits
+    probes: Count = 4  # for objective: probe
+    direction: str = "mean_gradient"  # mean_gradient, adam, or the path of a direction.safetensors
+    batch_tokens: Count = 8192  # tokens of one compiled step, over all devices
+    block_examples: Count = 2048  # examples scored between two commits
     allow_fresh_lora: bool = False  # score with B = 0, where every A-gradient vanishes
 
 
@@ -94,15 +121,15 @@ class PreselectSection:
     """The paper's coarse stage. `none` scores the whole pool exactly."""
 
     method: Literal["none", "votes"] = "none"
-    keep: int | None = None  # M; default 4 N
-    neighbours: int | None = None  # K; default M / 4
+    keep: Count | None = None  # M; default 4 N
+    neighbours: Count | None = None  # K; default M / 4
 
 
 @dataclass(frozen=True)
 class SelectSection:
     """Top-N by score, ties by pool order."""
 
-    count: int = 9000
+    count: Count = 9000
 
 
 @dataclass(frozen=True)
@@ -110,17 +137,17 @@ class EvaluateSection:
     """Multiple-choice files and the arms compared on them."""
 
     files: tuple[str, ...] = ()
-    limit: int | None = None  # a seeded sample of each file
+    limit: Count | None = None  # a seeded sample of each file
     arms: tuple[str, ...] = ("base", "domain", "random", "selected")
-    bootstrap: int = 1000  # resamples
-    confidence: float = 0.95
+    bootstrap: Count = 1000  # resamples
+    confidence: Annotated[float, Range(0, 1, open=True)] = 0.95
 
 
 @dataclass(frozen=True)
 class ReportSection:
     """What the HTML report shows besides the tables."""
 
-    examples: int = 20  # selected examples shown with the domain example they align with most
+    examples: Natural = 20  # selected examples shown with the domain example they align with most
     group_by: str = "auto"  # the record key that names a family; auto: task if present, else source
     useful: tuple[str, ...] = ()  # families known to be useful, where that is known by construction
 
@@ -129,9 +156,9 @@ class ReportSection:
 class MeshSection:
     """Devices along each axis; -1 takes what is left."""
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    data: Axis = -1
+    fsdp: Axis = 1
+    tensor: Axis = 1
 
 
 @dataclass(frozen=True)
@@ -139,7 +166,7 @@ class Config:
     """A whole run."""
 
     out: str = ""
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     model: ModelSection = field(default_factory=ModelSection)
     lora: LoRASection = field(default_factory=LoRASection)
     data: DataSection = field(default_factory=DataSection)
@@ -180,7 +207,7 @@ def build(cls: type, tree: Mapping[str, Any], where: str, prefix: str = "") -> A
     """Makes dataclass `cls` from a mapping, strictly."""
     if not isinstance(tree, Mapping):
         raise UserError(f"{where}: {prefix.rstrip('.')} must be a mapping, got {tree!r}")
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     names = [f.name for f in dataclasses.fields(cls)]
     values = {}
     for key, value in tree.items():
@@ -223,6 +250,11 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 
 def _coerce(value: Any, hint: Any, where: str, key: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        value = _coerce(value, args[0], where, key)
+        if not args[1].holds(value):
+            raise UserError(f"{where}: {key} = {value!r} must be {args[1]}")
+        return value
     if origin in (typing.Union, types.UnionType):
         if value is None:
             return None

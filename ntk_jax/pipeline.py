@@ -12,7 +12,8 @@
 | report     | everything                     | index.html                                                       |
 
 Each folder gets a `manifest.json` last, with the fingerprint of all that the stage depends on: a stage whose
-manifest matches is skipped, one without is resumed, a mismatch stops with the differing keys named.
+manifest matches (and whose files have their checksums) is skipped, one without is resumed, a mismatch stops with the
+differing keys named.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ from ntk_jax.stages import arms, choice, kernel
 from ntk_jax.stages.context import MakeProgress, Run
 from ntk_jax.storage.atomic import write_json, write_text
 from ntk_jax.storage.hashing import hash_model, sha256_file
-from ntk_jax.storage.run import begin, commit, lock
+from ntk_jax.storage.run import begin, commit, lock, verify
+from ntk_jax.training.optimizer import check_config
 
 Facts = dict[str, Any]
 
@@ -83,6 +85,7 @@ def run(
             # The report is the exception: it shows whatever is there.
             if only != "report" and not _needed_done(config, name, folder, inputs):
                 raise UserError(f"stage {only} needs stage {name}, which is not done in {folder}; run it first")
+        _check_inputs(this, names)
         for name in names:
             _run_stage(this, name, inputs)
     return folder
@@ -94,6 +97,7 @@ def _run_stage(this: Run, name: str, inputs: dict[str, Any]) -> None:
     fingerprint = _fingerprint(this.config, name, inputs)
     # The report is cheap and its code may have improved: it is always written anew.
     if begin(folder, fingerprint) == "done" and name != "report":
+        verify(folder)
         this.make_progress(name, None, "")(1, 1, "done before")
         return
     commit(folder, fingerprint, function(this, folder))
@@ -101,7 +105,10 @@ def _run_stage(this: Run, name: str, inputs: dict[str, Any]) -> None:
 
 def _needed_done(config: Config, name: str, folder: Path, inputs: dict[str, Any]) -> bool:
     place = folder / name
-    return place.exists() and begin(place, _fingerprint(config, name, inputs)) == "done"
+    if not place.exists() or begin(place, _fingerprint(config, name, inputs)) != "done":
+        return False
+    verify(place)
+    return True
 
 
 def _check(config: Config, names: Sequence[str]) -> None:
@@ -115,10 +122,31 @@ def _check(config: Config, names: Sequence[str]) -> None:
         if not value:
             raise UserError(f"{key} is not set; {mend}")
     arms.check_arms(config)
+    if config.warmup.max_steps != 0:
+        check_config(Run.train_config(config.warmup))
+    if "finetune" in names:
+        check_config(Run.train_config(config.finetune))
+    if config.preselect.method == "votes" and (config.preselect.keep or config.select.count) < config.select.count:
+        raise UserError(
+            f"preselect.keep = {config.preselect.keep} is below select.count = {config.select.count}; keep more"
+        )
     if "evaluate" in names and not config.evaluate.files:
         raise UserError(
             "evaluate.files is empty; give at least one multiple-choice file, or stop with --until finetune"
         )
+
+
+def _check_inputs(this: Run, names: Sequence[str]) -> None:
+    """Reads what later stages will read, so that a bad line is found before hours of work and not after them: its
+    mend changes the file, and with it the fingerprint of everything computed from it."""
+    pending = [name for name in names if not (this.folder / name / "manifest.json").exists()]
+    if {"preselect", "score", "select"} & set(pending) and this.config.select.count > len(this.pool_ordinals):
+        raise UserError(
+            f"select.count = {this.config.select.count} is larger than the pool ({len(this.pool_ordinals)} examples); "
+            "lower it or add data"
+        )
+    if "evaluate" in pending:
+        arms.check_questions(this.config)
 
 
 def _fingerprint(config: Config, name: str, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -88,6 +88,11 @@ class TestMistakes:
         with pytest.raises(nj.UserError, match="box-0: too long; leave it out"):
             nj.mean_gradient(model, str(inputs / "domain.jsonl"), max_length=5)
 
+    def test_longer_than_the_model(self, model):
+        length = model.config.max_positions + 1
+        with pytest.raises(nj.UserError, match=rf"too long; leave it out \(at most {length - 1} tokens"):
+            nj.mean_gradient(model, [{"input_ids": [1] * length, "span": [1] * length}])
+
     def test_token_outside_the_vocabulary(self, model):
         with pytest.raises(nj.UserError, match="token id 9999"):
             nj.mean_gradient(model, [{"input_ids": [1, 9999], "span": [1, 0]}])

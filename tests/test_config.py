@@ -74,6 +74,17 @@ def test_resolved_config_reads_back(tmp_path: Path) -> None:
         ("seed: null", [], r"seed must be int, got None"),
         ("seed: 1", ["--seed.x=1"], r"override '--seed\.x=1': seed is not a section"),
         ("", ["--data.pool=[a"], r"the value is not valid YAML; quote it"),
+        ("seed: -1", [], r"seed = -1 must be between 0 and 4\.29497e\+09"),
+        ("score: {batch_tokens: 0}", [], r"score\.batch_tokens = 0 must be at least 1"),
+        ("data: {pool_limit: -5}", [], r"data\.pool_limit = -5 must be at least 1"),
+        ("warmup: {epochs: .nan}", [], r"warmup\.epochs = nan must be at least 0"),
+        ("warmup: {learning_rate: .inf}", [], r"warmup\.learning_rate = inf must be at least 0"),
+        ("lora: {alpha: 0}", [], r"lora\.alpha = 0\.0 must be above 0"),
+        (
+            "evaluate: {confidence: 1}",
+            [],
+            r"evaluate\.confidence = 1\.0 must be between 0 and 1, both excluded",
+        ),
         ("", ["--score.probez=2"], r"unknown key score\.probez; did you mean score\.probes\?"),
     ],
 )

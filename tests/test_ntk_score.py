@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from ntk_reference import centred, flatten, random_rows, reference_gradients, tiny_model
 
@@ -242,6 +242,7 @@ def test_adam_preconditioned_direction():
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 2**31), st.floats(-3, 3), st.floats(-3, 3))
 def test_scores_are_linear_in_the_direction(seed, a, b):
+    assume(abs(a) + abs(b) > 1e-6)  # the zero direction is refused
     model, pool = tiny_model(), random_rows(4, seed=seed)
     objective = Objective("sum_logits")
     first, second = (mean_gradient(model, random_rows(2, seed=s), objective, LAYOUT) for s in (1, 2))
@@ -250,6 +251,15 @@ def test_scores_are_linear_in_the_direction(seed, a, b):
     one, two = score(first), score(second)
     scale = np.abs(a * one) + np.abs(b * two) + 1e-3 * np.abs(one).max()
     assert (np.abs(score(combined) - (a * one + b * two)) < 1e-4 * scale).all()
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e25])
+def test_directions_whose_squares_leave_fp32(factor):
+    model, pool = tiny_model(), random_rows(4)
+    direction = mean_gradient(model, random_rows(2), Objective(), LAYOUT)
+    scaled = jax.tree.map(lambda leaf: leaf * np.float32(factor), direction)
+    expected = directional_scores(model, pool, direction, Objective(), LAYOUT).values * np.float64(factor)
+    assert_same_scores(directional_scores(model, pool, scaled, Objective(), LAYOUT).values.astype(float), expected)
 
 
 def test_bfloat16_ranks_like_float32():
@@ -307,6 +317,16 @@ class TestMistakes:
         direction = mean_gradient(other, random_rows(1), Objective(), LAYOUT)
         with pytest.raises(UserError, match="leaves are not those of the parameters"):
             directional_scores(tiny_model(), random_rows(1), direction, Objective(), LAYOUT)
+
+    @pytest.mark.parametrize("factor, message", [(0.0, "is zero, so every score"), (np.nan, "holds NaN or Inf")])
+    def test_directions_that_rank_nothing(self, factor, message):
+        model, rows = tiny_model(), random_rows(2)
+        good = mean_gradient(model, rows, Objective(), LAYOUT)
+        bad = jax.tree.map(lambda leaf: leaf * factor, good)
+        with pytest.raises(UserError, match=f"the direction {message}"):
+            directional_scores(model, rows, bad, Objective(), LAYOUT)
+        with pytest.raises(UserError, match=f"direction 1 of 2 {message}"):
+            directional_scores(model, rows, stack_directions([good, bad]), Objective(), LAYOUT)
 
     def test_nonfinite_score_names_the_example(self):
         model = tiny_model()

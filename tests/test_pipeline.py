@@ -212,8 +212,95 @@ class TestMistakes:
         data = tmp_path / "few.jsonl"
         data.write_text("\n".join((inputs / "pool.jsonl").read_text().splitlines()[:4]))
         self.refused(
-            inputs, r"select.count = 6 is larger than the pool \(4 candidates\)", "few", data={"pool": [str(data)]}
+            inputs, r"select.count = 6 is larger than the pool \(4 examples\)", "few", data={"pool": [str(data)]}
         )
+        assert not (inputs / "few" / "warmup").exists(), "said before anything is computed"
+
+    def test_a_bad_line_at_the_end_of_the_pool(self, inputs, tmp_path):
+        data = tmp_path / "bad.jsonl"
+        data.write_text((inputs / "pool.jsonl").read_text() + "{not json\n")
+        self.refused(inputs, r"bad.jsonl:44: not JSON", "bad-line", data={"pool": [str(data)]})
+        assert not (inputs / "bad-line" / "warmup").exists(), "said before anything is computed"
+
+    def test_evaluation_file_without_choices(self, inputs):
+        files = [str(inputs / "test.jsonl"), str(inputs / "pool.jsonl")]
+        self.refused(inputs, "record 'sum-0' has no choices", "no-choices", "evaluate", evaluate={"files": files})
+        assert not (inputs / "no-choices" / "warmup").exists(), "said before anything is computed"
+
+    def test_finetuning_that_trains_nothing(self, inputs):
+        self.refused(inputs, "max_steps = 0 trains nothing", "idle", "finetune", finetune={"max_steps": 0})
+        assert not (inputs / "idle").exists(), "said before anything is computed"
+
+    def test_votes_that_keep_fewer_than_are_selected(self, inputs):
+        votes = {"method": "votes", "keep": 3}
+        self.refused(inputs, "preselect.keep = 3 is below select.count = 6", "few-votes", preselect=votes)
+
+    def test_rows_longer_than_the_model(self, inputs):
+        model = {"path": str(inputs / "model"), "max_length": 100_000}
+        self.refused(inputs, r"max_length = 100000 is more than the \d+ positions of .*; lower it", "long", model=model)
+
+    def test_fresh_lora_by_a_pattern(self, inputs):
+        message, warmup = "the LoRA adapter is fresh", {"max_steps": 0}
+        self.refused(inputs, message, "fresh-a", warmup=warmup, score={"parameters": "lora/.*/a$"})
+        allowed = {"parameters": "lora/.*/a$", "allow_fresh_lora": True}
+        self.refused(inputs, "the direction is zero, so every score would be 0", "zero", warmup=warmup, score=allowed)
+
+    @pytest.mark.parametrize("name", ["direction.npz", "rubbish", "stacked", "probes"])
+    def test_given_directions_that_do_not_fit(self, inputs, finished, tmp_path, name):
+        from safetensors.numpy import load_file, save_file
+
+        path = tmp_path / name
+        tree = load_file(finished / "gradient" / "direction.safetensors")
+        message, score = "it must be a safetensors file", {"direction": str(path)}
+        if name == "direction.npz":
+            np.savez(path, **tree)
+        elif name == "rubbish":
+            path.write_bytes(b"junk")
+        elif name == "stacked":
+            save_file({key: np.stack([leaf, leaf]) for key, leaf in tree.items()}, path)
+            message = "a run takes one direction"
+        else:
+            made = {"objective": "probe", "probes": "2", "seed": "7"}
+            save_file({key: np.stack([leaf, leaf]) for key, leaf in tree.items()}, path, made)
+            message, score = r"other probes \(seed 7, now 0\)", {**score, "objective": "probe", "probes": 2}
+        self.refused(inputs, message, f"given-{name}", score=score)
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "warmup/adapter/adapter_model.safetensors",
+            "gradient/direction.safetensors",
+            "select/selection.jsonl",
+            "evaluate/predictions/base/test.jsonl",
+        ],
+    )
+    def test_a_damaged_result_is_not_built_upon(self, inputs, finished, name):
+        path = finished / name
+        whole = path.read_bytes()
+        for damaged in (whole[:-9] + bytes([whole[-9] ^ 0x40]) + whole[-8:], whole[:-20]):
+            path.write_bytes(damaged)
+            try:
+                self.refused(inputs, f"{name} is not as its stage wrote it .*delete the folder", "finished", "report")
+            finally:
+                path.write_bytes(whole)
+        path.rename(path.with_suffix(".away"))
+        try:
+            self.refused(inputs, f"{name} is gone", "finished", "report")
+        finally:
+            path.with_suffix(".away").rename(path)
+
+    def test_half_a_line_of_predictions(self, inputs, finished):
+        """Of an evaluation that was not finished, so that no checksum covers it yet."""
+        manifest = finished / "evaluate" / "manifest.json"
+        path = finished / "evaluate" / "predictions" / "base" / "test.jsonl"
+        kept = {place: place.read_bytes() for place in (manifest, path)}
+        manifest.unlink()
+        path.write_text('{"id"')
+        try:
+            self.refused(inputs, "test.jsonl is damaged .*; delete the folder", "finished", "evaluate")
+        finally:
+            for place, content in kept.items():
+                place.write_bytes(content)
 
     def test_all_too_long(self, inputs):
         self.refused(inputs, "none of 8 examples .* is usable .*too long.*max_length", model={

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from ntk_jax.errors import UserError
-from ntk_jax.storage.run import begin, commit, lock, read_manifest
+from ntk_jax.storage.run import begin, commit, lock, read_manifest, verify
 
 ROOT = Path(__file__).resolve().parent.parent
 FINGERPRINT = {"seed": 0, "score": {"objective": "sum_logits", "span": "response"}, "files": ["a", "b"], "limit": None}
@@ -82,10 +82,33 @@ def test_the_life_of_a_stage(tmp_path: Path) -> None:
     commit(stage, FINGERPRINT, {"rows": 3})
     assert begin(stage, FINGERPRINT) == "done"
     manifest = read_manifest(stage)
-    assert manifest == {"schema": 1, "fingerprint": FINGERPRINT, "facts": {"rows": 3}}
+    assert manifest == {"schema": 2, "fingerprint": FINGERPRINT, "facts": {"rows": 3}}
     before = (stage / "manifest.json").read_bytes()
     commit(stage, FINGERPRINT, {"rows": 3})
     assert (stage / "manifest.json").read_bytes() == before  # no time and no process in it
+
+
+def test_checksums_find_what_changed(tmp_path: Path) -> None:
+    stage = tmp_path / "finetune"
+    begin(stage, FINGERPRINT)
+    (stage / "adapter").mkdir()
+    (stage / "adapter" / "weights").write_bytes(b"1234")
+    (stage / "scores.zarr").mkdir()
+    (stage / "scores.zarr" / "chunk").write_bytes(b"has its own checksum")
+    commit(stage, FINGERPRINT, {})
+    verify(stage)
+    assert subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=stage, capture_output=True, check=True)
+    assert "zarr" not in (stage / "SHA256SUMS").read_text()
+
+    (stage / "adapter" / "weights").write_bytes(b"1235")
+    with pytest.raises(UserError, match=r"adapter/weights is not as its stage wrote it .*delete the folder"):
+        verify(stage)
+    (stage / "adapter" / "weights").unlink()
+    with pytest.raises(UserError, match=r"adapter/weights is gone; restore it, or delete the folder"):
+        verify(stage)
+    (stage / "SHA256SUMS").unlink()
+    with pytest.raises(UserError, match=r"SHA256SUMS is gone"):
+        verify(stage)
 
 
 def test_a_tuple_or_a_path_in_a_fingerprint_is_no_difference(tmp_path: Path) -> None:
@@ -125,7 +148,7 @@ def test_damaged_or_foreign_manifests(tmp_path: Path) -> None:
     for content, message in (
         ("{", "manifest.json is damaged, it is not JSON"),
         ("[]", "manifest.json is damaged, it holds no fingerprint; delete the folder"),
-        ('{"schema": 9, "fingerprint": {}}', "was written in format 9, this version writes 1; give another --out"),
+        ('{"schema": 9, "fingerprint": {}}', "was written in format 9, this version writes 2; give another --out"),
     ):
         manifest.write_text(content)
         with pytest.raises(UserError) as error:
@@ -179,7 +202,7 @@ def test_kill_9_at_every_step_of_a_stage_changes_nothing(tmp_path: Path) -> None
     whole = run(tmp_path / "whole", 0)
     assert whole.returncode == 0, whole.stderr
     steps = int(whole.stdout)
-    assert steps == 13  # three files of three steps each, three markers and the store's own description
+    assert steps == 16  # four files of three steps each, three markers and the store's own description
     expected = contents(tmp_path / "whole")
     for step in range(1, steps + 1):
         folder = tmp_path / str(step)

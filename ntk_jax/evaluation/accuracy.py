@@ -53,9 +53,7 @@ def evaluate(
     """
     results = {}
     for name, file in task_files(files).items():
-        records = list(read_records(file))
-        for record in records:
-            check_question(record, file)
+        records = read_questions(file)
         chosen = sample_indices(len(records), limit, seed)
         if chosen is not None:
             records = [records[i] for i in chosen]
@@ -171,6 +169,14 @@ def compare(
         "confidence": confidence,
         "bootstrap": bootstrap,
     }
+
+
+def read_questions(file: str) -> list[dict[str, Any]]:
+    """The records of one task. Raises `UserError` naming file and id for one that is not a multiple-choice question."""
+    records = list(read_records(file))
+    for record in records:
+        check_question(record, file)
+    return records
 
 
 def task_files(files: Sequence[str]) -> dict[str, str]:

@@ -53,8 +53,11 @@ def join_parameters(theta: Tree, rest: Tree, parameters: str) -> tuple[Tree, Tre
 
 
 def refuse_fresh_lora(model: Model, parameters: str) -> None:
-    """Raises UserError when every B of the adapter is 0: all A-gradients would vanish (DESIGN §3)."""
-    if parameters == "lora" and model.lora and is_fresh(model.lora):
+    """Raises UserError when only adapter leaves are differentiated and every B is 0: all A-gradients would vanish
+    (DESIGN §3)."""
+    if not model.lora or not is_fresh(model.lora):
+        return
+    if parameters == "lora" or "base" not in split_parameters(model, parameters)[0]:
         raise UserError(
             "the LoRA adapter is fresh (every B is 0), so every A-gradient vanishes; warm it up on the domain first, "
             "load an adapter, or allow it with allow_fresh_lora"

@@ -48,11 +48,13 @@ def directional_scores(
     direction: shaped like theta; under `probe` with a leading channel axis [C, ...]; with one leading axis more it
     is a batch of m directions. Accumulation over tokens is fp32 whatever the compute dtype.
 
-    Raises UserError when the direction does not fit, or a score is not finite (naming the example).
+    Raises UserError when the direction does not fit, is zero or not finite, or a score is not finite (naming the
+    example).
     """
     theta, rest = split_parameters(model, parameters)
     directions, single = _as_batch(direction, theta, objective)
     directions, norms = _unit_directions(directions)
+    _refuse_unusable(norms)
 
     step = make_step(model, objective, layout, parameters, pooled=mean_hidden)
     read = frozen_readout(model, objective, parameters)
@@ -132,11 +134,32 @@ def _with_axes(tree: Tree, axes: tuple[int, ...]) -> Tree:
 @jax.jit
 def _unit_directions(directions: Tree) -> tuple[Tree, jax.Array]:
     """(directions of norm 1, norms [m]). jvp is linear in its tangent: unit directions keep bf16 tangents in range,
-    and the norms are put back in fp32."""
-    squares = [jnp.square(leaf).sum(axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(directions)]
-    norms = jnp.sqrt(sum(squares, jnp.float32(0)))
-    safe = jnp.where(norms > 0, norms, 1.0)
-    return jax.tree.map(lambda leaf: leaf / safe.reshape(-1, *[1] * (leaf.ndim - 1)), directions), norms
+    and the norms are put back in fp32. The largest entry is taken out first: squares leave fp32's range long before
+    the entries do."""
+
+    def divide(tree: Tree, by: jax.Array) -> Tree:
+        return jax.tree.map(lambda leaf: leaf / by.reshape(-1, *[1] * (leaf.ndim - 1)), tree)
+
+    def over_each(function: Callable[..., jax.Array], tree: Tree) -> jax.Array:  # [leaves, m]
+        return jnp.stack([function(leaf, axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(tree)])
+
+    largest = over_each(lambda leaf, axis: jnp.abs(leaf).max(axis), directions).max(axis=0)
+    scaled = divide(directions, jnp.where(largest > 0, largest, 1.0))
+    norms = jnp.sqrt(over_each(lambda leaf, axis: jnp.square(leaf).sum(axis), scaled).sum(axis=0))
+    return divide(scaled, jnp.where(norms > 0, norms, 1.0)), largest * norms
+
+
+def _refuse_unusable(norms: jax.Array) -> None:
+    for number, norm in enumerate(np.asarray(norms)):
+        if norm > 0 and np.isfinite(norm):
+            continue
+        which = f"direction {number} of {len(norms)}" if len(norms) > 1 else "the direction"
+        if np.isfinite(norm):
+            raise UserError(
+                f"{which} is zero, so every score would be 0; take the gradient of another objective, or warm the "
+                "adapter up first (while B is 0, the gradients of A vanish)"
+            )
+        raise UserError(f"{which} holds NaN or Inf, or its norm leaves the range of fp32; compute it anew in float32")
 
 
 def _refuse_nonfinite(values: np.ndarray, rows: Sequence[TokenRow]) -> None:

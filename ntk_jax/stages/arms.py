@@ -19,7 +19,7 @@ from ntk_jax.config import Config
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.sources import read_records
 from ntk_jax.errors import UserError
-from ntk_jax.evaluation.accuracy import compare
+from ntk_jax.evaluation.accuracy import compare, read_questions, task_files
 from ntk_jax.evaluation.accuracy import evaluate as evaluate_files
 from ntk_jax.models.peft import save_adapter
 from ntk_jax.selection.top import record_line
@@ -114,7 +114,10 @@ def evaluate(run: Run, folder: Path) -> dict[str, Any]:
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf8").splitlines()]
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete the folder {path.parent} and run again") from None
 
 
 def _arm_facts(run: Run, arm: str) -> dict[str, Any]:
@@ -129,6 +132,12 @@ def check_arms(config: Config) -> None:
     arms = config.evaluate.arms
     if not arms or not set(arms) <= set(TITLES):
         raise UserError(f"evaluate.arms = {list(arms)}: choose from {', '.join(TITLES)}")
+
+
+def check_questions(config: Config) -> None:
+    """Raises UserError for an evaluation file that is absent or holds anything but multiple-choice questions."""
+    for file in task_files(config.evaluate.files).values():
+        read_questions(file)
 
 
 def _rows(run: Run, name: str) -> list[TokenRow]:

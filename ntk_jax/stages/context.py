@@ -13,12 +13,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
 from ntk_jax.config import Config, TrainSection
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.packing import row_length_for
-from ntk_jax.data.sources import count_records, read_records, sample_indices
+from ntk_jax.data.sources import read_records, sample_indices
 from ntk_jax.data.statistics import DataStatistics
 from ntk_jax.data.tokens import Dropped, as_rows
 from ntk_jax.errors import UserError
@@ -57,7 +58,7 @@ class Run:
     def base(self) -> Model:
         """The model the run starts from: fresh LoRA, or the adapter the config names."""
         section, lora = self.config.model, self.config.lora
-        return load_model(
+        model = load_model(
             section.path,
             lora=None if section.adapter else LoRAConfig(lora.rank, lora.alpha, lora.targets),
             adapter=section.adapter,
@@ -65,6 +66,12 @@ class Run:
             mesh=self.mesh,
             seed=self.config.seed,
         )
+        if section.max_length > model.config.max_positions:
+            raise UserError(
+                f"model.max_length = {section.max_length} is more than the {model.config.max_positions} positions of "
+                f"{section.path}; lower it"
+            )
+        return model
 
     @functools.cached_property
     def warm(self) -> Model:
@@ -139,9 +146,15 @@ class Run:
 
     @functools.cached_property
     def pool_ordinals(self) -> np.ndarray:
-        """Ascending positions in the pool of what this run looks at: all of it, or a seeded sample."""
+        """Ascending positions in the pool of what this run looks at: all of it, or a seeded sample. Reads and checks
+        every record: a bad line must be found now, for mending it changes the pool, and with it every result."""
         data = self.config.data
-        total = count_records(data.pool)
+        progress = self.make_progress("check pool", None, "examples")
+        total = 0
+        for total, _ in enumerate(read_records(data.pool), 1):
+            if total % 1000 == 0:
+                progress(total, None)
+        progress(total, total)
         chosen = sample_indices(total, data.pool_limit, self.config.seed)
         return np.arange(total) if chosen is None else chosen
 
@@ -180,22 +193,36 @@ def shifted(progress: Callable[..., None], start: int, total: int) -> Callable[[
     return lambda done, _: progress(start + done, total)
 
 
-def save_tree(path: Path, tree: Any) -> None:
-    """A pytree of nested dicts as one safetensors file with names like "layers/q_proj/a"; the same bytes every time."""
+def save_tree(path: Path, tree: Any, facts: dict[str, str] | None = None) -> None:
+    """A pytree of nested dicts as one safetensors file with names like "layers/q_proj/a"; the same bytes every time.
+    facts: how it was made, kept in the file's metadata."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     arrays = {jax.tree_util.keystr(p, simple=True, separator="/"): np.ascontiguousarray(leaf) for p, leaf in leaves}
-    write_bytes(path, save(arrays))
+    write_bytes(path, save(arrays, facts))
 
 
 def load_tree(path: Path, like: Any) -> Any:
-    """The tree that `save_tree` wrote, in the structure of `like`; raises UserError if names differ."""
+    """The tree that `save_tree` wrote, in the structure of `like`; raises UserError if names or shapes differ (leading
+    axes may come on top: the probes of a direction)."""
     try:
         arrays = load_file(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"cannot read {path}: {error}; it must be a safetensors file written by this package") from None
     leaves, structure = jax.tree_util.tree_flatten_with_path(like)
     names = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in leaves]
     if set(names) != set(arrays):
         odd = sorted(set(names) ^ set(arrays))[0]
         raise UserError(f"{path} does not fit this model's parameters: {odd} is in one and not the other")
+    for name, (_, leaf) in zip(names, leaves, strict=True):
+        if arrays[name].shape[arrays[name].ndim - leaf.ndim :] != leaf.shape:
+            raise UserError(
+                f"{path} does not fit this model's parameters: {name} has shape {list(arrays[name].shape)}, "
+                f"not {list(leaf.shape)}"
+            )
     return jax.tree.unflatten(structure, [arrays[name] for name in names])
+
+
+def tree_facts(path: Path) -> dict[str, str]:
+    """The facts that `save_tree` kept."""
+    with safe_open(path, "np") as file:
+        return file.metadata() or {}

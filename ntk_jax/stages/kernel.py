@@ -18,11 +18,11 @@ from ntk_jax.errors import UserError
 from ntk_jax.models.head import head_matrix
 from ntk_jax.models.peft import save_adapter
 from ntk_jax.ntk.direction import adam_preconditioned, direction_norm, mean_gradient
-from ntk_jax.ntk.objectives import head_coherence
+from ntk_jax.ntk.objectives import Objective, head_coherence
 from ntk_jax.ntk.parameters import refuse_fresh_lora, split_parameters
 from ntk_jax.ntk.score import directional_scores, mean_hidden_states
 from ntk_jax.selection.votes import count_votes, keep_most_voted, unit_rows
-from ntk_jax.stages.context import Run, load_tree, save_tree, shifted
+from ntk_jax.stages.context import Run, load_tree, save_tree, shifted, tree_facts
 from ntk_jax.storage.arrays import create, done_blocks, read, write_block
 from ntk_jax.storage.atomic import read_json, write_bytes, write_json
 from ntk_jax.training.flops import forward_flops, score_flops
@@ -76,13 +76,13 @@ def gradient(run: Run, folder: Path) -> dict[str, Any]:
             progress=run.make_progress("gradient", len(rows), "examples"),
         )
     else:
-        direction = load_tree(Path(score.direction), split_parameters(model, score.parameters)[0])
+        direction = _given_direction(run, Path(score.direction))
     if score.direction == "adam":
         moments = run.folder / "warmup" / "second_moment.safetensors"
         if score.parameters != "lora" or not moments.exists():
             raise UserError("score.direction = adam needs a warm-up of this run and score.parameters = lora")
         direction = adam_preconditioned(direction, load_tree(moments, model.lora))
-    save_tree(folder / "direction.safetensors", direction)
+    save_tree(folder / "direction.safetensors", direction, _direction_facts(run.objective))
     norms = {
         jax.tree_util.keystr(path, simple=True, separator="/"): float(np.linalg.norm(leaf))
         for path, leaf in jax.tree_util.tree_flatten_with_path(direction)[0]
@@ -97,6 +97,32 @@ def gradient(run: Run, folder: Path) -> dict[str, Any]:
     }
     write_json(folder / "summary.json", summary)
     return {"norm": summary["norm"]}
+
+
+def _direction_facts(objective: Objective) -> dict[str, str]:
+    """What must agree between the making of a direction and its use: each probe's tangent meets its own probe."""
+    facts = {"objective": str(objective.kind)}
+    return facts | ({"probes": str(objective.probes), "seed": str(objective.seed)} if objective.kind == "probe" else {})
+
+
+def _given_direction(run: Run, path: Path) -> Any:
+    """A direction from a file: made by a gradient stage or by hand, in the leaves of what is differentiated."""
+    direction = load_tree(path, _like(run))
+    for leaf, like in zip(jax.tree.leaves(direction), jax.tree.leaves(_like(run)), strict=True):
+        channels = [run.objective.probes] if run.objective.kind == "probe" else []
+        if [*leaf.shape] != [*channels, *like.shape]:
+            raise UserError(
+                f"score.direction = {path}: a leaf has shape {list(leaf.shape)}, objective {run.objective.kind} needs "
+                f"{[*channels, *like.shape]}; a run takes one direction, made with the same objective and probes"
+            )
+    made, wanted = tree_facts(path), _direction_facts(run.objective)
+    differing = [key for key in ("probes", "seed") if key in made and key in wanted and made[key] != wanted[key]]
+    if differing:
+        key = differing[0]
+        raise UserError(
+            f"score.direction = {path} was made with other probes ({key} {made[key]}, now {wanted[key]}); use the same"
+        )
+    return direction
 
 
 def preselect(run: Run, folder: Path) -> dict[str, Any]:

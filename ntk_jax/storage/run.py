@@ -2,6 +2,8 @@
 
 A stage folder first gets `fingerprint.json` (what the stage depends on), then its results, then `manifest.json`. So a
 manifest means done, a fingerprint alone means resume, and a fingerprint that differs means that something changed.
+Beside the manifest lie the checksums of all files (`sha256sum -c SHA256SUMS` reads them too), for a later stage must
+not build on a file that was damaged or edited; array stores and checkpoints carry their own.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ from typing import Any, Literal
 
 from ntk_jax.errors import UserError
 from ntk_jax.storage import atomic
+from ntk_jax.storage.hashing import sha256_file
 
-SCHEMA = 1  # of fingerprint.json and manifest.json
+SUMS = "SHA256SUMS"
+SCHEMA = 2  # of fingerprint.json and manifest.json
 
 State = Literal["done", "resume", "new"]
 
@@ -72,9 +76,38 @@ def begin(folder: str | Path, fingerprint: Mapping[str, Any]) -> State:
 
 
 def commit(folder: str | Path, fingerprint: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Closes a stage by writing `manifest.json`, its last file. Holds no time and no path of the machine, so that
-    equal runs have equal bytes. Raises UserError: the disk is full or not writable."""
-    atomic.write_json(Path(folder) / "manifest.json", {"schema": SCHEMA, "fingerprint": fingerprint, "facts": facts})
+    """Closes a stage: the checksums of its files, then `manifest.json`, its last file. The manifest holds no time and
+    no path of the machine, so that equal runs have equal bytes. Raises UserError: the disk is full or not writable."""
+    folder = Path(folder)
+    atomic.write_lines(folder / SUMS, (f"{sha256_file(folder / name)}  {name}" for name in _results(folder)))
+    atomic.write_json(folder / "manifest.json", {"schema": SCHEMA, "fingerprint": fingerprint, "facts": facts})
+
+
+def verify(folder: str | Path) -> None:
+    """Raises UserError naming the file: a result of a finished stage is gone, damaged or was edited."""
+    folder = Path(folder)
+    mend = f"restore it, or delete the folder {folder} to compute the stage anew"
+    if not (folder / SUMS).exists():
+        raise UserError(f"{folder / SUMS} is gone; {mend}")
+    for line in (folder / SUMS).read_text(encoding="utf8").splitlines():
+        digest, _, name = line.partition("  ")
+        if not (folder / name).exists():
+            raise UserError(f"{folder / name} is gone; {mend}")
+        if sha256_file(folder / name) != digest:
+            raise UserError(f"{folder / name} is not as its stage wrote it (checksum); {mend}")
+
+
+def _results(folder: Path) -> list[str]:
+    """The files of a stage that have no checksum of their own, sorted."""
+    found = []
+    for path in folder.rglob("*"):
+        parts = path.relative_to(folder).parts
+        own = any(part == "checkpoints" or part.endswith(".zarr") for part in parts[:-1])
+        about = parts[-1] in (SUMS, "manifest.json", "fingerprint.json")
+        unfinished = parts[-1].startswith(".") and parts[-1].endswith(".tmp")  # what a kill left of an atomic write
+        if path.is_file() and not own and not about and not unfinished:
+            found.append("/".join(parts))
+    return sorted(found)
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:
