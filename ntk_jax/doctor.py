@@ -24,6 +24,7 @@ from ntk_jax.errors import UserError
 from ntk_jax.models.lora import LoRAConfig
 from ntk_jax.models.model import Model, load_model
 from ntk_jax.parallel.mesh import make_mesh
+from ntk_jax.stages.context import mesh_of
 
 TOLERANCE = 1e-4  # relative, fp32
 SAMPLE = 64  # records looked at in each data file
@@ -164,10 +165,7 @@ def _weights(config: Config, loaded: list[Model]) -> str:
     if not section.path:
         raise UserError("model.path is empty; give a Hugging Face folder, a hub id, or builtin:model")
     lora = None if section.adapter else LoRAConfig(config.lora.rank, config.lora.alpha, config.lora.targets)
-    mesh = None
-    if len(jax.devices()) > 1:
-        mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    model = load_model(section.path, lora=lora, adapter=section.adapter, dtype=section.dtype, mesh=mesh)
+    model = load_model(section.path, lora=lora, adapter=section.adapter, dtype=section.dtype, mesh=mesh_of(config))
     loaded.append(model)
     base, adapter = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (model.base, model.lora))
     shape = f"{model.config.num_layers} layers, width {model.config.hidden_size}"
@@ -199,7 +197,7 @@ def _tokenizer(config: Config, model: Model) -> str:
 def _examples(config: Config, model: Model, name: str, files: tuple[str, ...], limit: int | None) -> str:
     if not files:
         raise UserError(f"data.{name} is empty; give at least one file")
-    section, lengths, dropped = config.model, [], 0
+    section, lengths, cut, dropped = config.model, [], 0, 0
     for record in itertools.islice(read_records(files), SAMPLE):
         row = encode(
             record,
@@ -214,24 +212,31 @@ def _examples(config: Config, model: Model, name: str, files: tuple[str, ...], l
             dropped += 1
         else:
             lengths.append(len(row.ids))
+            cut += row.truncated
     if not lengths:
         raise UserError(f"none of the first {dropped} examples is usable; check model.max_length and the responses")
     total = count_records(files)
     used = f", a sample of {limit:,} used" if limit is not None and limit < total else ""
     return (
-        f"{total:,} records{used}; of the first {len(lengths) + dropped}: {dropped} dropped, "
+        f"{total:,} records{used}; of the first {len(lengths) + dropped}: {dropped} dropped, {cut} truncated, "
         f"median {int(np.median(lengths))} tokens, longest {max(lengths)}"
     )
 
 
 def _questions(config: Config, model: Model, path: str) -> str:
-    kept, dropped, choices = 0, 0, set()
+    kept, cut, dropped, choices = 0, 0, 0, set()
     for record in itertools.islice(read_records(path), SAMPLE):
+        section = config.model
         row = encode_choices(
-            record, model.tokenizer, max_length=config.model.max_length, template=config.model.template
+            record,
+            model.tokenizer,
+            max_length=section.max_length,
+            template=section.template,
+            overflow=section.overflow,
         )
         if isinstance(row, ChoiceRow):
             kept += 1
+            cut += row.truncated
             choices.add(len(row.choices))
         else:
             dropped += 1
@@ -240,6 +245,7 @@ def _questions(config: Config, model: Model, path: str) -> str:
     span = f"{min(choices)}" if len(choices) == 1 else f"{min(choices)} to {max(choices)}"
     return (
         f"{path}: {count_records(path):,} questions, {span} choices; of the first {kept + dropped}: {dropped} dropped"
+        f", {cut} truncated"
     )
 
 

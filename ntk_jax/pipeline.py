@@ -4,7 +4,7 @@
 |------------|--------------------------------|------------------------------------------------------------------|
 | warmup     | domain                         | adapter/, second_moment.safetensors, history.jsonl, data.json    |
 | gradient   | domain, warmup                 | direction.safetensors, summary.json                              |
-| preselect  | pool, warmup                   | candidates.npy (only with `votes`), summary.json                 |
+| preselect  | pool, warmup                   | summary.json; with `votes` hidden.zarr, candidates.npy, data.json |
 | score      | pool, warmup, gradient, preselect | scores.zarr, data.json, summary.json                          |
 | select     | pool, score                    | selection.jsonl, random.jsonl, summary.json, examples.json       |
 | finetune   | domain, select                 | <arm>/adapter, <arm>/history.jsonl, <arm>/summary.json           |
@@ -21,6 +21,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,9 @@ from ntk_jax.progress import Progress
 from ntk_jax.report.page import write_report
 from ntk_jax.stages import arms, choice, kernel
 from ntk_jax.stages.context import MakeProgress, Run
-from ntk_jax.storage.atomic import write_json, write_text
+from ntk_jax.storage.atomic import make_folder, read_json, write_json, write_text
 from ntk_jax.storage.hashing import hash_model, sha256_file
-from ntk_jax.storage.run import begin, commit, lock, verify
+from ntk_jax.storage.run import begin, commit, lock, look, verify
 from ntk_jax.training.optimizer import check_config
 
 Facts = dict[str, Any]
@@ -48,16 +49,37 @@ def _report(run: Run, folder: Path) -> Facts:
     return {"page": write_report(run.folder).name}
 
 
-# Each stage with the sections of the config it brings in; it also depends on everything the stages before it do.
-_STAGES: dict[str, tuple[Callable[[Run, Path], Facts], tuple[str, ...]]] = {
-    "warmup": (kernel.warmup, ("seed", "model", "lora", "data.domain", "data.domain_limit", "warmup")),
-    "gradient": (kernel.gradient, ("score",)),
-    "preselect": (kernel.preselect, ("data.pool", "data.pool_limit", "preselect")),
-    "score": (kernel.score, ()),
-    "select": (choice.select, ("select", "report")),
-    "finetune": (arms.finetune, ("finetune", "evaluate.arms")),
-    "evaluate": (arms.evaluate, ("evaluate",)),
-    "report": (_report, ()),
+@dataclass(frozen=True)
+class Stage:
+    """A stage, and what decides its results: its own settings and inputs, and those of the stages it builds on.
+
+    reads: sections or keys of the config, which decide this stage's results and those of the stages after it.
+    shows: keys that decide only what this stage writes for people, so that no later stage depends on them.
+    """
+
+    function: Callable[[Run, Path], Facts]
+    after: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    shows: tuple[str, ...] = ()
+
+
+_STAGES = {
+    "warmup": Stage(
+        kernel.warmup, (), ("seed", "model", "lora", "data.domain", "data.domain_limit", "warmup"), ("model", "domain")
+    ),
+    "gradient": Stage(kernel.gradient, ("warmup",), ("score",), ("direction",)),
+    "preselect": Stage(
+        kernel.preselect,
+        ("warmup",),
+        ("data.pool", "data.pool_limit", "preselect", "score.batch_tokens", "score.block_examples"),
+        ("pool",),
+    ),
+    "score": Stage(kernel.score, ("gradient", "preselect")),
+    "select": Stage(choice.select, ("score",), ("select",), shows=("report",)),
+    "finetune": Stage(arms.finetune, ("select",), ("finetune", "evaluate.arms")),
+    "evaluate": Stage(arms.evaluate, ("finetune",), ("evaluate",), ("evaluate",)),
+    "report": Stage(_report, ("evaluate",)),
 }
 STAGES = tuple(_STAGES)
 
@@ -71,44 +93,48 @@ def run(
 ) -> Path:
     """Runs all stages (up to and with `until`), or `only` one whose predecessors are done. Returns the run directory.
 
+    `only="report"` shows whatever is there and reads nothing but the run directory.
     Raises UserError for a user's mistake; everything already written is kept, and the same call goes on from there.
     """
+    folder = Path(config.out)
+    if only == "report":
+        with lock(folder):
+            write_report(folder)
+        return folder
     names = (only,) if only else STAGES[: STAGES.index(until) + 1] if until else STAGES
     _check(config, names)
-    folder = Path(config.out)
     with lock(folder):
         this = Run(config, folder, progress)
         inputs = _input_hashes(config)
-        write_text(folder / "config.yaml", yaml.safe_dump(to_tree(config), sort_keys=False, allow_unicode=True))
-        write_json(folder / "provenance.json", _provenance(config, inputs))
-        for name in STAGES[: STAGES.index(only)] if only else ():
-            # The report is the exception: it shows whatever is there.
-            if only != "report" and not _needed_done(config, name, folder, inputs):
+        fingerprints = {name: _fingerprint(config, name, inputs) for name in STAGES}
+        # Everything is compared before anything is written: a refused command leaves the run as it was.
+        earlier = _before(only) if only else ()
+        states = {name: look(folder / name, fingerprints[name]) for name in (*earlier, *names) if name != "report"}
+        for name in earlier:
+            if states[name] != "done":
                 raise UserError(f"stage {only} needs stage {name}, which is not done in {folder}; run it first")
-        _check_inputs(this, names)
+        for name, state in states.items():
+            if state == "done":
+                verify(folder / name)
+        _check_inputs(this, [name for name in names if states.get(name) != "done"])
+        write_text(folder / "config.yaml", yaml.safe_dump(to_tree(config), sort_keys=False, allow_unicode=True))
         for name in names:
-            _run_stage(this, name, inputs)
+            if states.get(name) == "done":
+                progress(name, None, "")(1, 1, "done before")
+                continue
+            _record_provenance(config, inputs, name)
+            if name != "report":  # the report is cheap and its code may have improved: it is always written anew
+                begin(folder / name, fingerprints[name])
+            commit(
+                make_folder(folder / name), fingerprints[name], _STAGES[name].function(this, make_folder(folder / name))
+            )
     return folder
 
 
-def _run_stage(this: Run, name: str, inputs: dict[str, Any]) -> None:
-    function, _ = _STAGES[name]
-    folder = this.folder / name
-    fingerprint = _fingerprint(this.config, name, inputs)
-    # The report is cheap and its code may have improved: it is always written anew.
-    if begin(folder, fingerprint) == "done" and name != "report":
-        verify(folder)
-        this.make_progress(name, None, "")(1, 1, "done before")
-        return
-    commit(folder, fingerprint, function(this, folder))
-
-
-def _needed_done(config: Config, name: str, folder: Path, inputs: dict[str, Any]) -> bool:
-    place = folder / name
-    if not place.exists() or begin(place, _fingerprint(config, name, inputs)) != "done":
-        return False
-    verify(place)
-    return True
+def _before(name: str) -> tuple[str, ...]:
+    """All stages that a stage builds on, in order."""
+    found = {stage for parent in _STAGES[name].after for stage in (*_before(parent), parent)}
+    return tuple(stage for stage in STAGES if stage in found)
 
 
 def _check(config: Config, names: Sequence[str]) -> None:
@@ -123,23 +149,19 @@ def _check(config: Config, names: Sequence[str]) -> None:
             raise UserError(f"{key} is not set; {mend}")
     arms.check_arms(config)
     if config.warmup.max_steps != 0:
-        check_config(Run.train_config(config.warmup))
+        check_config(Run.train_config(config.warmup), "warmup")
     if "finetune" in names:
-        check_config(Run.train_config(config.finetune))
-    if config.preselect.method == "votes" and (config.preselect.keep or config.select.count) < config.select.count:
-        raise UserError(
-            f"preselect.keep = {config.preselect.keep} is below select.count = {config.select.count}; keep more"
-        )
+        check_config(Run.train_config(config.finetune), "finetune")
+    kernel.check_score(config)
     if "evaluate" in names and not config.evaluate.files:
         raise UserError(
             "evaluate.files is empty; give at least one multiple-choice file, or stop with --until finetune"
         )
 
 
-def _check_inputs(this: Run, names: Sequence[str]) -> None:
+def _check_inputs(this: Run, pending: Sequence[str]) -> None:
     """Reads what later stages will read, so that a bad line is found before hours of work and not after them: its
     mend changes the file, and with it the fingerprint of everything computed from it."""
-    pending = [name for name in names if not (this.folder / name / "manifest.json").exists()]
     if {"preselect", "score", "select"} & set(pending) and this.config.select.count > len(this.pool_ordinals):
         raise UserError(
             f"select.count = {this.config.select.count} is larger than the pool ({len(this.pool_ordinals)} examples); "
@@ -150,13 +172,13 @@ def _check_inputs(this: Run, names: Sequence[str]) -> None:
 
 
 def _fingerprint(config: Config, name: str, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Flat {key: value} of all that decides the stage's bytes: config keys so far and hashes of its inputs."""
-    tree = _flatten(to_tree(config))
-    sections = [s for stage in STAGES[: STAGES.index(name) + 1] for s in _STAGES[stage][1]]
+    """Flat {key: value} of all that decides the stage's bytes: settings and hashes of inputs, its own and those of
+    the stages it builds on."""
+    tree = _flatten(to_tree(config)) | kernel.resolved_votes(config)
+    stages = [_STAGES[stage] for stage in (*_before(name), name)]
+    sections = [key for stage in stages for key in stage.reads] + list(_STAGES[name].shows)
     keys = {key: value for key, value in tree.items() if any(key == s or key.startswith(s + ".") for s in sections)}
-    kinds = ["model", "domain"]
-    kinds += ["pool"] if STAGES.index(name) >= STAGES.index("preselect") else []
-    kinds += ["evaluate"] if STAGES.index(name) >= STAGES.index("evaluate") else []
+    kinds = [kind for stage in stages for kind in stage.inputs]
     return {**keys, **{f"input.{kind}.{path}": digest for kind in kinds for path, digest in inputs[kind].items()}}
 
 
@@ -164,22 +186,26 @@ def _input_hashes(config: Config) -> dict[str, dict[str, str]]:
     """SHA-256 of every input, by kind and path."""
     model = {config.model.path: hash_model(resolve(config.model.path))}
     if config.model.adapter:
-        model[config.model.adapter] = hash_model(config.model.adapter)
+        model[config.model.adapter] = hash_model(resolve(config.model.adapter))
+    direction = {}
     if config.score.direction not in ("mean_gradient", "adam"):
         if not Path(config.score.direction).is_file():
             raise UserError(
                 f"score.direction = {config.score.direction!r} is neither mean_gradient, adam nor an existing file"
             )
-        model[config.score.direction] = sha256_file(Path(config.score.direction))
+        direction[config.score.direction] = sha256_file(Path(config.score.direction))
     return {
         "model": model,
+        "direction": direction,
         "domain": source_hashes(config.data.domain),
         "pool": source_hashes(config.data.pool),
         "evaluate": source_hashes(config.evaluate.files) if config.evaluate.files else {},
     }
 
 
-def _provenance(config: Config, inputs: dict[str, Any]) -> dict[str, Any]:
+def _record_provenance(config: Config, inputs: dict[str, Any], stage: str) -> None:
+    """Writes provenance.json, and in it which environments computed each stage: one, unless a stage was resumed under
+    other versions or on other devices."""
     names = ("ntk_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "tensorstore")
     versions = {"python": platform.python_version()}
     for name in names:
@@ -187,14 +213,18 @@ def _provenance(config: Config, inputs: dict[str, Any]) -> dict[str, Any]:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = "not installed as a package"
-    return {
+    here = {
         "versions": versions,
         "devices": [str(device) for device in jax.devices()],
         "processes": jax.process_count(),
-        "seeds": {"seed": config.seed},
         "command": sys.argv,
-        "hashes": inputs,
     }
+    path = Path(config.out) / "provenance.json"
+    stages = read_json(path).get("stages", {}) if path.exists() else {}
+    others = [environment for environment in stages.get(stage, []) if environment != here]
+    stages[stage] = [*others, here]
+    hashes = {kind: found for kind, found in inputs.items() if found}
+    write_json(path, {**here, "seeds": {"seed": config.seed}, "hashes": hashes, "stages": stages})
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -43,6 +43,12 @@ def evaluation_table(results: dict[str, Any]) -> str:
     percent = f"{100 * results['confidence']:g}%"
     lines = [f"Accuracy in %, choices by likelihood per token [{percent} bootstrap interval]; raw: by whole likelihood"]
     lines += _align(rows, rules_before={1, 1 + len(results["tasks"]), 3 + len(results["tasks"])})
+    for task in results["tasks"]:
+        if task["truncated"]:
+            share = f"{task['truncated']:,} of its {task['questions']:,} questions"
+            lines.append(f"{task['name']}: {share} lost the start of their prompt to model.max_length")
+        for reason, number in task["dropped"].items():
+            lines.append(f"{task['name']}: {number:,} more questions are left out ({reason})")
     titles = {arm["name"]: arm["title"] for arm in arms}
     for pair in results.get("paired", []):
         low, high = 100 * pair["low"], 100 * pair["high"]

@@ -41,13 +41,23 @@ def main() -> int:
         # Lives are drawn so that the kills spread over the whole run: each is a share of what a life must cover.
         life = rng.uniform(0.3, 1.7) * (startup(duration) + duration / options.kills)
         if one_life(command(options.config, broken, overrides), life):
-            print("the run finished before it could be killed again; starting over", flush=True)
+            print(f"the run finished after {struck} kills, before it could be killed again; starting over", flush=True)
+            if not compare(whole, broken):
+                return 1
             shutil.rmtree(broken)
+            struck = 0
             continue
         struck += 1
         print(f"kill {struck} after {life:.1f} s, in stage {stage_of(broken)}", flush=True)
     subprocess.run(command(options.config, broken, overrides), check=True, stdout=subprocess.DEVNULL)
 
+    same = compare(whole, broken)
+    print(f"{struck} kills, results {'identical' if same else 'DIFFERENT'}")
+    return 0 if same else 1
+
+
+def compare(whole: Path, broken: Path) -> bool:
+    """Prints a line for each compared file; True if all have the same bytes."""
     same = True
     for pattern in COMPARED:
         for path in sorted(whole.glob(pattern)):
@@ -55,8 +65,7 @@ def main() -> int:
             first, second = (hashlib.sha256((place / name).read_bytes()).hexdigest() for place in (whole, broken))
             same &= first == second
             print(f"{'same     ' if first == second else 'DIFFERENT'} {first[:16]} {second[:16]} {name}")
-    print(f"{struck} kills, results {'identical' if same else 'DIFFERENT'}")
-    return 0 if same else 1
+    return same
 
 
 def command(config: str, out: Path, overrides: list[str]) -> list[str]:

@@ -284,6 +284,8 @@ def _results(rng: np.random.Generator) -> dict[str, Any]:
             {
                 "name": name,
                 "questions": questions,
+                "dropped": {"too long": 7},
+                "truncated": 11,
                 "choices": len(labels),
                 "chance": 1 / len(labels),
                 "results": results,

@@ -97,9 +97,10 @@ class TestMistakes:
         with pytest.raises(nj.UserError, match="token id 9999"):
             nj.mean_gradient(model, [{"input_ids": [1, 9999], "span": [1, 0]}])
 
-    def test_dtype(self, model):
-        with pytest.raises(nj.UserError, match="dtype = 'float16' is not one of"):
-            nj.mean_gradient(model, [{"input_ids": [1, 2], "span": [1, 0]}], dtype="float16")
+    @pytest.mark.parametrize("name", ["float16", "fp16"])
+    def test_dtype(self, model, name):
+        with pytest.raises(nj.UserError, match=f"dtype = '{name}' is not one of"):
+            nj.mean_gradient(model, [{"input_ids": [1, 2], "span": [1, 0]}], dtype=name)
 
     def test_unknown_name(self):
         with pytest.raises(AttributeError, match="no attribute 'sketches'"):

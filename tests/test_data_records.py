@@ -37,8 +37,10 @@ def test_a_choice_record_needs_no_response() -> None:
 
 def test_messages_may_end_with_the_question_where_there_are_choices() -> None:
     record = {"id": "a", "source": "s", "messages": TALK[:1], "choices": ["x", "y"], "answer": 0}
-    assert check_record(record, "f:1") == record
-    assert (prompt_text(record), response_text(record)) == ("q", "")
+    checked = check_record(record, "f:1")
+    assert checked == {**record, "messages": [*TALK[:1], {"role": "assistant", "content": "x"}]}
+    assert (prompt_text(checked), response_text(checked)) == ("q", "x")
+    assert len(record["messages"]) == 1, "the user's own object stays as it is"
 
 
 def without(key: str) -> dict[str, Any]:

@@ -127,9 +127,24 @@ def test_truncation(prompt: str, response: str, max_length: int, span: str, toke
         old, new = (list(r.ids[1:][r.span[:-1]]) for r in (whole, row))
         assert new == old[: len(new)] and new
         if len(new) < len(old):  # the response is cut only where the prompt can give no more
-            assert np.argmax(row.span) <= 1
+            frame = np.argmax(whole.span) + 1 - len(tokenizer(prompt.strip(), add_special_tokens=False)["input_ids"])
+            assert np.argmax(row.span) <= max(frame - 1, 1)
     drop = encode(record(prompt, response), tokenizer, max_length=max_length, span=span)
     assert (drop == Dropped("too long", "a")) == row.truncated
+
+
+def test_a_cut_prompt_keeps_what_the_template_puts_around_it() -> None:
+    long = record("abcdefgh", "12")
+    row = row_of(long, CHATTY, max_length=9, overflow="truncate")
+    assert CHATTY.decode(row.ids) == "<|user|>fgh<|end|><|assistant|>12<|end|>"
+    row = encode_choices(long | {"choices": ["12", "3"], "answer": 0}, CHATTY, max_length=9, overflow="truncate")
+    assert isinstance(row, ChoiceRow) and row.truncated and len(row.prompt) == 7
+    assert CHATTY.decode(row.prompt) == "<|user|>efgh<|end|><|assistant|>"
+    talk = {"id": "t", "source": "s", "messages": [
+        {"role": "system", "content": "abcdefgh"}, {"role": "user", "content": "q?"},
+        {"role": "assistant", "content": "12"}]}  # fmt: skip
+    row = row_of(talk, CHATTY, max_length=14, overflow="truncate")
+    assert CHATTY.decode(row.ids).startswith("<|system|>") and "q?<|end|><|assistant|>12" in CHATTY.decode(row.ids)
 
 
 def test_choices_are_the_choice_texts_only() -> None:
@@ -159,7 +174,7 @@ def test_choices_that_do_not_fit() -> None:
     assert isinstance(encode_choices(question, BOS, max_length=11), ChoiceRow)
     assert encode_choices(question, BOS, max_length=10) == Dropped("too long", "a")
     row = encode_choices(question, BOS, max_length=8, overflow="truncate")
-    assert isinstance(row, ChoiceRow) and BOS.decode(row.prompt) == "<bos>def"
+    assert isinstance(row, ChoiceRow) and BOS.decode(row.prompt) == "<bos>def" and row.truncated
     assert encode_choices(question, BOS, max_length=5, overflow="truncate") == Dropped("too long", "a")
     assert encode_choices(question | {"prompt": ""}, PLAIN) == Dropped("no prompt tokens", "a")
     with pytest.raises(UserError, match='a: the record has no "choices"; multiple choice needs "choices" and "answer"'):

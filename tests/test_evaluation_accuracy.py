@@ -102,7 +102,7 @@ def test_shuffled_choices_of_one_label_set_count_by_text() -> None:
 def test_dropped_questions() -> None:
     rows = [*arm(0, 1, 1, 1), {"id": "long", "dropped": "too long"}]
     (task,) = compare({"base": {"t": rows}}, bootstrap=10)["tasks"]
-    assert (task["questions"], task["dropped"]) == (4, 1)
+    assert (task["questions"], task["dropped"], task["truncated"]) == (4, {"too long": 1}, 0)
     with pytest.raises(UserError, match="no question of t is short enough"):
         compare({"base": {"t": rows[-1:]}})
     with pytest.raises(UserError, match="arms base and other answered other questions of t"):
@@ -132,7 +132,7 @@ def test_evaluate_files(tmp_path: Path) -> None:
         [str(tmp_path / "*" / "exam.jsonl")],
         max_length=40,
         batch_tokens=256,
-        progress=lambda done, total, note: notes.append(note),
+        progress=lambda task: lambda done, total: notes.append(f"{task} {done}/{total}"),
     )
     assert list(results) == ["one-exam", "two-exam"]
     one, two = results["one-exam"], results["two-exam"]
@@ -142,7 +142,7 @@ def test_evaluate_files(tmp_path: Path) -> None:
     for a, b in zip(one["predictions"], two["predictions"], strict=False):
         np.testing.assert_allclose(a["log_likelihoods"], b["log_likelihoods"], rtol=1e-5)
     assert all(p["raw"] == 0 for p in two["predictions"])  # 3 tokens against 13 of a random model
-    assert notes[0].startswith("one-exam")
+    assert {note.split()[0] for note in notes} == {"one-exam", "two-exam"} and notes[-1] == "two-exam 4/4"
     table = compare({"base": {name: result["predictions"] for name, result in results.items()}}, bootstrap=20)
     assert table["tasks"][0]["results"]["base"]["raw"]["predicted"] == {"certainly not": 0, "yes": 9}
 

@@ -84,7 +84,7 @@ def test_devices_do_not_matter() -> None:
 @pytest.mark.parametrize("chat", [None, CHAT])
 def test_records_are_scored_as_their_text_reads(chat: str | None) -> None:
     model = text_model(chat=chat)
-    notes: list[tuple[int, int, str]] = []
+    notes: list[tuple[int, int]] = []
     scores = choice_log_likelihoods(
         model, RECORDS, max_length=60, progress=lambda *note: notes.append(note), batch_tokens=128
     )

@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from tiny_run import tiny_run_config, write_inputs
@@ -146,6 +147,48 @@ def test_changed_settings_stop_with_the_key_named(finished, inputs):
         run(config)
 
 
+def test_what_is_only_shown_does_not_make_training_stale(finished, inputs):
+    """report.* decides what `select` writes for people; the arms behind it stay."""
+    config = tiny_run_config(inputs, "finished", report={"examples": 1})
+    with pytest.raises(UserError, match=r"select was made from something else: report\.examples was 2, is now 1"):
+        run(config)
+    run(config, only="report")  # shows what is there, whatever the config
+    inputs_ = pipeline._input_hashes(config)
+    for stage in ("finetune", "evaluate"):
+        old = pipeline._fingerprint(tiny_run_config(inputs, "finished"), stage, inputs_)
+        assert pipeline._fingerprint(config, stage, inputs_) == old
+
+
+def test_votes_depend_on_the_number_to_select(inputs):
+    """By default M = 4 N: another N must not find the candidates of the old one."""
+    votes = {"preselect": {"method": "votes"}}
+    folder = run(tiny_run_config(inputs, "default-votes", **votes), until="preselect")
+    assert len(np.load(folder / "preselect" / "candidates.npy")) == 24
+    with pytest.raises(UserError, match=r"preselect\.keep was 24, is now 28"):
+        run(tiny_run_config(inputs, "default-votes", select={"count": 7}, **votes), until="preselect")
+    folder = run(tiny_run_config(inputs, "all-votes", select={"count": 15}, **votes), until="preselect")
+    assert len(np.load(folder / "preselect" / "candidates.npy")) == 40  # 4 N is more than there is
+
+
+def test_a_refused_command_leaves_the_run_as_it_was(finished, inputs):
+    def about() -> list[bytes]:
+        return [(finished / name).read_bytes() for name in ("config.yaml", "provenance.json")]
+
+    before = about()
+    with pytest.raises(UserError, match="select.count"):
+        run(tiny_run_config(inputs, "finished", select={"count": 7}))
+    with pytest.raises(UserError, match="seed was 0, is now 5"):
+        run(tiny_run_config(inputs, "finished", seed=5), until="warmup")
+    assert about() == before
+
+
+def test_provenance_says_what_computed_each_stage(finished, inputs):
+    provenance = json.loads((finished / "provenance.json").read_text())
+    assert list(provenance["stages"]) == list(pipeline.STAGES)
+    assert all(len(environments) == 1 for environments in provenance["stages"].values())
+    assert provenance["stages"]["score"][0]["versions"]["jax"] == jax.__version__
+
+
 def test_a_second_process_is_refused(inputs, finished):
     with lock(finished), pytest.raises(UserError, match="process"):
         run(tiny_run_config(inputs, "finished"))
@@ -174,7 +217,15 @@ def test_options_run_to_a_selection(inputs, name, sections):
     if name == "votes":
         candidates = np.load(folder / "preselect" / "candidates.npy")
         pool = [json.loads(line)["id"] for line in (inputs / "pool.jsonl").read_text().splitlines()]
-        assert len(candidates) == 12 and {r["id"] for r in selection} <= {pool[i] for i in candidates}
+        voted = {pool[i] for i in candidates}
+        assert len(candidates) == 12 and {r["id"] for r in selection} <= voted
+        control = [json.loads(line) for line in (folder / "select" / "random.jsonl").read_text().splitlines()]
+        assert not {r["id"] for r in control} <= voted, "the control is drawn from the pool, not from the candidates"
+        assert all((r["score"] is None) == (r["id"] not in voted) for r in control)
+        summary = json.loads((folder / "select" / "summary.json").read_text())
+        assert (summary["pool"], summary["scored"], sum(f["pool"] for f in summary["families"])) == (40, 12, 40)
+        data = json.loads((folder / "preselect" / "data.json").read_text())
+        assert (data["records"], data["kept"], data["dropped"]) == (43, 40, {"too long": 3})
     if name == "sample":
         assert json.loads((folder / "score" / "data.json").read_text())["records"] == 25
         assert json.loads((folder / "gradient" / "summary.json").read_text())["examples"] == 5
@@ -228,12 +279,24 @@ class TestMistakes:
         assert not (inputs / "no-choices" / "warmup").exists(), "said before anything is computed"
 
     def test_finetuning_that_trains_nothing(self, inputs):
-        self.refused(inputs, "max_steps = 0 trains nothing", "idle", "finetune", finetune={"max_steps": 0})
+        self.refused(inputs, "finetune: max_steps = 0 trains nothing", "idle", "finetune", finetune={"max_steps": 0})
         assert not (inputs / "idle").exists(), "said before anything is computed"
 
     def test_votes_that_keep_fewer_than_are_selected(self, inputs):
         votes = {"method": "votes", "keep": 3}
         self.refused(inputs, "preselect.keep = 3 is below select.count = 6", "few-votes", preselect=votes)
+
+    @pytest.mark.parametrize(
+        "message, sections",
+        [
+            ("direction = adam needs a warm-up of this run", {"score": {"direction": "adam", "parameters": "all"}}),
+            (r"score.parameters = '\(' is not lora, all or a regular", {"score": {"parameters": "("}}),
+            ("the last position has no next token", {"score": {"span": "last", "objective": "cross_entropy"}}),
+        ],
+    )
+    def test_settings_that_cannot_work_together(self, inputs, message, sections):
+        self.refused(inputs, message, "together", **sections)
+        assert not (inputs / "together").exists(), "said before anything is computed"
 
     def test_rows_longer_than_the_model(self, inputs):
         model = {"path": str(inputs / "model"), "max_length": 100_000}

@@ -34,12 +34,32 @@ def results() -> dict[str, Any]:
     }
     return {
         "arms": arms,
-        "tasks": [{"name": "grading", "questions": 1500, "choices": 4, "chance": 0.25, "results": both, "truth": {}}],
+        "tasks": [
+            {
+                "name": "grading",
+                "questions": 1500,
+                "dropped": {},
+                "truncated": 0,
+                "choices": 4,
+                "chance": 0.25,
+                "results": both,
+                "truth": {},
+            }
+        ],  # fmt: skip
         "average": both,
         "paired": [{"a": "selected", "b": "base", "difference": 0.225, "low": 0.1, "high": 0.3, "kind": "normalized"}],
         "confidence": 0.95,
         "bootstrap": 1000,
     }
+
+
+def test_what_was_cut_or_left_out_is_said() -> None:
+    table = results()
+    assert "prompt" not in evaluation_table(table)
+    table["tasks"][0] |= {"dropped": {"too long": 12}, "truncated": 1001}
+    text = evaluation_table(table)
+    assert "grading: 1,001 of its 1,500 questions lost the start of their prompt to model.max_length" in text
+    assert "grading: 12 more questions are left out (too long)" in text
 
 
 def test_evaluation_table() -> None:

@@ -99,7 +99,7 @@ def test_flops() -> None:
     assert flops.training_flops(config, 10, 0, lora_parameters=7) == 40 * matrices + 60 * 7
     assert flops.score_flops(config, 10) == 40 * matrices  # 4 P a token: DESIGN §2
     assert flops.score_flops(config, 10, directions=4) == 100 * matrices
-    assert flops.score_flops(config, 10, parameters="all") == 60 * matrices
+    assert flops.score_flops(config, 10, dense_parameters=matrices) == 60 * matrices
     assert flops.forward_flops(config, 10, context=5.0) == 20 * matrices + 10 * 4 * 2 * 32 * 5
 
 

@@ -22,7 +22,7 @@ def check_record(obj: Any, where: str, *, default_id: str | None = None, default
 
     where: the file and line (or row), for messages. default_id, default_source: used when the record has none.
     A null under a known key counts as absent, because columnar files have every key in every row. A multiple-choice
-    record without a response gets the right choice as its response.
+    record without a response (a last message of the assistant) gets the right choice as its response.
     Raises UserError: not an object, a key missing, a wrong type, an empty id, an answer outside the choices.
     """
     if not isinstance(obj, Mapping):
@@ -36,6 +36,9 @@ def check_record(obj: Any, where: str, *, default_id: str | None = None, default
         if "prompt" in record:
             raise UserError(f'{where}: the record has both "messages" and "prompt"; keep one of them')
         _check_messages(record, where)
+        if record["messages"][-1]["role"] != "assistant":  # a question: `_check_messages` lets no other end so
+            answer = {"role": "assistant", "content": record["choices"][record["answer"]]}
+            record["messages"] = [*record["messages"], answer]
         return record
     if "choices" in record and "prompt" in record:
         record.setdefault("response", record["choices"][record["answer"]])

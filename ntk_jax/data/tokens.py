@@ -42,6 +42,7 @@ class ChoiceRow:
     prompt: np.ndarray
     choices: tuple[np.ndarray, ...]
     id: str = ""
+    truncated: bool = False
 
     @property
     def tokens(self) -> int:
@@ -78,8 +79,9 @@ def encode_many(
     """Checked records as token rows, in order, by one tokenizer call.
 
     max_length: tokens of an example, None = any. span: `response` (the positions that predict response tokens), `all`,
-    `last`. overflow: `drop`, or `truncate`, which cuts the start of the prompt (the BOS and one prompt token stay) and
-    then the end of the response. An example without response text is dropped under the `response` span.
+    `last`. overflow: `drop`, or `truncate`, which cuts the start of what the prompt says (the BOS, what a chat template
+    puts before and behind it, and one prompt token stay) and then the end of the response. An example without response
+    text is dropped under the `response` span.
     Raises UserError: a template that cannot be used (see `templates.render`).
     """
     _check_options(span, overflow, max_length)
@@ -95,9 +97,11 @@ def encode_many(
             out.append(Dropped(NO_RESPONSE, record["id"]))
             continue
         tokens = np.asarray(prompt + response, np.int32)
-        kept_start = len(bos) if prompt[: len(bos)] == bos else 0
+        kept = (0, 1)
+        if max_length is not None and len(tokens) > max_length and overflow == "truncate":
+            kept = _frame(record, texts[number][0], prompt, tokenizer, bos)
         marks = _span(len(prompt), len(tokens), span)
-        out.append(_fit(tokens, marks, record["id"], len(prompt), kept_start, max_length, overflow))
+        out.append(_fit(tokens, marks, record["id"], len(prompt), kept, max_length, overflow))
     return out
 
 
@@ -111,7 +115,7 @@ def encode_choices(
 ) -> ChoiceRow | Dropped:
     """A multiple-choice record as one prompt and the tokens of each choice (its text only, no end of turn, no EOS).
 
-    max_length bounds the prompt with its longest choice. overflow: `drop`, or `truncate` the start of the prompt.
+    max_length bounds the prompt with its longest choice. overflow: `drop`, or `truncate` the prompt as `encode_many`.
     Raises UserError: the record has no choices, or the chat template cannot be used.
     """
     _check_options("response", overflow, max_length)
@@ -122,6 +126,7 @@ def encode_choices(
     prompt, lead_ids, *choices = _tokenize(tokenizer, [prompt_text, lead, *(lead + text for text in choice_texts)])
     bos = _bos_ids(tokenizer)
     prompt, _ = _with_bos(bos, prompt, choices[0])
+    asked = prompt
     if lead.strip() and all(choice[: len(lead_ids)] == lead_ids for choice in choices):
         prompt = prompt + lead_ids
         choices = [choice[len(lead_ids) :] for choice in choices]
@@ -130,14 +135,17 @@ def encode_choices(
     if not all(choices):
         return Dropped(NO_RESPONSE, record["id"])
     longest = max(map(len, choices))
+    truncated = False
     if max_length is not None and len(prompt) + longest > max_length:
-        kept_start = len(bos) if prompt[: len(bos)] == bos else 0
-        room = max_length - longest - kept_start
-        if overflow == "drop" or room < 1:
+        if overflow == "drop":
             return Dropped(TOO_LONG, record["id"])
-        prompt = prompt[:kept_start] + prompt[len(prompt) - room :]
+        start, end = _frame(record, prompt_text, asked, tokenizer, bos)
+        room = max_length - longest - start
+        if room < end + len(prompt) - len(asked):
+            return Dropped(TOO_LONG, record["id"])
+        prompt, truncated = prompt[:start] + prompt[len(prompt) - room :], True
     return ChoiceRow(
-        np.asarray(prompt, np.int32), tuple(np.asarray(choice, np.int32) for choice in choices), record["id"]
+        np.asarray(prompt, np.int32), tuple(np.asarray(choice, np.int32) for choice in choices), record["id"], truncated
     )
 
 
@@ -195,7 +203,7 @@ def as_rows(
         if not marks.any():
             yield None, Dropped(NO_RESPONSE, name)
             continue
-        row = _fit(ids, marks, name, int(np.argmax(marks)) + 1, 0, max_length, overflow)
+        row = _fit(ids, marks, name, int(np.argmax(marks)) + 1, (0, 1), max_length, overflow)
         yield None, TokenRow(row.ids, row.span, row.id, True) if cut and isinstance(row, TokenRow) else row
 
 
@@ -254,10 +262,37 @@ def _span(prompt: int, total: int, span: str) -> np.ndarray:
     return marks
 
 
+def _frame(record: Record, prompt_text: str, prompt: list[int], tokenizer: Any, bos: list[int]) -> tuple[int, int]:
+    """How many tokens at the start and at the end of the prompt are not the record's own words but the BOS and the
+    template's marks, without which a model does not know who speaks; at least one at the end, which predicts the
+    response's first token."""
+    said = [message["content"] for message in record["messages"][:-1]] if "messages" in record else [record["prompt"]]
+    first, last = said[0].strip(), said[-1].strip()
+    begins, ends = prompt_text.find(first), prompt_text.rfind(last)
+    if begins < 0 or ends < 0:  # the template rewrites the words: nothing to hold on to
+        return (len(bos) if prompt[: len(bos)] == bos else 0), 1
+    head, tail = _tokenize(tokenizer, [prompt_text[:begins], prompt_text[ends + len(last) :]])
+    if prompt[: len(bos)] == bos and head[: len(bos)] != bos:
+        head = bos + head
+    start = _common(head, prompt)
+    return start, max(1, min(_common(tail[::-1], prompt[::-1]), len(prompt) - start))
+
+
+def _common(a: list[int], b: list[int]) -> int:
+    """The length of the common start."""
+    return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
 def _fit(
-    ids: np.ndarray, span: np.ndarray, name: str, prompt: int, kept_start: int, max_length: int | None, overflow: str
+    ids: np.ndarray,
+    span: np.ndarray,
+    name: str,
+    prompt: int,
+    kept: tuple[int, int],
+    max_length: int | None,
+    overflow: str,
 ) -> TokenRow | Dropped:
-    """Applies the length rule. prompt: the number of prompt tokens; kept_start: those of them that are the BOS."""
+    """Applies the length rule. prompt: the number of prompt tokens; kept: those at its start and end that stay."""
     if not span.any():
         return Dropped(NO_RESPONSE, name)
     excess = 0 if max_length is None else len(ids) - max_length
@@ -265,10 +300,11 @@ def _fit(
         return TokenRow(ids, span, name)
     if overflow == "drop":
         return Dropped(TOO_LONG, name)
-    cut = min(excess, max(prompt - 1 - kept_start, 0))  # one prompt token stays: it predicts the response's first
+    start, end = kept
+    cut = min(excess, max(prompt - start - end, 0))
     ends_marked = span[-1]
-    ids = np.concatenate([ids[:kept_start], ids[kept_start + cut :]])[:max_length]
-    span = np.concatenate([span[:kept_start], span[kept_start + cut :]])[:max_length].copy()
+    ids = np.concatenate([ids[:start], ids[start + cut :]])[:max_length]
+    span = np.concatenate([span[:start], span[start + cut :]])[:max_length].copy()
     if cut < excess:  # the end is new, and whether an end counts is the span's choice (`response`: no, else yes)
         span[-1] = ends_marked
     return TokenRow(ids, span, name, True) if span.any() else Dropped(TOO_LONG, name)

@@ -27,7 +27,7 @@ from ntk_jax.models.model import Model
 
 KINDS = ("raw", "normalized")
 
-Progress = Callable[[int, int, str], None]
+Progress = Callable[[int, int], None]
 Prediction = dict[str, Any]
 
 
@@ -42,13 +42,15 @@ def evaluate(
     limit: int | None = None,
     seed: int = 0,
     mesh: Mesh | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[str], Progress] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Predictions of one model on every file: {task name: {"predictions", "dropped", "tokens", "flops"}}.
 
     files: paths, globs (each file one task), or what `read_records` takes. limit: a seeded sample of each file.
+    progress: makes the callback of a task from its name.
     predictions: a dict a question, in file order: id, answer, choices, log_likelihoods [C], lengths [C], raw and
-    normalized (predicted index; ties go to the first); or id and dropped (why) for a question left out.
+    normalized (predicted index; ties go to the first) and truncated if the prompt lost its start; or id and dropped
+    (why) for a question left out.
     Raises `UserError` naming file and id for a record that is not a multiple-choice question.
     """
     results = {}
@@ -66,15 +68,15 @@ def evaluate(
             batch_tokens=batch_tokens,
             mesh=mesh,
             where=file,
-            progress=_named(progress, name),
+            progress=progress(name) if progress else None,
         )
         results[name] = {
             "predictions": [
                 {"id": record["id"], "dropped": reason}
                 if values is None or lengths is None
-                else predict(record, values, lengths)
-                for record, values, lengths, reason in zip(
-                    records, scores.log_likelihoods, scores.lengths, scores.reasons, strict=True
+                else predict(record, values, lengths) | ({"truncated": True} if truncated else {})
+                for record, values, lengths, reason, truncated in zip(
+                    records, scores.log_likelihoods, scores.lengths, scores.reasons, scores.truncated, strict=True
                 )
             ],
             "dropped": scores.dropped,
@@ -135,7 +137,8 @@ def compare(
             {
                 "name": task,
                 "questions": len(questions),
-                "dropped": len(arms[names[0]][task]) - len(questions),
+                "dropped": dict(Counter(p["dropped"] for p in arms[names[0]][task] if "dropped" in p)),
+                "truncated": sum(p.get("truncated", False) for p in questions),
                 "choices": float(np.mean([len(p["choices"]) for p in questions])),
                 "chance": float(np.mean([1.0 / len(p["choices"]) for p in questions])),
                 "truth": _count(labels, questions, "answer"),
@@ -247,9 +250,3 @@ def _difference(
     means, resampled = column
     low, high = interval(resampled[:, offset + a] - resampled[:, offset + b], confidence)
     return {"difference": float(means[offset + a] - means[offset + b]), "low": low, "high": high}
-
-
-def _named(progress: Progress | None, name: str) -> Progress | None:
-    if progress is None:
-        return None
-    return lambda done, total, note: progress(done, total, f"{name} {note}")

@@ -27,7 +27,7 @@ from ntk_jax.parallel.rules import shard_batch
 from ntk_jax.training.flops import forward_flops
 from ntk_jax.training.loss import label_log_probs
 
-Progress = Callable[[int, int, str], None]
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,14 @@ class ChoiceScores:
     """Per record, in the order given: log_likelihoods[i] [C] float32 (sum over the choice's tokens, in nats) and
     lengths[i] [C] int32 (tokens of the choice); both None where the question was dropped, for reasons[i].
 
-    dropped: how many for each reason. tokens: read by the model, each prompt once. label_tokens: of the choices.
+    truncated[i]: the start of the prompt was cut. dropped: how many for each reason. tokens: read by the model, each
+    prompt once. label_tokens: of the choices.
     """
 
     log_likelihoods: list[np.ndarray | None]
     lengths: list[np.ndarray | None]
     reasons: list[str | None]
+    truncated: list[bool]
     tokens: int
     label_tokens: int
     flops: float
@@ -78,11 +80,13 @@ def choice_log_likelihoods(
     rows: list[ChoiceRow] = []
     kept: list[int] = []
     reasons: list[str | None] = [None] * len(records)
+    truncated = [False] * len(records)
     for ordinal, record in enumerate(records):
         row = encode_choices(dict(record), model.tokenizer, max_length=max_length, template=template, overflow=overflow)
         if isinstance(row, ChoiceRow):
             rows.append(row)
             kept.append(ordinal)
+            truncated[ordinal] = row.truncated
         else:
             reasons[ordinal] = row.reason
 
@@ -101,7 +105,7 @@ def choice_log_likelihoods(
     label_tokens = sum(len(choice) for row in rows for choice in row.choices)
     adapter_size = sum(leaf.size for leaf in jax.tree.leaves(model.lora))
     flops = forward_flops(model.config, tokens, label_tokens, lora_parameters=adapter_size)
-    return ChoiceScores(log_likelihoods, lengths, reasons, tokens, label_tokens, flops)
+    return ChoiceScores(log_likelihoods, lengths, reasons, truncated, tokens, label_tokens, flops)
 
 
 def check_question(record: Mapping[str, Any], where: str) -> None:
@@ -144,7 +148,7 @@ def score_choice_rows(
         flat[index[used]] = np.asarray(values)[used]
         done += int(used.sum())
         if progress is not None:
-            progress(int(np.searchsorted(offsets, done, side="right")) - 1, len(rows), "questions")
+            progress(int(np.searchsorted(offsets, done, side="right")) - 1, len(rows))
 
     pending: tuple[np.ndarray, jax.Array] | None = None
     with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():

@@ -46,8 +46,8 @@ def resolve(path: str) -> Path:
         if not folder.is_dir():
             raise UserError(f"{path}: no such builtin model; builtin:model is the one there is")
         return folder
-    if path and Path(path).is_dir():
-        return Path(path)
+    if path and Path(path).expanduser().is_dir():
+        return Path(path).expanduser()
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", path) or path.startswith("."):
         raise UserError(f"no model folder at {path!r}; give a Hugging Face folder or a hub id such as owner/name")
     from huggingface_hub import snapshot_download

@@ -7,7 +7,8 @@ by segment; the primal pass also yields the mean hidden state that the pre-selec
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk_jax.data.batch import TokenRow
+from ntk_jax.data.batch import Batch, TokenRow
 from ntk_jax.errors import UserError
 from ntk_jax.models.model import Model
 from ntk_jax.ntk.objectives import Objective
@@ -60,16 +61,15 @@ def directional_scores(
     read = frozen_readout(model, objective, parameters)
     values = np.zeros((len(rows), len(norms)), np.float32)
     hidden = np.zeros((len(rows), model.config.hidden_size), np.float32) if mean_hidden else None
-    done = 0
-    for packed in batches_of(rows, layout, objective):
-        out, pooled = directional_step(step, theta, rest, read, directions, on_devices(packed.batch, layout))
-        used = packed.index >= 0  # [B, S]
-        values[packed.index[used]] = np.asarray(out)[used]
+
+    def compute(batch: Batch) -> tuple[jax.Array, jax.Array | None]:
+        return directional_step(step, theta, rest, read, directions, batch)
+
+    for index, (out, pooled) in _one_behind(compute, rows, layout, objective, progress):
+        used = index >= 0  # [B, S]
+        values[index[used]] = np.asarray(out)[used]
         if hidden is not None:
-            hidden[packed.index[used]] = np.asarray(pooled)[used]
-        done += int(used.sum())
-        if progress:
-            progress(done, len(rows))
+            hidden[index[used]] = np.asarray(pooled)[used]
     values *= np.asarray(norms, np.float32)
     _refuse_nonfinite(values, rows)
     return Scores(values[:, 0] if single else values, hidden)
@@ -84,16 +84,34 @@ def mean_hidden_states(
     theta, rest = split_parameters(model, parameters)
     step = make_step(model, objective, layout, parameters)
     hidden = np.zeros((len(rows), model.config.hidden_size), np.float32)
-    done = 0
-    for packed in batches_of(rows, layout, objective):
-        pooled = np.asarray(pooled_step(step, theta, rest, on_devices(packed.batch, layout)))
-        used = packed.index >= 0
-        hidden[packed.index[used]] = pooled[used]
-        done += int(used.sum())
-        if progress:
-            progress(done, len(rows))
+
+    def compute(batch: Batch) -> jax.Array:
+        return pooled_step(step, theta, rest, batch)
+
+    for index, pooled in _one_behind(compute, rows, layout, objective, progress):
+        hidden[index[index >= 0]] = np.asarray(pooled)[index >= 0]
     _refuse_nonfinite(hidden, rows)
     return hidden
+
+
+def _one_behind(
+    compute: Callable[[Batch], Any],
+    rows: Sequence[TokenRow],
+    layout: Layout,
+    objective: Objective,
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[tuple[np.ndarray, Any]]:
+    """(index [B, S], result) of every batch, each given out when the next one is already on its way: the host packs and
+    reads while the device computes."""
+    done, waiting = 0, None
+    for packed in itertools.chain(batches_of(rows, layout, objective), [None]):
+        ahead = packed and (packed.index, compute(on_devices(packed.batch, layout)))
+        if waiting:
+            yield waiting
+            done += int((waiting[0] >= 0).sum())
+            if progress:
+                progress(done, len(rows))
+        waiting = ahead
 
 
 def _as_batch(direction: Tree, theta: Tree, objective: Objective) -> tuple[Tree, bool]:

@@ -122,7 +122,7 @@ def read_run(folder: Path) -> Run:
         provenance=load("provenance.json"),
         state=_state(folder, config),
         domain_data=load("warmup/data.json"),
-        pool_data=load("score/data.json"),
+        pool_data=load("preselect/data.json") or load("score/data.json"),  # with votes, scoring sees only candidates
         warmup=mapping(load("warmup/manifest.json").get("facts")) if (folder / "warmup").is_dir() else {},
         warmup_history=_history(folder, "warmup/history.jsonl", problems),
         gradient=load("gradient/summary.json"),

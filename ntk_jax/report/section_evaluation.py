@@ -164,7 +164,8 @@ def _accuracy_table(run: Run, arms: Sequence[str], tasks: list[dict[str, Any]], 
     for task in tasks:
         name = str(task.get("name"))
         about = f"{count(task.get('questions'))} questions, chance {percent(task.get('chance'))}"
-        about += f", {count(task['dropped'])} too long" if finite(task.get("dropped")) else ""
+        about += "".join(f", {count(n)} left out ({reason})" for reason, n in mapping(task.get("dropped")).items())
+        about += f", {count(task['truncated'])} with the start of the prompt cut" if task.get("truncated") else ""
         named.append((name, about, mapping(task.get("results")), name))
     for title, note, results, key in named:
         kinds = [kind for kind in KIND_NAMES if any(mapping(mapping(results.get(a)).get(kind)) for a in arms)]
@@ -251,6 +252,7 @@ def cost(run: Run) -> Html:
     score, votes = run.score, run.preselect
     stages = [
         ("Warm-up on the domain", run.warmup),
+        ("Domain gradient", run.gradient if finite(run.gradient.get("flops")) else {}),
         ("Pre-selection", votes if votes.get("method") != "none" else {}),
         (f"Scoring {count(score.get('scored'))} examples", score),
     ]

@@ -104,7 +104,8 @@ def _summary(
         f"{len(rows) - none} of {len(rows)} families appear in the selection; the three most selected make up {share}."
     )
     if run.setting("preselect", "method", "none") != "none":
-        parts.append("“Pool” means the candidates that pre-selection left.")
+        scored = count(run.select.get("scored"))
+        parts.append(f"Only the {scored} candidates that pre-selection left have scores; shares are of the whole pool.")
     return tag("p", " ".join(parts), class_="lead")
 
 

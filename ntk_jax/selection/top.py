@@ -34,14 +34,14 @@ def selected_records(
     """The chosen records in rank order, unchanged but for "score", "rank" (from 1) and "method" added.
 
     records: (index, record) of the pool in any order; only chosen ones are kept in memory.
-    scores: [N], by the same index.
+    scores: [N], by the same index; NaN, for an example that was not scored, becomes null.
     """
     rank = {int(index): position for position, index in enumerate(chosen)}
     found: list[dict[str, Any] | None] = [None] * len(chosen)
     for index, record in records:
         if index in rank:
             place = rank[index]
-            score = float(f"{scores[index]:.9g}")  # nine digits hold every fp32, and print the same everywhere
+            score = None if np.isnan(scores[index]) else float(f"{scores[index]:.9g}")  # nine digits hold every fp32
             found[place] = {**record, "score": score, "rank": place + 1, "method": method}
     for place, entry in enumerate(found):
         if entry is None:

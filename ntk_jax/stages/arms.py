@@ -10,8 +10,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +100,7 @@ def evaluate(run: Run, folder: Path) -> dict[str, Any]:
                 limit=config.evaluate.limit,
                 seed=config.seed,
                 mesh=run.mesh,
-                progress=run.make_progress(f"evaluate {arm}", None, "questions"),
+                progress=functools.partial(_questions_progress, run, arm),
             )
             place.mkdir(parents=True, exist_ok=True)
             for name, task in tasks.items():
@@ -111,6 +113,10 @@ def evaluate(run: Run, folder: Path) -> dict[str, Any]:
     results["arms"] = [_arm_facts(run, arm) for arm in predictions]
     write_json(folder / "results.json", results)
     return {"tasks": [task["name"] for task in results["tasks"]]}
+
+
+def _questions_progress(run: Run, arm: str, task: str) -> Callable[..., None]:
+    return run.make_progress(f"evaluate {arm}", None, f"questions of {task}")
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

@@ -19,20 +19,25 @@ from ntk_jax.stages.kernel import KEPT, candidates_of
 from ntk_jax.storage.arrays import open_store, read
 from ntk_jax.storage.atomic import write_json, write_lines
 
-DIRECTIONS_AT_ONCE = 4  # gradients of displayed examples pushed forward together; bounds memory
+DIRECTIONS_AT_ONCE = 4  # LoRA gradients of displayed examples pushed forward together; bounds memory
 
 
 def select(run: Run, folder: Path) -> dict[str, Any]:
-    """Writes selection.jsonl (the contract's format), random.jsonl (the control, same format), summary.json and
-    examples.json (selected examples with the domain example they align with most)."""
-    config = run.config
+    """Writes selection.jsonl (the contract's format), random.jsonl (the control, drawn from the whole pool: same
+    format, score null where pre-selection left none), summary.json and examples.json (selected examples with the domain
+    example they align with most)."""
+    config, ordinals = run.config, run.pool_ordinals
+    # Everything below is by place in the pool; pre-selection leaves scores for some places only.
+    scored = np.searchsorted(ordinals, candidates_of(run))
+    scores = np.full(len(ordinals), np.nan, np.float32)
     store = open_store(run.folder / "score" / "scores.zarr")
-    scores, usable = read(store, "score"), np.flatnonzero(read(store, "status") == KEPT)
-    lengths = read(store, "length")
-    chosen = usable[top_n(scores[usable], config.select.count)]
+    scores[scored] = np.where(read(store, "status") == KEPT, read(store, "score"), np.nan)
+    account = open_store(run.folder / "preselect" / "hidden.zarr") if config.preselect.method == "votes" else store
+    usable, lengths = np.flatnonzero(read(account, "status") == KEPT), read(account, "length")
+    scored = np.flatnonzero(~np.isnan(scores))
+    chosen = scored[top_n(scores[scored], config.select.count)]
     control = usable[random_n(len(usable), config.select.count, config.seed)]
 
-    ordinals = candidates_of(run)
     families: list[str] = []
     wanted, records = {*chosen.tolist(), *control.tolist()}, {}
     progress = run.make_progress("select", len(ordinals), "examples")
@@ -72,7 +77,7 @@ def _summary(
             "pool": len(places),
             "selected": picked[name],
             "random": drawn[name],
-            "mean_score": float(scores[places].mean()),
+            "mean_score": _mean_of_numbers(scores[places]),
             "median_tokens": float(np.median(lengths[places])),
         }
         for name, places in members.items()
@@ -83,11 +88,14 @@ def _summary(
     def share(counts: Counter[str]) -> float | None:
         return sum(counts[name] for name in useful) / sum(counts.values()) if useful else None
 
-    edges = np.histogram_bin_edges(scores[usable], bins=40)
+    scored = np.flatnonzero(~np.isnan(scores))
+    edges = np.histogram_bin_edges(scores[scored], bins=40)
     rng = np.random.default_rng(run.config.seed)
-    shown = np.sort(rng.permutation(usable)[:1500])  # enough points to see a length effect, few enough to draw
+    shown = np.sort(rng.permutation(scored)[:1500])  # enough points to see a length effect, few enough to draw
     return {
         "count": len(chosen),
+        "pool": len(usable),
+        "scored": len(scored),
         "method": f"ntk:{run.config.score.objective}",
         "threshold": float(scores[chosen[-1]]),
         "families": table,
@@ -98,7 +106,7 @@ def _summary(
         "random_families": dict(sorted(drawn.items())),
         "histogram": {
             "edges": edges.tolist(),
-            "pool": np.histogram(scores[usable], edges)[0].tolist(),
+            "pool": np.histogram(scores[scored], edges)[0].tolist(),
             "selected": np.histogram(scores[chosen], edges)[0].tolist(),
         },
         "median_tokens": {
@@ -108,6 +116,12 @@ def _summary(
         },
         "scatter": {"tokens": lengths[shown].tolist(), "score": [float(f"{s:.6g}") for s in scores[shown]]},
     }
+
+
+def _mean_of_numbers(scores: np.ndarray) -> float | None:
+    """The mean of the scores there are; None where pre-selection left nothing to score."""
+    known = scores[~np.isnan(scores)]
+    return float(known.mean()) if len(known) else None
 
 
 def _aligned_examples(run: Run, shown: list[Record]) -> list[dict[str, Any]]:
@@ -122,11 +136,12 @@ def _aligned_examples(run: Run, shown: list[Record]) -> list[dict[str, Any]]:
     domain = run.encode([record for record, _ in run.domain], span)[0]
     progress = run.make_progress("alignment", len(shown), "examples")
     kernels = []
-    for start in range(0, len(rows), DIRECTIONS_AT_ONCE):
-        part = rows[start : start + DIRECTIONS_AT_ONCE]
+    together = DIRECTIONS_AT_ONCE if parameters == "lora" else 1
+    for start in range(0, len(rows), together):
+        part = rows[start : start + together]
         gradients = [mean_gradient(model, [row], objective, one, parameters=parameters) for row in part]
         # Repeat the last one so that the number of directions, a compiled shape, stays the same.
-        gradients += [gradients[-1]] * (min(DIRECTIONS_AT_ONCE, len(rows)) - len(part))
+        gradients += [gradients[-1]] * (min(together, len(rows)) - len(part))
         directions = stack_directions(gradients)
         values = directional_scores(
             model, [row for _, row in domain], directions, objective, run.layout, parameters=parameters

@@ -19,14 +19,16 @@ from safetensors.numpy import load_file, save
 from ntk_jax.config import Config, TrainSection
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.packing import row_length_for
+from ntk_jax.data.records import response_text
 from ntk_jax.data.sources import read_records, sample_indices
 from ntk_jax.data.statistics import DataStatistics
-from ntk_jax.data.tokens import Dropped, as_rows
+from ntk_jax.data.tokens import NO_RESPONSE, Dropped, as_rows
 from ntk_jax.errors import UserError
 from ntk_jax.models.lora import LoRAConfig
 from ntk_jax.models.model import Model, load_model, with_lora
 from ntk_jax.models.peft import load_adapter
 from ntk_jax.ntk.objectives import Objective
+from ntk_jax.ntk.parameters import split_parameters
 from ntk_jax.ntk.rows import Layout, layout_for
 from ntk_jax.parallel.mesh import make_mesh
 from ntk_jax.storage.atomic import write_bytes
@@ -46,13 +48,7 @@ class Run:
 
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh | None:
-        """The devices' mesh, or None for a single device, where a mesh would only add dispatch time. Sizes that
-        multiply to fewer devices than there are use the first of them."""
-        axes, devices = self.config.mesh, jax.devices()
-        sizes = (axes.data, axes.fsdp, axes.tensor)
-        if -1 not in sizes:
-            devices = devices[: math.prod(sizes)]
-        return None if len(devices) == 1 and set(sizes) <= {1, -1} else make_mesh(*sizes, devices=devices)
+        return mesh_of(self.config)
 
     @functools.cached_property
     def base(self) -> Model:
@@ -88,6 +84,18 @@ class Run:
         score = self.config.score
         return Objective(score.objective, score.normalize, score.probes, self.config.seed)
 
+    @functools.cached_property
+    def adapter_size(self) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(self.base.lora))
+
+    @functools.cached_property
+    def differentiated(self) -> dict[str, int]:
+        """What the FLOP formulas ask of the parameters differentiated."""
+        theta, _ = split_parameters(self.base, self.config.score.parameters)
+        leaves = jax.tree_util.tree_flatten_with_path(theta.get("base", {}))[0]
+        kernels = [leaf.size for path, leaf in leaves if path[-1] == jax.tree_util.DictKey("kernel")]
+        return {"lora_parameters": self.adapter_size, "dense_parameters": sum(kernels)}
+
     @property
     def layout(self) -> Layout:
         """The shapes of every scoring step of this run."""
@@ -120,7 +128,7 @@ class Run:
         self, records: list[Record], span: str | None = None
     ) -> tuple[list[tuple[Record, TokenRow]], DataStatistics]:
         """The records that survive encoding, and the account of all. Training always looks at responses only."""
-        statistics = DataStatistics(self.config.report.group_by)
+        statistics = DataStatistics()
         kept = []
         for record, row in self.rows(records, span or "response"):
             statistics.add(record, row)
@@ -129,7 +137,8 @@ class Run:
         return kept, statistics
 
     def rows(self, records: list[Record], span: str) -> Iterator[tuple[Record, TokenRow | Dropped]]:
-        """Each record with its tokens, in order, by this run's template and length rules."""
+        """Each record with its tokens, in order, by this run's template and length rules. Whatever the span, an example
+        without a response is dropped: it could be scored, but neither trained on nor compared."""
         section = self.config.model
         for record, row in as_rows(
             records,
@@ -142,7 +151,7 @@ class Run:
             vocab_size=self.base.config.vocab_size,
         ):
             assert record is not None
-            yield record, row
+            yield record, row if response_text(record).strip() else Dropped(NO_RESPONSE, record["id"])
 
     @functools.cached_property
     def pool_ordinals(self) -> np.ndarray:
@@ -186,6 +195,15 @@ class Run:
     @staticmethod
     def train_config(section: TrainSection, **changes: Any) -> TrainConfig:
         return TrainConfig(**{**dataclasses.asdict(section), **changes})
+
+
+def mesh_of(config: Config) -> jax.sharding.Mesh | None:
+    """The devices' mesh, or None for a single device, where a mesh would only add dispatch time. Sizes that multiply
+    to fewer devices than there are use the first of them. Raises UserError: they do not fit the devices."""
+    sizes, devices = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor), jax.devices()
+    if -1 not in sizes:
+        devices = devices[: math.prod(sizes)]
+    return None if len(devices) == 1 and set(sizes) <= {1, -1} else make_mesh(*sizes, devices=devices)
 
 
 def shifted(progress: Callable[..., None], start: int, total: int) -> Callable[[int, int], None]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import jax
 import numpy as np
 from scipy.stats import spearmanr
 
+from ntk_jax.config import Config
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.statistics import PERCENTILES
 from ntk_jax.data.tokens import NO_RESPONSE, TOO_LONG, Dropped
@@ -18,18 +21,24 @@ from ntk_jax.errors import UserError
 from ntk_jax.models.head import head_matrix
 from ntk_jax.models.peft import save_adapter
 from ntk_jax.ntk.direction import adam_preconditioned, direction_norm, mean_gradient
-from ntk_jax.ntk.objectives import Objective, head_coherence
+from ntk_jax.ntk.objectives import LINEAR, Objective, head_coherence
 from ntk_jax.ntk.parameters import refuse_fresh_lora, split_parameters
 from ntk_jax.ntk.score import directional_scores, mean_hidden_states
 from ntk_jax.selection.votes import count_votes, keep_most_voted, unit_rows
 from ntk_jax.stages.context import Run, load_tree, save_tree, shifted, tree_facts
-from ntk_jax.storage.arrays import create, done_blocks, read, write_block
+from ntk_jax.storage.arrays import Store, create, done_blocks, read, write_block
 from ntk_jax.storage.atomic import read_json, write_bytes, write_json
-from ntk_jax.training.flops import forward_flops, score_flops
+from ntk_jax.training.flops import forward_flops, gradient_flops, score_flops
 from ntk_jax.training.train import train
 
 KEPT = 0  # status codes of a pool example, beside the reasons for dropping one
 DROP_REASONS = (TOO_LONG, NO_RESPONSE)
+_ACCOUNT: dict[str, Any] = {  # arrays of a store that say what became of each pool example
+    "status": ((), np.uint8),
+    "length": ((), np.int32),
+    "span": ((), np.int32),
+    "truncated": ((), np.uint8),
+}
 
 
 def warmup(run: Run, folder: Path) -> dict[str, Any]:
@@ -66,7 +75,10 @@ def gradient(run: Run, folder: Path) -> dict[str, Any]:
         refuse_fresh_lora(model, score.parameters)
     records = [record for record, _ in run.domain]
     rows = [row for _, row in run.encode(records, score.span)[0]]
-    if score.direction in ("mean_gradient", "adam"):
+    given = score.direction not in ("mean_gradient", "adam")
+    tokens = 0 if given else sum(len(row.ids) for row in rows)
+    labels = 0 if run.objective.is_linear else sum(int(row.span.sum()) for row in rows)
+    if not given:
         direction = mean_gradient(
             model,
             rows,
@@ -79,8 +91,6 @@ def gradient(run: Run, folder: Path) -> dict[str, Any]:
         direction = _given_direction(run, Path(score.direction))
     if score.direction == "adam":
         moments = run.folder / "warmup" / "second_moment.safetensors"
-        if score.parameters != "lora" or not moments.exists():
-            raise UserError("score.direction = adam needs a warm-up of this run and score.parameters = lora")
         direction = adam_preconditioned(direction, load_tree(moments, model.lora))
     save_tree(folder / "direction.safetensors", direction, _direction_facts(run.objective))
     norms = {
@@ -94,6 +104,10 @@ def gradient(run: Run, folder: Path) -> dict[str, Any]:
         "norm": direction_norm(direction),
         "leaf_norms": norms,
         "examples": len(rows),
+        "tokens": tokens,
+        "flops": 0.0
+        if given
+        else gradient_flops(model.config, tokens, labels, directions=run.objective.channels, **run.differentiated),
     }
     write_json(folder / "summary.json", summary)
     return {"norm": summary["norm"]}
@@ -125,48 +139,74 @@ def _given_direction(run: Run, path: Path) -> Any:
     return direction
 
 
+def check_score(config: Config) -> None:
+    """Raises UserError for settings of scoring and pre-selection that cannot work together."""
+    score, preselect = config.score, config.preselect
+    if score.direction == "adam" and (score.parameters != "lora" or config.warmup.max_steps == 0):
+        raise UserError("score.direction = adam needs a warm-up of this run and score.parameters = lora")
+    try:
+        re.compile(score.parameters)
+    except re.error as error:
+        raise UserError(
+            f"score.parameters = {score.parameters!r} is not lora, all or a regular expression: {error}"
+        ) from None
+    if score.span == "last" and score.objective not in LINEAR:
+        raise UserError(
+            f"score.span = last: the last position has no next token, which objective {score.objective} needs; "
+            "use span response or all, or a linear objective"
+        )
+    if preselect.method == "votes" and preselect.keep is not None and preselect.keep < config.select.count:
+        raise UserError(f"preselect.keep = {preselect.keep} is below select.count = {config.select.count}; keep more")
+
+
+def resolved_votes(config: Config) -> dict[str, int]:
+    """preselect.keep (M, by default 4 N) and preselect.neighbours (K, by default M / 4) under `votes`, else nothing."""
+    section = config.preselect
+    if section.method == "none":
+        return {}
+    keep = section.keep or 4 * config.select.count
+    return {"preselect.keep": keep, "preselect.neighbours": section.neighbours or max(1, keep // 4)}
+
+
 def preselect(run: Run, folder: Path) -> dict[str, Any]:
     """The paper's coarse stage: keep the M candidates with the most nearest-neighbour votes. Writes candidates.npy
-    (ascending pool positions); `none` keeps everything and writes nothing but its summary."""
-    section = run.config.preselect
+    (ascending pool positions) and data.json; `none` keeps everything and writes nothing but its summary."""
     ordinals = run.pool_ordinals
-    if section.method == "none":
+    if run.config.preselect.method == "none":
         write_json(folder / "summary.json", {"method": "none", "pool": len(ordinals), "candidates": len(ordinals)})
         return {"candidates": len(ordinals)}
-    keep = section.keep or 4 * run.config.select.count
-    neighbours = section.neighbours or max(1, keep // 4)
+    keep, neighbours = resolved_votes(run.config).values()
     model, progress = run.warm, run.make_progress("preselect", len(ordinals), "examples")
-    shapes = {"hidden": ((model.config.hidden_size,), np.float16), "kept": ((), np.uint8), "length": ((), np.int32)}
     block_rows = run.config.score.block_examples
+    shapes = {"hidden": ((model.config.hidden_size,), np.float16), **_ACCOUNT}
     store = create(folder / "hidden.zarr", shapes, len(ordinals), block_rows)
     done = done_blocks(store)
     begun, finished = time.monotonic(), min(len(done) * block_rows, len(ordinals))
+    resumed = finished > 0
     for number, records in run.pool_blocks(ordinals, done):
-        encoded = [row for _, row in run.rows(records, "all")]
-        rows = [row for row in encoded if isinstance(row, TokenRow)]
-        kept = np.array([isinstance(row, TokenRow) for row in encoded], np.uint8)
+        encoded = [row for _, row in run.rows(records, "response")]
+        account = _account(encoded)
         hidden = np.zeros((len(encoded), model.config.hidden_size), np.float16)
+        rows = [row for row in encoded if isinstance(row, TokenRow)]
         if rows:
             pooled = mean_hidden_states(model, rows, run.layout, progress=shifted(progress, finished, len(ordinals)))
-            hidden[kept == 1] = unit_rows(pooled).astype(np.float16)
-        lengths = np.array([len(row.ids) if isinstance(row, TokenRow) else 0 for row in encoded], np.int32)
-        write_block(store, number, {"hidden": hidden, "kept": kept, "length": lengths})
+            hidden[account["status"] == KEPT] = unit_rows(pooled).astype(np.float16)
+        write_block(store, number, {"hidden": hidden, **account})
         finished += len(records)
         progress(finished, len(ordinals))
 
-    kept = read(store, "kept") == 1
-    tokens = int(read(store, "length").sum())
     domain = mean_hidden_states(model, [row for _, row in run.domain], run.layout)
-
-    def blocks() -> Any:
-        for start in range(0, len(ordinals), block_rows):
-            stop = min(start + block_rows, len(ordinals))
-            yield read(store, "hidden", start, stop)[kept[start:stop]]
-
-    votes = count_votes(domain, blocks(), neighbours)
-    candidates = ordinals[np.flatnonzero(kept)[keep_most_voted(votes, keep)]]
+    usable = read(store, "status") == KEPT
+    if run.config.preselect.keep is None:  # the default of 4 N may be more than there is; a given M may not
+        keep = min(keep, int(usable.sum()))
+    ranges = [store.block_range(block) for block in range(store.blocks)]
+    blocks = (read(store, "hidden", *place)[usable[slice(*place)]] for place in ranges)
+    votes = count_votes(domain, blocks, neighbours)
+    candidates = ordinals[np.flatnonzero(usable)[keep_most_voted(votes, keep)]]
     _save_array(folder / "candidates.npy", candidates)
     counts, edges = np.histogram(votes.votes, bins=20)
+    data = _data(store)
+    write_json(folder / "data.json", data)
     summary = {
         "method": "votes",
         "keep": keep,
@@ -174,9 +214,9 @@ def preselect(run: Run, folder: Path) -> dict[str, Any]:
         "pool": len(ordinals),
         "candidates": len(candidates),
         "votes_histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
-        "tokens": tokens,
-        "flops": forward_flops(model.config, tokens),
-        "seconds": time.monotonic() - begun,
+        "tokens": data["tokens"],
+        "flops": forward_flops(model.config, data["tokens"], lora_parameters=run.adapter_size),
+        "seconds": None if resumed else time.monotonic() - begun,
     }
     write_json(folder / "summary.json", summary)
     return {"candidates": len(candidates)}
@@ -199,25 +239,20 @@ def score(run: Run, folder: Path) -> dict[str, Any]:
             "lower it or add data"
         )
     direction = load_tree(run.folder / "gradient" / "direction.safetensors", _like(run))
-    shapes: dict[str, Any] = {
-        "score": ((), np.float32),
-        "status": ((), np.uint8),
-        "length": ((), np.int32),
-        "span": ((), np.int32),
-        "truncated": ((), np.uint8),
-    }
+    shapes: dict[str, Any] = {"score": ((), np.float32), **_ACCOUNT}
     store = create(folder / "scores.zarr", shapes, len(ordinals), section.block_examples)
     done = done_blocks(store)
     progress = run.make_progress("score", len(ordinals), "examples")
     begun, finished = time.monotonic(), min(len(done) * section.block_examples, len(ordinals))
+    resumed = finished > 0
     progress(finished, len(ordinals))
     for number, records in run.pool_blocks(ordinals, done):
         encoded = [row for _, row in run.rows(records, section.span)]
-        kept = np.array([isinstance(row, TokenRow) for row in encoded])
+        account = _account(encoded)
         rows = [row for row in encoded if isinstance(row, TokenRow)]
         values = np.zeros(len(encoded), np.float32)
         if rows:
-            values[kept] = directional_scores(
+            values[account["status"] == KEPT] = directional_scores(
                 model,
                 rows,
                 direction,
@@ -226,56 +261,26 @@ def score(run: Run, folder: Path) -> dict[str, Any]:
                 parameters=section.parameters,
                 progress=shifted(progress, finished, len(ordinals)),
             ).values
-        write_block(
-            store,
-            number,
-            {
-                "score": values,
-                "status": np.array([_status(row) for row in encoded], np.uint8),
-                "length": np.array([len(row.ids) if isinstance(row, TokenRow) else 0 for row in encoded], np.int32),
-                "span": np.array([row.span.sum() if isinstance(row, TokenRow) else 0 for row in encoded], np.int32),
-                "truncated": np.array([isinstance(row, TokenRow) and row.truncated for row in encoded], np.uint8),
-            },
-        )
+        write_block(store, number, {"score": values, **account})
         finished += len(records)
         progress(finished, len(ordinals))
-    return _summarise(run, folder, store, time.monotonic() - begun)
+    return _summarise(run, folder, store, None if resumed else time.monotonic() - begun)
 
 
-def _summarise(run: Run, folder: Path, store: Any, seconds: float) -> dict[str, Any]:
-    status, scores = read(store, "status"), read(store, "score")
-    length, span = read(store, "length"), read(store, "span")
-    usable = status == KEPT
-    if not usable.any():
-        raise UserError(
-            f"data.pool: none of {len(status)} examples is usable; check model.max_length and the responses"
-        )
-    tokens, labels = int(length.sum()), int(span.sum())
-    write_json(
-        folder / "data.json",
-        {
-            "records": len(status),
-            "kept": int(usable.sum()),
-            "truncated": int(read(store, "truncated").sum()),
-            "dropped": {
-                reason: int((status == code).sum())
-                for code, reason in enumerate(DROP_REASONS, 1)
-                if (status == code).any()
-            },
-            "tokens": tokens,
-            "span_tokens": labels,
-            "lengths": _percentiles(length[usable]),
-            "span_lengths": _percentiles(span[usable]),
-        },
-    )
+def _summarise(run: Run, folder: Path, store: Any, seconds: float | None) -> dict[str, Any]:
+    """seconds: of the whole stage, None when a part of it ran in an earlier process."""
+    data = _data(store)
+    write_json(folder / "data.json", data)
+    scores, length, span = (read(store, name) for name in ("score", "length", "span"))
+    usable, tokens = read(store, "status") == KEPT, data["tokens"]
     gradient_summary = read_json(run.folder / "gradient" / "summary.json")
     objective, config = run.objective, run.base.config
     summary = {
         "scored": int(usable.sum()),
         "tokens": tokens,
         "flops": score_flops(
-            config, tokens, 0 if objective.is_linear else labels, directions=objective.channels,
-            parameters="lora" if run.config.score.parameters == "lora" else "all",
+            config, tokens, 0 if objective.is_linear else data["span_tokens"], directions=objective.channels,
+            **run.differentiated,
         ),
         "seconds": seconds,
         "spearman_span_length": _spearman(scores[usable], span[usable]),
@@ -299,8 +304,38 @@ def _percentiles(lengths: np.ndarray) -> dict[str, int]:
     return found | {"max": int(lengths.max())}
 
 
-def _status(row: TokenRow | Dropped) -> int:
-    return KEPT if isinstance(row, TokenRow) else 1 + DROP_REASONS.index(row.reason)
+def _account(rows: Sequence[TokenRow | Dropped]) -> dict[str, np.ndarray]:
+    """What became of each example of a block: the arrays of `_ACCOUNT`."""
+    kept = [row if isinstance(row, TokenRow) else None for row in rows]
+    status = [KEPT if isinstance(row, TokenRow) else 1 + DROP_REASONS.index(row.reason) for row in rows]
+    return {
+        "status": np.array(status, np.uint8),
+        "length": np.array([len(row.ids) if row else 0 for row in kept], np.int32),
+        "span": np.array([row.span.sum() if row else 0 for row in kept], np.int32),
+        "truncated": np.array([row is not None and row.truncated for row in kept], np.uint8),
+    }
+
+
+def _data(store: Store) -> dict[str, Any]:
+    """data.json from the account in a store, with the keys of `DataStatistics`."""
+    status, length, span = read(store, "status"), read(store, "length"), read(store, "span")
+    usable = status == KEPT
+    if not usable.any():
+        raise UserError(
+            f"data.pool: none of {len(status)} examples is usable; check model.max_length and the responses"
+        )
+    return {
+        "records": len(status),
+        "kept": int(usable.sum()),
+        "truncated": int(read(store, "truncated").sum()),
+        "dropped": {
+            reason: int((status == code).sum()) for code, reason in enumerate(DROP_REASONS, 1) if (status == code).any()
+        },
+        "tokens": int(length.sum()),
+        "span_tokens": int(span.sum()),
+        "lengths": _percentiles(length[usable]),
+        "span_lengths": _percentiles(span[usable]),
+    }
 
 
 def _like(run: Run) -> Any:

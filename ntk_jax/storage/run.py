@@ -59,25 +59,33 @@ def lock(folder: str | Path) -> Iterator[None]:
         os.close(handle)  # lets go of the lock; the file stays, for removing it would race with the next holder
 
 
-def begin(folder: str | Path, fingerprint: Mapping[str, Any]) -> State:
-    """Opens a stage: `done` (its manifest matches), `resume` (begun with this fingerprint), or `new`.
+def look(folder: str | Path, fingerprint: Mapping[str, Any]) -> State:
+    """The state of a stage: `done` (its manifest matches), `resume` (begun with this fingerprint), or `new`.
 
     fingerprint: nested JSON values that decide the stage's result, and nothing else.
     Raises UserError: the folder holds results of another fingerprint; the differing keys are named with both values.
     """
-    folder = atomic.make_folder(folder)
+    folder = Path(folder)
     for name, state in (("manifest.json", "done"), ("fingerprint.json", "resume")):
         path = folder / name
         if path.exists():
             _compare(folder, path, fingerprint)
             return state  # type: ignore[return-value]
-    atomic.write_json(folder / "fingerprint.json", {"schema": SCHEMA, "fingerprint": fingerprint})
     return "new"
 
 
+def begin(folder: str | Path, fingerprint: Mapping[str, Any]) -> State:
+    """Opens a stage, so that from now on it belongs to this fingerprint; returns and raises as `look`."""
+    folder = atomic.make_folder(folder)
+    state = look(folder, fingerprint)
+    if state == "new":
+        atomic.write_json(folder / "fingerprint.json", {"schema": SCHEMA, "fingerprint": fingerprint})
+    return state
+
+
 def commit(folder: str | Path, fingerprint: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Closes a stage: the checksums of its files, then `manifest.json`, its last file. The manifest holds no time and
-    no path of the machine, so that equal runs have equal bytes. Raises UserError: the disk is full or not writable."""
+    """Closes a stage: the checksums of its files, then `manifest.json`, its last file. The manifest holds no time, so
+    that equal commands have equal manifests. Raises UserError: the disk is full or not writable."""
     folder = Path(folder)
     atomic.write_lines(folder / SUMS, (f"{sha256_file(folder / name)}  {name}" for name in _results(folder)))
     atomic.write_json(folder / "manifest.json", {"schema": SCHEMA, "fingerprint": fingerprint, "facts": facts})

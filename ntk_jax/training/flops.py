@@ -47,7 +47,8 @@ def training_flops(
 
     `parameters="lora"`: 4 P (forward and the gradient of the activations) + 6 P_lora; `"all"`: 6 (P + P_lora),
     and likewise 4 or 6 V D a label token. `remat=True` adds the trunk's second forward pass. The optimiser's
-    own work, a few FLOPs a parameter and step, is not counted.
+    own work, a few FLOPs a parameter and step, is not counted. Nor is the head's second forward pass, by which large
+    vocabularies are kept out of memory (`target_log_probs`).
     """
     base_factor = 6.0 if parameters == "all" else 4.0
     trunk = base_factor * matrix_parameters(config) + 6.0 * lora_parameters + 3.0 * _attention(config, context)
@@ -63,22 +64,37 @@ def score_flops(
     *,
     directions: int = 1,
     lora_parameters: int = 0,
-    parameters: str = "lora",
+    dense_parameters: int = 0,
     context: float = 0.0,
 ) -> float:
     """FLOPs of the forward-mode score: one primal pass and `directions` tangents beside it.
 
-    A tangent of a frozen matrix costs what the primal costs (2 P); of a trained one twice that, because
-    d(xW) = dx W + x dW. Hence (1 + m) 2 P a token on the LoRA path and (1 + 2 m) 2 P for `parameters="all"`.
-    The attention tangent has two products where the primal has one. `label_tokens` is 0 for the objectives
-    that never build the head.
+    A tangent of a frozen matrix costs what the primal costs (2 P); of a differentiated one twice that, because
+    d(xW) = dx W + x dW. Hence (1 + m) 2 P a token on the LoRA path, and 2 m times the `dense_parameters` more, those
+    of the trunk's own matrices that are differentiated: (1 + 2 m) 2 P when all are. The attention tangent has two
+    products where the primal has one. `label_tokens` is 0 for the objectives that never build the head.
     """
-    dense = 2.0 if parameters == "all" else 1.0
-    base = 2.0 * (1.0 + dense * directions)
-    low_rank = 2.0 * (1.0 + 2.0 * directions)
-    attention = (1.0 + 2.0 * directions) * _attention(config, context)
-    trunk = base * matrix_parameters(config) + low_rank * lora_parameters + attention
+    base = 2.0 * (1.0 + directions)
+    trunk = base * matrix_parameters(config) + 2.0 * directions * dense_parameters
+    trunk += 2.0 * (1.0 + 2.0 * directions) * lora_parameters + (1.0 + 2.0 * directions) * _attention(config, context)
     return trunk * tokens + base * head_parameters(config) * label_tokens
+
+
+def gradient_flops(
+    config: ModelConfig,
+    tokens: int,
+    label_tokens: int = 0,
+    *,
+    directions: int = 1,
+    lora_parameters: int = 0,
+    dense_parameters: int = 0,
+) -> float:
+    """FLOPs of the mean gradient: a forward pass, and for each of the m directions (probes) the layers' second forward
+    pass and a backward pass, which costs 2 P for the activations and 2 more for each parameter differentiated."""
+    low_rank = 2.0 + 6.0 * directions
+    trunk = 2.0 * matrix_parameters(config) * (1.0 + 2.0 * directions) + low_rank * lora_parameters
+    trunk += 2.0 * directions * dense_parameters
+    return trunk * tokens + 2.0 * head_parameters(config) * (1.0 + 2.0 * directions) * label_tokens
 
 
 def _attention(config: ModelConfig, context: float) -> float:

@@ -32,8 +32,8 @@ class TrainConfig:
     checkpoint_every: int = 50  # optimiser steps
 
 
-def check_config(config: TrainConfig) -> None:
-    """Raises `UserError` for values that cannot be trained with, naming the field."""
+def check_config(config: TrainConfig, where: str = "training") -> None:
+    """Raises `UserError` for values that cannot be trained with, naming the field. where: what to call the settings."""
     least = {
         "epochs": 0.0,
         "learning_rate": 0.0,
@@ -46,16 +46,16 @@ def check_config(config: TrainConfig) -> None:
     }
     for name, bound in least.items():
         if not getattr(config, name) >= bound:
-            raise UserError(f"training: {name} = {getattr(config, name)} is below {bound}; give a larger value")
+            raise UserError(f"{where}: {name} = {getattr(config, name)} is below {bound}; give a larger value")
     for name in ("warmup_ratio", "beta1", "beta2"):
         if not 0.0 <= getattr(config, name) < 1.0:
-            raise UserError(f"training: {name} = {getattr(config, name)} is outside [0, 1); give a value inside")
+            raise UserError(f"{where}: {name} = {getattr(config, name)} is outside [0, 1); give a value inside")
     if config.max_steps is not None and config.max_steps < 1:
-        raise UserError(f"training: max_steps = {config.max_steps} trains nothing; give at least 1")
+        raise UserError(f"{where}: max_steps = {config.max_steps} trains nothing; give at least 1")
     if config.max_steps is None and config.epochs == 0.0:
-        raise UserError("training: epochs = 0 trains nothing; give a larger value or set max_steps")
+        raise UserError(f"{where}: epochs = 0 trains nothing; give a larger value or set max_steps")
     if config.schedule not in ("linear", "cosine", "constant"):
-        raise UserError(f"training: schedule = {config.schedule!r} is not one of linear, cosine, constant")
+        raise UserError(f"{where}: schedule = {config.schedule!r} is not one of linear, cosine, constant")
 
 
 def learning_rates(config: TrainConfig, steps: int) -> np.ndarray:
