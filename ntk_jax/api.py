@@ -118,9 +118,11 @@ def token_rows(
 
 def _computing_in(model: Model, dtype: str | None) -> Model:
     """The model with its compute dtype and frozen weights changed; adapters stay fp32."""
-    if dtype not in (None, "float32", "bfloat16"):
+    if dtype is None:
+        return model
+    if dtype not in ("float32", "bfloat16", jnp.float32, jnp.bfloat16):
         raise UserError(f"dtype = {dtype!r} is not one of float32, bfloat16")
-    if dtype is None or jnp.dtype(dtype) == jnp.dtype(model.dtype):
+    if jnp.dtype(dtype) == jnp.dtype(model.dtype):
         return model
     base = jax.tree.map(lambda leaf: leaf.astype(dtype), model.base)
     return dataclasses.replace(model, base=base, dtype=jnp.dtype(dtype))

@@ -66,7 +66,8 @@ class ModelSection:
 
 @dataclass(frozen=True)
 class LoRASection:
-    """Adapter shape. The paper states only "about 0.5% of parameters": rank 16 on all seven linears fits."""
+    """Adapter shape, unless model.adapter brings its own. The paper states only "about 0.5% of parameters": rank 16 on
+    all seven linears fits."""
 
     rank: Count = 16
     alpha: Positive = 32.0
@@ -187,13 +188,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     path = Path(path)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf8"))
+        tree = yaml.load(path.read_text(encoding="utf8"), Loader=_Loader)
     except OSError as error:
         raise UserError(f"cannot read the config {path}: {error.strerror}; give the path of a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""
-        raise UserError(f"{path}{line}: not valid YAML; mend the syntax") from None
+        what = f" ({error.problem})" if isinstance(error, yaml.MarkedYAMLError) and error.problem else ""
+        raise UserError(f"{path}{line}: not valid YAML{what}; mend the syntax") from None
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
@@ -201,6 +203,20 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _apply_override(tree, override)
     return build(Config, tree, str(path))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses a key given twice, of which the library would keep the last one silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen and isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value} is there twice", key.start_mark
+                )
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep=deep)
 
 
 def build(cls: type, tree: Mapping[str, Any], where: str, prefix: str = "") -> Any:

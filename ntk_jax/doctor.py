@@ -24,6 +24,7 @@ from ntk_jax.errors import UserError
 from ntk_jax.models.lora import LoRAConfig
 from ntk_jax.models.model import Model, load_model
 from ntk_jax.parallel.mesh import make_mesh
+from ntk_jax.pipeline import check_settings
 from ntk_jax.stages.context import mesh_of
 
 TOLERANCE = 1e-4  # relative, fp32
@@ -66,6 +67,7 @@ def examine(config: Config | None) -> None:
 
 def _examine_config(config: Config, check: Callable[..., bool]) -> None:
     loaded: list[Model] = []
+    check("settings", _settings, config)
     check("run directory", _run_directory, config)
     if not check("weights", _weights, config, loaded):
         return
@@ -158,6 +160,11 @@ def _run_directory(config: Config) -> str:
         raise UserError(f"{existing} is not writable; give another --out")
     free = shutil.disk_usage(existing).free / 2**30
     return f"{config.out} ({'exists' if existing == place else 'new'}), {free:,.0f} GiB free"
+
+
+def _settings(config: Config) -> str:
+    check_settings(config)
+    return "fit together"
 
 
 def _weights(config: Config, loaded: list[Model]) -> str:

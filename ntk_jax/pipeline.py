@@ -35,11 +35,12 @@ from ntk_jax.errors import UserError
 from ntk_jax.models.hub import resolve
 from ntk_jax.progress import Progress
 from ntk_jax.report.page import write_report
-from ntk_jax.stages import arms, choice, kernel
+from ntk_jax.stages import arms, domain, pool, selection
 from ntk_jax.stages.context import MakeProgress, Run
 from ntk_jax.storage.atomic import make_folder, read_json, write_json, write_text
 from ntk_jax.storage.hashing import hash_model, sha256_file
 from ntk_jax.storage.run import begin, commit, lock, look, verify
+from ntk_jax.training.checkpoints import discard_checkpoints
 from ntk_jax.training.optimizer import check_config
 
 Facts = dict[str, Any]
@@ -66,17 +67,17 @@ class Stage:
 
 _STAGES = {
     "warmup": Stage(
-        kernel.warmup, (), ("seed", "model", "lora", "data.domain", "data.domain_limit", "warmup"), ("model", "domain")
+        domain.warmup, (), ("seed", "model", "lora", "data.domain", "data.domain_limit", "warmup"), ("model", "domain")
     ),
-    "gradient": Stage(kernel.gradient, ("warmup",), ("score",), ("direction",)),
+    "gradient": Stage(domain.gradient, ("warmup",), ("score",), ("direction",)),
     "preselect": Stage(
-        kernel.preselect,
+        pool.preselect,
         ("warmup",),
         ("data.pool", "data.pool_limit", "preselect", "score.batch_tokens", "score.block_examples"),
         ("pool",),
     ),
-    "score": Stage(kernel.score, ("gradient", "preselect")),
-    "select": Stage(choice.select, ("score",), ("select",), shows=("report",)),
+    "score": Stage(pool.score, ("gradient", "preselect")),
+    "select": Stage(selection.select, ("score",), ("select",), shows=("report",)),
     "finetune": Stage(arms.finetune, ("select",), ("finetune", "evaluate.arms")),
     "evaluate": Stage(arms.evaluate, ("finetune",), ("evaluate",), ("evaluate",)),
     "report": Stage(_report, ("evaluate",)),
@@ -102,7 +103,8 @@ def run(
             write_report(folder)
         return folder
     names = (only,) if only else STAGES[: STAGES.index(until) + 1] if until else STAGES
-    _check(config, names)
+    _check_given(config, names)
+    check_settings(config, names)
     with lock(folder):
         this = Run(config, folder, progress)
         inputs = _input_hashes(config)
@@ -125,9 +127,10 @@ def run(
             _record_provenance(config, inputs, name)
             if name != "report":  # the report is cheap and its code may have improved: it is always written anew
                 begin(folder / name, fingerprints[name])
-            commit(
-                make_folder(folder / name), fingerprints[name], _STAGES[name].function(this, make_folder(folder / name))
-            )
+            place = make_folder(folder / name)
+            commit(place, fingerprints[name], _STAGES[name].function(this, place))
+            if name == "warmup":
+                discard_checkpoints(place)  # they were there to go on from
     return folder
 
 
@@ -137,8 +140,8 @@ def _before(name: str) -> tuple[str, ...]:
     return tuple(stage for stage in STAGES if stage in found)
 
 
-def _check(config: Config, names: Sequence[str]) -> None:
-    """What can be known to fail before anything is loaded, so that it does not fail after hours."""
+def _check_given(config: Config, names: Sequence[str]) -> None:
+    """Raises UserError for what has no default and is not set."""
     for key, value, mend in (
         ("out", config.out, "give a run directory with --out DIR"),
         ("model.path", config.model.path, "give a Hugging Face directory, a hub id, or builtin:model"),
@@ -147,16 +150,21 @@ def _check(config: Config, names: Sequence[str]) -> None:
     ):
         if not value:
             raise UserError(f"{key} is not set; {mend}")
+    if "evaluate" in names and not config.evaluate.files:
+        raise UserError(
+            "evaluate.files is empty; give at least one multiple-choice file, or stop with --until finetune"
+        )
+
+
+def check_settings(config: Config, names: Sequence[str] = STAGES) -> None:
+    """Raises UserError for settings that cannot work together: known before anything is loaded, so that it does not
+    come out after hours."""
     arms.check_arms(config)
     if config.warmup.max_steps != 0:
         check_config(Run.train_config(config.warmup), "warmup")
     if "finetune" in names:
         check_config(Run.train_config(config.finetune), "finetune")
-    kernel.check_score(config)
-    if "evaluate" in names and not config.evaluate.files:
-        raise UserError(
-            "evaluate.files is empty; give at least one multiple-choice file, or stop with --until finetune"
-        )
+    pool.check_score(config)
 
 
 def _check_inputs(this: Run, pending: Sequence[str]) -> None:
@@ -169,12 +177,14 @@ def _check_inputs(this: Run, pending: Sequence[str]) -> None:
         )
     if "evaluate" in pending:
         arms.check_questions(this.config)
+    if "gradient" in pending:
+        _ = this.differentiated  # loads the model, and refuses a pattern that matches none of its parameters
 
 
 def _fingerprint(config: Config, name: str, inputs: dict[str, Any]) -> dict[str, Any]:
     """Flat {key: value} of all that decides the stage's bytes: settings and hashes of inputs, its own and those of
     the stages it builds on."""
-    tree = _flatten(to_tree(config)) | kernel.resolved_votes(config)
+    tree = _flatten(to_tree(config)) | pool.resolved_votes(config)
     stages = [_STAGES[stage] for stage in (*_before(name), name)]
     sections = [key for stage in stages for key in stage.reads] + list(_STAGES[name].shows)
     keys = {key: value for key, value in tree.items() if any(key == s or key.startswith(s + ".") for s in sections)}

@@ -10,13 +10,19 @@ import jax
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+# Compiled programs are kept between test runs, for each jax, Python and test worker apart: jax writes its cache without
+# a lock, and a half-written program, once read, ends the process.
 CACHE = ROOT / ".cache" / f"jax-{jax.__version__}-py{sys.version_info.major}.{sys.version_info.minor}"
+CACHE /= os.environ.get("PYTEST_XDIST_WORKER", "alone")
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
-jax.config.update("jax_disable_most_optimizations", True)  # tests compile much and compute little: half the time
-jax.config.update("jax_compilation_cache_dir", str(CACHE))  # compiled programs are kept between test runs
+# Tests compile much and compute little: this halves their time. NTK_JAX_TEST_OPTIMIZED=1 compiles as users do.
+jax.config.update("jax_disable_most_optimizations", os.environ.get("NTK_JAX_TEST_OPTIMIZED") != "1")
+if os.environ.get("NTK_JAX_TEST_OPTIMIZED") == "1":
+    CACHE /= "optimized"
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 # What the commands that tests start inherit: the same cache, but one device, as users have it.

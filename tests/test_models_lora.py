@@ -60,7 +60,7 @@ def test_targets_are_patterns_over_whole_names(patterns: tuple[str, ...], names:
         (LoRAConfig(targets=("q_pro",)), "'q_pro' matches no layer"),
         (LoRAConfig(targets=("(",)), "'(' is not a regular expression"),
         (LoRAConfig(targets=()), "lora.targets is empty"),
-        (LoRAConfig(rank=0), "lora.rank must be at least 1, got 0"),
+        (LoRAConfig(rank=0), "lora.rank must be a whole number of at least 1, got 0"),
     ],
 )
 def test_a_target_that_matches_nothing_is_a_mistake(lora: LoRAConfig, message: str) -> None:

@@ -18,7 +18,7 @@ from ntk_jax.models.decoder import hidden_states
 from ntk_jax.models.head import head_matrix, target_log_probs
 from ntk_jax.models.lora import LoRAConfig
 from ntk_jax.models.model import random_model
-from ntk_jax.parallel.mesh import make_mesh, single_device_mesh
+from ntk_jax.parallel.mesh import make_mesh
 from ntk_jax.parallel.rules import param_shardings, replicate, shard_batch, split_rows, whole
 
 MODEL = random_model(
@@ -32,7 +32,6 @@ def test_the_mesh_takes_what_is_left() -> None:
     assert dict(make_mesh(2, -1, 2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
     assert dict(make_mesh(devices=jax.devices()[:3]).shape) == {"data": 3, "fsdp": 1, "tensor": 1}
     assert set(make_mesh().axis_types) == {AxisType.Auto}
-    assert single_device_mesh().size == 1
 
 
 @pytest.mark.parametrize("sizes", ((3, 1, 1), (-1, 3, 1), (-1, -1, 1), (0, 1, 1), (16, 1, 1), (4, 1, 1), (-2, 1, 1)))

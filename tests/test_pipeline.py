@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
+import re
+import tempfile
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from tiny_run import tiny_run_config, write_inputs
+from tiny_run import tiny_run_config, write_config, write_inputs
 
-from ntk_jax import pipeline
+from ntk_jax import cli, pipeline
 from ntk_jax.errors import UserError
 from ntk_jax.storage import atomic
 from ntk_jax.storage.arrays import open_store, read
@@ -253,8 +257,13 @@ def test_one_and_eight_devices_select_the_same(inputs, finished):
 
 class TestMistakes:
     def refused(self, inputs, message, out="mistake", until="select", **sections):
-        with pytest.raises(UserError, match=message):
-            run(tiny_run_config(inputs, out, **sections), until=until)
+        """As a user sees it: exit code 2 and one clear line."""
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()) as shown:
+            config = write_config(Path(folder), tiny_run_config(inputs, out, **sections))
+            assert cli.main(["run", str(config), "--until", until]) == 2
+        last = shown.getvalue().splitlines()[-1]
+        assert last.startswith("ntk-jax: error: ") and re.search(message, last), last
+        assert "Traceback" not in shown.getvalue()
 
     def test_fresh_lora(self, inputs):
         self.refused(inputs, "the LoRA adapter is fresh", "fresh", warmup={"max_steps": 0})
@@ -297,6 +306,31 @@ class TestMistakes:
     def test_settings_that_cannot_work_together(self, inputs, message, sections):
         self.refused(inputs, message, "together", **sections)
         assert not (inputs / "together").exists(), "said before anything is computed"
+
+    def test_families_that_do_not_exist(self, inputs):
+        self.refused(inputs, "no record of data.pool is of family bal; families", "bal", report={"useful": ["bal"]})
+        self.refused(inputs, "group_by = topic: no record", "topic", report={"group_by": "topic"})
+
+    def test_odd_values_in_other_keys_are_carried_through(self, inputs, tmp_path):
+        """Half a surrogate pair and NaN: neither may stop a run whose scores are done."""
+        lines = (inputs / "pool.jsonl").read_text().splitlines()
+        odd = [json.dumps(json.loads(line) | {"note": "\ud800", "weight": float("nan")}) for line in lines]
+        (tmp_path / "odd.jsonl").write_text("\n".join(odd))
+        folder = run(tiny_run_config(inputs, "odd", data={"pool": [str(tmp_path / "odd.jsonl")]}), until="select")
+        for line in (folder / "select" / "selection.jsonl").read_text().splitlines():
+            assert "NaN" not in line and json.loads(line)["weight"] is None and json.loads(line)["note"] == "\ud800"
+
+    def test_examples_without_a_response_are_never_selected(self, inputs, tmp_path):
+        records = [json.loads(line) for line in (inputs / "pool.jsonl").read_text().splitlines()]
+        for record in records[::2]:
+            record.pop("choices", None), record.pop("answer", None)
+            record["response"] = ""
+        (tmp_path / "mute.jsonl").write_text("\n".join(map(json.dumps, records)))
+        config = tiny_run_config(inputs, "mute", data={"pool": [str(tmp_path / "mute.jsonl")]}, score={"span": "all"})
+        folder = run(config, until="select")
+        selection = [json.loads(line) for line in (folder / "select" / "selection.jsonl").read_text().splitlines()]
+        assert len(selection) == 6 and all(record["response"] for record in selection)
+        assert json.loads((folder / "score" / "data.json").read_text())["dropped"]["no response tokens"] == 22
 
     def test_rows_longer_than_the_model(self, inputs):
         model = {"path": str(inputs / "model"), "max_length": 100_000}

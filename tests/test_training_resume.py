@@ -142,7 +142,9 @@ def start() -> Iterator[Start]:
     def start(folder: Path, kill_at: int = 0) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, str(root / "tests" / "training_child.py"), str(folder), str(kill_at)],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            # a process killed while it writes to the compilation cache would poison it
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "JAX_ENABLE_COMPILATION_CACHE": "false"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

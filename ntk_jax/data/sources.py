@@ -1,6 +1,6 @@
 """Where records come from: files by path or glob, tfds, Hugging Face datasets, or any iterable.
 
-Everything streams: a pool of millions of records is never held in memory, only an 8-byte hash of each id, to find
+Everything streams: a pool of millions of records is never held in memory, only a 64-bit hash of each id, to find
 duplicates. The order is the order of the specification, then of each file; a glob is sorted.
 """
 

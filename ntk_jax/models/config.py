@@ -120,7 +120,7 @@ def parse_config(hf: Mapping[str, Any], where: str) -> ModelConfig:
     """
     rest = {key: value for key, value in hf.items() if value is not None}
     kind = rest.pop("model_type", None)
-    if kind not in ARCHITECTURES:
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise UserError(f"{where}: model_type {kind!r} is not supported; use one of {', '.join(ARCHITECTURES)}")
     if "quantization_config" in rest:
         raise UserError(f"{where}: quantized weights are not supported; use the unquantized checkpoint")
@@ -171,8 +171,8 @@ def parse_config(hf: Mapping[str, Any], where: str) -> ModelConfig:
             "heads must divide evenly and head_dim be even"
         )
     kinds = rest.pop("layer_types", [])
-    if any(layer != "full_attention" for layer in kinds):
-        raise UserError(f"{where}: layer_types {sorted(set(kinds))} is not supported; only full_attention is")
+    if not isinstance(kinds, list) or any(layer != "full_attention" for layer in kinds):
+        raise UserError(f"{where}: layer_types {kinds!r} is not supported; only full_attention is")
     for key, value in rest.items():
         if key in _FIXED:
             if value not in _FIXED[key]:

@@ -48,6 +48,8 @@ def resolve(path: str) -> Path:
         return folder
     if path and Path(path).expanduser().is_dir():
         return Path(path).expanduser()
+    if Path(path).expanduser().is_file():
+        raise UserError(f"{path} is a file; give the folder it is in")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", path) or path.startswith("."):
         raise UserError(f"no model folder at {path!r}; give a Hugging Face folder or a hub id such as owner/name")
     from huggingface_hub import snapshot_download
@@ -186,7 +188,10 @@ def _open(folder: Path) -> Iterator[dict[str, Any]]:
     """Tensor name → lazy safetensors slice, over all files of the checkpoint."""
     index = folder / INDEX
     if index.is_file():
-        files = sorted({str(name) for name in read_object(index).get("weight_map", {}).values()})
+        places = read_object(index).get("weight_map")
+        if not isinstance(places, dict):
+            raise UserError(f"{index}: weight_map must map tensors to files, got {places!r:.60}; download it again")
+        files = sorted({str(name) for name in places.values()})
     else:
         files = ["model.safetensors"]
     tensors: dict[str, Any] = {}

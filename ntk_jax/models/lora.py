@@ -6,6 +6,7 @@ linear in `decoder.py` casts them to the compute dtype. Leaves are stacked over 
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from collections.abc import Mapping
@@ -39,8 +40,10 @@ def target_names(lora: LoRAConfig | None) -> tuple[str, ...]:
     """The linears that get an adapter, in model order. A pattern that matches none is a UserError."""
     if lora is None:
         return ()
-    if lora.rank < 1:
-        raise UserError(f"lora.rank must be at least 1, got {lora.rank}")
+    if not isinstance(lora.rank, int) or lora.rank < 1:
+        raise UserError(f"lora.rank must be a whole number of at least 1, got {lora.rank!r}")
+    if not isinstance(lora.alpha, (int, float)) or not 0 < lora.alpha < math.inf:
+        raise UserError(f"lora.alpha must be a number above 0, got {lora.alpha!r}")
     if not lora.targets:
         raise UserError(f"lora.targets is empty; name some of {', '.join(LINEARS)}")
     found: set[str] = set()

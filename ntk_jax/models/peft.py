@@ -6,6 +6,7 @@ same bytes, so a resumed run can be compared with an uninterrupted one by hash.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,11 @@ def _check_settings(settings: Mapping[str, Any], where: Path) -> None:
         raise UserError(f"{where}: peft_type {settings.get('peft_type')!r} is not supported; only LORA is")
     for key in ("r", "lora_alpha"):
         value = settings.get(key)
-        if isinstance(value, bool) or not isinstance(value, int if key == "r" else (int, float)) or value <= 0:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int if key == "r" else (int, float))
+            or not 0 < value < math.inf
+        ):
             raise UserError(f"{where}: {key} must be a positive number, got {value!r}")
     if settings.get("init_lora_weights", True) not in (True, False, "gaussian"):
         # pissa, olora and the like also change the frozen weights, which are not in these files.

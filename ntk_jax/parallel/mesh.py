@@ -34,8 +34,3 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
     if math.prod(sizes) != len(devices):
         raise UserError(f"{named} does not fit {len(devices)} devices; the sizes must multiply to their number")
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
-
-
-def single_device_mesh() -> Mesh:
-    """A mesh of the first device only: the same code path on a laptop as on a pod."""
-    return make_mesh(1, 1, 1, devices=jax.devices()[:1])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ntk_jax.errors import UserError
+from ntk_jax.storage.atomic import plain
 
 
 def top_n(scores: np.ndarray, count: int) -> np.ndarray:
@@ -31,7 +32,8 @@ def random_n(pool: int, count: int, seed: int) -> np.ndarray:
 def selected_records(
     records: Iterable[tuple[int, Mapping[str, Any]]], chosen: np.ndarray, scores: np.ndarray, method: str
 ) -> Iterator[dict[str, Any]]:
-    """The chosen records in rank order, unchanged but for "score", "rank" (from 1) and "method" added.
+    """The chosen records in rank order, unchanged but for "score", "rank" (from 1) and "method" added (replaced, when
+    the pool is itself a selection).
 
     records: (index, record) of the pool in any order; only chosen ones are kept in memory.
     scores: [N], by the same index; NaN, for an example that was not scored, becomes null.
@@ -52,8 +54,14 @@ def selected_records(
 
 
 def record_line(record: Mapping[str, Any]) -> str:
-    """One JSON line, keys in the order they came."""
-    return json.dumps(record, ensure_ascii=False)
+    """One JSON line, keys in the order they came. NaN and infinity, which JSON lacks, become null; half a surrogate
+    pair, which UTF-8 lacks, stays the escape it was."""
+    line = json.dumps(plain(record), ensure_ascii=False, allow_nan=False)
+    try:
+        line.encode("utf8")
+    except UnicodeEncodeError:
+        return json.dumps(plain(record), allow_nan=False)
+    return line
 
 
 def _check_count(count: int, pool: int) -> None:

@@ -27,6 +27,7 @@ from ntk_jax.models.peft import save_adapter
 from ntk_jax.selection.top import record_line
 from ntk_jax.stages.context import Run
 from ntk_jax.storage.atomic import read_json, write_json, write_lines
+from ntk_jax.training.checkpoints import discard_checkpoints
 from ntk_jax.training.order import count_steps
 from ntk_jax.training.train import train
 
@@ -79,6 +80,7 @@ def finetune(run: Run, folder: Path) -> dict[str, Any]:
                 "final_loss": trained.history[-1]["loss"],
             },
         )
+        discard_checkpoints(place)
     return {"arms": [arm for arm in arms if arm != "base"]}
 
 

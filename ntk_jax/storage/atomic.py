@@ -107,7 +107,9 @@ def read_json(path: str | Path) -> Any:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; mend its path or its permissions") from None
     except ValueError as error:
-        raise UserError(f"{path} is damaged, it is not JSON ({error}); delete it and run again") from None
+        raise UserError(
+            f"{path} is damaged, it is not JSON ({error}); delete the folder {Path(path).parent} and run again"
+        ) from None
 
 
 def plain(value: Any) -> Any:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from ntk_jax.builtin.paths import MODEL as BUILTIN_MODEL
 from ntk_jax.errors import UserError
 
 # What decides a model's outputs on a text. Anything else in the folder (a README, an optimiser state) does not count.
@@ -51,9 +50,9 @@ def hash_tree(tree: Any) -> str:
 def hash_model(path: str | Path) -> str:
     """Hexadecimal SHA-256 of a model folder: configuration, weights and tokenizer, with their file names.
 
-    path: a folder in Hugging Face format, or `builtin:model`. Raises UserError: not such a folder.
+    path: a folder in Hugging Face or PEFT format. Raises UserError: not such a folder.
     """
-    folder = BUILTIN_MODEL if str(path) == "builtin:model" else Path(path).expanduser()
+    folder = Path(path)
     if not folder.is_dir():
         raise UserError(f"{path} is not a model folder; give a folder with config.json and *.safetensors")
     files = sorted({file for pattern in _MODEL_FILES for file in folder.glob(pattern) if file.is_file()})

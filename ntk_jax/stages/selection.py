@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from ntk_jax.config import Config
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.records import family_of, prompt_text, response_text
+from ntk_jax.errors import UserError
 from ntk_jax.ntk.direction import mean_gradient, stack_directions
 from ntk_jax.ntk.rows import layout_for
 from ntk_jax.ntk.score import directional_scores
 from ntk_jax.selection.top import random_n, record_line, selected_records, top_n
 from ntk_jax.stages.context import Record, Run
-from ntk_jax.stages.kernel import KEPT, candidates_of
+from ntk_jax.stages.pool import KEPT, candidates_of
 from ntk_jax.storage.arrays import open_store, read
 from ntk_jax.storage.atomic import write_json, write_lines
 
@@ -47,6 +49,8 @@ def select(run: Run, folder: Path) -> dict[str, Any]:
             records[place] = record
         progress(place + 1, len(ordinals))
 
+    _refuse_unknown_families(config, set(families))
+
     method = f"ntk:{config.score.objective}"
     selection = list(selected_records(records.items(), chosen, scores, method))
     write_lines(folder / "selection.jsonl", (record_line(record) for record in selection))
@@ -56,6 +60,16 @@ def select(run: Run, folder: Path) -> dict[str, Any]:
     write_json(folder / "summary.json", _summary(run, scores, lengths, usable, chosen, control, families))
     write_json(folder / "examples.json", _aligned_examples(run, selection[: config.report.examples]))
     return {"count": len(chosen)}
+
+
+def _refuse_unknown_families(config: Config, families: set[str]) -> None:
+    """A misspelt family would be counted as never selected, and the report would say so."""
+    if config.report.group_by != "auto" and families == {"(none)"}:
+        raise UserError(f"report.group_by = {config.report.group_by}: no record of data.pool has this key; mend it")
+    unknown = sorted(set(config.report.useful) - families)
+    if unknown:
+        known = ", ".join(sorted(families)[:8])
+        raise UserError(f"report.useful: no record of data.pool is of family {unknown[0]}; families are {known}")
 
 
 def _summary(
