@@ -14,6 +14,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ntk_jax.xla import keep_sums_exact
+
 if TYPE_CHECKING:
     from ntk_jax.api import directional_scores, mean_gradient
     from ntk_jax.errors import UserError
@@ -42,6 +44,9 @@ __all__ = [
     "mean_gradient",
     "stack_directions",
 ]
+
+
+keep_sums_exact()  # before anyone computes
 
 
 def __getattr__(name: str) -> Any:

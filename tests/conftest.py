@@ -9,6 +9,8 @@ from pathlib import Path
 import jax
 import pytest
 
+import ntk_jax  # noqa: F401 (sets XLA's flags before the first computation)
+
 ROOT = Path(__file__).resolve().parent.parent
 # Compiled programs are kept between test runs, for each jax, Python and test worker apart: jax writes its cache without
 # a lock, and a half-written program, once read, ends the process.

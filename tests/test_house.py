@@ -36,6 +36,7 @@ FLOORS = (
     ("storage",),
     ("parallel",),
     ("builtin",),
+    ("xla",),
     ("errors", "version"),
 )
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}

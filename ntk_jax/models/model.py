@@ -18,6 +18,7 @@ from ntk_jax.models.config import ModelConfig
 from ntk_jax.models.decoder import abstract_decoder
 from ntk_jax.models.lora import LoRAConfig, initial_lora
 from ntk_jax.parallel.rules import param_shardings
+from ntk_jax.xla import refuse_wrong_sums
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -59,11 +60,13 @@ def load_model(
 
     lora: add a fresh adapter drawn from `seed`; adapter: a PEFT folder to load instead; neither: no adapter.
     mesh: where the weights go (`parallel.rules`); None is the first device. tokenizer=False skips it.
-    Raises UserError for anything wrong with the folder (see `hub`), and for both of lora and adapter.
+    Raises UserError for anything wrong with the folder (see `hub`), for both of lora and adapter, and where XLA is
+    known to compute wrong sums (see `xla`).
     """
     if lora is not None and adapter is not None:
         raise UserError("give either a fresh adapter (lora) or a saved one (adapter), not both")
     kind = _dtype(dtype)
+    refuse_wrong_sums()
     folder = hub.resolve(str(path))
     config = hub.read_config(folder)
     values = None
