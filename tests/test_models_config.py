@@ -82,6 +82,8 @@ def test_every_key_that_transformers_writes_is_known_at_its_default(name: str) -
         ({"model_type": "qwen2", "attention_bias": True}, "unknown key attention_bias"),
         ({"use_sliding_window": True}, "use_sliding_window = True is not supported; only False is"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        ({"layer_types": 5}, "layer_types 5 is not supported"),
+        ({"model_type": ["llama"]}, "model_type ['llama'] is not supported"),
         ({"mlp_bias": True}, "mlp_bias = True is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported; only 'silu' is"),
         ({"attention_dropout": 0.1}, "attention_dropout = 0.1 is not supported"),

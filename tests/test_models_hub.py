@@ -17,6 +17,7 @@ import parity_cases as cases
 import pytest
 from model_calls import hidden_of, logits_of
 from safetensors.numpy import load_file, save_file
+from small_tokenizers import byte_tokenizer
 
 from ntk_jax.errors import UserError
 from ntk_jax.models import hub
@@ -204,6 +205,8 @@ def test_broken_and_missing_files_are_named(folder: Path, tmp_path: Path) -> Non
     assert f"{UP} is also in another file" in message()
     (folder / "b.safetensors").unlink()
     assert "b.safetensors is missing" in message()
+    (folder / hub.INDEX).write_text('{"weight_map": [1]}')
+    assert "weight_map must map tensors to files, got [1]" in message()
     (folder / "config.json").write_text("[]")
     assert "config.json: must hold a JSON object" in message()
     (folder / "config.json").write_text("{'")
@@ -218,6 +221,7 @@ def test_broken_and_missing_files_are_named(folder: Path, tmp_path: Path) -> Non
         ("no/such/folder", "no model folder at 'no/such/folder'"),
         ("./missing", "no model folder at './missing'"),
         ("", "no model folder at ''"),
+        (__file__, "is a file; give the folder it is in"),
         ("builtin:other", "no such builtin model"),
         ("nobody/there-is-no-such-model", "neither a folder here nor to be had from the hub"),
     ],
@@ -331,6 +335,14 @@ def test_real_tokenizers_are_read_as_they_are(shared: Path, tmp_path: Path, name
     assert hub.load_tokenizer(folder, size).encode(text) == expected
     with pytest.raises(UserError, match="does not match the model"):
         hub.load_tokenizer(folder, 1000)
+
+
+def test_a_smaller_tokenizer_of_another_model_is_known_by_its_special_tokens(tmp_path: Path) -> None:
+    byte_tokenizer().save_pretrained(tmp_path)  # BOS 256, EOS 257
+    for special in ({"bos": (256,), "eos": (0,)}, {"bos": (1,), "eos": (3, 257)}, {"bos": (), "eos": (0,)}, {}):
+        hub.load_tokenizer(tmp_path, 8192, special)
+    with pytest.raises(UserError, match="does not match the model: its BOS and EOS are 256 and 257, config.json says"):
+        hub.load_tokenizer(tmp_path, 8192, {"bos": (0,), "eos": (0,)})
 
 
 def test_a_random_model_has_nothing_at_a_neutral_value() -> None:

@@ -61,6 +61,8 @@ def test_targets_are_patterns_over_whole_names(patterns: tuple[str, ...], names:
         (LoRAConfig(targets=("(",)), "'(' is not a regular expression"),
         (LoRAConfig(targets=()), "lora.targets is empty"),
         (LoRAConfig(rank=0), "lora.rank must be a whole number of at least 1, got 0"),
+        (LoRAConfig(rank="a"), "lora.rank must be a whole number of at least 1, got 'a'"),  # type: ignore[arg-type]
+        (LoRAConfig(alpha=float("nan")), "lora.alpha must be a number above 0, got nan"),
     ],
 )
 def test_a_target_that_matches_nothing_is_a_mistake(lora: LoRAConfig, message: str) -> None:
@@ -133,6 +135,7 @@ def adapter(tmp_path: Path) -> Path:
         ("r", "4", "r must be a positive number, got '4'"),
         ("r", 8, "lora_A.weight has shape [4, 32], this model asks for [8, 32]"),
         ("lora_alpha", None, "lora_alpha must be a positive number, got None"),
+        ("lora_alpha", float("nan"), "lora_alpha must be a positive number, got nan"),
     ],
 )
 def test_other_kinds_of_adapter_are_refused(tmp_path: Path, key: str, value: Any, message: str) -> None:

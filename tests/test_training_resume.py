@@ -142,9 +142,7 @@ def start() -> Iterator[Start]:
     def start(folder: Path, kill_at: int = 0) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, str(root / "tests" / "training_child.py"), str(folder), str(kill_at)],
-            # a process killed while it writes to the compilation cache would poison it
-            env=os.environ
-            | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "JAX_ENABLE_COMPILATION_CACHE": "false"},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

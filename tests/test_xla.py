@@ -17,7 +17,7 @@ FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A fresh process without this one's XLA flags."""
     rest = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    rest |= {"PYTHONPATH": str(ROOT), "JAX_ENABLE_COMPILATION_CACHE": "false", **environment}
+    rest |= {"PYTHONPATH": str(ROOT), **environment}
     return subprocess.run([sys.executable, "-c", code], env=rest, capture_output=True, text=True, timeout=120)
 
 

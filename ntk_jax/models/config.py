@@ -111,6 +111,14 @@ class ModelConfig:
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
 
+    @property
+    def special_tokens(self) -> dict[str, tuple[int, ...]]:
+        """The ids that config.json gives for `bos` and `eos`; empty where it gives none."""
+        return {
+            name: value if isinstance(value, tuple) else () if value is None else (value,)
+            for name, value in (("bos", self.bos_token_id), ("eos", self.eos_token_id))
+        }
+
 
 def parse_config(hf: Mapping[str, Any], where: str) -> ModelConfig:
     """Reads a Hugging Face `config.json` mapping; `where` names it in messages.

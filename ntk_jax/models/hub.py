@@ -140,10 +140,11 @@ def _split(
     return {f"model-{i:05}-of-{len(contents):05}.safetensors": content for i, content in enumerate(contents, 1)}
 
 
-def load_tokenizer(folder: Path, vocab_size: int) -> Any:
+def load_tokenizer(folder: Path, vocab_size: int, special: Mapping[str, tuple[int, ...]] = {}) -> Any:
     """The folder's transformers tokenizer, without touching the network.
 
-    Raises UserError when there is none, it cannot be read, or it has ids that the embedding lacks.
+    special: the model's own ids of `bos` and `eos`. Raises UserError when there is no tokenizer, it cannot be read, it
+    has ids that the embedding lacks, or its BOS and EOS are both other than the model's.
     """
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise UserError(f"{folder}: no tokenizer.json; copy the model's tokenizer there, or load with tokenizer=False")
@@ -162,6 +163,15 @@ def load_tokenizer(folder: Path, vocab_size: int) -> Any:
         raise UserError(
             f"{folder}: the tokenizer does not match the model: it has token id {largest}, "
             f"the embedding {vocab_size} rows; use the model's own tokenizer"
+        )
+    for name, ours in special.items():
+        theirs = getattr(tokenizer, f"{name}_token_id")
+        if theirs is None or not ours or theirs in ours:
+            return tokenizer  # either agrees or says nothing; files in use often differ in one of the two
+    if special:
+        raise UserError(
+            f"{folder}: the tokenizer does not match the model: its BOS and EOS are {tokenizer.bos_token_id} and "
+            f"{tokenizer.eos_token_id}, config.json says otherwise; use the model's own tokenizer"
         )
     return tokenizer
 

@@ -81,7 +81,7 @@ def load_model(
         values = initial_lora(lora_shapes, seed)
     if values and mesh is not None:
         values = jax.device_put(values, param_shardings(values, mesh))
-    words = hub.load_tokenizer(folder, config.vocab_size) if tokenizer else None
+    words = hub.load_tokenizer(folder, config.vocab_size, config.special_tokens) if tokenizer else None
     return Model(config, graphdef, values or {}, base, lora, words, str(path), jnp.dtype(kind))
 
 
