@@ -22,7 +22,7 @@ from ntk_jax.ntk.objectives import Objective, head_coherence
 from ntk_jax.ntk.parameters import refuse_fresh_lora, split_parameters
 from ntk_jax.ntk.rows import Layout, batches_of, frozen_readout, layout_for, make_step
 from ntk_jax.ntk.score import directional_scores, mean_hidden_states
-from ntk_jax.ntk.step import directional_step
+from ntk_jax.ntk.step import directional_step, gradient_step
 from ntk_jax.parallel.mesh import make_mesh
 
 FAMILIES = ("llama", "qwen2", "qwen3")
@@ -197,7 +197,7 @@ def test_one_and_eight_devices_agree(kind):
 
 
 def test_linear_objectives_never_build_logits():
-    """The compiled step holds no array with a vocabulary axis but the weights themselves."""
+    """The compiled steps hold no array with a vocabulary axis but the weights themselves."""
     for kind, expected in (("sum_logits", False), ("probe", False), ("cross_entropy", True)):
         model, rows = tiny_model(vocab_size=1009, hidden_size=32), random_rows(3, vocab=1009)
         objective = Objective(kind, probes=1)
@@ -205,12 +205,14 @@ def test_linear_objectives_never_build_logits():
         theta, rest = split_parameters(model, "lora")
         axes = (0,) if kind == "probe" else (0, 1)
         stacked = jax.tree.map(lambda d, axes=axes: jnp.expand_dims(d, axes), direction)
-        packed = next(iter(batches_of(rows, LAYOUT, objective)))
-        text = directional_step.lower(
-            make_step(model, objective, LAYOUT, "lora"), theta, rest, frozen_readout(model, objective, "lora"),
-            stacked, packed.batch,
-        ).as_text()  # fmt: skip
-        assert ("x1009x" in text or "x1009>" in text) == expected, kind
+        batch = next(iter(batches_of(rows, LAYOUT, objective))).batch
+        step, read = make_step(model, objective, LAYOUT, "lora"), frozen_readout(model, objective, "lora")
+        for lowered in (
+            directional_step.lower(step, theta, rest, read, stacked, batch),
+            gradient_step.lower(step, theta, rest, read, batch),
+        ):
+            text = lowered.as_text()
+            assert ("x1009x" in text or "x1009>" in text) == expected, kind
 
 
 def test_mean_hidden_state_comes_from_the_same_pass():

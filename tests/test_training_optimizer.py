@@ -100,6 +100,12 @@ def test_flops() -> None:
     assert flops.score_flops(config, 10) == 40 * matrices  # 4 P a token: DESIGN §2
     assert flops.score_flops(config, 10, directions=4) == 100 * matrices
     assert flops.score_flops(config, 10, dense_parameters=matrices) == 60 * matrices
+    assert flops.score_flops(config, 10, directions=4, lora_parameters=7) == 100 * matrices + 180 * 7
+    # forward 2 P; again forward and backward, 4 P, for each direction
+    assert flops.gradient_flops(config, 10) == 60 * matrices
+    assert flops.gradient_flops(config, 10, directions=4) == 180 * matrices
+    assert flops.gradient_flops(config, 10, lora_parameters=7) == 60 * matrices + 80 * 7
+    assert flops.gradient_flops(config, 10, dense_parameters=matrices) == 80 * matrices
     assert flops.forward_flops(config, 10, context=5.0) == 20 * matrices + 10 * 4 * 2 * 32 * 5
 
 
