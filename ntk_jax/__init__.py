@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ntk_jax.xla import keep_sums_exact
 
 if TYPE_CHECKING:
-    from ntk_jax.api import directional_scores, mean_gradient
+    from ntk_jax.api import directional_scores, mean_gradient, ntk, sketch
     from ntk_jax.errors import UserError
     from ntk_jax.models.lora import LoRAConfig
     from ntk_jax.models.model import Model, load_model
@@ -31,6 +31,8 @@ _HOME = {
     "directional_scores": "ntk_jax.api",
     "load_model": "ntk_jax.models.model",
     "mean_gradient": "ntk_jax.api",
+    "ntk": "ntk_jax.ntk",  # the room itself, which can be called
+    "sketch": "ntk_jax.api",
     "stack_directions": "ntk_jax.ntk.direction",
 }
 
@@ -42,6 +44,8 @@ __all__ = [
     "directional_scores",
     "load_model",
     "mean_gradient",
+    "ntk",
+    "sketch",
     "stack_directions",
 ]
 
@@ -52,4 +56,5 @@ keep_sums_exact()  # before anyone computes
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'ntk_jax' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    module = importlib.import_module(_HOME[name])
+    return module if name == "ntk" else getattr(module, name)

@@ -19,10 +19,13 @@ from ntk_jax.data.tokens import TOO_LONG, Dropped, as_rows
 from ntk_jax.errors import UserError
 from ntk_jax.models.model import Model
 from ntk_jax.ntk import direction as directions
-from ntk_jax.ntk import score
+from ntk_jax.ntk import exact, score
+from ntk_jax.ntk.backbone import span_mean, stacked
 from ntk_jax.ntk.objectives import Objective
 from ntk_jax.ntk.parameters import refuse_fresh_lora
+from ntk_jax.ntk.projections import Projection, ProjectionKind
 from ntk_jax.ntk.rows import layout_for
+from ntk_jax.ntk.sketch import sketches
 
 ObjectiveName = str | Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 Span = Literal["response", "all", "last"]
@@ -96,6 +99,101 @@ def directional_scores(
     layout = layout_for(max(len(row.ids) for row in rows), batch_tokens, mesh)
     chosen = Objective(objective, normalize, probes, seed)
     return score.directional_scores(model, rows, direction, chosen, layout, parameters=parameters).values
+
+
+def ntk(
+    model: Model | Callable[[Any, Any], jax.Array],
+    a: Any,
+    b: Any = None,
+    *,
+    kind: exact.Kind = "trace",
+    params: Any = None,
+    span: Span = "response",
+    parameters: str = "lora",
+    method: exact.Method = "jacobian",
+    probes: int = 16,
+    orthogonal: bool = False,
+    dtype: str | None = None,
+    max_length: int | None = None,
+    seed: int = 0,
+    memory: int = exact.MEMORY,
+    allow_fresh_lora: bool = False,
+) -> np.ndarray:
+    """The exact neural tangent kernel between two small sets: [Na, Nb] fp32, or [Na, Nb, V, V] for kind `full`.
+
+    model: from `load_model`; the kernel is that of the logits averaged over the span, f̄(θ; x) ∈ R^V. Or any function
+    f(params, x) -> [V] of one example, with `params` its parameters and a, b arrays (or pytrees) of examples stacked on
+    the first axis. b: None is a itself.
+    kind: `full`, `trace`, `centered_trace` (what softmax can see), `pseudo` (arXiv 2206.12543), `probe` (an unbiased
+    estimate of `centered_trace` from `probes` random directions; `orthogonal` ones are exact when there are V of them).
+    method: `jacobian` (contraction of features) or `products` (a vjp and a jvp for each direction): two exact routes.
+    memory: bytes of features held on each side of a block of pairs; the result does not depend on it.
+    Cost: with a frozen head D backward passes an example for the traces, whatever the vocabulary; 1 for `pseudo`,
+    `probes` for `probe`. Other options as in `mean_gradient`.
+
+    Raises UserError for empty sets, an example without a span, a fresh adapter (B = 0), a kernel that is not finite.
+    """
+    how: dict[str, Any] = {"kind": kind, "method": method, "probes": probes, "orthogonal": orthogonal}
+    how |= {"seed": seed, "memory": memory}
+    if not isinstance(model, Model):
+        if params is None:
+            raise UserError("the kernel of a function needs params=, its parameters")
+        return exact.tangent_kernel(_OfParams(model), params, None, a, a if b is None else b, **how)
+    model = _computing_in(model, dtype)
+    if not allow_fresh_lora:
+        refuse_fresh_lora(model, parameters)
+    function, theta, frozen, outputs = span_mean(model, parameters)
+    left = stacked(token_rows(model, a, span=span, max_length=max_length))
+    right = left if b is None else stacked(token_rows(model, b, span=span, max_length=max_length))
+    return exact.tangent_kernel(function, theta, frozen, left, right, outputs=outputs, **how)
+
+
+def sketch(
+    model: Model,
+    examples: Any,
+    *,
+    dim: int = 8192,
+    projection: ProjectionKind = "rademacher",
+    sparsity: int = 1,
+    objective: ObjectiveName = "sum_logits",
+    span: Span = "response",
+    normalize: Normalize = "mean",
+    parameters: str = "lora",
+    probes: int = 4,
+    dtype: str | None = None,
+    batch_tokens: int = 8192,
+    max_length: int | None = None,
+    seed: int = 0,
+    mesh: jax.sharding.Mesh | None = None,
+    allow_fresh_lora: bool = False,
+) -> np.ndarray:
+    """Gradients of examples projected to `dim` numbers: [N, K] fp32, whose inner products are unbiased estimates of
+    the kernel ⟨g(x), g(x')⟩ (arXiv 2511.07380 takes `rademacher`, K = 8192).
+
+    projection: `rademacher` (dense signs), `countsketch` (`sparsity` nonzeros a parameter) or `kronecker` (both sides
+    of every matrix); `ntk.projections` states their variances. seed: of the projection and of `probe`. Other options as
+    in `mean_gradient`. For what a mean over a domain can answer, `directional_scores` is exact and cheaper; sketches
+    serve cosines, pairs and diversity. The whole result is held in memory: 4 N K bytes.
+
+    Raises UserError as `mean_gradient`, and when dim is larger than the number of parameters differentiated.
+    """
+    model = _computing_in(model, dtype)
+    if not allow_fresh_lora:
+        refuse_fresh_lora(model, parameters)
+    rows = token_rows(model, examples, span=span, max_length=max_length)
+    layout = layout_for(max(len(row.ids) for row in rows), batch_tokens, mesh, packed=False)
+    chosen = Objective(objective, normalize, probes, seed)
+    return sketches(model, rows, chosen, layout, Projection(projection, dim, seed, sparsity), parameters=parameters)
+
+
+@dataclasses.dataclass(frozen=True)
+class _OfParams:
+    """A user's f(params, x) in the shape that the kernel takes functions in."""
+
+    function: Callable[[Any, Any], jax.Array]
+
+    def __call__(self, params: Any, _: None, x: Any) -> jax.Array:
+        return self.function(params, x)
 
 
 def token_rows(

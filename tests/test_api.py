@@ -71,7 +71,61 @@ def test_a_callable_objective(model):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), mine, named)
 
 
+def test_the_exact_kernel_of_a_model(model, inputs):
+    rows = [{"input_ids": r.ids, "span": r.span} for r in random_rows(3)]
+    gram = nj.ntk(model, rows, kind="pseudo")
+    assert gram.shape == (3, 3) and gram.dtype == np.float32
+    # sum_logits is the pseudo-NTK but for its 1/V
+    direction = nj.mean_gradient(model, rows[:1])
+    scores = nj.directional_scores(model, rows, direction)
+    np.testing.assert_allclose(gram[:, 0] * model.config.vocab_size, scores, rtol=1e-4)
+    centred = nj.ntk(model, rows, rows[:2], kind="centered_trace", memory=2**20)
+    products = nj.ntk(model, rows, rows[:2], kind="centered_trace", method="products")
+    assert np.abs(centred - products).max() < 1e-5 * np.abs(centred).max()
+    assert nj.ntk(model, str(inputs / "domain.jsonl"), rows, kind="probe", probes=2).shape == (8, 3)
+
+
+def test_the_exact_kernel_of_a_function():
+    weights = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+    x = np.random.default_rng(1).standard_normal((5, 3)).astype(np.float32)
+    f = lambda params, x: params @ x  # noqa: E731
+    np.testing.assert_allclose(nj.ntk(f, x, params=weights), 4 * x @ x.T, rtol=1e-5, atol=1e-5)
+    with pytest.raises(nj.UserError, match="needs params=, its parameters"):
+        nj.ntk(f, x)
+
+
+def test_the_room_with_the_name_of_the_function_can_be_called(model):
+    import ntk_jax.ntk.score  # binds `nj.ntk` to the package of that name
+
+    assert nj.ntk(model, [{"input_ids": [1, 2, 3], "span": [1, 1, 0]}], kind="pseudo").shape == (1, 1)
+    assert ntk_jax.ntk.score is nj.ntk.score
+
+
+@pytest.mark.parametrize("projection", ["rademacher", "countsketch", "kronecker"])
+def test_sketches_of_the_api(model, projection):
+    rows = [{"input_ids": r.ids, "span": r.span} for r in random_rows(4)]
+    z = nj.sketch(model, rows, dim=256, projection=projection)
+    assert z.shape == (4, 256) and z.dtype == np.float32
+    again = nj.sketch(model, rows[::-1], dim=256, projection=projection, batch_tokens=64)[::-1]
+    np.testing.assert_allclose(again, z, rtol=1e-4, atol=1e-4 * np.abs(z).max())
+    other = nj.sketch(model, rows, dim=256, projection=projection, seed=1)
+    assert np.abs(other - z).max() > 0.1 * np.abs(z).max()
+    kernel = nj.ntk(model, rows, kind="pseudo") * model.config.vocab_size
+    norms = np.sqrt(np.outer(np.diag(kernel), np.diag(kernel)))
+    assert np.abs(z @ z.T - kernel).max() < 0.5 * norms.max()
+
+
 class TestMistakes:
+    def test_kernels_and_sketches_refuse_what_gradients_refuse(self, inputs, model):
+        fresh = nj.load_model(str(inputs / "model"), lora=nj.LoRAConfig(rank=2))
+        for function in (nj.ntk, nj.sketch):
+            with pytest.raises(nj.UserError, match="the LoRA adapter is fresh"):
+                function(fresh, str(inputs / "domain.jsonl"))
+            with pytest.raises(nj.UserError, match="the list is empty"):
+                function(model, [])
+        with pytest.raises(nj.UserError, match="dim = 1048576 is larger than"):
+            nj.sketch(model, str(inputs / "domain.jsonl"), dim=2**20)
+
     def test_fresh_adapter(self, inputs):
         fresh = nj.load_model(str(inputs / "model"), lora=nj.LoRAConfig(rank=2))
         with pytest.raises(nj.UserError, match="the LoRA adapter is fresh"):

@@ -50,6 +50,11 @@ def _values(
     return values, pooled
 
 
+def example_totals(step: Step, theta: Tree, rest: Tree, read: jax.Array | None, batch: Batch) -> jax.Array:
+    """[C]: the sum of s(θ; x) over the batch's examples, for each channel, ready for a backward pass."""
+    return _values(step, theta, rest, read, batch, remat=True)[0].sum(axis=(0, 1))
+
+
 @functools.partial(jax.jit, static_argnames="step")
 def gradient_step(step: Step, theta: Tree, rest: Tree, read: jax.Array | None, batch: Batch) -> Tree:
     """Gradient of Σ_x s(θ; x) over the batch: shaped like theta, with a leading channel axis [C, ...], fp32.
@@ -57,10 +62,7 @@ def gradient_step(step: Step, theta: Tree, rest: Tree, read: jax.Array | None, b
     One forward pass; one backward pass a channel, in turn, so that memory does not grow with the probes.
     """
 
-    def total(theta: Tree) -> jax.Array:
-        return _values(step, theta, rest, read, batch, remat=True)[0].sum(axis=(0, 1))
-
-    _, pull_back = jax.vjp(total, theta)
+    _, pull_back = jax.vjp(lambda theta: example_totals(step, theta, rest, read, batch), theta)
     gradient = jax.lax.map(lambda cotangent: pull_back(cotangent)[0], jnp.eye(step.objective.channels))
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), gradient)
 

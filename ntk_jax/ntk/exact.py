@@ -1,0 +1,228 @@
+"""The exact neural tangent kernel of a function at its parameters, for sets small enough to afford it.
+
+Θ(x, x') = J(x) J(x')ᵀ ∈ R^{V×V}, with J(x) ∈ R^{V×P} the Jacobian of f(θ, x) ∈ R^V over θ (Jacot et al., arXiv
+1806.07572). It is the oracle that every cheaper kernel here is measured against.
+
+| kind             | value for a pair                                 | cotangents c with Σ_c ⟨Jᵀc, J'ᵀc⟩ = value |
+|------------------|--------------------------------------------------|--------------------------------------------|
+| `full`           | Θ, [V, V]                                        | (all pairs of V unit vectors)              |
+| `trace`          | tr Θ = Σ_k ⟨∇f_k(x), ∇f_k(x')⟩                   | V unit vectors                             |
+| `centered_trace` | tr CΘC, C = I − 11ᵀ/V: what softmax can see      | the V columns of C                         |
+| `pseudo`         | ⟨∇Σ_k f_k(x), ∇Σ_k f_k(x')⟩ / V                  | 1/√V                                       |
+| `probe`          | mean over m probes ξ of ⟨∇⟨Cξ, f(x)⟩, ∇⟨Cξ, f(x')⟩⟩ | Cξ/√m                                   |
+
+`pseudo` is the kernel of Mohamadi et al. (arXiv 2206.12543). `probe` is unbiased for `centered_trace`, with variance
+2 (‖S‖²_F − Σ_k S_kk²)/m for random signs, S the symmetric part of CΘC (Hutchinson's estimator).
+
+f may end in a fixed linear map, f = W h(θ, x) with W [V, D], as a language model with a frozen head does. Then only the
+Gram matrix of the cotangents Wᵀc counts, and D of them replace V without any error: exact traces over a vocabulary of
+128k cost D backward passes an example.
+
+Two routes that share no arithmetic but f's own: `jacobian` contracts features Jᵀc; `products` takes, for each c, one
+vector-Jacobian product at x' and one Jacobian-vector product at x, and stores no feature of x.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntk_jax.errors import UserError
+from ntk_jax.ntk.parameters import Tree
+
+Kind = Literal["full", "trace", "centered_trace", "pseudo", "probe"]
+KINDS = ("full", "trace", "centered_trace", "pseudo", "probe")
+Method = Literal["jacobian", "products"]
+METHODS = ("jacobian", "products")
+Function = Callable[[Tree, Any, Any], jax.Array]  # (differentiated, frozen, x of one example) -> [D]
+
+MEMORY = 2**28  # bytes of features held on each side of a block of pairs
+EXAMPLES = 16  # differentiated together
+
+
+def tangent_kernel(
+    function: Function,
+    theta: Tree,
+    frozen: Any,
+    a: Any,
+    b: Any,
+    *,
+    kind: Kind = "trace",
+    outputs: jax.Array | None = None,
+    method: Method = "jacobian",
+    probes: int = 16,
+    orthogonal: bool = False,
+    seed: int = 0,
+    memory: int = MEMORY,
+) -> np.ndarray:
+    """[Na, Nb] fp32, or [Na, Nb, V, V] for `full`.
+
+    function: (theta, frozen, x) -> [D], for one example. a, b: pytrees of examples, stacked on the first axis of every
+    leaf. outputs: W [V, D] if the function's result is W times what `function` returns. probes, seed, orthogonal: of
+    `probe`; orthogonal probes are √V times rows of a random orthogonal matrix, and with V of them the result is exact.
+    memory: bytes of features held on each side of a block of pairs; one example's feature (4 P bytes) is the least.
+
+    Raises UserError: no examples, an unknown kind or method, `full` by products, more orthogonal probes than outputs, a
+    result that is not finite.
+    """
+    sizes = [_count(x, name) for x, name in ((a, "a"), (b, "b"))]
+    if kind not in KINDS or method not in METHODS:
+        raise UserError(f"kind = {kind!r}, method = {method!r}: kinds are {KINDS}, methods {METHODS}")
+    if kind == "full" and method == "products":
+        raise UserError("the full kernel is computed by method='jacobian'; products give its traces")
+    shape = jax.eval_shape(function, theta, frozen, jax.tree.map(lambda leaf: leaf[0], a)).shape
+    if len(shape) != 1 or (outputs is not None and outputs.shape[1:] != shape):
+        raise UserError(f"the function must return one vector an example (and outputs be [V, D]); it returns {shape}")
+    width = shape[0]
+    if kind == "full":
+        result = np.zeros((*sizes, width, width), np.float32)
+        cotangents = jnp.eye(width)
+    else:
+        result = np.zeros(sizes, np.float32)
+        cotangents = _cotangents(kind, width, outputs, probes, orthogonal, seed)
+
+    size = sum(leaf.size for leaf in jax.tree.leaves(theta))
+    at_once = max(1, memory // (4 * size))  # features
+    examples = min(EXAMPLES, at_once)
+    channels = max(1, at_once // examples)
+    for rows, xa in _blocks(a, sizes[0], examples):
+        for columns, xb in _blocks(b, sizes[1], examples):
+            place = np.ix_(rows, columns)
+            if kind == "full":
+                for i in range(0, width, channels):
+                    left = _features(function, theta, frozen, xa, cotangents[i : i + channels])
+                    for j in range(0, width, channels):
+                        right = _features(function, theta, frozen, xb, cotangents[j : j + channels])
+                        block = np.asarray(_all_pairs(left, right))[: len(rows), : len(columns)]
+                        left_ks, right_ks = i + np.arange(block.shape[2]), j + np.arange(block.shape[3])
+                        result[np.ix_(rows, columns, left_ks, right_ks)] = block
+                continue
+            for i in range(0, len(cotangents), channels):
+                part = cotangents[i : i + channels]
+                if method == "products":
+                    block = _products(function, theta, frozen, xa, xb, part)
+                else:
+                    left, right = (_features(function, theta, frozen, x, part) for x in (xa, xb))
+                    block = _same_channel(left, right)
+                result[place] += np.asarray(block)[: len(rows), : len(columns)]
+    if kind == "full" and outputs is not None:
+        head = np.asarray(outputs, np.float32)
+        result = np.einsum("vd,abde,we->abvw", head, result, head, optimize=True)
+    if not np.isfinite(result).all():
+        pair = np.argwhere(~np.isfinite(result))[0][:2]
+        raise UserError(
+            f"the kernel of examples {pair[0]} and {pair[1]} is not finite; compute in float32, check weights"
+        )
+    return result
+
+
+def probe_vectors(width: int, probes: int, seed: int, orthogonal: bool = False) -> jax.Array:
+    """[m, V] with E[ξξᵀ] = I: random signs, or √V times the first m rows of a random orthogonal matrix."""
+    key = jax.random.key(seed, impl="threefry2x32")
+    if not orthogonal:
+        return jax.random.rademacher(key, (probes, width), dtype=jnp.float32)
+    if probes > width:
+        raise UserError(f"probes = {probes}: there are only {width} orthogonal directions; lower it")
+    # In float64 on the host: the rows must be orthogonal to rounding, or a full set is not exact.
+    q, r = np.linalg.qr(np.asarray(jax.random.normal(key, (width, width)), np.float64))
+    return jnp.asarray(np.sqrt(width) * (q * np.sign(np.diag(r))).T[:probes], jnp.float32)
+
+
+def _cotangents(
+    kind: str, width: int, outputs: jax.Array | None, probes: int, orthogonal: bool, seed: int
+) -> jax.Array:
+    """[C, D]: what is pulled back; see the table above."""
+    total = width if outputs is None else outputs.shape[0]
+    if kind == "pseudo":
+        ones = jnp.ones((1, total)) / np.sqrt(total)
+        return ones if outputs is None else _times(ones, outputs)
+    if kind == "probe":
+        vectors = probe_vectors(total, probes, seed, orthogonal) / np.sqrt(probes)
+        vectors = vectors - vectors.mean(axis=1, keepdims=True)
+        return vectors if outputs is None else _times(vectors, outputs)
+    if outputs is None:
+        return jnp.eye(width) - (1.0 / width if kind == "centered_trace" else 0.0)
+    head = np.asarray(outputs, np.float64)
+    if kind == "centered_trace":
+        head = head - head.mean(axis=0)
+    # D rows R with RᵀR = WᵀW, by eigenvectors: they may be as dependent as they like.
+    values, vectors = np.linalg.eigh(head.T @ head)
+    return jnp.asarray(np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T, jnp.float32)
+
+
+def _times(vectors: jax.Array, outputs: jax.Array) -> jax.Array:
+    return jnp.einsum("cv,vd->cd", vectors, outputs.astype(jnp.float32), precision="highest")
+
+
+@functools.partial(jax.jit, static_argnames="function")
+def _features(function: Function, theta: Tree, frozen: Any, x: Any, cotangents: jax.Array) -> Tree:
+    """Jᵀc: leaves [n, C, ...] fp32 of a block of examples."""
+
+    def one(x: Any) -> Tree:
+        value, pull_back = jax.vjp(lambda theta: function(theta, frozen, x), theta)
+        return jax.vmap(lambda c: pull_back(c.astype(value.dtype))[0])(cotangents)
+
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), jax.vmap(one)(x))
+
+
+@functools.partial(jax.jit, static_argnames="function")
+def _products(function: Function, theta: Tree, frozen: Any, xa: Any, xb: Any, cotangents: jax.Array) -> jax.Array:
+    """[Na, Nb]: Σ_c cᵀ J(x) (J(x')ᵀ c)."""
+
+    def column(x: Any) -> jax.Array:  # [Na] of one example of b
+        value, pull_back = jax.vjp(lambda theta: function(theta, frozen, x), theta)
+
+        def one(c: jax.Array) -> jax.Array:
+            tangent = pull_back(c.astype(value.dtype))[0]
+
+            def push(y: Any) -> jax.Array:
+                moved = jax.jvp(lambda theta: function(theta, frozen, y), (theta,), (tangent,))[1]
+                return jnp.vdot(c, moved.astype(jnp.float32), precision="highest")
+
+            return jax.vmap(push)(xa)
+
+        return jax.lax.map(one, cotangents).sum(axis=0)
+
+    return jax.lax.map(column, xb).T
+
+
+@jax.jit
+def _same_channel(left: Tree, right: Tree) -> jax.Array:
+    """[Na, Nb]: Σ_c ⟨left_c, right_c⟩ over all leaves."""
+    return _contract("aci,bci->ab", left, right)
+
+
+@jax.jit
+def _all_pairs(left: Tree, right: Tree) -> jax.Array:
+    """[Na, Nb, C, C']."""
+    return _contract("aci,bdi->abcd", left, right)
+
+
+def _contract(formula: str, left: Tree, right: Tree) -> jax.Array:
+    pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+    flat = ((x.reshape(*x.shape[:2], -1) for x in pair) for pair in pairs)
+    return sum((jnp.einsum(formula, x, y, precision="highest") for x, y in flat), jnp.float32(0))
+
+
+def _blocks(x: Any, count: int, size: int) -> Iterator[tuple[np.ndarray, Any]]:
+    """(ordinals, examples) of blocks of one size; the last one repeats its last example, so that shapes stay."""
+    for start in range(0, count, size):
+        rows = np.arange(start, min(start + size, count))
+        padded = np.minimum(np.arange(start, start + size), count - 1) if count > size else rows
+        yield rows, jax.tree.map(lambda leaf, padded=padded: leaf[padded], x)
+
+
+def _count(x: Any, name: str) -> int:
+    counts = {leaf.shape[0] if getattr(leaf, "ndim", 0) else -1 for leaf in jax.tree.leaves(x)}
+    if len(counts) != 1 or counts == {-1}:
+        raise UserError(
+            f"{name}: examples are arrays stacked on their first axis, of one length; found {sorted(counts)}"
+        )
+    if counts == {0}:
+        raise UserError(f"{name}: there are no examples; a kernel needs at least one on each side")
+    return counts.pop()
