@@ -194,19 +194,36 @@ def _products(function: Function, theta: Tree, frozen: Any, xa: Any, xb: Any, co
 @jax.jit
 def _same_channel(left: Tree, right: Tree) -> jax.Array:
     """[Na, Nb]: Σ_c ⟨left_c, right_c⟩ over all leaves."""
-    return _contract("aci,bci->ab", left, right)
+    return _contract("ai,bi->ab", left, right, lambda leaf: leaf.reshape(leaf.shape[0], -1))
 
 
 @jax.jit
 def _all_pairs(left: Tree, right: Tree) -> jax.Array:
     """[Na, Nb, C, C']."""
-    return _contract("aci,bdi->abcd", left, right)
+    return _contract("aci,bdi->abcd", left, right, lambda leaf: leaf.reshape(*leaf.shape[:2], -1))
 
 
-def _contract(formula: str, left: Tree, right: Tree) -> jax.Array:
-    pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
-    flat = ((x.reshape(*x.shape[:2], -1) for x in pair) for pair in pairs)
-    return sum((jnp.einsum(formula, x, y, precision="highest") for x, y in flat), jnp.float32(0))
+TERMS = 512  # of one fp32 sum: a plain sum of 27,000 terms was seen to lose a relative 6e-5
+
+
+def _contract(formula: str, left: Tree, right: Tree, flatten: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """The einsum over the last axis of the flattened leaves, in pieces of `TERMS`, one after the other."""
+
+    def pieces(leaf: jax.Array) -> jax.Array:  # [pieces, ..., TERMS]
+        flat = flatten(leaf)
+        flat = jnp.pad(flat, [*[(0, 0)] * (flat.ndim - 1), (0, -flat.shape[-1] % TERMS)])
+        return jnp.moveaxis(flat.reshape(*flat.shape[:-1], -1, TERMS), -2, 0)
+
+    def multiply(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return jnp.einsum(formula, *pair, precision="highest")
+
+    total = jnp.float32(0)
+    for pair in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        x, y = map(pieces, pair)
+        first = multiply((x[0], y[0]))
+        rest, _ = jax.lax.scan(lambda total, pair: (total + multiply(pair), None), first, (x[1:], y[1:]))
+        total = total + rest
+    return total
 
 
 def _blocks(x: Any, count: int, size: int) -> Iterator[tuple[np.ndarray, Any]]:
