@@ -127,7 +127,7 @@ def test_page_shows_the_numbers_that_matter(finished: Path) -> None:
         "layers/down_proj/b0.51040.0%",  # parameter, norm, share
         "goemotions_ekman with llama-7m",
         "Rank 20",
-        "24,000 scored",
+        "24,000 of them scored",
         "216,300",  # tokens of the warm-up
     ):
         assert said in page.text, said

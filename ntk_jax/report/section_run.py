@@ -25,7 +25,7 @@ def head(run: Run) -> Html:
         f"{objective(run)}, {run.setting('score', 'normalize', 'mean')} over {run.setting('score', 'span', 'response')}"
     )
     method = run.setting("preselect", "method", "none")
-    scored = "examples" if method == "none" else "scored after pre-selection"
+    scored = "examples" if method == "none" else f"examples, {count(run.score.get('scored'))} of them scored"
     facts = [
         ("Model", model),
         ("Domain", join([domain, _size(run.domain_data.get("kept"))])),
