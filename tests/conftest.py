@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -16,8 +17,8 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 # Tests compile much and compute little: this halves their time. NTK_JAX_TEST_OPTIMIZED=1 compiles as users do.
 jax.config.update("jax_disable_most_optimizations", os.environ.get("NTK_JAX_TEST_OPTIMIZED") != "1")
-# No persistent compilation cache: jax writes it without a lock and not atomically, so that a worker that reads what
-# another is writing, or what a killed child left, aborts; and writing it aborted once by itself.
+# No persistent compilation cache: jax writes it without a lock and not atomically, so that a worker may read what
+# another is writing, or what a killed child left.
 
 # What the commands that tests start inherit: one device, as users have it.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -32,3 +33,11 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip("needs the data folder ../shared beside the checkout")
     return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_compiled_programs() -> Iterator[None]:
+    """A compiled program is several memory maps, of which Linux grants a process 65,530: without this, the last of a
+    thousand tests die inside the compiler."""
+    yield
+    jax.clear_caches()
