@@ -1,5 +1,5 @@
 """Kills a run with SIGKILL at random moments until it has died often enough, lets it finish, and compares its results
-byte for byte with those of a run that nobody touched.
+byte for byte with those of a run that nobody touched. A run that finishes earlier is compared too, and the next begins.
 
     python scripts/check_resume.py configs/quickstart.yaml --kills 10
 
@@ -36,23 +36,25 @@ def main() -> int:
     duration = time.monotonic() - begun
     print(f"untouched run: {duration:.0f} s", flush=True)
 
-    rng, struck = random.Random(options.seed), 0
+    rng, struck, runs = random.Random(options.seed), 0, 1
     while struck < options.kills:
         # Lives are drawn so that the kills spread over the whole run: each is a share of what a life must cover.
         life = rng.uniform(0.3, 1.7) * (startup(duration) + duration / options.kills)
         if one_life(command(options.config, broken, overrides), life):
-            print(f"the run finished after {struck} kills, before it could be killed again; starting over", flush=True)
+            print(
+                f"run {runs} finished before it could be killed again; comparing it and starting the next", flush=True
+            )
             if not compare(whole, broken):
                 return 1
             shutil.rmtree(broken)
-            struck = 0
+            runs += 1
             continue
         struck += 1
         print(f"kill {struck} after {life:.1f} s, in stage {stage_of(broken)}", flush=True)
     subprocess.run(command(options.config, broken, overrides), check=True, stdout=subprocess.DEVNULL)
 
     same = compare(whole, broken)
-    print(f"{struck} kills, results {'identical' if same else 'DIFFERENT'}")
+    print(f"{struck} kills over {runs} run(s), results {'identical' if same else 'DIFFERENT'}")
     return 0 if same else 1
 
 
