@@ -37,7 +37,7 @@ def shared() -> Path:
 
 @pytest.fixture(autouse=True, scope="module")
 def _forget_compiled_programs() -> Iterator[None]:
-    """A compiled program is several memory maps, of which Linux grants a process 65,530: without this, the last of a
-    thousand tests die inside the compiler."""
+    """A compiled program is several memory maps, of which Linux grants a process 65,530. That is the likely reason why,
+    without this, workers now and then died inside the compiler near the end of the suite; with it none has."""
     yield
     jax.clear_caches()
