@@ -73,6 +73,13 @@ COMMANDS = {
         "one HTML page of the whole run",
         "Makes report/index.html, a self-contained page, from what the other stages wrote.",
     ),
+    "kernel": (
+        "a kernel matrix between two files",
+        "The exact neural tangent kernel of model.path, with the adapter model.adapter, between the examples of "
+        "kernel.a and those of kernel.b, or kernel.a itself: over score.span and score.parameters, of kernel.kind "
+        "trace, centered_trace, pseudo, probe or full. Needs no other stage and is no part of `run`. Writes kernel/: "
+        "kernel.npz (kernel, ids_a, ids_b, kind), summary.json and data.json.",
+    ),
     "doctor": (
         "check devices, numerics, weights and data",
         "Checks devices and versions, the numerics of the kernel on a small random model, and with a config also "
@@ -114,7 +121,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("config", metavar="CONFIG", nargs="?" if name == "doctor" else None, help="a YAML file")
         sub.add_argument("--out", metavar="DIR", help="the run directory; wins over `out` in the config")
         if name == "run":
-            stages = [stage for stage in COMMANDS if stage not in ("run", "doctor")]
+            stages = [stage for stage in COMMANDS if stage not in ("run", "kernel", "doctor")]
             sub.add_argument("--until", metavar="STAGE", choices=stages, help="stop after this stage")
     return top
 
@@ -165,7 +172,7 @@ def _command(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
 
     from ntk_jax import pipeline
     from ntk_jax.progress import Progress
-    from ntk_jax.summary import summarize
+    from ntk_jax.summary import kernel_lines, summarize
 
     shown: list[Progress] = []
 
@@ -184,6 +191,8 @@ def _command(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
             line.close()
     if whole or arguments.command in ("select", "evaluate"):
         print(summarize(config.out))
+    if arguments.command == "kernel":
+        print(kernel_lines(config.out))
 
 
 def _out_of_memory(error: Exception) -> str:

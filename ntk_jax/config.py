@@ -154,6 +154,20 @@ class ReportSection:
 
 
 @dataclass(frozen=True)
+class KernelSection:
+    """A kernel matrix between two sets, over score.span and score.parameters."""
+
+    a: tuple[str, ...] = ()
+    b: tuple[str, ...] = ()  # empty: a itself
+    limit: Count | None = None  # a seeded sample of each
+    kind: Literal["full", "trace", "centered_trace", "pseudo", "probe"] = "trace"
+    method: Literal["jacobian", "products"] = "jacobian"
+    probes: Count = 16  # for kind: probe
+    orthogonal: bool = False  # likewise; as many as the vocabulary has tokens are exact
+    block_examples: Count = 16  # rows computed between two commits
+
+
+@dataclass(frozen=True)
 class MeshSection:
     """Devices along each axis; -1 takes what is left."""
 
@@ -178,6 +192,7 @@ class Config:
     finetune: TrainSection = field(default_factory=TrainSection)
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)
     report: ReportSection = field(default_factory=ReportSection)
+    kernel: KernelSection = field(default_factory=KernelSection)
     mesh: MeshSection = field(default_factory=MeshSection)
 
 

@@ -11,6 +11,8 @@
 | evaluate   | finetune                       | results.json, predictions/<arm>/                                 |
 | report     | everything                     | index.html                                                       |
 
+`kernel`, by itself, reads kernel.a and kernel.b and writes kernel.npz; it belongs to no run of all stages.
+
 Each folder gets a `manifest.json` last, with the fingerprint of all that the stage depends on: a stage whose
 manifest matches (and whose files have their checksums) is skipped, one without is resumed, a mismatch stops with the
 differing keys named.
@@ -35,7 +37,7 @@ from ntk_jax.errors import UserError
 from ntk_jax.models.hub import resolve
 from ntk_jax.progress import Progress
 from ntk_jax.report.page import write_report
-from ntk_jax.stages import arms, domain, pool, selection
+from ntk_jax.stages import arms, domain, kernel, pool, selection
 from ntk_jax.stages.context import MakeProgress, Run
 from ntk_jax.storage.atomic import make_folder, read_json, write_json, write_text
 from ntk_jax.storage.hashing import hash_model, sha256_file
@@ -56,6 +58,7 @@ class Stage:
 
     reads: sections or keys of the config, which decide this stage's results and those of the stages after it.
     shows: keys that decide only what this stage writes for people, so that no later stage depends on them.
+    alone: no part of a run of all stages.
     """
 
     function: Callable[[Run, Path], Facts]
@@ -63,6 +66,7 @@ class Stage:
     reads: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
     shows: tuple[str, ...] = ()
+    alone: bool = False
 
 
 _STAGES = {
@@ -81,8 +85,15 @@ _STAGES = {
     "finetune": Stage(arms.finetune, ("select",), ("finetune", "evaluate.arms")),
     "evaluate": Stage(arms.evaluate, ("finetune",), ("evaluate",), ("evaluate",)),
     "report": Stage(_report, ("evaluate",)),
+    "kernel": Stage(
+        kernel.kernel,
+        (),
+        ("seed", "model", "lora", "kernel", "score.span", "score.parameters"),
+        ("model", "kernel.a", "kernel.b"),
+        alone=True,
+    ),
 }
-STAGES = tuple(_STAGES)
+STAGES = tuple(name for name, stage in _STAGES.items() if not stage.alone)
 
 
 def run(
@@ -107,10 +118,10 @@ def run(
     check_settings(config, names)
     with lock(folder):
         this = Run(config, folder, progress)
-        inputs = _input_hashes(config)
-        fingerprints = {name: _fingerprint(config, name, inputs) for name in STAGES}
-        # Everything is compared before anything is written: a refused command leaves the run as it was.
+        inputs = _input_hashes(config, names)
         earlier = _before(only) if only else ()
+        fingerprints = {name: _fingerprint(config, name, inputs) for name in (*earlier, *names)}
+        # Everything is compared before anything is written: a refused command leaves the run as it was.
         states = {name: look(folder / name, fingerprints[name]) for name in (*earlier, *names) if name != "report"}
         for name in earlier:
             if states[name] != "done":
@@ -142,11 +153,16 @@ def _before(name: str) -> tuple[str, ...]:
 
 def _check_given(config: Config, names: Sequence[str]) -> None:
     """Raises UserError for what has no default and is not set."""
+    data: tuple[tuple[str, Any, str], ...] = (
+        ("data.domain", config.data.domain, "give the file of the domain's examples"),
+        ("data.pool", config.data.pool, "give the files of the general pool"),
+    )
+    if set(names) == {"kernel"}:
+        data = (("kernel.a", config.kernel.a, "give the files of the examples whose kernel is asked for"),)
     for key, value, mend in (
         ("out", config.out, "give a run directory with --out DIR"),
         ("model.path", config.model.path, "give a Hugging Face directory, a hub id, or builtin:model"),
-        ("data.domain", config.data.domain, "give the file of the domain's examples"),
-        ("data.pool", config.data.pool, "give the files of the general pool"),
+        *data,
     ):
         if not value:
             raise UserError(f"{key} is not set; {mend}")
@@ -159,6 +175,9 @@ def _check_given(config: Config, names: Sequence[str]) -> None:
 def check_settings(config: Config, names: Sequence[str] = STAGES) -> None:
     """Raises UserError for settings that cannot work together: known before anything is loaded, so that it does not
     come out after hours."""
+    if set(names) == {"kernel"}:
+        kernel.check_kernel(config)
+        return
     arms.check_arms(config)
     if config.warmup.max_steps != 0:
         check_config(Run.train_config(config.warmup), "warmup")
@@ -192,11 +211,14 @@ def _fingerprint(config: Config, name: str, inputs: dict[str, Any]) -> dict[str,
     return {**keys, **{f"input.{kind}.{path}": digest for kind in kinds for path, digest in inputs[kind].items()}}
 
 
-def _input_hashes(config: Config) -> dict[str, dict[str, str]]:
+def _input_hashes(config: Config, names: Sequence[str] = STAGES) -> dict[str, dict[str, str]]:
     """SHA-256 of every input, by kind and path."""
     model = {config.model.path: hash_model(resolve(config.model.path))}
     if config.model.adapter:
         model[config.model.adapter] = hash_model(resolve(config.model.adapter))
+    if set(names) == {"kernel"}:
+        sides = (("kernel.a", config.kernel.a), ("kernel.b", config.kernel.b))
+        return {"model": model, **{side: source_hashes(files) if files else {} for side, files in sides}}
     direction = {}
     if config.score.direction not in ("mean_gradient", "adam"):
         if not Path(config.score.direction).is_file():
@@ -230,10 +252,12 @@ def _record_provenance(config: Config, inputs: dict[str, Any], stage: str) -> No
         "command": sys.argv,
     }
     path = Path(config.out) / "provenance.json"
-    stages = read_json(path).get("stages", {}) if path.exists() else {}
+    before = read_json(path) if path.exists() else {}
+    stages = before.get("stages", {})
     others = [environment for environment in stages.get(stage, []) if environment != here]
     stages[stage] = [*others, here]
-    hashes = {kind: found for kind, found in inputs.items() if found}
+    # The inputs of a kernel and of a run in the same folder stay beside each other.
+    hashes = {kind: found for kind, found in {**before.get("hashes", {}), **inputs}.items() if found}
     write_json(path, {**here, "seeds": {"seed": config.seed}, "hashes": hashes, "stages": stages})
 
 

@@ -1,6 +1,6 @@
-"""The table that `run` ends with, made from the files of a run directory.
+"""The table that `run` ends with, and the lines that `kernel` ends with, made from the files of a run directory.
 
-Only `evaluate/results.json` and `select/summary.json` are read; what is not there yet is left out.
+Of a run only `evaluate/results.json` and `select/summary.json` are read; what is not there yet is left out.
 """
 
 from __future__ import annotations
@@ -73,6 +73,24 @@ def selection_lines(summary: dict[str, Any]) -> str:
         share, pool_share = family["selected"] / max(count, 1), family["pool"] / max(pool, 1)
         rows.append([family["name"], f"{family['selected']:,}", f"{100 * share:.1f}%", f"{100 * pool_share:.1f}%"])
     return "\n".join([*lines, *_align(rows, rules_before={1})])
+
+
+def kernel_lines(folder: str | Path) -> str:
+    """What `kernel` made, from its kernel/summary.json: the file, its shape, and the examples that are not in it."""
+    place = Path(folder) / "kernel"
+    summary = read_json(place / "summary.json")
+    shape = " × ".join(f"{size:,}" for size in summary["shape"])
+    lines = [
+        f"Kernel: {place / 'kernel.npz'}, {summary['kind']}, {shape}, over {summary['parameter_count']:,} parameters"
+    ]
+    if summary["largest_eigenvalue"] is not None:
+        lines.append(f"Eigenvalues: from {summary['smallest_eigenvalue']:.3g} to {summary['largest_eigenvalue']:.3g}")
+    for side, reasons in summary["left_out"].items():
+        lines += [f"kernel.{side}: {count:,} examples are left out ({reason})" for reason, count in reasons.items()]
+    for side, count in summary["truncated"].items():
+        if count:
+            lines.append(f"kernel.{side}: {count:,} examples lost the start of their prompt to model.max_length")
+    return "\n".join(lines)
 
 
 def _accuracy(result: dict[str, float]) -> str:

@@ -85,7 +85,9 @@ def test_version_and_help() -> None:
     result = command("--version")
     assert result.returncode == 0 and result.stdout.startswith("ntk-jax 0.") and "jax 0." in result.stdout
     result = command("--help")
-    assert result.returncode == 0 and all(name in result.stdout for name in (*pipeline.STAGES, "run", "doctor"))
+    assert result.returncode == 0 and all(
+        name in result.stdout for name in (*pipeline.STAGES, "run", "kernel", "doctor")
+    )
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
@@ -99,7 +101,7 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
 
 
 def test_commands_are_the_stages_in_order() -> None:
-    assert [name for name in cli.COMMANDS if name not in ("run", "doctor")] == list(pipeline.STAGES)
+    assert [name for name in cli.COMMANDS if name not in ("run", "kernel", "doctor")] == list(pipeline.STAGES)
 
 
 @pytest.fixture

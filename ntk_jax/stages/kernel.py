@@ -1,0 +1,213 @@
+"""The exact kernel between two files of examples, as a matrix in a file: `ntk-jax kernel`, a stage that needs no other.
+
+Rows are computed and committed in blocks. Where both sides are the same examples only the pairs with i ≤ j are, and the
+others are their mirror images.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ntk_jax.config import Config, MeshSection
+from ntk_jax.data.batch import TokenRow
+from ntk_jax.data.sources import read_records, sample_indices
+from ntk_jax.data.statistics import DataStatistics
+from ntk_jax.errors import UserError
+from ntk_jax.ntk.backbone import span_mean, stacked
+from ntk_jax.ntk.exact import tangent_kernel
+from ntk_jax.ntk.parameters import refuse_fresh_lora
+from ntk_jax.stages.context import Run
+from ntk_jax.storage.arrays import create, done_blocks, read, write_block
+from ntk_jax.storage.atomic import replacing, write_json
+
+FULL_BYTES = 2**32  # of a kernel of kind `full`: it is held in memory to be written
+SPECTRUM_SIDE = 4096  # a larger matrix has no eigenvalues in its summary: they cost the cube of the side
+
+
+def check_kernel(config: Config) -> None:
+    """Raises UserError for settings of the kernel that cannot work together."""
+    section = config.kernel
+    if section.kind == "full" and section.method == "products":
+        raise UserError(
+            "kernel.kind = full needs kernel.method = jacobian; products give the traces: set one of the two"
+        )
+
+
+def kernel(run: Run, folder: Path) -> dict[str, Any]:
+    """Θ of kernel.a with kernel.b, or with itself. Writes kernel.npz (kernel [Na, Nb], or [Na, Nb, V, V] for `full`,
+    fp32; ids_a, ids_b, kind), data.json and summary.json, and on the way kernel.zarr."""
+    run = _on_one_copy(run)
+    section, parameters = run.config.kernel, _differentiated(run.config)
+    model = run.base
+    if not run.config.score.allow_fresh_lora:
+        refuse_fresh_lora(model, parameters)
+    rows_a, statistics = _examples(run, "a", section.a)
+    data, rows_b, same = {"a": statistics}, rows_a, not section.b
+    if not same:
+        rows_b, data["b"] = _examples(run, "b", section.b)
+    inner = (model.config.vocab_size,) * 2 if section.kind == "full" else ()
+    _refuse_too_large(len(rows_a), len(rows_b), inner)
+    directions = model.config.vocab_size
+    if section.kind == "probe" and section.orthogonal and section.probes > directions:
+        raise UserError(f"kernel.probes = {section.probes}: there are only {directions} orthogonal ones; lower it")
+    write_json(folder / "data.json", data)
+
+    store = create(
+        folder / "kernel.zarr", {"kernel": ((len(rows_b), *inner), np.float32)}, len(rows_a), section.block_examples
+    )
+    done = done_blocks(store)
+    ranges = [store.block_range(block) for block in range(store.blocks)]
+    pairs = [(stop - start) * (len(rows_b) - (start if same else 0)) for start, stop in ranges]
+    begun, finished, resumed = time.monotonic(), sum(pairs[block] for block in done), bool(done)
+    progress = run.make_progress("kernel", sum(pairs), "pairs")
+    progress(finished, sum(pairs))
+    function, theta, frozen, outputs = span_mean(model, parameters)
+    # Padded once for all blocks, so that all share their shapes.
+    a, b = stacked(rows_a), stacked(rows_b)
+    for block, (start, stop) in enumerate(ranges):
+        if block in done:
+            continue
+        first = start if same else 0
+        values = np.zeros((stop - start, len(rows_b), *inner), np.float32)
+        with _naming(rows_a[start:stop], rows_b[first:]):
+            values[:, first:] = tangent_kernel(
+                function,
+                theta,
+                frozen,
+                _part(a, start, stop),
+                _part(b, first, len(rows_b)),
+                kind=section.kind,
+                outputs=outputs,
+                method=section.method,
+                probes=section.probes,
+                orthogonal=section.orthogonal,
+                seed=run.config.seed,
+            )
+        write_block(store, block, {"kernel": values})
+        finished += pairs[block]
+        progress(finished, sum(pairs))
+
+    matrix = read(store, "kernel")
+    if same:
+        _mirror(matrix)
+    ids = {"ids_a": _names(rows_a), "ids_b": _names(rows_b)}
+    _save_npz(folder / "kernel.npz", {"kernel": matrix, **ids, "kind": np.array(section.kind)})
+    low, high = _extreme_eigenvalues(matrix) if same else (None, None)
+    summary = {
+        "kind": section.kind,
+        "method": section.method,
+        "parameters": parameters,
+        "parameter_count": sum(leaf.size for leaf in jax.tree.leaves(theta)),
+        "span": run.config.score.span,
+        "shape": list(matrix.shape),
+        "a_is_b": same,
+        "left_out": {side: found["dropped"] for side, found in data.items()},
+        "truncated": {side: found["truncated"] for side, found in data.items()},
+        "smallest_eigenvalue": low,
+        "largest_eigenvalue": high,
+        "seconds": None if resumed else time.monotonic() - begun,
+    }
+    write_json(folder / "summary.json", summary)
+    return {"shape": list(matrix.shape)}
+
+
+def _on_one_copy(run: Run) -> Run:
+    """The exact kernel does not spread its pairs over devices: where the weights need not be split, one device does."""
+    if run.config.mesh.fsdp == run.config.mesh.tensor == 1:
+        return dataclasses.replace(run, config=dataclasses.replace(run.config, mesh=MeshSection(data=1)))
+    return run
+
+
+def _differentiated(config: Config) -> str:
+    """Without model.adapter, `all` means the model itself: the fresh adapter that every run carries would add the
+    gradients of its B to the kernel."""
+    parameters = config.score.parameters
+    return "^base/" if parameters == "all" and config.model.adapter is None else parameters
+
+
+def _examples(run: Run, side: str, files: tuple[str, ...]) -> tuple[list[TokenRow], dict[str, Any]]:
+    """(usable examples of one side, the account of all)."""
+    records = list(read_records(files))
+    chosen = sample_indices(len(records), run.config.kernel.limit, run.config.seed)
+    if chosen is not None:
+        records = [records[i] for i in chosen]
+    statistics, rows = DataStatistics(), []
+    for record, row in run.rows(records, run.config.score.span):
+        statistics.add(record, row)
+        if isinstance(row, TokenRow):
+            rows.append(row)
+    account = statistics.to_dict()
+    if not rows:
+        raise UserError(
+            f"kernel.{side}: none of {len(records)} examples of {', '.join(files)} is usable "
+            f"(dropped: {account['dropped']}); check model.max_length and the responses"
+        )
+    return rows, account
+
+
+def _refuse_too_large(a: int, b: int, inner: tuple[int, ...]) -> None:
+    size = 4 * a * b * int(np.prod(inner, dtype=object))
+    if inner and size > FULL_BYTES:
+        raise UserError(
+            f"kernel.kind = full: {a} × {b} pairs of {inner[0]:,} × {inner[1]:,} outputs are {_bytes(size)}, more than "
+            f"{_bytes(FULL_BYTES)}; take trace or centered_trace, or lower kernel.limit"
+        )
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 2**30:,.1f} GiB"
+
+
+def _part(examples: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
+    return {name: leaf[start:stop] for name, leaf in examples.items()}
+
+
+@contextlib.contextmanager
+def _naming(rows_a: list[TokenRow], rows_b: list[TokenRow]) -> Iterator[None]:
+    """The kernel counts the examples of a block and does not know their names: says from which ones it counts."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error} (counted from {rows_a[0].id} in a and {rows_b[0].id} in b)") from None
+
+
+def _mirror(matrix: np.ndarray) -> None:
+    """Θ(x', x) = Θ(x, x')ᵀ, in place from the pairs i ≤ j; a pair of an example with itself becomes symmetric too."""
+    for i in range(len(matrix)):
+        mirrored = matrix[i, i:]
+        if matrix.ndim == 4:
+            mirrored = np.swapaxes(mirrored, 1, 2)
+            matrix[i, i] = (matrix[i, i] + mirrored[0]) / 2
+        matrix[i:, i] = mirrored
+
+
+def _names(rows: list[TokenRow]) -> np.ndarray:
+    return np.array([row.id for row in rows])
+
+
+def _save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """What `np.load` reads; the same bytes for the same arrays, because no entry has a time. Straight to the disk."""
+    with replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for name, array in arrays.items():
+            entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            with archive.open(entry, "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+
+
+def _extreme_eigenvalues(matrix: np.ndarray) -> tuple[float | None, float | None]:
+    """(smallest, largest) of the symmetric matrix, [N V, N V] for `full`; None where it is too large to say."""
+    side = len(matrix) * (matrix.shape[2] if matrix.ndim == 4 else 1)
+    if side > SPECTRUM_SIDE:
+        return None, None
+    square = matrix.swapaxes(1, 2).reshape(side, side) if matrix.ndim == 4 else matrix
+    values = np.linalg.eigvalsh(square.astype(np.float64))
+    return float(values[0]), float(values[-1])
