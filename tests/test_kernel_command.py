@@ -116,14 +116,17 @@ def test_all_parameters_of_a_model_without_adapter(inputs, tmp_path):
 
 
 def test_samples_and_losses_are_counted(inputs, tmp_path, capsys):
-    found = made(inputs, tmp_path, kernel={"b": str(inputs / "pool.jsonl"), "limit": 30})
+    (inputs / "some.jsonl").write_text("\n".join((inputs / "pool.jsonl").read_text().splitlines()[34:]))
+    kernel = {"b": str(inputs / "some.jsonl"), "limit": 8, "kind": "pseudo"}
+    found = made(inputs, tmp_path, kernel=kernel)
     data = json.loads((tmp_path / "run" / "kernel" / "data.json").read_text())
-    assert data["a"]["records"] == data["a"]["kept"] == 8 and data["b"]["records"] == 30
+    assert data["a"]["records"] == data["a"]["kept"] == 8 and data["b"]["records"] == 8
     lost = data["b"]["dropped"]["too long"]
-    assert lost > 0 and found["kernel"].shape == (8, 30 - lost) == (8, len(found["ids_b"]))
+    assert lost > 0 and found["kernel"].shape == (8, 8 - lost) == (8, len(found["ids_b"]))
     assert f"kernel.b: {lost} examples are left out (too long)" in capsys.readouterr().out
 
-    made(inputs, tmp_path / "cut", kernel={"a": str(inputs / "pool.jsonl"), "b": []}, model={"overflow": "truncate"})
+    kernel = {"a": str(inputs / "some.jsonl"), "b": [], "kind": "pseudo"}
+    made(inputs, tmp_path / "cut", kernel=kernel, model={"overflow": "truncate"})
     shown = capsys.readouterr().out
     assert (
         "left out" not in shown and "kernel.a: 3 examples lost the start of their prompt to model.max_length" in shown

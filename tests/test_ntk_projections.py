@@ -9,9 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from ntk_reference import random_rows, tiny_model
 
 from ntk_jax.errors import UserError
-from ntk_jax.ntk.projections import Projection, check_width, project, project_with_key, sides
+from ntk_jax.ntk.objectives import Objective
+from ntk_jax.ntk.projections import BLOCK, Projection, check_width, dense_columns, project, project_with_key, sides
+from ntk_jax.ntk.rows import Layout
+from ntk_jax.ntk.sketch import sketches
 from ntk_jax.parallel.mesh import make_mesh
 
 SEEDS = 2000
@@ -98,6 +102,48 @@ def test_any_batch_and_any_devices_give_the_same_sketches(kind, sparsity):
     spread = project(projection, jax.tree.map(lambda leaf: jax.device_put(leaf, rows), tree))
     np.testing.assert_allclose(np.asarray(spread), together, rtol=1e-5, atol=1e-5)
     assert not np.allclose(np.asarray(project(Projection(kind, 64, 2, sparsity), tree)), together, atol=0.1)
+
+
+@pytest.mark.parametrize("kind, sparsity", CASES)
+def test_the_map_is_the_same_to_the_bit(kind, sparsity):
+    """Of gradients that are small whole numbers every sum is exact in fp32, in whatever order a batch size or a mesh
+    makes XLA add: so any difference would be one of signs or places."""
+    projection = Projection(kind, 64, 5, sparsity)  # √64 and √4 divide exactly too
+    rng = np.random.default_rng(4)
+    shapes = {"a": (2, 70, 33), "b": (3,), "c": (5,)}  # `a` spans two blocks of signs
+    tree = {name: rng.integers(-8, 9, (16, 2, *shape)).astype(np.float32) for name, shape in shapes.items()}
+    together = np.asarray(project(projection, tree))
+    assert together.shape == (16, 2, 64)
+    for size in (1, 3, 8):
+        parts = [jax.tree.map(lambda leaf, i=i: leaf[i : i + size], tree) for i in range(0, 16, size)]
+        np.testing.assert_array_equal(np.concatenate([project(projection, part) for part in parts]), together)
+    for devices in (1, 8):
+        rows = NamedSharding(make_mesh(devices=jax.devices()[:devices]), PartitionSpec("data"))
+        spread = project(projection, jax.tree.map(lambda leaf, rows=rows: jax.device_put(leaf, rows), tree))
+        assert len(spread.sharding.device_set) == devices
+        np.testing.assert_array_equal(np.asarray(spread), together)
+
+
+@pytest.mark.parametrize("kind, sparsity", CASES)
+def test_sketches_of_a_model_depend_neither_on_batch_nor_on_devices(kind, sparsity):
+    model, rows, objective = tiny_model(), random_rows(11, seed=51), Objective("probe", probes=2)
+    projection = Projection(kind, 64, 1, sparsity)
+    layouts = [Layout(64, 4, packed=False), Layout(64, 11, packed=False), Layout(128, 8, make_mesh(), packed=False)]
+    first, *others = (sketches(model, rows, objective, layout, projection) for layout in layouts)
+    for other in others:
+        assert np.abs(other - first).max() < 1e-5 * np.abs(first).max()
+
+
+def test_dense_columns_are_those_of_the_matrix():
+    """What forward mode goes along, in two blocks of signs of which the second is not full."""
+    size, key = BLOCK + 7, jax.random.key(9, impl="threefry2x32")
+    at = np.array([0, 1, BLOCK - 1, BLOCK, size - 1])
+    unit = np.zeros((len(at), 1, size), np.float32)
+    unit[np.arange(len(at)), 0, at] = 1
+    whole = project_with_key("rademacher", 64, 1, key, {"w": unit})[:, 0]
+    columns = dense_columns(jax.random.fold_in(key, 0), size, 64, jnp.int32(24), 16)
+    assert columns.shape == (size, 16)
+    np.testing.assert_array_equal(columns[at], whole[:, 24:40])
 
 
 class TestMistakes:

@@ -106,6 +106,18 @@ def _rademacher(dim: int, key: jax.Array, leaf: jax.Array) -> jax.Array:
     return jax.lax.scan(add, zero, jnp.arange(blocks))[0] / jnp.sqrt(jnp.float32(dim))
 
 
+def dense_columns(key: jax.Array, size: int, dim: int, start: jax.Array, count: int) -> jax.Array:
+    """[size, count]: columns [start, start + count) of Πᵀ, the signs that `rademacher` multiplies one leaf of `size`
+    coordinates by; key: that of the leaf. Block by block, so that the whole [size, K] is never there."""
+
+    def columns(block: jax.Array) -> jax.Array:
+        signs = _signs(jax.random.fold_in(key, block), BLOCK, dim)
+        return jax.lax.dynamic_slice_in_dim(signs, start, count, axis=1)
+
+    found = jax.lax.map(columns, jnp.arange(-(-size // BLOCK)))
+    return found.reshape(-1, count)[:size] / jnp.sqrt(jnp.float32(dim))
+
+
 def _signs(key: jax.Array, rows: int, columns: int) -> jax.Array:
     """[rows, columns] of ±1 fp32, 32 from each random word: 7 times faster than one word a sign."""
     words = jax.random.bits(key, (rows, -(-columns // 32)), jnp.uint32)

@@ -56,8 +56,8 @@ def kernel_ridge(gram: np.ndarray, targets: np.ndarray, ridge: float) -> np.ndar
 
 
 def choose_ridge(gram: np.ndarray, targets: np.ndarray, ridges: Sequence[float] = RIDGES) -> tuple[float, np.ndarray]:
-    """(the ridge of the smallest error, [r] mean squared leave-one-out errors of all), the larger ridge where two tie. A
-    ridge too small to make the matrix positive definite has an infinite error.
+    """(the ridge of the smallest error, [r] mean squared leave-one-out errors of all), the larger ridge where two tie.
+    A ridge too small to make the matrix positive definite has an infinite error.
 
     In closed form from one eigendecomposition Θ = UDUᵀ: with G = (Θ + λ s I)⁻¹ = U (D + λ s)⁻¹ Uᵀ, the residual of
     example i under the fit to all others is (G Y)_i / G_ii (Rifkin & Lippert, "Notes on regularized least squares",
@@ -104,9 +104,7 @@ def accuracy(values: np.ndarray, labels: Sequence[int] | np.ndarray) -> float:
     targets were centred, add their means to the values first. Raises UserError: empty, unfitting or not finite."""
     values, labels = np.asarray(values, np.float64), np.asarray(labels)
     if values.ndim != 2 or labels.shape != values.shape[:1] or not values.size:
-        raise UserError(
-            f"values of shape {values.shape} do not fit labels of shape {labels.shape}; give [n, c] and [n]"
-        )
+        raise UserError(f"values: shape {values.shape} and labels of {labels.shape} do not fit; give [n, c] and [n]")
     _check_finite("values", values)
     return float((values.argmax(axis=1) == labels).mean())
 
