@@ -115,6 +115,11 @@ def test_all_parameters_of_a_model_without_adapter(inputs, tmp_path):
     assert_close(found["kernel"], expected(inputs, kind="pseudo", **score))
 
 
+def test_split_weights(inputs, tmp_path):
+    found = made(inputs, tmp_path, mesh={"data": 1, "fsdp": 4}, kernel={"kind": "pseudo"})
+    assert_close(found["kernel"], expected(inputs, kind="pseudo"))
+
+
 def test_samples_and_losses_are_counted(inputs, tmp_path, capsys):
     (inputs / "some.jsonl").write_text("\n".join((inputs / "pool.jsonl").read_text().splitlines()[34:]))
     kernel = {"b": str(inputs / "some.jsonl"), "limit": 8, "kind": "pseudo"}

@@ -115,7 +115,7 @@ def test_the_map_is_the_same_to_the_bit(kind, sparsity):
     together = np.asarray(project(projection, tree))
     assert together.shape == (16, 2, 64)
     for size in (1, 3, 8):
-        parts = [jax.tree.map(lambda leaf, i=i: leaf[i : i + size], tree) for i in range(0, 16, size)]
+        parts = [jax.tree.map(lambda leaf, part=slice(i, i + size): leaf[part], tree) for i in range(0, 16, size)]
         np.testing.assert_array_equal(np.concatenate([project(projection, part) for part in parts]), together)
     for devices in (1, 8):
         rows = NamedSharding(make_mesh(devices=jax.devices()[:devices]), PartitionSpec("data"))
@@ -126,12 +126,11 @@ def test_the_map_is_the_same_to_the_bit(kind, sparsity):
 
 @pytest.mark.parametrize("kind, sparsity", CASES)
 def test_sketches_of_a_model_depend_neither_on_batch_nor_on_devices(kind, sparsity):
-    model, rows, objective = tiny_model(), random_rows(11, seed=51), Objective("probe", probes=2)
+    model, rows, objective = tiny_model(), random_rows(11, seed=51), Objective()
     projection = Projection(kind, 64, 1, sparsity)
-    layouts = [Layout(64, 4, packed=False), Layout(64, 11, packed=False), Layout(128, 8, make_mesh(), packed=False)]
-    first, *others = (sketches(model, rows, objective, layout, projection) for layout in layouts)
-    for other in others:
-        assert np.abs(other - first).max() < 1e-5 * np.abs(first).max()
+    layouts = [Layout(64, 3, packed=False), Layout(64, 8, make_mesh(), packed=False)]
+    first, other = (sketches(model, rows, objective, layout, projection) for layout in layouts)
+    assert np.abs(other - first).max() < 1e-5 * np.abs(first).max()
 
 
 def test_dense_columns_are_those_of_the_matrix():
