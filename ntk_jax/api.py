@@ -11,13 +11,12 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.tokens import TOO_LONG, Dropped, as_rows
 from ntk_jax.errors import UserError
-from ntk_jax.models.model import Model
+from ntk_jax.models.model import Model, computing_in
 from ntk_jax.ntk import direction as directions
 from ntk_jax.ntk import exact, score
 from ntk_jax.ntk.backbone import span_mean, stacked
@@ -61,7 +60,7 @@ def mean_gradient(
     Returns a nested dict of fp32 arrays. Raises UserError for an empty set, an example without a span, an adapter
     that is still fresh (B = 0), or a gradient that is not finite.
     """
-    model = _computing_in(model, dtype)
+    model = computing_in(model, dtype)
     if not allow_fresh_lora:
         refuse_fresh_lora(model, parameters)
     rows = token_rows(model, examples, span=span, max_length=max_length)
@@ -94,7 +93,7 @@ def directional_scores(
 
     Raises UserError when the direction does not fit the parameters or a score is not finite (naming the example).
     """
-    model = _computing_in(model, dtype)
+    model = computing_in(model, dtype)
     rows = token_rows(model, examples, span=span, max_length=max_length)
     layout = layout_for(max(len(row.ids) for row in rows), batch_tokens, mesh)
     chosen = Objective(objective, normalize, probes, seed)
@@ -139,7 +138,7 @@ def ntk(
         if params is None:
             raise UserError("the kernel of a function needs params=, its parameters")
         return exact.tangent_kernel(_OfParams(model), params, None, a, a if b is None else b, **how)
-    model = _computing_in(model, dtype)
+    model = computing_in(model, dtype)
     if not allow_fresh_lora:
         refuse_fresh_lora(model, parameters)
     function, theta, frozen, outputs = span_mean(model, parameters)
@@ -177,7 +176,7 @@ def sketch(
 
     Raises UserError as `mean_gradient`, and when dim is larger than the number of parameters differentiated.
     """
-    model = _computing_in(model, dtype)
+    model = computing_in(model, dtype)
     if not allow_fresh_lora:
         refuse_fresh_lora(model, parameters)
     rows = token_rows(model, examples, span=span, max_length=max_length)
@@ -212,15 +211,3 @@ def token_rows(
             raise UserError(f"example {row.id}: {row.reason}; leave it out{most}")
         rows.append(row)
     return rows
-
-
-def _computing_in(model: Model, dtype: str | None) -> Model:
-    """The model with its compute dtype and frozen weights changed; adapters stay fp32."""
-    if dtype is None:
-        return model
-    if dtype not in ("float32", "bfloat16", jnp.float32, jnp.bfloat16):
-        raise UserError(f"dtype = {dtype!r} is not one of float32, bfloat16")
-    if jnp.dtype(dtype) == jnp.dtype(model.dtype):
-        return model
-    base = jax.tree.map(lambda leaf: leaf.astype(dtype), model.base)
-    return dataclasses.replace(model, base=base, dtype=jnp.dtype(dtype))

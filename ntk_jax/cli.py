@@ -73,6 +73,13 @@ COMMANDS = {
         "one HTML page of the whole run",
         "Makes report/index.html, a self-contained page, from what the other stages wrote.",
     ),
+    "diagnose": (
+        "does fine-tuning stay in the NTK regime?",
+        "Fine-tunes on the domain from several LoRA seeds, keeps adapters on the way, and compares their kernels and "
+        "the rankings they make of the pool: stability, cross-output cosines, approximations against the exact kernel, "
+        "which score predicts the measured drop of the loss, and kernel regression against fine-tuning. Needs no other "
+        "stage and is no part of `run`. Writes diagnose/: JSON and figures; `ntk-jax report` shows them.",
+    ),
     "kernel": (
         "a kernel matrix between two files",
         "The exact neural tangent kernel of model.path, with the adapter model.adapter, between the examples of "
@@ -121,7 +128,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("config", metavar="CONFIG", nargs="?" if name == "doctor" else None, help="a YAML file")
         sub.add_argument("--out", metavar="DIR", help="the run directory; wins over `out` in the config")
         if name == "run":
-            stages = [stage for stage in COMMANDS if stage not in ("run", "kernel", "doctor")]
+            stages = [stage for stage in COMMANDS if stage not in ("run", "diagnose", "kernel", "doctor")]
             sub.add_argument("--until", metavar="STAGE", choices=stages, help="stop after this stage")
     return top
 

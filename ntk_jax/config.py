@@ -145,6 +145,30 @@ class EvaluateSection:
 
 
 @dataclass(frozen=True)
+class DiagnoseSection:
+    """`ntk-jax diagnose`: does fine-tuning stay in the NTK regime, and which approximation ranks right?"""
+
+    trajectories: Count = 3  # fine-tunings on the domain from the LoRA seeds seed, seed + 1, ...
+    epochs: Positive = 20.0  # of each, with the other settings of `warmup`; 20 are the paper's
+    checkpoints: Count = 5  # kept after step 0: from the end of `warmup` to the end, each further by the same factor
+    adapters: tuple[str, ...] = ()  # PEFT directories to compare instead, in the order of training: one trajectory
+    examples: Annotated[int, Range(2)] = 16  # domain examples whose exact kernel is taken at every checkpoint
+    kernel: Literal["centered_trace", "trace", "pseudo", "probe"] = "centered_trace"
+    candidates: Annotated[int, Range(2)] = 400  # pool examples ranked at every checkpoint
+    top: Count | None = None  # N of the top-N overlap; by default a tenth of the candidates
+    objectives: tuple[str, ...] = ("sum_logits", "probe", "cross_entropy")  # whose scores are compared
+    groups: Natural = 48  # groups of pool examples trained on, to measure what the scores predict; 0: none
+    group_size: Count = 16  # examples of one family
+    group_steps: Count = 8  # Adam steps on them
+    group_learning_rate: Positive | None = None  # by default a tenth of warmup.learning_rate
+    held_out: Count = 64  # questions of evaluate.files (without them domain examples) whose loss is measured
+    audit: bool = True  # every approximation against the exact kernel
+    audit_dims: tuple[Count, ...] = (256, 512, 1024, 2048, 4096, 8192)  # K of the projections
+    regression: bool = True  # kernel ridge regression against fine-tuning, where domain and test are multiple choice
+    questions: Count = 200  # of each file of evaluate.files, for the regression
+
+
+@dataclass(frozen=True)
 class ReportSection:
     """What the HTML report shows besides the tables."""
 
@@ -191,6 +215,7 @@ class Config:
     select: SelectSection = field(default_factory=SelectSection)
     finetune: TrainSection = field(default_factory=TrainSection)
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)
+    diagnose: DiagnoseSection = field(default_factory=DiagnoseSection)
     report: ReportSection = field(default_factory=ReportSection)
     kernel: KernelSection = field(default_factory=KernelSection)
     mesh: MeshSection = field(default_factory=MeshSection)

@@ -11,7 +11,8 @@
 | evaluate   | finetune                       | results.json, predictions/<arm>/                                 |
 | report     | everything                     | index.html                                                       |
 
-`kernel`, by itself, reads kernel.a and kernel.b and writes kernel.npz; it belongs to no run of all stages.
+Two more belong to no run of all stages and build on none: `kernel` reads kernel.a and kernel.b and writes kernel.npz,
+`diagnose` reads domain, pool and questions and writes what `stages/diagnose.py` lists.
 
 Each folder gets a `manifest.json` last, with the fingerprint of all that the stage depends on: a stage whose
 manifest matches (and whose files have their checksums) is skipped, one without is resumed, a mismatch stops with the
@@ -37,7 +38,7 @@ from ntk_jax.errors import UserError
 from ntk_jax.models.hub import resolve
 from ntk_jax.progress import Progress
 from ntk_jax.report.page import write_report
-from ntk_jax.stages import arms, domain, kernel, pool, selection
+from ntk_jax.stages import arms, diagnose, domain, kernel, pool, selection
 from ntk_jax.stages.context import MakeProgress, Run
 from ntk_jax.storage.atomic import make_folder, read_json, write_json, write_text
 from ntk_jax.storage.hashing import hash_model, sha256_file
@@ -90,6 +91,16 @@ _STAGES = {
         (),
         ("seed", "model", "lora", "kernel", "score.span", "score.parameters"),
         ("model", "kernel.a", "kernel.b"),
+        alone=True,
+    ),
+    "diagnose": Stage(
+        diagnose.diagnose,
+        (),
+        (
+            *("seed", "model", "lora", "data", "warmup", "diagnose", "evaluate.files", "report.group_by"),
+            *("score.span", "score.normalize", "score.probes", "score.batch_tokens"),
+        ),
+        ("model", "adapters", "domain", "pool", "evaluate"),
         alone=True,
     ),
 }
@@ -178,6 +189,8 @@ def check_settings(config: Config, names: Sequence[str] = STAGES) -> None:
     if set(names) == {"kernel"}:
         kernel.check_kernel(config)
         return
+    if "diagnose" in names:
+        diagnose.check_diagnose(config)
     arms.check_arms(config)
     if config.warmup.max_steps != 0:
         check_config(Run.train_config(config.warmup), "warmup")
@@ -194,7 +207,7 @@ def _check_inputs(this: Run, pending: Sequence[str]) -> None:
             f"select.count = {this.config.select.count} is larger than the pool ({len(this.pool_ordinals)} examples); "
             "lower it or add data"
         )
-    if "evaluate" in pending:
+    if "evaluate" in pending or ("diagnose" in pending and this.config.evaluate.files):
         arms.check_questions(this.config)
     if "gradient" in pending:
         _ = this.differentiated  # loads the model, and refuses a pattern that matches none of its parameters
@@ -228,6 +241,9 @@ def _input_hashes(config: Config, names: Sequence[str] = STAGES) -> dict[str, di
         direction[config.score.direction] = sha256_file(Path(config.score.direction))
     return {
         "model": model,
+        "adapters": {path: hash_model(resolve(path)) for path in config.diagnose.adapters}
+        if "diagnose" in names
+        else {},
         "direction": direction,
         "domain": source_hashes(config.data.domain),
         "pool": source_hashes(config.data.pool),

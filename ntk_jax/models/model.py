@@ -116,6 +116,18 @@ def with_lora(model: Model, lora: dict[str, Any]) -> Model:
     return dataclasses.replace(model, lora=lora)
 
 
+def computing_in(model: Model, dtype: str | None) -> Model:
+    """The model with its compute dtype and frozen weights changed; adapters stay fp32."""
+    if dtype is None:
+        return model
+    if dtype not in (*_DTYPES, *_DTYPES.values()):
+        raise UserError(f"dtype = {dtype!r} is not one of float32, bfloat16")
+    if jnp.dtype(dtype) == jnp.dtype(model.dtype):
+        return model
+    base = jax.tree.map(lambda leaf: leaf.astype(dtype), model.base)
+    return dataclasses.replace(model, base=base, dtype=jnp.dtype(dtype))
+
+
 def _dtype(name: str) -> Any:
     if name not in _DTYPES:
         raise UserError(f"dtype {name!r} is not supported; use float32 or bfloat16")

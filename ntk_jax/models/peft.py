@@ -20,7 +20,7 @@ from ntk_jax.errors import UserError
 from ntk_jax.models.config import ModelConfig
 from ntk_jax.models.decoder import abstract_decoder
 from ntk_jax.models.hub import read_object, resolve, some
-from ntk_jax.models.lora import LoRAConfig
+from ntk_jax.models.lora import LoRAConfig, target_names
 from ntk_jax.models.names import MODULES
 from ntk_jax.storage.atomic import make_folder, write_bytes, write_json
 
@@ -121,6 +121,21 @@ def load_adapter(folder: str | Path, model_config: ModelConfig) -> tuple[dict[st
     if tensors:
         raise UserError(f"{folder / WEIGHTS}: tensor {some(list(tensors))} has no place in this model")
     return {"layers": layers}, config
+
+
+def load_adapter_like(folder: str | Path, model_config: ModelConfig, like: LoRAConfig) -> dict[str, Any]:
+    """The leaves of a PEFT folder that must have the rank, the scale and the linears of `like`, as a checkpoint of the
+    same training has. Raises UserError naming the folder and what differs, and as `load_adapter`."""
+    lora, found = load_adapter(folder, model_config)
+    wanted = {"rank": like.rank, "scale α/R": like.scale, "linears": list(target_names(like))}
+    has = {"rank": found.rank, "scale α/R": found.scale, "linears": list(found.targets)}
+    for key, value in wanted.items():
+        if has[key] != value:
+            raise UserError(
+                f"{folder}: this adapter's {key} is {has[key]}, the model's {value}; load the model with the same LoRA "
+                "shape (lora.rank, lora.alpha, lora.targets)"
+            )
+    return lora
 
 
 def _tensor_name(layer: int, name: str, part: str) -> str:

@@ -43,6 +43,7 @@ Function = Callable[[Tree, Any, Any], jax.Array]  # (differentiated, frozen, x o
 
 MEMORY = 2**28  # bytes of features held on each side of a block of pairs
 EXAMPLES = 16  # differentiated together
+CHANNELS = 16  # cotangents pulled back together
 
 
 def tangent_kernel(
@@ -59,13 +60,16 @@ def tangent_kernel(
     orthogonal: bool = False,
     seed: int = 0,
     memory: int = MEMORY,
+    progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """[Na, Nb] fp32, or [Na, Nb, V, V] for `full`.
 
     function: (theta, frozen, x) -> [D], for one example. a, b: pytrees of examples, stacked on the first axis of every
     leaf. outputs: W [V, D] if the function's result is W times what `function` returns. probes, seed, orthogonal: of
     `probe`; orthogonal probes are √V times rows of a random orthogonal matrix, and with V of them the result is exact.
-    memory: bytes of features held on each side of a block of pairs; one example's feature (4 P bytes) is the least.
+    memory: bytes of features held on each side of a block of pairs; one example's feature (4 P bytes) is the least, and
+    what the backward passes of 16 examples need comes on top. When b is a, half of the pairs are computed and mirrored.
+    progress(cotangents done, of how many).
 
     Raises UserError: no examples, an unknown kind or method, `full` by products, more orthogonal probes than outputs, a
     result that is not finite.
@@ -86,30 +90,44 @@ def tangent_kernel(
         result = np.zeros(sizes, np.float32)
         cotangents = _cotangents(kind, width, outputs, probes, orthogonal, seed)
 
+    own = b is a  # then half of the pairs suffice
     size = sum(leaf.size for leaf in jax.tree.leaves(theta))
     at_once = max(1, memory // (4 * size))  # features
     examples = min(EXAMPLES, at_once)
-    channels = max(1, at_once // examples)
-    for rows, xa in _blocks(a, sizes[0], examples):
-        for columns, xb in _blocks(b, sizes[1], examples):
-            place = np.ix_(rows, columns)
-            if kind == "full":
-                for i in range(0, width, channels):
-                    left = _features(function, theta, frozen, xa, cotangents[i : i + channels])
-                    for j in range(0, width, channels):
-                        right = _features(function, theta, frozen, xb, cotangents[j : j + channels])
-                        block = np.asarray(_all_pairs(left, right))[: len(rows), : len(columns)]
-                        left_ks, right_ks = i + np.arange(block.shape[2]), j + np.arange(block.shape[3])
-                        result[np.ix_(rows, columns, left_ks, right_ks)] = block
-                continue
-            for i in range(0, len(cotangents), channels):
-                part = cotangents[i : i + channels]
-                if method == "products":
-                    block = _products(function, theta, frozen, xa, xb, part)
-                else:
-                    left, right = (_features(function, theta, frozen, x, part) for x in (xa, xb))
-                    block = _same_channel(left, right)
-                result[place] += np.asarray(block)[: len(rows), : len(columns)]
+    held = max(1, at_once // examples)  # blocks of examples, whose features stay while the other side streams by
+    channels = min(max(1, at_once // (examples * min(held, -(-sizes[0] // examples)))), CHANNELS)
+    left, right = list(_blocks(a, sizes[0], examples)), list(_blocks(b, sizes[1], examples))
+
+    def features(x: Any, start: int) -> Tree:
+        return _features(function, theta, frozen, x, cotangents[start : start + channels])
+
+    for i in range(0, len(cotangents), channels):
+        for first in range(0, len(left), held):
+            group = range(first, min(first + held, len(left)))
+            kept: dict[int, Tree] = {} if method == "products" else {n: features(left[n][1], i) for n in group}
+            for m in range(first if own else 0, len(right)):
+                columns, xb = right[m]
+                # Of a set with itself only the pairs of blocks n ≤ m are computed, and mirrored.
+                pairs = [n for n in group if not own or n <= m]
+                if kind == "full":
+                    for j in range(0, len(cotangents), channels):
+                        other = kept[m] if own and m in kept and i == j else features(xb, j)
+                        for n in pairs:
+                            _put_full(result, left[n][0], columns, i, j, _all_pairs(kept[n], other), own and n != m)
+                    continue
+                other = None if method == "products" else kept[m] if own and m in kept else features(xb, i)
+                for n in pairs:
+                    rows, xa = left[n]
+                    if method == "products":
+                        block = _products(function, theta, frozen, xa, xb, cotangents[i : i + channels])
+                    else:
+                        block = _same_channel(kept[n], other)
+                    block = np.asarray(block)[: len(rows), : len(columns)]
+                    result[np.ix_(rows, columns)] += block
+                    if own and n != m:
+                        result[np.ix_(columns, rows)] += block.T
+        if progress:
+            progress(min(i + channels, len(cotangents)), len(cotangents))
     if kind == "full" and outputs is not None:
         head = np.asarray(outputs, np.float32)
         result = np.einsum("vd,abde,we->abvw", head, result, head, optimize=True)
@@ -131,6 +149,17 @@ def probe_vectors(width: int, probes: int, seed: int, orthogonal: bool = False) 
     # In float64 on the host: the rows must be orthogonal to rounding, or a full set is not exact.
     q, r = np.linalg.qr(np.asarray(jax.random.normal(key, (width, width)), np.float64))
     return jnp.asarray(np.sqrt(width) * (q * np.sign(np.diag(r))).T[:probes], jnp.float32)
+
+
+def _put_full(
+    result: np.ndarray, rows: np.ndarray, columns: np.ndarray, i: int, j: int, block: jax.Array, mirror: bool
+) -> None:
+    """Writes [Na, Nb, C, C'] of two blocks of examples and of cotangents from i and j on, and its mirror image."""
+    values = np.asarray(block)[: len(rows), : len(columns)]
+    ks, js = i + np.arange(values.shape[2]), j + np.arange(values.shape[3])
+    result[np.ix_(rows, columns, ks, js)] = values
+    if mirror:
+        result[np.ix_(columns, rows, js, ks)] = values.transpose(1, 0, 3, 2)
 
 
 def _cotangents(

@@ -190,6 +190,13 @@ class Run:
             if number not in done:
                 yield number, block
 
+    def pool_sample(self, count: int) -> list[TokenRow]:
+        """A seeded sample of the pool as rows; what cannot be used is left out."""
+        ordinals = self.pool_ordinals
+        chosen = sample_indices(len(ordinals), count, self.config.seed)
+        records = [record for _, record in self.pool_records(ordinals if chosen is None else ordinals[chosen])]
+        return [row for _, row in self.encode(records, self.config.score.span)[0]]
+
     # -- training ----------------------------------------------------------------------------------------------
 
     @staticmethod

@@ -97,5 +97,22 @@ def gradient_flops(
     return trunk * tokens + 2.0 * head_parameters(config) * (1.0 + 2.0 * directions) * label_tokens
 
 
+def kernel_flops(
+    config: ModelConfig,
+    tokens: int,
+    cotangents: int,
+    *,
+    pairs: int = 0,
+    lora_parameters: int = 0,
+    dense_parameters: int = 0,
+) -> float:
+    """FLOPs of a kernel by contraction: one forward pass over the tokens of both sets, a backward pass for each
+    cotangent, which costs 2 P for the activations and 2 for each parameter differentiated, and 2 for each parameter of
+    the contraction of a pair."""
+    trunk = 2.0 * matrix_parameters(config) * (1.0 + cotangents) + (2.0 + 4.0 * cotangents) * lora_parameters
+    trunk += 2.0 * cotangents * dense_parameters
+    return trunk * tokens + 2.0 * pairs * cotangents * (dense_parameters or lora_parameters)
+
+
 def _attention(config: ModelConfig, context: float) -> float:
     return 4.0 * config.num_layers * config.num_heads * config.head_dim * context

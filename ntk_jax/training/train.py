@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,8 @@ def train(
     progress: Progress | None = None,
     parameters: str = "lora",
     remat: bool | None = None,
+    keep_steps: Collection[int] = (),
+    keep: Callable[[int, Tree], None] | None = None,
 ) -> Trained:
     """Trains on `rows` and returns the trained parameters; called again after a kill, it goes on to the same bits.
 
@@ -110,6 +112,8 @@ def train(
     folder: receives checkpoints/ and history.jsonl. progress(done, total, note) is called once a step.
     remat: recompute layers in the backward pass; None: for hidden sizes from 1024 on, where activations, not
     FLOPs, are what a device runs out of. The given model is left untouched.
+    keep(step, trained parameters): called after each of `keep_steps` (from 1), before that step's checkpoint is
+    written: a resumed training calls it again for steps that may not have been kept, and for no others.
 
     Raises `UserError`: no rows, no labels, a row longer than row_length, no adapter under parameters="lora",
     a loss or gradient that is not finite (naming step and example), a folder of another training, a full disk.
@@ -166,6 +170,8 @@ def train(
             if pending is not None:
                 _read(pending, history, rates, steps, progress)
             pending = _Pending(step, chosen, packed, metrics)
+            if keep is not None and step + 1 in keep_steps:
+                keep(step + 1, jax.device_get(trainable))
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == steps:
                 _read(pending, history, rates, steps, progress)  # a checkpoint never holds a NaN
                 pending = None

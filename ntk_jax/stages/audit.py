@@ -1,0 +1,238 @@
+"""The approximation audit: every cheaper kernel against the exact one, between domain and pool examples.
+
+One table, whose rows are kernels [Na, Nb] computed once and kept in audit/; errors and rank correlations are taken at
+the end. Random kernels are drawn `DRAWS` times and their figures averaged.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntk_jax.data.batch import TokenRow
+from ntk_jax.data.sources import sample_indices
+from ntk_jax.models.model import Model, computing_in
+from ntk_jax.ntk.agreement import relative_error, spearman
+from ntk_jax.ntk.backbone import last_layers, span_mean, stacked
+from ntk_jax.ntk.exact import tangent_kernel
+from ntk_jax.ntk.gram import gradient_features_gram
+from ntk_jax.ntk.objectives import Objective
+from ntk_jax.ntk.parameters import split_parameters
+from ntk_jax.ntk.per_example import example_gradients
+from ntk_jax.ntk.projections import KINDS, Projection, project
+from ntk_jax.ntk.rows import layout_for
+from ntk_jax.stages.context import Run
+from ntk_jax.storage.atomic import make_folder, write_bytes
+from ntk_jax.training.flops import gradient_flops, kernel_flops
+
+DOMAIN, POOL = 16, 48  # examples on the two sides of the kernel
+DRAWS = 3  # of everything random
+CORNER = 3  # the second exact route is checked on so many examples a side: its cost grows with their product
+QUICK = 10.0  # seconds below which a kernel is computed again, so that its time holds no compilation
+HEAD_LIMIT = 2048  # outputs up to which all parameters, the head among them, are differentiated exactly
+TRUNK = "^base/layers/.*kernel"
+
+Kernels = Callable[[int], np.ndarray]  # seed -> [Na, Nb]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the table: how to compute its kernel, and against which other lines it is held."""
+
+    name: str
+    group: str
+    compute: Kernels
+    flops: float
+    random: bool = False
+    against: str = "exact"  # the line whose kernel is the reference
+    own: str | None = None  # what it approximates directly, where that is another
+
+
+def audit(run: Run, folder: Path, warm: Model) -> dict[str, Any]:
+    """{"lines": [{name, group, reference, error, scaled_error, spearman_pairs, spearman_scores, own..., flops,
+    seconds}], "domain", "pool", "tokens", ...}; see docs/audit.md for how to read it."""
+    domain = _sample([row for _, row in run.encode([r for r, _ in run.domain], run.config.score.span)[0]], DOMAIN, run)
+    from_pool = _sample(run.pool_sample(4 * POOL), POOL, run)
+    lines = _lines(run, warm, domain, from_pool)
+    home, progress = make_folder(folder / "audit"), run.make_progress("audit", len(lines), "kernels")
+    kernels: dict[str, list[np.ndarray]] = {}
+    seconds: dict[str, float] = {}
+    for number, line in enumerate(lines):
+        path = home / f"{number:02d}.npz"
+        if not path.exists():
+            _compute(path, line, run.config.seed)
+        with np.load(path) as found:
+            kernels[line.name], seconds[line.name] = list(found["kernels"]), float(found["seconds"])
+        progress(number + 1, len(lines), line.name)
+    return {
+        "domain": len(domain),
+        "pool": len(from_pool),
+        "tokens": sum(len(row.ids) for row in [*domain, *from_pool]),
+        "draws": DRAWS,
+        "lora_parameters": run.adapter_size,
+        "lines": [_compare(line, kernels) | {"seconds": seconds[line.name]} for line in lines],
+    }
+
+
+def _lines(run: Run, warm: Model, domain: list[TokenRow], pool: list[TokenRow]) -> list[Line]:
+    config, section = warm.config, run.config
+    a, b = stacked(domain), stacked(pool)
+    tokens, pairs = a["tokens"].size + b["tokens"].size, len(domain) * len(pool)
+    real = sum(len(row.ids) for row in [*domain, *pool])
+    labels = sum(int(row.span[:-1].sum()) for row in [*domain, *pool])
+    width, layers = config.hidden_size, config.num_layers
+    lora, normalize = {"lora_parameters": run.adapter_size}, section.score.normalize
+
+    def exact(model: Model, kind: str, parameters: str = "lora", last: int | None = None, **how: Any) -> Kernels:
+        def compute(seed: int) -> np.ndarray:
+            function, theta, frozen, head = span_mean(model, parameters)
+            options: dict[str, Any] = {"kind": kind, "outputs": head, "seed": seed, **how}
+            if last is None:
+                return tangent_kernel(function, theta, frozen, a, b, **options)
+            return tangent_kernel(*last_layers(function, theta, frozen, last), a, b, **options)
+
+        return compute
+
+    def flops(cotangents: int, **changes: Any) -> float:
+        return kernel_flops(config, tokens, cotangents, pairs=pairs, **{**lora, **changes})
+
+    def corner(_: int) -> np.ndarray:
+        """The exact kernel with a corner of it computed by the other route."""
+        few = [jax.tree.map(lambda leaf: leaf[:CORNER], x) for x in (a, b)]
+        function, theta, frozen, head = span_mean(warm, "lora")
+        return tangent_kernel(function, theta, frozen, *few, kind="centered_trace", outputs=head, method="products")
+
+    layout = layout_for(max(len(row.ids) for row in [*domain, *pool]), section.score.batch_tokens, packed=False)
+
+    def gram(model: Model, objective: str, probes: int = 1) -> Kernels:
+        return lambda seed: gradient_features_gram(
+            model, domain, pool, Objective(objective, normalize, probes, seed), layout
+        )
+
+    def features(rows: Sequence[TokenRow]) -> Any:
+        parts = [
+            jax.tree.map(lambda leaf, used=index >= 0: leaf[np.flatnonzero(used)], gradients)
+            for index, gradients in example_gradients(warm, rows, Objective("sum_logits", normalize), layout)
+        ]
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+    def projected(kind: Any, dim: int) -> Kernels:
+        def compute(seed: int) -> np.ndarray:
+            sides = [project(Projection(kind, dim, seed), features(rows))[:, 0] for rows in (domain, pool)]
+            return np.asarray(sides[0] @ sides[1].T)
+
+        return compute
+
+    low = computing_in(warm, "bfloat16")
+    forward_backward = gradient_flops(config, real, **lora)
+    sums = "sum of logits (pseudo-NTK)"
+    found = [
+        Line("exact", "exact", exact(warm, "centered_trace"), flops(width)),
+        Line("exact by products, corner", "exact", corner, _products_flops(run, warm, a, b), against="exact"),
+        Line("trace, not centred", "exact", exact(warm, "trace"), flops(width)),
+        Line(sums, "objective", exact(warm, "pseudo"), flops(1)),
+    ]
+    for probes in (1, 4, 16):
+        how = exact(warm, "probe", probes=probes)
+        found.append(Line(f"{probes} probe{'s' * (probes > 1)}", "objective", how, flops(probes), random=True))
+    for objective in ("cross_entropy", "target_logit"):
+        if section.score.span != "last":
+            cost = gradient_flops(config, real, labels, **lora)
+            found.append(Line(objective, "objective", gram(warm, objective), cost))
+    found.append(Line("sum of logits, per example", "objective", gram(warm, "sum_logits"), forward_backward))
+    for kind in KINDS:
+        for dim in section.diagnose.audit_dims:
+            if dim <= run.adapter_size:
+                cost = forward_backward + _projection_flops(kind, dim, run.adapter_size) * (len(domain) + len(pool))
+                name = f"{kind}, K = {dim}"
+                line = Line(name, "projection", projected(kind, dim), cost, True, own="sum of logits, per example")
+                found.append(line)
+    whole = config.vocab_size <= HEAD_LIMIT
+    parameters = "^base/" if whole else TRUNK
+    cotangents = config.vocab_size if whole else width
+    dense = sum(leaf.size for leaf in jax.tree.leaves(split_parameters(warm, parameters)[0]))
+    title = "all parameters" if whole else "all matrices of the layers"
+    dearest = flops(cotangents, lora_parameters=0, dense_parameters=dense)
+    found += [
+        Line(title, "parameters", exact(warm, "centered_trace", parameters), dearest, against=title),
+        Line(f"LoRA only, against {title}", "parameters", exact(warm, "centered_trace"), flops(width), against=title),
+        Line(f"{sums}, against {title}", "parameters", exact(warm, "pseudo"), flops(1), against=title),
+    ]
+    for last in sorted({1, max(1, layers // 4), max(1, layers // 2)} - {layers}):
+        name = f"LoRA of the last {last} of {layers} layers"
+        found.append(Line(name, "parameters", exact(warm, "centered_trace", last=last), flops(width)))
+    found += [
+        Line("exact in bfloat16", "precision", exact(low, "centered_trace"), flops(width)),
+        Line(f"{sums} in bfloat16", "precision", exact(low, "pseudo"), flops(1), own=sums),
+    ]
+    if section.score.span != "last":
+        cost = gradient_flops(config, real, labels, **lora)
+        found.append(
+            Line("cross_entropy in bfloat16", "precision", gram(low, "cross_entropy"), cost, own="cross_entropy")
+        )
+    return found
+
+
+def _compute(path: Path, line: Line, seed: int) -> None:
+    begun = time.monotonic()
+    kernels = [line.compute(seed)]
+    seconds = time.monotonic() - begun
+    if seconds < QUICK:
+        begun = time.monotonic()
+        line.compute(seed)
+        seconds = time.monotonic() - begun
+    kernels += [line.compute(seed + draw) for draw in range(1, DRAWS if line.random else 1)]
+    buffer = io.BytesIO()
+    np.savez(buffer, kernels=np.stack(kernels), seconds=seconds)
+    write_bytes(path, buffer.getvalue())
+
+
+def _compare(line: Line, kernels: dict[str, list[np.ndarray]]) -> dict[str, Any]:
+    """The figures of a line, averaged over its draws."""
+
+    def against(name: str) -> dict[str, float]:
+        exact = kernels[name][0]
+        figures = []
+        for kernel in kernels[line.name]:
+            reference = exact[: kernel.shape[0], : kernel.shape[1]]
+            figures.append(
+                [
+                    relative_error(kernel, reference),
+                    relative_error(kernel, reference, scaled=True),
+                    spearman(kernel, reference),
+                    spearman(kernel.mean(axis=0), reference.mean(axis=0)),
+                ]
+            )
+        names = ("error", "scaled_error", "spearman_pairs", "spearman_scores")
+        return dict(zip(names, np.mean(figures, axis=0).tolist(), strict=True))
+
+    found: dict[str, Any] = {"name": line.name, "group": line.group, "flops": line.flops, "reference": line.against}
+    found |= against(line.against)
+    if line.own is not None:
+        found |= {"own": line.own} | {f"own_{key}": value for key, value in against(line.own).items()}
+    return found
+
+
+def _sample(rows: list[TokenRow], count: int, run: Run) -> list[TokenRow]:
+    chosen = sample_indices(len(rows), count, run.config.seed)
+    return rows if chosen is None else [rows[i] for i in chosen]
+
+
+def _products_flops(run: Run, warm: Model, a: Any, b: Any) -> float:
+    """Of the corner: D times a forward and a backward pass for each column, and a tangent with its primal a pair."""
+    length, width = max(a["tokens"].shape[1], b["tokens"].shape[1]), warm.config.hidden_size
+    passes = gradient_flops(warm.config, CORNER * length, lora_parameters=run.adapter_size)
+    return width * passes * (1 + CORNER)
+
+
+def _projection_flops(kind: str, dim: int, size: int) -> float:
+    """Of one example, by ntk/projections.py's table; `kronecker` by its larger factor."""
+    return 2.0 * size * {"rademacher": dim, "countsketch": 1, "kronecker": round(dim**0.5)}[kind]

@@ -1,0 +1,219 @@
+"""`ntk-jax diagnose`: fine-tunes on the domain from several LoRA seeds, keeps adapters on the way, and examines them.
+
+Everything is written part by part, and a part that is there is not computed again:
+
+| file                                | what                                                                |
+|-------------------------------------|---------------------------------------------------------------------|
+| trajectories/seed-S/step-T/         | the adapters, in PEFT format                                         |
+| points/seed-S-step-T.npz            | one checkpoint's kernel and scores                                   |
+| stability.json                      | all checkpoints against each other (`ntk/stability.py`)              |
+| cross_output.json                   | signed cross-output cosines (`ntk/cross_output.py`)                  |
+| prediction.json                     | which score predicts the measured loss drop (`stages/prediction.py`) |
+| audit.json                          | approximations against the exact kernel (`stages/audit.py`)          |
+| regression.json                     | kernel ridge regression against fine-tuning (`stages/regression.py`) |
+| figures/*.svg                       | what the report shows, to be used elsewhere                          |
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ntk_jax.config import Config
+from ntk_jax.data.sources import sample_indices
+from ntk_jax.errors import UserError
+from ntk_jax.models.head import head_matrix
+from ntk_jax.models.lora import initial_lora
+from ntk_jax.models.model import Model, with_lora
+from ntk_jax.models.peft import load_adapter_like, save_adapter
+from ntk_jax.ntk.cross_output import cross_output_cosines
+from ntk_jax.ntk.objectives import LABEL_AWARE, LINEAR, head_coherence
+from ntk_jax.ntk.stability import Checkpoint, Measured, compare, measure
+from ntk_jax.stages.audit import audit
+from ntk_jax.stages.context import Run
+from ntk_jax.stages.prediction import objectives_of, prediction
+from ntk_jax.stages.regression import regression
+from ntk_jax.storage.atomic import make_folder, read_json, write_bytes, write_json
+from ntk_jax.training.checkpoints import discard_checkpoints
+from ntk_jax.training.order import count_steps
+from ntk_jax.training.train import train
+
+
+def check_diagnose(config: Config) -> None:
+    """Raises UserError for settings that cannot work together."""
+    section = config.diagnose
+    unknown = set(section.objectives) - set(LINEAR + LABEL_AWARE)
+    known = LINEAR + LABEL_AWARE
+    if unknown or not section.objectives:
+        raise UserError(f"diagnose.objectives = {list(section.objectives)}: choose from {', '.join(known)}")
+    if section.top is not None and section.top > section.candidates:
+        raise UserError(
+            f"diagnose.top = {section.top} is larger than diagnose.candidates = {section.candidates}; lower it"
+        )
+    if config.score.span == "last" and set(section.objectives) & set(LABEL_AWARE):
+        raise UserError(
+            "score.span = last: the last position has no next token, which an objective of diagnose.objectives needs; "
+            "use span response or all, or linear objectives"
+        )
+
+
+def diagnose(run: Run, folder: Path) -> dict[str, Any]:
+    """See the table above. The facts are the number of checkpoints and what was left out."""
+    section = run.config.diagnose
+    checkpoints = _given(run) if section.adapters else _trained(run, folder)
+    report = _stability(run, folder, checkpoints)
+    warm = with_lora(run.base, _warm(checkpoints).lora)
+    _part(folder / "cross_output.json", lambda: _cross_output(run, warm))
+    ends = {checkpoint.trajectory: checkpoint for checkpoint in checkpoints}
+    parts: dict[str, tuple[Any, Callable[[], dict[str, Any]]]] = {
+        "prediction": (section.groups, lambda: prediction(run, folder, warm)),
+        "audit": (section.audit, lambda: audit(run, folder, warm)),
+        "regression": (section.regression, lambda: regression(run, checkpoints[0], warm, list(ends.values()))),
+    }
+    for name, (wanted, compute) in parts.items():
+        _part(folder / f"{name}.json", compute if wanted else lambda: {"skipped": "switched off in the config"})
+    return {"checkpoints": len(report["points"])}
+
+
+def _part(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A result that is computed once."""
+    if not path.exists():
+        write_json(path, compute())
+    return read_json(path)
+
+
+# -- checkpoints ---------------------------------------------------------------------------------------------------
+
+
+def _given(run: Run) -> list[Checkpoint]:
+    """The adapters that the config names, one trajectory in the given order."""
+    assert run.base.lora_config is not None  # a run always has an adapter
+    return [
+        Checkpoint("given", number, load_adapter_like(path, run.base.config, run.base.lora_config))
+        for number, path in enumerate(run.config.diagnose.adapters)
+    ]
+
+
+def _trained(run: Run, folder: Path) -> list[Checkpoint]:
+    """Fine-tunings on the domain from `trajectories` fresh adapters (the first is the run's own)."""
+    section, config = run.config.diagnose, run.base.lora_config
+    assert config is not None  # a run always has an adapter
+    rows = [row for _, row in run.domain]
+    settings = run.train_config(run.config.warmup, epochs=section.epochs, max_steps=None)
+    total = count_steps(len(rows), settings)
+    first = min(total, _warmup_steps(run, len(rows)))
+    steps = np.unique(np.round(np.geomspace(first, total, section.checkpoints)).astype(int)).tolist()
+    found = []
+    for number in range(section.trajectories):
+        seed = run.config.seed + number
+        name, home = f"seed {seed}", folder / "trajectories" / f"seed-{seed}"
+        fresh = run.base.lora if number == 0 else initial_lora(run.base.lora, seed)
+        places = {step: home / f"step-{step:06d}" for step in (0, *steps)}
+
+        def keep(step: int, lora: Any, places: dict[int, Path] = places) -> None:
+            save_adapter(places[step], lora, config, run.base.config, run.config.model.path)
+
+        if not (places[total] / "adapter_config.json").exists():  # written last of an adapter
+            keep(0, fresh)
+            train(
+                with_lora(run.base, fresh),
+                rows,
+                settings,
+                folder=make_folder(home),
+                seed=seed,
+                row_length=run.row_length,
+                mesh=run.mesh,
+                progress=run.make_progress(f"fine-tune {name}", total, "steps"),
+                keep_steps=steps,
+                keep=keep,
+            )
+        discard_checkpoints(home)
+        found += [
+            Checkpoint(name, step, load_adapter_like(place, run.base.config, config)) for step, place in places.items()
+        ]
+    return found
+
+
+def _warmup_steps(run: Run, examples: int) -> int:
+    """After how many steps the run itself would take its scores."""
+    section = run.config.warmup
+    return 1 if section.max_steps == 0 else count_steps(examples, run.train_config(section))
+
+
+def _warm(checkpoints: list[Checkpoint]) -> Checkpoint:
+    """Where the run would score: the first checkpoint after the start."""
+    return checkpoints[min(1, len(checkpoints) - 1)]
+
+
+# -- stability -----------------------------------------------------------------------------------------------------
+
+
+def _stability(run: Run, folder: Path, checkpoints: list[Checkpoint]) -> dict[str, Any]:
+    section = run.config.diagnose
+    domain = [row for _, row in run.encode([record for record, _ in run.domain], run.config.score.span)[0]]
+    chosen = sample_indices(len(domain), section.examples, run.config.seed)
+    rows = domain if chosen is None else [domain[i] for i in chosen]
+    candidates = run.pool_sample(section.candidates)
+    progress = run.make_progress("checkpoints", len(checkpoints), "checkpoints")
+    measured: list[Measured] = []
+    starts: dict[str, Model] = {}
+    make_folder(folder / "points")
+    for number, checkpoint in enumerate(checkpoints):
+        here = with_lora(run.base, checkpoint.lora)
+        start = starts.setdefault(checkpoint.trajectory, here)
+        path = folder / "points" / f"{checkpoint.trajectory.replace(' ', '-')}-step-{checkpoint.step:06d}.npz"
+        if not path.exists():
+            one = measure(
+                here,
+                rows,
+                kind=section.kernel,
+                seed=run.config.seed,
+                candidates=candidates,
+                domain=domain,
+                objectives=objectives_of(run),
+                layout=run.layout,
+                start=start,
+            )
+            _save_point(path, one)
+        measured.append(_load_point(path))
+        progress(number + 1, len(checkpoints))
+    places = [(checkpoint.trajectory, checkpoint.step) for checkpoint in checkpoints]
+    report = compare(places, measured, section.kernel, section.top or max(1, len(candidates) // 10))
+    lengths = np.array([int(row.span.sum()) for row in candidates])
+    found = report.to_dict() | {"lengths": lengths.tolist(), "warm": min(1, len(checkpoints) - 1)}
+    found["warm_scores"] = {name: scores[found["warm"]].tolist() for name, scores in report.scores.items()}
+    write_json(folder / "stability.json", found)
+    return found
+
+
+def _save_point(path: Path, one: Measured) -> None:
+    buffer = io.BytesIO()
+    scores: dict[str, Any] = {f"scores/{name}": values for name, values in one.scores.items()}
+    facts = json.dumps({"linearization": one.linearization, "outputs": one.outputs})
+    np.savez(buffer, kernel=one.kernel, pseudo=one.pseudo, facts=np.array(facts), **scores)
+    write_bytes(path, buffer.getvalue())
+
+
+def _load_point(path: Path) -> Measured:
+    try:
+        with np.load(path) as arrays:
+            facts = json.loads(str(arrays["facts"]))
+            scores = {name.partition("/")[2]: arrays[name] for name in arrays.files if name.startswith("scores/")}
+            return Measured(arrays["kernel"], arrays["pseudo"], scores=scores, **facts)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it and run again: only it is computed anew") from None
+
+
+def _cross_output(run: Run, warm: Model) -> dict[str, Any]:
+    rows = [row for _, row in run.encode([record for record, _ in run.domain], run.config.score.span)[0]]
+    chosen = sample_indices(len(rows), CROSS_OUTPUT_EXAMPLES, run.config.seed)
+    rows = rows if chosen is None else [rows[i] for i in chosen]
+    return {"rho": head_coherence(head_matrix(warm.base))} | cross_output_cosines(warm, rows, seed=run.config.seed)
+
+
+CROSS_OUTPUT_EXAMPLES = 8  # each costs D backward passes, and millions of pairs come from one

@@ -1,0 +1,160 @@
+"""Which score predicts what training does: groups of pool examples, their scores, and the loss drop they cause.
+
+Groups are drawn family by family, for families are what selection tells apart. Each group is trained on for a few steps
+from the warm adapter, and the loss on held-out questions of the domain is measured before and after.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ntk_jax.data.batch import TokenRow
+from ntk_jax.data.records import family_of
+from ntk_jax.data.sources import read_records, sample_indices
+from ntk_jax.errors import UserError
+from ntk_jax.evaluation.accuracy import task_files
+from ntk_jax.models.model import Model
+from ntk_jax.ntk.agreement import spearman
+from ntk_jax.ntk.direction import mean_gradient
+from ntk_jax.ntk.objectives import Objective
+from ntk_jax.ntk.score import directional_scores
+from ntk_jax.stages.context import Run, shifted
+from ntk_jax.storage.atomic import make_folder, write_bytes
+from ntk_jax.training.influence import loss_drops
+
+TOGETHER = 8  # groups measured between two commits
+SPARE = 3  # times as many examples are looked at as a group needs: some are too long
+RESAMPLES = 2000
+
+
+def prediction(run: Run, folder: Path, warm: Model) -> dict[str, Any]:
+    """{groups: [{family, drop, <objective>: mean score, length}], spearman: {predictor: {value, low, high}}, ...}."""
+    section = run.config.diagnose
+    names, groups = _groups(run)
+    if len(groups) < 3:
+        return {"skipped": f"only {len(groups)} group(s) of {section.group_size} usable examples of one family"}
+    held_out, source = _held_out(run)
+    drops, before = _drops(run, folder, warm, groups, held_out)
+
+    domain = [row for _, row in run.encode([record for record, _ in run.domain], run.config.score.span)[0]]
+    members = [row for group in groups for row in group]
+    columns = {"response length": np.array([float(row.span.sum()) for row in members])}
+    for objective in objectives_of(run):
+        direction = mean_gradient(warm, domain, objective, run.layout)
+        scores = directional_scores(warm, members, direction, objective, run.layout).values
+        columns[str(objective.kind)] = scores.astype(np.float64)
+    means = {name: values.reshape(len(groups), -1).mean(axis=1) for name, values in columns.items()}
+    return {
+        "groups": [
+            {"family": names[g], "drop": drops[g], **{name: float(values[g]) for name, values in means.items()}}
+            for g in range(len(groups))
+        ],
+        "spearman": {name: _interval(values, drops, run.config.seed) for name, values in means.items()},
+        "loss_before": before,
+        "held_out": {"source": source, "examples": len(held_out)},
+        "group_size": section.group_size,
+        "steps": section.group_steps,
+        "learning_rate": _rate(run),
+        "improved": float(np.mean(drops > 0)),
+    }
+
+
+def objectives_of(run: Run) -> list[Objective]:
+    """The objectives that `diagnose` compares, with the options of `score`."""
+    score = run.config.score
+    return [Objective(o, score.normalize, score.probes, run.config.seed) for o in run.config.diagnose.objectives]
+
+
+def _rate(run: Run) -> float:
+    return run.config.diagnose.group_learning_rate or run.config.warmup.learning_rate / 10
+
+
+def _drops(
+    run: Run, folder: Path, warm: Model, groups: list[list[TokenRow]], held_out: list[TokenRow]
+) -> tuple[np.ndarray, float]:
+    """The measured drops, a few groups a file, so that a killed run loses only the last few."""
+    progress = run.make_progress("train on groups", len(groups), "groups")
+    parts, before = [], 0.0
+    home = make_folder(folder / "groups")
+    for start in range(0, len(groups), TOGETHER):
+        path = home / f"{start:06d}.npy"
+        if not path.exists():
+            found, before = loss_drops(
+                warm,
+                groups[start : start + TOGETHER],
+                held_out,
+                steps=run.config.diagnose.group_steps,
+                learning_rate=_rate(run),
+                row_length=run.row_length,
+                progress=shifted(progress, start, len(groups)),
+            )
+            buffer = io.BytesIO()
+            np.save(buffer, np.append(found, before))
+            write_bytes(path, buffer.getvalue())
+        values = np.load(path)
+        parts.append(values[:-1])
+        before = float(values[-1])
+    progress(len(groups), len(groups))
+    return np.concatenate(parts), before
+
+
+def _groups(run: Run) -> tuple[list[str], list[list[TokenRow]]]:
+    """(families, rows of each group): as many groups of every family as come out even, examples by the seed."""
+    section, ordinals = run.config.diagnose, run.pool_ordinals
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, record in run.pool_records(ordinals):
+        places[family_of(record, run.config.report.group_by)].append(place)
+    families = sorted(name for name, members in places.items() if len(members) >= section.group_size)
+    if not families:
+        return [], []
+    rng = np.random.default_rng([run.config.seed, 0x6A0])
+    taken = {name: rng.permutation(places[name]).tolist() for name in families}
+    # Where families are more than groups, a seeded part of them; else some get one group more.
+    turn = [families[i] for i in rng.permutation(len(families))]
+    wanted = [turn[g % len(turn)] for g in range(section.groups)]
+    share = {name: wanted.count(name) for name in families}
+    chosen = {name: sorted(taken[name][: share[name] * section.group_size * SPARE]) for name in families if share[name]}
+    every = np.array(sorted(place for members in chosen.values() for place in members))
+    records = {int(every[i]): record for i, record in run.pool_records(ordinals[every])}
+    names, groups = [], []
+    for name, members in chosen.items():
+        # Training looks at responses, and so must these rows.
+        rows = [row for _, row in run.encode([records[place] for place in members])[0]]
+        rows = [rows[i] for i in rng.permutation(len(rows))]
+        for start in range(0, share[name] * section.group_size, section.group_size):
+            group = rows[start : start + section.group_size]
+            if len(group) == section.group_size:
+                names.append(name)
+                groups.append(group)
+    return names, groups
+
+
+def _held_out(run: Run) -> tuple[list[TokenRow], str]:
+    """Rows whose loss is measured: questions with their right answers if there are any, else the domain itself."""
+    section, config = run.config.diagnose, run.config
+    if not config.evaluate.files:
+        rows = [row for _, row in run.domain]
+        chosen = sample_indices(len(rows), section.held_out, config.seed)
+        return (rows if chosen is None else [rows[i] for i in chosen]), "the domain"
+    records = [record for file in task_files(config.evaluate.files).values() for record in read_records(file)]
+    chosen = sample_indices(len(records), section.held_out, config.seed)
+    kept = run.encode(records if chosen is None else [records[i] for i in chosen])[0]
+    if not kept:
+        raise UserError("evaluate.files: no question is short enough to measure a loss on; raise model.max_length")
+    return [row for _, row in kept], "evaluate.files"
+
+
+def _interval(values: np.ndarray, drops: np.ndarray, seed: int) -> dict[str, float]:
+    """Spearman's rank correlation with its 95% bootstrap interval over groups."""
+    rng = np.random.default_rng([seed, 0xB00])
+    found = []
+    for _ in range(RESAMPLES):
+        picked = rng.integers(0, len(drops), len(drops))
+        found.append(spearman(values[picked], drops[picked]))
+    low, high = np.nanquantile(found, [0.025, 0.975])
+    return {"value": spearman(values, drops), "low": float(low), "high": float(high)}

@@ -1,0 +1,151 @@
+"""Kernel ridge regression with the kernel at θ_0 against the fine-tuning it stands for (arXiv 2511.07380, Table 3).
+
+Both learn from the domain examples and answer the questions of evaluate.files. The regression sees a prompt's kernel
+with the training prompts, taken at the position that predicts the answer; classes are the texts of the answers. If
+fine-tuning does much better, it learns features that the kernel at its start does not have.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ntk_jax.data.batch import TokenRow
+from ntk_jax.data.sources import sample_indices
+from ntk_jax.data.tokens import ChoiceRow, encode_choices
+from ntk_jax.evaluation.accuracy import predict as predict_choice
+from ntk_jax.evaluation.accuracy import read_questions, task_files
+from ntk_jax.evaluation.choice import choice_log_likelihoods
+from ntk_jax.models.model import Model, with_lora
+from ntk_jax.ntk.gram import gradient_features_gram
+from ntk_jax.ntk.objectives import Objective
+from ntk_jax.ntk.regression import choose_ridge, kernel_ridge, one_hot, predict
+from ntk_jax.ntk.rows import layout_for
+from ntk_jax.ntk.stability import Checkpoint
+from ntk_jax.stages.context import Record, Run
+
+PROBES = 4  # of the centred trace's estimate: more cost memory and change little here
+LEAST = 0.5  # share of the questions whose right answer must be one of the training classes
+
+
+def regression(run: Run, start: Checkpoint, warm: Model, ends: Sequence[Checkpoint]) -> dict[str, Any]:
+    """{classes, train, test, kernels: [{at, objective, ridge, accuracy, predicted}], fine_tuned: [...], base}."""
+    train = [record for record, _ in run.domain if "choices" in record]
+    if not run.config.evaluate.files or not train:
+        return {"skipped": "the domain, or evaluate.files, holds no multiple-choice questions"}
+    classes = sorted({_answer(record) for record in train})
+    place = {name: number for number, name in enumerate(classes)}
+    questions = [record for record in _questions(run) if _answer(record) in place]
+    if len(classes) < 2 or len(questions) < LEAST * len(_questions(run)):
+        return {
+            "skipped": f"{len(questions)} of {len(_questions(run))} questions have an answer that is one of the "
+            f"{len(classes)} training answers: not a classification"
+        }
+    train, train_rows = _prompts(run, train)
+    questions, question_rows = _prompts(run, questions)
+    labels = np.array([place[_answer(record)] for record in train])
+    allowed = np.array([[name in record["choices"] for name in classes] for record in questions])
+    truth = np.array([place[_answer(record)] for record in questions])
+    targets, mean = one_hot(labels, len(classes))
+
+    longest = max(len(row.ids) for row in [*train_rows, *question_rows])
+    layout = layout_for(longest, run.config.score.batch_tokens, packed=False)
+    kernels = []
+    progress = run.make_progress("regression", 4, "kernels")
+    for at, model in (("start", with_lora(run.base, start.lora)), ("warm-up", warm)):
+        for kind in ("probe", "sum_logits"):
+            objective = Objective(kind, "mean", PROBES, run.config.seed)
+            gram = gradient_features_gram(model, train_rows, None, objective, layout)
+            cross = gradient_features_gram(model, question_rows, train_rows, objective, layout)
+            ridge, errors = choose_ridge(gram, targets)
+            values = np.where(allowed, predict(cross, kernel_ridge(gram, targets, ridge)) + mean, -np.inf)
+            picked = values.argmax(axis=1)
+            kernels.append(
+                {
+                    "at": at,
+                    "objective": kind,
+                    "ridge": ridge,
+                    "leave_one_out_error": float(errors.min()),
+                    "accuracy": float(np.mean(picked == truth)),
+                    "predicted": dict(Counter(classes[i] for i in picked.tolist()).most_common()),
+                }
+            )
+            progress(len(kernels), 4)
+    tuned = [
+        {
+            "trajectory": end.trajectory,
+            "step": end.step,
+            **_by_likelihood(run, with_lora(run.base, end.lora), questions),
+        }
+        for end in ends
+    ]
+    return {
+        "classes": classes,
+        "train": len(train),
+        "test": len(questions),
+        "chance": float(np.mean(1 / allowed.sum(axis=1))),
+        "majority": float(np.mean(truth == np.bincount(labels).argmax())),
+        "kernels": kernels,
+        "fine_tuned": tuned,
+        "base": _by_likelihood(run, run.base, questions),
+    }
+
+
+def _answer(record: Record) -> str:
+    return str(record["choices"][record["answer"]])
+
+
+def _questions(run: Run) -> list[Record]:
+    """A seeded sample of each file's questions."""
+    found: list[Record] = []
+    for file in task_files(run.config.evaluate.files).values():
+        records = read_questions(file)
+        chosen = sample_indices(len(records), run.config.diagnose.questions, run.config.seed)
+        found += records if chosen is None else [records[i] for i in chosen]
+    return found
+
+
+def _prompts(run: Run, records: list[Record]) -> tuple[list[Record], list[TokenRow]]:
+    """Questions without their answers, the last position as the span; those that are too long are left out."""
+    section, kept, rows = run.config.model, [], []
+    for record in records:
+        row = encode_choices(
+            record,
+            run.base.tokenizer,
+            max_length=section.max_length,
+            template=section.template,
+            overflow=section.overflow,
+        )
+        if isinstance(row, ChoiceRow):
+            kept.append(record)
+            rows.append(TokenRow(row.prompt, np.arange(len(row.prompt)) == len(row.prompt) - 1, record["id"]))
+    return kept, rows
+
+
+def _by_likelihood(run: Run, model: Model, questions: list[Record]) -> dict[str, Any]:
+    """Accuracy and predicted answers of a model's own choice by likelihood."""
+    section = run.config.model
+    found = choice_log_likelihoods(
+        model,
+        questions,
+        max_length=section.max_length,
+        template=section.template,
+        overflow=section.overflow,
+        batch_tokens=run.config.score.batch_tokens,
+        mesh=run.mesh,
+        where="evaluate.files",
+    )
+    answers = [
+        predict_choice(record, values, lengths)
+        for record, values, lengths in zip(questions, found.log_likelihoods, found.lengths, strict=True)
+        if values is not None and lengths is not None
+    ]
+    picked = Counter(answer["choices"][answer["raw"]] for answer in answers)
+    return {
+        "accuracy": float(np.mean([answer["raw"] == answer["answer"] for answer in answers])),
+        "normalized": float(np.mean([answer["normalized"] == answer["answer"] for answer in answers])),
+        "predicted": dict(picked.most_common()),
+    }
