@@ -247,6 +247,7 @@ class TestMistakes:
         (tmp_path / "empty.jsonl").write_text("")
         overrides = [override.replace("EMPTY", str(tmp_path / "empty.jsonl")) for override in overrides]
         refused(capsys, ["kernel", config_of(inputs, tmp_path), *overrides], message)
+        assert not (tmp_path / "run" / "kernel").exists(), "said before anything is written"
 
     def test_full_over_too_many_outputs(self, inputs, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr("ntk_jax.stages.kernel.FULL_BYTES", 2**24)
@@ -255,7 +256,7 @@ class TestMistakes:
         size = 4 * 8 * 10 * vocabulary**2 / 2**30
         outputs = f"{vocabulary:,} × {vocabulary:,} outputs"
         refused(capsys, ["kernel", config], f"full: 8 × 10 pairs of {outputs} are {size:,.1f} GiB, more than 0.0 GiB")
-        assert not (tmp_path / "run" / "kernel" / "kernel.zarr").exists()
+        assert not (tmp_path / "run" / "kernel").exists(), "so that the mend is free to change the settings"
 
     def test_a_kernel_that_is_not_finite_names_where(self, inputs, tmp_path, capsys):
         shutil.copytree(inputs / "adapter", tmp_path / "adapter")
