@@ -108,6 +108,12 @@ def test_a_set_with_itself(inputs, tmp_path, kind, capsys):
     assert "kernel.npz" in capsys.readouterr().out
 
 
+def test_the_last_blocks_of_a_larger_set_with_itself(inputs, tmp_path):
+    (tmp_path / "many.jsonl").write_text("\n".join((inputs / "pool.jsonl").read_text().splitlines()[:22]))
+    found = made(inputs, tmp_path, kernel={"a": str(tmp_path / "many.jsonl"), "b": [], "kind": "pseudo"})
+    assert_close(found["kernel"], expected(inputs, str(tmp_path / "many.jsonl"), None, kind="pseudo"))
+
+
 def test_all_parameters_of_a_model_without_adapter(inputs, tmp_path):
     """The fresh adapter that runs carry has no part in it."""
     score = {"parameters": "all", "span": "all"}
