@@ -128,7 +128,7 @@ def run(
     _check_given(config, names)
     check_settings(config, names)
     with lock(folder):
-        this = Run(config, folder, progress)
+        this = Run(kernel.on_one_copy(config) if set(names) == {"kernel"} else config, folder, progress)
         inputs = _input_hashes(config, names)
         earlier = _before(only) if only else ()
         fingerprints = {name: _fingerprint(config, name, inputs) for name in (*earlier, *names)}
@@ -211,6 +211,8 @@ def _check_inputs(this: Run, pending: Sequence[str]) -> None:
         arms.check_questions(this.config)
     if "gradient" in pending:
         _ = this.differentiated  # loads the model, and refuses a pattern that matches none of its parameters
+    if "kernel" in pending:
+        kernel.checked_examples(this)
 
 
 def _fingerprint(config: Config, name: str, inputs: dict[str, Any]) -> dict[str, Any]:

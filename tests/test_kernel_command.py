@@ -108,6 +108,12 @@ def test_a_set_with_itself(inputs, tmp_path, kind, capsys):
     assert "kernel.npz" in capsys.readouterr().out
 
 
+def test_the_last_blocks_of_a_larger_set_with_itself(inputs, tmp_path):
+    (tmp_path / "many.jsonl").write_text("\n".join((inputs / "pool.jsonl").read_text().splitlines()[:22]))
+    found = made(inputs, tmp_path, kernel={"a": str(tmp_path / "many.jsonl"), "b": [], "kind": "pseudo"})
+    assert_close(found["kernel"], expected(inputs, str(tmp_path / "many.jsonl"), None, kind="pseudo"))
+
+
 def test_all_parameters_of_a_model_without_adapter(inputs, tmp_path):
     """The fresh adapter that runs carry has no part in it."""
     score = {"parameters": "all", "span": "all"}
@@ -247,6 +253,7 @@ class TestMistakes:
         (tmp_path / "empty.jsonl").write_text("")
         overrides = [override.replace("EMPTY", str(tmp_path / "empty.jsonl")) for override in overrides]
         refused(capsys, ["kernel", config_of(inputs, tmp_path), *overrides], message)
+        assert not (tmp_path / "run" / "kernel").exists(), "said before anything is written"
 
     def test_full_over_too_many_outputs(self, inputs, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr("ntk_jax.stages.kernel.FULL_BYTES", 2**24)
@@ -255,7 +262,7 @@ class TestMistakes:
         size = 4 * 8 * 10 * vocabulary**2 / 2**30
         outputs = f"{vocabulary:,} × {vocabulary:,} outputs"
         refused(capsys, ["kernel", config], f"full: 8 × 10 pairs of {outputs} are {size:,.1f} GiB, more than 0.0 GiB")
-        assert not (tmp_path / "run" / "kernel" / "kernel.zarr").exists()
+        assert not (tmp_path / "run" / "kernel").exists(), "so that the mend is free to change the settings"
 
     def test_a_kernel_that_is_not_finite_names_where(self, inputs, tmp_path, capsys):
         shutil.copytree(inputs / "adapter", tmp_path / "adapter")

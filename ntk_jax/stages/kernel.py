@@ -24,12 +24,13 @@ from ntk_jax.data.statistics import DataStatistics
 from ntk_jax.errors import UserError
 from ntk_jax.ntk.backbone import span_mean, stacked
 from ntk_jax.ntk.exact import tangent_kernel
-from ntk_jax.ntk.parameters import refuse_fresh_lora
+from ntk_jax.ntk.parameters import refuse_fresh_lora, split_parameters
 from ntk_jax.stages.context import Run
 from ntk_jax.storage.arrays import create, done_blocks, read, write_block
 from ntk_jax.storage.atomic import replacing, write_json
 
 FULL_BYTES = 2**32  # of a kernel of kind `full`: it is held in memory to be written
+COLUMNS = 16  # at least: with ever fewer of them, every one of the last blocks would be compiled anew
 SPECTRUM_SIDE = 4096  # a larger matrix has no eigenvalues in its summary: they cost the cube of the side
 
 
@@ -42,23 +43,32 @@ def check_kernel(config: Config) -> None:
         )
 
 
+def checked_examples(run: Run) -> tuple[list[TokenRow], list[TokenRow], dict[str, Any]]:
+    """(examples of a, of b, the account of both). Raises UserError for all that can be known before the first block: a
+    fresh adapter, a side without usable examples, a result that is too large, more probes than there are."""
+    section, model, parameters = run.config.kernel, run.base, _differentiated(run.config)
+    split_parameters(model, parameters)
+    if not run.config.score.allow_fresh_lora:
+        refuse_fresh_lora(model, parameters)
+    outputs = model.config.vocab_size
+    if section.kind == "probe" and section.orthogonal and section.probes > outputs:
+        raise UserError(f"kernel.probes = {section.probes}: there are only {outputs} orthogonal ones; lower it")
+    rows_a, account = _examples(run, "a", section.a)
+    rows_b, data = rows_a, {"a": account}
+    if section.b:
+        rows_b, data["b"] = _examples(run, "b", section.b)
+    if section.kind == "full":
+        _refuse_too_large(len(rows_a), len(rows_b), outputs)
+    return rows_a, rows_b, data
+
+
 def kernel(run: Run, folder: Path) -> dict[str, Any]:
     """Θ of kernel.a with kernel.b, or with itself. Writes kernel.npz (kernel [Na, Nb], or [Na, Nb, V, V] for `full`,
     fp32; ids_a, ids_b, kind), data.json and summary.json, and on the way kernel.zarr."""
-    run = _on_one_copy(run)
-    section, parameters = run.config.kernel, _differentiated(run.config)
-    model = run.base
-    if not run.config.score.allow_fresh_lora:
-        refuse_fresh_lora(model, parameters)
-    rows_a, statistics = _examples(run, "a", section.a)
-    data, rows_b, same = {"a": statistics}, rows_a, not section.b
-    if not same:
-        rows_b, data["b"] = _examples(run, "b", section.b)
+    section, parameters, model = run.config.kernel, _differentiated(run.config), run.base
+    rows_a, rows_b, data = checked_examples(run)
+    same = not section.b
     inner = (model.config.vocab_size,) * 2 if section.kind == "full" else ()
-    _refuse_too_large(len(rows_a), len(rows_b), inner)
-    directions = model.config.vocab_size
-    if section.kind == "probe" and section.orthogonal and section.probes > directions:
-        raise UserError(f"kernel.probes = {section.probes}: there are only {directions} orthogonal ones; lower it")
     write_json(folder / "data.json", data)
 
     store = create(
@@ -66,7 +76,8 @@ def kernel(run: Run, folder: Path) -> dict[str, Any]:
     )
     done = done_blocks(store)
     ranges = [store.block_range(block) for block in range(store.blocks)]
-    pairs = [(stop - start) * (len(rows_b) - (start if same else 0)) for start, stop in ranges]
+    firsts = [max(0, min(start, len(rows_b) - COLUMNS)) if same else 0 for start, _ in ranges]
+    pairs = [(stop - start) * (len(rows_b) - first) for (start, stop), first in zip(ranges, firsts, strict=True)]
     begun, finished, resumed = time.monotonic(), sum(pairs[block] for block in done), bool(done)
     progress = run.make_progress("kernel", sum(pairs), "pairs")
     progress(finished, sum(pairs))
@@ -76,7 +87,7 @@ def kernel(run: Run, folder: Path) -> dict[str, Any]:
     for block, (start, stop) in enumerate(ranges):
         if block in done:
             continue
-        first = start if same else 0
+        first = firsts[block]
         values = np.zeros((stop - start, len(rows_b), *inner), np.float32)
         with _naming(rows_a[start:stop], rows_b[first:]):
             values[:, first:] = tangent_kernel(
@@ -120,11 +131,10 @@ def kernel(run: Run, folder: Path) -> dict[str, Any]:
     return {"shape": list(matrix.shape)}
 
 
-def _on_one_copy(run: Run) -> Run:
+def on_one_copy(config: Config) -> Config:
     """The exact kernel does not spread its pairs over devices: where the weights need not be split, one device does."""
-    if run.config.mesh.fsdp == run.config.mesh.tensor == 1:
-        return dataclasses.replace(run, config=dataclasses.replace(run.config, mesh=MeshSection(data=1)))
-    return run
+    one = config.mesh.fsdp == config.mesh.tensor == 1
+    return dataclasses.replace(config, mesh=MeshSection(data=1)) if one else config
 
 
 def _differentiated(config: Config) -> str:
@@ -154,11 +164,11 @@ def _examples(run: Run, side: str, files: tuple[str, ...]) -> tuple[list[TokenRo
     return rows, account
 
 
-def _refuse_too_large(a: int, b: int, inner: tuple[int, ...]) -> None:
-    size = 4 * a * b * int(np.prod(inner, dtype=object))
-    if inner and size > FULL_BYTES:
+def _refuse_too_large(a: int, b: int, outputs: int) -> None:
+    size = 4 * a * b * outputs**2
+    if size > FULL_BYTES:
         raise UserError(
-            f"kernel.kind = full: {a} × {b} pairs of {inner[0]:,} × {inner[1]:,} outputs are {_bytes(size)}, more than "
+            f"kernel.kind = full: {a} × {b} pairs of {outputs:,} × {outputs:,} outputs are {_bytes(size)}, more than "
             f"{_bytes(FULL_BYTES)}; take trace or centered_trace, or lower kernel.limit"
         )
 
