@@ -115,7 +115,7 @@ def tangent_kernel(
                         for n in pairs:
                             _put_full(result, left[n][0], columns, i, j, _all_pairs(kept[n], other), own and n != m)
                     continue
-                other = None if method == "products" else kept[m] if own and m in kept else features(xb, i)
+                other = {} if method == "products" else kept[m] if own and m in kept else features(xb, i)
                 for n in pairs:
                     rows, xa = left[n]
                     if method == "products":
