@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ntk_jax.xla import keep_sums_exact
 
 if TYPE_CHECKING:
-    from ntk_jax.api import directional_scores, mean_gradient, ntk, sketch
+    from ntk_jax.api import directional_scores, mean_gradient, ntk, sketch, stability
     from ntk_jax.errors import UserError
     from ntk_jax.models.lora import LoRAConfig
     from ntk_jax.models.model import Model, load_model
@@ -33,6 +33,7 @@ _HOME = {
     "mean_gradient": "ntk_jax.api",
     "ntk": "ntk_jax.ntk",  # the room itself, which can be called
     "sketch": "ntk_jax.api",
+    "stability": "ntk_jax.api",
     "stack_directions": "ntk_jax.ntk.direction",
 }
 
@@ -46,6 +47,7 @@ __all__ = [
     "mean_gradient",
     "ntk",
     "sketch",
+    "stability",
     "stack_directions",
 ]
 

@@ -7,7 +7,7 @@ Examples are a path (or glob, `builtin:`, `tfds:`, `hf:`), an iterable of record
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -17,6 +17,7 @@ from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.tokens import TOO_LONG, Dropped, as_rows
 from ntk_jax.errors import UserError
 from ntk_jax.models.model import Model, computing_in
+from ntk_jax.models.peft import load_adapter_like
 from ntk_jax.ntk import direction as directions
 from ntk_jax.ntk import exact, score
 from ntk_jax.ntk.backbone import span_mean, stacked
@@ -25,6 +26,8 @@ from ntk_jax.ntk.parameters import refuse_fresh_lora
 from ntk_jax.ntk.projections import Projection, ProjectionKind
 from ntk_jax.ntk.rows import layout_for
 from ntk_jax.ntk.sketch import sketches
+from ntk_jax.ntk.stability import Checkpoint, StabilityReport
+from ntk_jax.ntk.stability import stability as measure_stability
 
 ObjectiveName = str | Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 Span = Literal["response", "all", "last"]
@@ -183,6 +186,75 @@ def sketch(
     layout = layout_for(max(len(row.ids) for row in rows), batch_tokens, mesh, packed=False)
     chosen = Objective(objective, normalize, probes, seed)
     return sketches(model, rows, chosen, layout, Projection(projection, dim, seed, sparsity), parameters=parameters)
+
+
+def stability(
+    model: Model,
+    probe_set: Any,
+    checkpoints: Sequence[Any] | Mapping[str, Sequence[Any]],
+    *,
+    steps: Sequence[int] | None = None,
+    candidates: Any = None,
+    domain: Any = None,
+    kind: exact.Kind = "centered_trace",
+    objectives: Sequence[ObjectiveName] = ("sum_logits",),
+    top: int | None = None,
+    span: Span = "response",
+    normalize: Normalize = "mean",
+    probes: int = 4,
+    dtype: str | None = None,
+    batch_tokens: int = 8192,
+    max_length: int | None = None,
+    seed: int = 0,
+    memory: int = exact.MEMORY,
+    progress: Callable[[int, int], None] | None = None,
+) -> StabilityReport:
+    """Does fine-tuning stay in the NTK regime? Compares the kernels, and the rankings of candidates, of checkpoints.
+
+    checkpoints: PEFT directories or LoRA trees (such as `model.lora`) in the order of training; or several such
+    trajectories by name, for example one a LoRA seed. The first of each is what the others are linearised at. All must
+    have the rank, scale and targets of the model's adapter. steps: their optimiser steps, by default 0, 1, ....
+    probe_set: the few examples whose exact kernel is taken at every checkpoint (`kind` as in `ntk`; costs D backward
+    passes an example). candidates: examples that are scored at every checkpoint, along the mean gradient of `domain`
+    (by default the probe set), by each of the objectives; top: N of the top-N overlap, by default a tenth of them.
+    Other options as in `mean_gradient`.
+
+    Returns a `StabilityReport`: print it, or read `kernel_cosine`, `score_spearman`, ... [m, m] over all m checkpoints.
+    Raises UserError: no checkpoints, one of another rank (naming it), an empty set, a kernel that is not finite.
+    """
+    model = computing_in(model, dtype)
+    if model.lora_config is None:
+        raise UserError(f"{model.name} has no LoRA adapter; load it with lora= of the rank of the checkpoints")
+    trajectories = checkpoints if isinstance(checkpoints, Mapping) else {"fine-tuning": checkpoints}
+    points = []
+    for name, adapters in trajectories.items():
+        for number, adapter in enumerate(adapters):
+            lora = (
+                adapter if isinstance(adapter, Mapping) else load_adapter_like(adapter, model.config, model.lora_config)
+            )
+            if steps is not None and len(steps) != len(adapters):
+                raise UserError(f"steps: {len(steps)} for {len(adapters)} checkpoints of {name}; give one for each")
+            points.append(Checkpoint(name, number if steps is None else steps[number], dict(lora)))
+
+    def rows(examples: Any) -> list[TokenRow]:
+        return [] if examples is None else token_rows(model, examples, span=span, max_length=max_length)
+
+    probe, scored, targets = rows(probe_set), rows(candidates), rows(domain)
+    longest = max((len(row.ids) for row in [*probe, *scored, *targets]), default=1)
+    return measure_stability(
+        model,
+        probe,
+        points,
+        kind=kind,
+        seed=seed,
+        candidates=scored,
+        domain=targets,
+        objectives=[Objective(objective, normalize, probes, seed) for objective in objectives],
+        top=top,
+        layout=layout_for(longest, batch_tokens),
+        memory=memory,
+        progress=progress,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,9 +16,11 @@ def section(anchor: str, title: str, *children: object) -> Html:
     return tag("section", tag("h2", title), *children, id=anchor)
 
 
-def figure(drawing: object, title: str, how_to_read: str) -> Html:
-    """A drawing under its title, with one sentence that says how to read it."""
-    return tag("figure", tag("h3", title), drawing, tag("figcaption", tag("b", "How to read: "), how_to_read))
+def figure(drawing: object, title: str, how_to_read: str, found: str | None = None) -> Html:
+    """A drawing under its title, with one sentence that says how to read it, perhaps one that says what was found."""
+    finding = (tag("br"), tag("b", "Found: "), found) if found else ()
+    caption = tag("figcaption", tag("b", "How to read: "), how_to_read, *finding)
+    return tag("figure", tag("h3", title), drawing, caption)
 
 
 def grid(*figures: object, columns: str = "two") -> Html:

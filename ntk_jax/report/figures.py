@@ -19,6 +19,7 @@ from ntk_jax.report.axes import (
     label,
     left_axis,
     line,
+    log_ticks,
     path,
     px,
     rect,
@@ -164,8 +165,16 @@ class Curve:
     values: Sequence[float]
 
 
-def curves(series: Sequence[Curve], *, y_title: str, description: str, width: float = 560) -> Html:
-    """Lines over steps: the raw values faint, their moving mean bold, the name at the line's end."""
+def curves(
+    series: Sequence[Curve],
+    *,
+    y_title: str,
+    description: str,
+    x_title: str = "optimiser step",
+    log: bool = False,
+    width: float = 560,
+) -> Html:
+    """Lines over steps: the raw values faint, their moving mean bold, the name at the line's end. log: the x axis."""
     drawn = [(c, *_thin(c.steps, c.values)) for c in series]
     smooth = [_moving_mean(values) for _, _, values in drawn]
     bold = [v for values in smooth for v in values]
@@ -180,10 +189,10 @@ def curves(series: Sequence[Curve], *, y_title: str, description: str, width: fl
     left = max(text_width(t, 11.5) for t in tick_labels(y_values)) + 12
     tail = min(max(text_width(c.name) for c in series), width * 0.3) + 10
     last = max(max(steps) for _, steps, _ in drawn)
-    x = Scale(min(min(steps) for _, steps, _ in drawn), last, left, width - tail)
-    x_values = [v for v in ticks(x.low, x.high, 5) if v == round(v)]
+    x = Scale(min(min(steps) for _, steps, _ in drawn), last, left, width - tail, log)
+    x_values = [v for v in (log_ticks if log else ticks)(x.low, x.high) if v == round(v)]
     name = y_title + (f" (× {power(power_of_ten)})" if power_of_ten else "")
-    parts = bottom_axis(x, height, x_values, tick_labels(x_values), "optimiser step", height)
+    parts = bottom_axis(x, height, x_values, tick_labels(x_values), x_title, height)
     parts += left_axis(y, left, y_values, tick_labels(y_values), name, width - tail)
     ends: list[tuple[float, Curve]] = []
     for (curve, steps, values), mean in zip(drawn, smooth, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ntk_jax.report import section_evaluation, section_examples, section_run, section_selection
+from ntk_jax.report import section_diagnose, section_evaluation, section_examples, section_run, section_selection
 from ntk_jax.report.markup import Html, join, tag
 from ntk_jax.report.reading import Run, read_run
 from ntk_jax.storage.atomic import make_folder, write_text
@@ -20,6 +20,7 @@ CONTENTS = (
     ("training", "Training"),
     ("data", "Data"),
     ("kernel", "Kernel"),
+    ("diagnosis", "Diagnosis"),
     ("provenance", "Configuration"),
 )
 # The page needs nothing from anywhere; with this line a browser would also refuse to fetch or to run anything.
@@ -55,10 +56,12 @@ def render(run: Run) -> str:
         section_run.training(run),
         section_run.data(run),
         section_run.kernel(run),
+        section_diagnose.diagnosis(run),
         section_run.provenance(run),
     ]
+    contents = [(anchor, name) for anchor, name in CONTENTS if anchor != "diagnosis" or run.diagnose]
     title = f"Selection report: {section_run.title(run)}"
-    entries = [tag("li", tag("a", name, href=f"#{anchor}")) for anchor, name in CONTENTS]
+    entries = [tag("li", tag("a", name, href=f"#{anchor}")) for anchor, name in contents]
     page = tag(
         "html",
         tag(

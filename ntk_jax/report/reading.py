@@ -29,6 +29,7 @@ STAGES = {
     "finetune": "Fine-tuning",
     "evaluate": "Evaluation",
 }
+DIAGNOSES = ("stability", "cross_output", "prediction", "audit", "regression")
 ARM_TITLES = {
     "base": "Base model",
     "domain": "Domain only",
@@ -68,6 +69,7 @@ class Run:
     arms: dict[str, dict[str, Any]]  # finetune/<arm>/summary.json
     histories: dict[str, list[dict[str, Any]]]  # finetune/<arm>/history.jsonl
     results: dict[str, Any]
+    diagnose: dict[str, dict[str, Any]]  # the JSON files of diagnose/, by name; empty where it did not run
     problems: list[str] = field(default_factory=list)
 
     def setting(self, section: str, key: str, default: Any = None) -> Any:
@@ -134,6 +136,7 @@ def read_run(folder: Path) -> Run:
         arms={arm: load(f"finetune/{arm}/summary.json") for arm in arms},
         histories={arm: _history(folder, f"finetune/{arm}/history.jsonl", problems) for arm in arms},
         results=load("evaluate/results.json"),
+        diagnose={name: load(f"diagnose/{name}.json") for name in DIAGNOSES} if (folder / "diagnose").is_dir() else {},
         problems=problems,
     )
 

@@ -34,11 +34,14 @@ from ntk_jax.models.peft import load_adapter_like, save_adapter
 from ntk_jax.ntk.cross_output import cross_output_cosines
 from ntk_jax.ntk.objectives import LABEL_AWARE, LINEAR, head_coherence
 from ntk_jax.ntk.stability import Checkpoint, Measured, compare, measure
+from ntk_jax.report.diagnosis_figures import figures
+from ntk_jax.report.figures_matrix import standalone
+from ntk_jax.report.reading import DIAGNOSES
 from ntk_jax.stages.audit import audit
 from ntk_jax.stages.context import Run
 from ntk_jax.stages.prediction import objectives_of, prediction
 from ntk_jax.stages.regression import regression
-from ntk_jax.storage.atomic import make_folder, read_json, write_bytes, write_json
+from ntk_jax.storage.atomic import make_folder, read_json, write_bytes, write_json, write_text
 from ntk_jax.training.checkpoints import discard_checkpoints
 from ntk_jax.training.order import count_steps
 from ntk_jax.training.train import train
@@ -77,6 +80,9 @@ def diagnose(run: Run, folder: Path) -> dict[str, Any]:
     }
     for name, (wanted, compute) in parts.items():
         _part(folder / f"{name}.json", compute if wanted else lambda: {"skipped": "switched off in the config"})
+    found = {path.stem: read_json(path) for path in sorted(folder.glob("*.json")) if path.stem in DIAGNOSES}
+    for item in figures(found):
+        write_text(make_folder(folder / "figures") / f"{item.key}.svg", standalone(item.drawing))
     return {"checkpoints": len(report["points"])}
 
 
