@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -211,7 +212,7 @@ def _load_point(path: Path) -> Measured:
             facts = json.loads(str(arrays["facts"]))
             scores = {name.partition("/")[2]: arrays[name] for name in arrays.files if name.startswith("scores/")}
             return Measured(arrays["kernel"], arrays["pseudo"], scores=scores, **facts)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is damaged ({error}); delete it and run again: only it is computed anew") from None
 
 

@@ -1,0 +1,171 @@
+"""`ntk-jax diagnose` on a tiny run: what it writes, that it goes on after a kill, its report section, mistakes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from tiny_run import tiny_run_config, write_config, write_inputs
+
+from ntk_jax import cli, pipeline
+from ntk_jax.models.lora import LoRAConfig
+from ntk_jax.models.model import load_model
+from ntk_jax.models.peft import save_adapter
+from ntk_jax.stages import diagnose
+
+SMALL = {
+    "trajectories": 2, "epochs": 4.0, "checkpoints": 2, "examples": 4, "candidates": 12, "groups": 3, "group_size": 4,
+    "group_steps": 2, "held_out": 4, "audit": False, "questions": 8, "objectives": ["sum_logits", "cross_entropy"],
+}  # fmt: skip
+
+
+def quiet(*_):
+    return lambda *args: None
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("diagnose")
+    write_inputs(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(inputs):
+    config = tiny_run_config(inputs, "whole", diagnose=SMALL)
+    pipeline.run(config, only="diagnose", progress=quiet)
+    return inputs / "whole"
+
+
+def load(folder, name):
+    return json.loads((folder / "diagnose" / f"{name}.json").read_text())
+
+
+def test_what_is_written(finished):
+    stability = load(finished, "stability")
+    assert [(p["trajectory"], p["step"]) for p in stability["points"]] == [
+        ("seed 0", 0), ("seed 0", 3), ("seed 0", 8), ("seed 1", 0), ("seed 1", 3), ("seed 1", 8)
+    ]  # fmt: skip
+    assert np.shape(stability["kernel_cosine"]) == (6, 6) and stability["candidates"] <= 12
+    assert set(stability["score_spearman"]) == {"sum_logits", "cross_entropy"}
+    assert stability["points"][1]["linearization"]["gap"] > 0
+    seeds = [finished / "diagnose" / "trajectories" / f"seed-{s}" for s in (0, 1)]
+    starts = [(seed / "step-000000" / "adapter_model.safetensors").read_bytes() for seed in seeds]
+    assert starts[0] != starts[1], "each LoRA seed starts elsewhere"
+    assert not list(finished.rglob("checkpoints"))
+    assert load(finished, "cross_output")["outputs"] > 100
+    prediction = load(finished, "prediction")
+    assert len(prediction["groups"]) == 3 and prediction["held_out"]["source"] == "evaluate.files"
+    assert set(prediction["spearman"]) == {"response length", "sum_logits", "cross_entropy"}
+    regression = load(finished, "regression")
+    assert regression["classes"] == ["blue", "green", "red"] and len(regression["kernels"]) == 4
+    assert len(regression["fine_tuned"]) == 2 and regression["test"] == 8
+    assert load(finished, "audit") == {"skipped": "switched off in the config"}
+
+
+def test_figures_are_files_that_stand_alone(finished):
+    figures = sorted((finished / "diagnose" / "figures").glob("*.svg"))
+    assert {"kernel_cosine", "score_rank", "score_map", "cross_output", "prediction"} <= {f.stem for f in figures}
+    for file in figures:
+        root = ElementTree.fromstring(file.read_text(encoding="utf8"))
+        assert root.tag == "{http://www.w3.org/2000/svg}svg" and root.attrib["aria-label"]
+        assert "nan" not in "".join(root.itertext())
+
+
+def test_the_report_has_the_section(finished):
+    page = pipeline.run(tiny_run_config(finished.parent, "whole", diagnose=SMALL), only="report") / "report/index.html"
+    text = page.read_text(encoding="utf8")
+    assert 'href="#diagnosis"' in text and "Does the kernel keep its direction?" in text
+    section = text[text.index('id="diagnosis"') :]
+    section = section[: section.index("</section>")]
+    figures = section.count("<figure>")
+    assert figures >= 8 and section.count("How to read:") >= figures and section.count("Found:") >= figures
+    assert "Kernel regression against fine-tuning" in section and "Audit: not computed" in section
+
+
+def test_a_killed_diagnosis_goes_on_to_the_same_bytes(inputs, finished, monkeypatch):
+    config = tiny_run_config(inputs, "killed", diagnose=SMALL)
+    calls, measure = [], diagnose.measure
+
+    def dies(*args, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return measure(*args, **options)
+
+    monkeypatch.setattr(diagnose, "measure", dies)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(config, only="diagnose", progress=quiet)
+    assert len(list((inputs / "killed/diagnose/points").iterdir())) == 2
+    pipeline.run(config, only="diagnose", progress=quiet)
+    assert len(calls) == 3 + 4  # the two that were done are not done again
+    for file in sorted((finished / "diagnose").rglob("*")):
+        if file.is_file() and file.name != "fingerprint.json":
+            assert (inputs / "killed" / file.relative_to(finished)).read_bytes() == file.read_bytes(), file
+
+
+def test_a_second_call_does_nothing_and_other_settings_are_refused(finished, capsys):
+    before = {p: p.stat().st_mtime_ns for p in (finished / "diagnose").rglob("*")}
+    pipeline.run(tiny_run_config(finished.parent, "whole", diagnose=SMALL), only="diagnose", progress=quiet)
+    assert before == {p: p.stat().st_mtime_ns for p in (finished / "diagnose").rglob("*")}
+    config = tiny_run_config(finished.parent, "whole", diagnose=SMALL | {"examples": 5})
+    path = write_config(finished.parent, config)
+    assert cli.main(["diagnose", str(path)]) == 2
+    assert "diagnose.examples" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_audit(inputs):
+    """Every approximation on a tiny model: exact lines are exact, and more probes and wider projections are better."""
+    options = SMALL | {"audit": True, "audit_dims": [32, 256], "groups": 0, "regression": False, "trajectories": 1}
+    pipeline.run(tiny_run_config(inputs, "audited", diagnose=options), only="diagnose", progress=quiet)
+    lines = {line["name"]: line for line in load(inputs / "audited", "audit")["lines"]}
+    assert lines["exact"]["error"] == 0 and lines["exact"]["spearman_pairs"] == 1
+    assert lines["exact by products, corner"]["error"] < 1e-5
+    assert lines["sum of logits, per example"]["spearman_pairs"] == pytest.approx(
+        lines["sum of logits (pseudo-NTK)"]["spearman_pairs"], abs=1e-3
+    )
+    assert lines["16 probes"]["error"] < lines["1 probe"]["error"]
+    for kind in ("rademacher", "countsketch", "kronecker"):
+        assert lines[f"{kind}, K = 256"]["own_error"] < lines[f"{kind}, K = 32"]["own_error"]
+    assert lines["exact in bfloat16"]["spearman_scores"] > 0.9
+    assert all(line["flops"] > 0 and line["seconds"] >= 0 for line in lines.values())
+
+
+class TestMistakes:
+    def refused(self, inputs, capsys, **sections):
+        path = write_config(inputs, tiny_run_config(inputs, "mistake", **sections))
+        assert cli.main(["diagnose", str(path)]) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("ntk-jax: error: ")
+        return error
+
+    def test_objectives(self, inputs, capsys):
+        error = self.refused(inputs, capsys, diagnose=SMALL | {"objectives": ["sum_logit"]})
+        assert "diagnose.objectives = ['sum_logit']: choose from sum_logits" in error
+
+    def test_top(self, inputs, capsys):
+        error = self.refused(inputs, capsys, diagnose=SMALL | {"top": 13})
+        assert "diagnose.top = 13 is larger than diagnose.candidates = 12" in error
+
+    def test_span_last(self, inputs, capsys):
+        error = self.refused(inputs, capsys, diagnose=SMALL, score={"span": "last"})
+        assert "score.span = last" in error and "diagnose.objectives" in error
+
+    def test_an_adapter_of_another_rank(self, inputs, capsys):
+        model = load_model(str(inputs / "model"), lora=LoRAConfig(rank=3, alpha=6.0))
+        save_adapter(inputs / "rank3", model.lora, model.lora_config, model.config, "tiny")
+        error = self.refused(inputs, capsys, diagnose=SMALL | {"adapters": [str(inputs / "rank3")]})
+        assert "rank3: this adapter's rank is 3, the model's 2" in error
+
+    def test_a_damaged_part(self, inputs, finished, capsys):
+        shutil.copytree(finished, inputs / "damaged")
+        (inputs / "damaged/diagnose/manifest.json").unlink()
+        point = inputs / "damaged/diagnose/points/seed-0-step-000003.npz"
+        point.write_bytes(point.read_bytes()[:50])
+        path = write_config(inputs, tiny_run_config(inputs, "damaged", diagnose=SMALL))
+        assert cli.main(["diagnose", str(path)]) == 2
+        assert "seed-0-step-000003.npz is damaged" in capsys.readouterr().err
