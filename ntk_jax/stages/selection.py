@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ntk_jax.config import Config
+from ntk_jax.data.account import KEPT
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.records import family_of, prompt_text, response_text
 from ntk_jax.errors import UserError
@@ -17,7 +18,7 @@ from ntk_jax.ntk.rows import layout_for
 from ntk_jax.ntk.score import directional_scores
 from ntk_jax.selection.top import random_n, record_line, selected_records, top_n
 from ntk_jax.stages.context import Record, Run
-from ntk_jax.stages.pool import KEPT, candidates_of
+from ntk_jax.stages.pool import candidates_of
 from ntk_jax.storage.arrays import open_store, read
 from ntk_jax.storage.atomic import write_json, write_lines
 
