@@ -73,19 +73,17 @@ def sketch_batches(
     theta = split_parameters(model, parameters)[0]
     check_width(projection, theta)
     layout = within_budget(layout, theta, objective.channels, budget)
-    done, waiting = 0, None
-    batches = example_gradients(model, rows, objective, layout, parameters=parameters)
-    for ordinals, gradients in itertools.chain(batches, [(None, None)]):
-        ahead = None
-        if gradients is not None:
-            ahead = (ordinals, *_of_channels(projection, gradients, objective.channels))
+    done = 0
+    waiting: tuple[np.ndarray, jax.Array, jax.Array] | None = None
+    for batch in itertools.chain(example_gradients(model, rows, objective, layout, parameters=parameters), [None]):
+        ahead = batch and (batch[0], *_of_channels(projection, batch[1], objective.channels))
         if waiting:
             found = _read(rows, *waiting)
             yield found
             done += len(found[0])
             if progress:
                 progress(done, len(rows))
-        waiting = ahead
+        waiting, batch = ahead, None  # and no hold on its gradients
 
 
 def within_budget(layout: Layout, theta: Tree, channels: int, budget: int) -> Layout:

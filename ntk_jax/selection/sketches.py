@@ -46,8 +46,10 @@ def rank(by: str, targets: Block, blocks: Iterable[Block], count: int) -> Rankin
         raise UserError("there are no targets: the set of their sketches is empty")
     if not norms.any():
         raise UserError("the sketches of all targets are zero, so every score would be 0; take another objective")
+    if by != "mean":  # a target whose sketch is zero is near to nothing
+        rows, norms = rows[norms > 0], norms[norms > 0]
     if by == "round_robin":
-        return _round_robin(rows[norms > 0], blocks, count)
+        return _round_robin(rows, blocks, count)
     scores = np.concatenate([np.zeros(0, np.float32), *_scores(by, rows, norms, blocks)])
     _check_count(count, len(scores))
     # One score an example: the scores alone are small, and a stable sort keeps ties in pool order.
@@ -86,7 +88,6 @@ def take_turns(values: np.ndarray, where: np.ndarray, count: int) -> tuple[np.nd
 
 
 def _round_robin(targets: np.ndarray, blocks: Iterable[Block], count: int) -> Ranking:
-    """Targets whose sketch is zero are nearest to nothing, so they take no turn and are not among `targets`."""
     largest = [np.zeros(0, np.float32)]
 
     def cosines() -> Iterator[np.ndarray]:

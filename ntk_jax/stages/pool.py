@@ -31,6 +31,11 @@ def check_score(config: Config) -> None:
     score, preselect = config.score, config.preselect
     if score.direction == "adam" and (score.parameters != "lora" or config.warmup.max_steps == 0):
         raise UserError("score.direction = adam needs a warm-up of this run and score.parameters = lora")
+    if score.direction != "mean_gradient" and config.select.by != "score":
+        raise UserError(
+            f"score.direction = {score.direction} has no say with select.by = {config.select.by}, which compares with "
+            "the domain's examples one by one; leave it out, or select by score"
+        )
     try:
         re.compile(score.parameters)
     except re.error as error:

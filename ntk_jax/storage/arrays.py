@@ -48,6 +48,10 @@ class Store:
             raise IndexError(f"block {block} of a store with {self.blocks} blocks")
         return block * self.block_rows, min((block + 1) * self.block_rows, self.rows)
 
+    def read(self, name: str, start: int | None = None, stop: int | None = None) -> np.ndarray:
+        """Rows [start, stop) of one array, see `read`."""
+        return read(self, name, start, stop)
+
 
 def create(
     folder: str | Path,
