@@ -182,8 +182,8 @@ def sketch(
     in `mean_gradient`. For what a mean over a domain can answer, `directional_scores` is exact and cheaper; sketches
     serve cosines, pairs and diversity. The whole result is held in memory: 4 N K bytes.
 
-    out: a folder, such as "pool.zarr"; then one block of `block_examples` rows is in memory at a time (and the tokens of
-    all examples, which `ntk-jax sketch` streams too), and the store comes back, open: `store.read("sketch", start,
+    out: a folder, such as "pool.zarr"; then one block of `block_examples` rows is in memory at a time (and the tokens
+    of all examples, which `ntk-jax sketch` streams too), and the store comes back, open: `store.read("sketch", start,
     stop)` gives unit rows in `out_dtype`, and times "sketch_norm" they are the rows above (`selection.sketch_store`
     lists the arrays). The same call goes on after an interruption.
 

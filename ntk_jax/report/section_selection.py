@@ -177,7 +177,9 @@ def lengths(run: Run) -> Html:
         bins = length_bins(run.scores.score, run.scores.length, threshold)
         drawing = score_by_length(bins, threshold, what, description=f"Score quantiles by {what}.")
         text = f"The line is the median score at each {what}, the bands hold the middle 50% and 90% of the "
-        text += "examples; the bars below say how much of each length was selected."
+        text += "examples."
+        if threshold is not None:
+            text += " The bars below say how much of each length was selected."
         figures.append(figure(drawing, f"Score by {what}", text))
     useful = {str(name) for name in run.setting("report", "useful", [])}
     drawn = _bubbles(records(run.selection.get("families")), useful)
