@@ -40,7 +40,7 @@ def rank(by: str, targets: Block, blocks: Iterable[Block], count: int) -> Rankin
     Raises UserError: no targets, targets that are all zero, an empty pool, or fewer examples than `count`.
     """
     if by not in KINDS:
-        raise UserError(f"select.by = {by!r} is not one of {', '.join(KINDS)}")
+        raise UserError(f"by = {by!r} is not one of {', '.join(KINDS)}")
     rows, norms = np.asarray(targets[0], np.float32), np.asarray(targets[1], np.float32)
     if not len(rows):
         raise UserError("there are no targets: the set of their sketches is empty")
