@@ -13,8 +13,12 @@ Rows are stored in float16 by default, half the disk: of unit rows u, v it moves
 0.98e-3 (some 5e-6 is typical at K = 8192), where the projection itself moves it by about 1/√K = 11e-3.
 
 Memory while writing: one block of rows, b K elements (a few copies, on their way to the disk), beside what
-`ntk/sketch.py` states. The file of a block does not depend on whether the writer was killed before: blocks are the
-same, and so are the batches within them.
+`ntk/sketch.py` states: with the number of examples only ordinals and account grow, some 20 bytes each. Measured at
+K = 8192, P = 155,648, 128 rows a batch and 2,048 a block, for the whole process on the CPU: 1.35 GiB; the warm-up's
+process has 0.9.
+
+The file of a block does not depend on whether the writer was killed before: blocks are the same, and so are the batches
+within them.
 """
 
 from __future__ import annotations
@@ -87,7 +91,7 @@ def create_sketches(
         "ordinal": ((), np.int64),
         **ACCOUNT,
     }
-    return create(folder, arrays, rows, block_rows, facts)
+    return create(folder, arrays, rows, min(block_rows, rows), facts)  # a chunk is as long as a block, even if alone
 
 
 def write_sketches(
