@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ntk_jax.models.lora import LoRAConfig
     from ntk_jax.models.model import Model, load_model
     from ntk_jax.ntk.direction import adam_preconditioned, stack_directions
+    from ntk_jax.selection.sketch_store import open_sketches, rank_sketches
 
 _HOME = {
     "LoRAConfig": "ntk_jax.models.lora",
@@ -32,6 +33,8 @@ _HOME = {
     "load_model": "ntk_jax.models.model",
     "mean_gradient": "ntk_jax.api",
     "ntk": "ntk_jax.ntk",  # the room itself, which can be called
+    "open_sketches": "ntk_jax.selection.sketch_store",
+    "rank_sketches": "ntk_jax.selection.sketch_store",
     "sketch": "ntk_jax.api",
     "stability": "ntk_jax.api",
     "stack_directions": "ntk_jax.ntk.direction",
@@ -46,6 +49,8 @@ __all__ = [
     "load_model",
     "mean_gradient",
     "ntk",
+    "open_sketches",
+    "rank_sketches",
     "sketch",
     "stability",
     "stack_directions",

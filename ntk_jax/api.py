@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -22,12 +23,15 @@ from ntk_jax.ntk import direction as directions
 from ntk_jax.ntk import exact, score
 from ntk_jax.ntk.backbone import span_mean, stacked
 from ntk_jax.ntk.objectives import Objective
-from ntk_jax.ntk.parameters import refuse_fresh_lora
-from ntk_jax.ntk.projections import Projection, ProjectionKind
+from ntk_jax.ntk.parameters import refuse_fresh_lora, split_parameters
+from ntk_jax.ntk.projections import Projection, ProjectionKind, check_width
 from ntk_jax.ntk.rows import layout_for
 from ntk_jax.ntk.sketch import sketches
 from ntk_jax.ntk.stability import Checkpoint, StabilityReport
 from ntk_jax.ntk.stability import stability as measure_stability
+from ntk_jax.selection.sketch_store import create_sketches, longest_id, sketch_facts, write_sketches
+from ntk_jax.storage.arrays import Store, done_blocks
+from ntk_jax.storage.hashing import hash_tree
 
 ObjectiveName = str | Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 Span = Literal["response", "all", "last"]
@@ -168,7 +172,10 @@ def sketch(
     seed: int = 0,
     mesh: jax.sharding.Mesh | None = None,
     allow_fresh_lora: bool = False,
-) -> np.ndarray:
+    out: str | Path | None = None,
+    out_dtype: Literal["float16", "float32"] = "float16",
+    block_examples: int = 2048,
+) -> np.ndarray | Store:
     """Gradients of examples projected to `dim` numbers: [N, K] fp32, whose inner products are unbiased estimates of
     the kernel ⟨g(x), g(x')⟩ (arXiv 2511.07380 takes `rademacher`, K = 8192).
 
@@ -177,15 +184,33 @@ def sketch(
     in `mean_gradient`. For what a mean over a domain can answer, `directional_scores` is exact and cheaper; sketches
     serve cosines, pairs and diversity. The whole result is held in memory: 4 N K bytes.
 
-    Raises UserError as `mean_gradient`, and when dim is larger than the number of parameters differentiated.
+    out: a folder, such as "pool.zarr"; then one block of `block_examples` rows is in memory at a time (and the tokens
+    of all examples, which `ntk-jax sketch` streams too), and the store comes back, open: `store.read("sketch", start,
+    stop)` gives unit rows in `out_dtype`, and times "sketch_norm" they are the rows above (`selection.sketch_store`
+    lists the arrays). The same call goes on after an interruption.
+
+    Raises UserError as `mean_gradient`, when dim is larger than the number of parameters differentiated, and when
+    `out` was made by another model, from other examples or with other options (the differing one is named).
     """
     model = computing_in(model, dtype)
     if not allow_fresh_lora:
         refuse_fresh_lora(model, parameters)
     rows = token_rows(model, examples, span=span, max_length=max_length)
     layout = layout_for(max(len(row.ids) for row in rows), batch_tokens, mesh, packed=False)
-    chosen = Objective(objective, normalize, probes, seed)
-    return sketches(model, rows, chosen, layout, Projection(projection, dim, seed, sparsity), parameters=parameters)
+    chosen, projected = Objective(objective, normalize, probes, seed), Projection(projection, dim, seed, sparsity)
+    if out is None:
+        return sketches(model, rows, chosen, layout, projected, parameters=parameters)
+    check_width(projected, split_parameters(model, parameters)[0])  # before anything is written
+    given = hash_tree([(row.id, row.ids, row.span) for row in rows])
+    facts = sketch_facts(model, chosen, projected, span=span, parameters=parameters, examples={"tokens": given})
+    longest = longest_id(row.id for row in rows)
+    store = create_sketches(out, len(rows), block_examples, dim=dim, dtype=out_dtype, longest_id=longest, facts=facts)
+    for block in sorted(set(range(store.blocks)) - done_blocks(store)):
+        start, stop = store.block_range(block)
+        encoded = [(row.id, row) for row in rows[start:stop]]
+        ordinals = np.arange(start, stop)
+        write_sketches(store, block, encoded, ordinals, model, chosen, layout, projected, parameters=parameters)
+    return store
 
 
 def stability(

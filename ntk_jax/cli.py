@@ -32,8 +32,9 @@ block. Changing a value that a finished stage depends on stops with the names of
 COMMANDS = {
     "run": (
         "all stages in order, resumable",
-        "Runs warmup, gradient, preselect, score, select, finetune, evaluate and report in order, skips what is "
-        "finished in the run directory, and prints the table of accuracies at the end.",
+        "Runs warmup, gradient, preselect, score, select, finetune, evaluate and report in order (with select.by other "
+        "than score: sketch instead of gradient and score), skips what is finished in the run directory, and prints "
+        "the table of accuracies at the end.",
     ),
     "warmup": (
         "fine-tune LoRA on the domain",
@@ -55,9 +56,16 @@ COMMANDS = {
         "The mean kernel of every candidate with the domain: one forward-mode derivative along the direction of "
         "gradient/. Writes score/scores.zarr block by block.",
     ),
+    "sketch": (
+        "projected gradients of pool and domain, in zarr stores",
+        "The gradient of every candidate and of every domain example, projected to sketch.dim numbers, whose inner "
+        "products estimate the kernel. Reads warmup/ and preselect/; writes sketch/pool.zarr and sketch/domain.zarr "
+        "block by block. select.by mean, cosine, max or round_robin selects by them.",
+    ),
     "select": (
         "the top N as records",
-        "Takes the select.count best scores, ties in pool order. Writes select/selection.jsonl: the records with "
+        "Takes the select.count best by select.by: score, the exact kernel score of score/, or mean, cosine, max or "
+        "round_robin of the stores of sketch/; ties in pool order. Writes select/selection.jsonl: the records with "
         "score, rank and method added.",
     ),
     "finetune": (

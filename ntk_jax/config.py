@@ -127,10 +127,23 @@ class PreselectSection:
 
 
 @dataclass(frozen=True)
+class SketchSection:
+    """Projected gradients of pool and domain in stores. Objective, span, normalize, parameters and probes are those of
+    `score`, the seed is the run's."""
+
+    projection: Literal["rademacher", "countsketch", "kronecker"] = "rademacher"
+    dim: Count = 8192  # K, the paper's; at most the number of parameters differentiated
+    sparsity: Count = 1  # for projection: countsketch
+    dtype: Literal["float16", "float32"] = "float16"  # of the stored unit rows; moves their products by 1e-3 at most
+    block_examples: Count = 2048  # examples sketched between two commits; one block of rows is in memory
+
+
+@dataclass(frozen=True)
 class SelectSection:
-    """Top-N by score, ties by pool order."""
+    """The best N, ties by pool order."""
 
     count: Count = 9000
+    by: Literal["score", "mean", "cosine", "max", "round_robin"] = "score"  # score: exact; the others: of sketches
 
 
 @dataclass(frozen=True)
@@ -212,6 +225,7 @@ class Config:
     warmup: TrainSection = field(default_factory=TrainSection)
     score: ScoreSection = field(default_factory=ScoreSection)
     preselect: PreselectSection = field(default_factory=PreselectSection)
+    sketch: SketchSection = field(default_factory=SketchSection)
     select: SelectSection = field(default_factory=SelectSection)
     finetune: TrainSection = field(default_factory=TrainSection)
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)

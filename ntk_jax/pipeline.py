@@ -6,7 +6,8 @@
 | gradient   | domain, warmup                 | direction.safetensors, summary.json                              |
 | preselect  | pool, warmup                   | summary.json; with `votes` hidden.zarr, candidates.npy, data.json |
 | score      | pool, warmup, gradient, preselect | scores.zarr, data.json, summary.json                          |
-| select     | pool, score                    | selection.jsonl, random.jsonl, summary.json, examples.json       |
+| sketch     | pool, domain, warmup, preselect | pool.zarr, domain.zarr, data.json, summary.json                 |
+| select     | pool, score or sketch          | selection.jsonl, random.jsonl, summary.json, examples.json       |
 | finetune   | domain, select                 | <arm>/adapter, <arm>/history.jsonl, <arm>/summary.json           |
 | evaluate   | finetune                       | results.json, predictions/<arm>/                                 |
 | report     | everything                     | index.html                                                       |
@@ -16,7 +17,7 @@ Two more belong to no run of all stages and build on none: `kernel` reads kernel
 
 Each folder gets a `manifest.json` last, with the fingerprint of all that the stage depends on: a stage whose
 manifest matches (and whose files have their checksums) is skipped, one without is resumed, a mismatch stops with the
-differing keys named.
+differing keys named. A run takes one way to its selection: gradient and score if select.by is `score`, else sketch.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from ntk_jax.errors import UserError
 from ntk_jax.models.hub import resolve
 from ntk_jax.progress import Progress
 from ntk_jax.report.page import write_report
-from ntk_jax.stages import arms, diagnose, domain, kernel, pool, selection
+from ntk_jax.stages import arms, diagnose, domain, kernel, pool, selection, sketch
 from ntk_jax.stages.context import MakeProgress, Run
 from ntk_jax.storage.atomic import make_folder, read_json, write_json, write_text
 from ntk_jax.storage.hashing import hash_model, sha256_file
@@ -82,7 +83,13 @@ _STAGES = {
         ("pool",),
     ),
     "score": Stage(pool.score, ("gradient", "preselect")),
-    "select": Stage(selection.select, ("score",), ("select",), shows=("report",)),
+    "sketch": Stage(
+        sketch.sketch,
+        ("preselect",),
+        tuple(f"score.{key}" for key in ("objective", "span", "normalize", "parameters", "probes", "batch_tokens"))
+        + ("sketch",),
+    ),
+    "select": Stage(selection.select, ("score", "sketch"), ("select",), shows=("report",)),
     "finetune": Stage(arms.finetune, ("select",), ("finetune", "evaluate.arms")),
     "evaluate": Stage(arms.evaluate, ("finetune",), ("evaluate",), ("evaluate",)),
     "report": Stage(_report, ("evaluate",)),
@@ -107,6 +114,12 @@ _STAGES = {
 STAGES = tuple(name for name, stage in _STAGES.items() if not stage.alone)
 
 
+def stages_of(config: Config) -> tuple[str, ...]:
+    """The stages of a run of this config, in order."""
+    unused = ("sketch",) if config.select.by == "score" else ("gradient", "score")
+    return tuple(name for name in STAGES if name not in unused)
+
+
 def run(
     config: Config,
     *,
@@ -124,13 +137,19 @@ def run(
         with lock(folder):
             write_report(folder)
         return folder
-    names = (only,) if only else STAGES[: STAGES.index(until) + 1] if until else STAGES
+    whole = stages_of(config)
+    if until and until not in whole:
+        raise UserError(
+            f"--until {until}: a run with select.by = {config.select.by} has no such stage; its stages are "
+            f"{', '.join(whole)} (`ntk-jax {until}` runs it alone)"
+        )
+    names = (only,) if only else whole[: whole.index(until) + 1] if until else whole
     _check_given(config, names)
     check_settings(config, names)
     with lock(folder):
         this = Run(kernel.on_one_copy(config) if set(names) == {"kernel"} else config, folder, progress)
         inputs = _input_hashes(config, names)
-        earlier = _before(only) if only else ()
+        earlier = _before(config, only) if only else ()
         fingerprints = {name: _fingerprint(config, name, inputs) for name in (*earlier, *names)}
         # Everything is compared before anything is written: a refused command leaves the run as it was.
         states = {name: look(folder / name, fingerprints[name]) for name in (*earlier, *names) if name != "report"}
@@ -156,9 +175,12 @@ def run(
     return folder
 
 
-def _before(name: str) -> tuple[str, ...]:
+def _before(config: Config, name: str) -> tuple[str, ...]:
     """All stages that a stage builds on, in order."""
-    found = {stage for parent in _STAGES[name].after for stage in (*_before(parent), parent)}
+    parents = _STAGES[name].after
+    if name == "select":  # it takes one of the two
+        parents = ("score",) if config.select.by == "score" else ("sketch",)
+    found = {stage for parent in parents for stage in (*_before(config, parent), parent)}
     return tuple(stage for stage in STAGES if stage in found)
 
 
@@ -197,6 +219,8 @@ def check_settings(config: Config, names: Sequence[str] = STAGES) -> None:
     if "finetune" in names:
         check_config(Run.train_config(config.finetune), "finetune")
     pool.check_score(config)
+    if "sketch" in names:
+        sketch.check_sketch(config)
 
 
 def _check_inputs(this: Run, pending: Sequence[str]) -> None:
@@ -213,13 +237,15 @@ def _check_inputs(this: Run, pending: Sequence[str]) -> None:
         _ = this.differentiated  # loads the model, and refuses a pattern that matches none of its parameters
     if "kernel" in pending:
         kernel.checked_examples(this)
+    if "sketch" in pending:
+        sketch.check_sketch_width(this)
 
 
 def _fingerprint(config: Config, name: str, inputs: dict[str, Any]) -> dict[str, Any]:
     """Flat {key: value} of all that decides the stage's bytes: settings and hashes of inputs, its own and those of
     the stages it builds on."""
     tree = _flatten(to_tree(config)) | pool.resolved_votes(config)
-    stages = [_STAGES[stage] for stage in (*_before(name), name)]
+    stages = [_STAGES[stage] for stage in (*_before(config, name), name)]
     sections = [key for stage in stages for key in stage.reads] + list(_STAGES[name].shows)
     keys = {key: value for key, value in tree.items() if any(key == s or key.startswith(s + ".") for s in sections)}
     kinds = [kind for stage in stages for kind in stage.inputs]

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 COMPARED = ("select/selection.jsonl", "warmup/adapter/*.safetensors", "finetune/*/adapter/*.safetensors")
-STAGES = ("warmup", "gradient", "preselect", "score", "select", "finetune", "evaluate", "report")
+STAGES = ("warmup", "gradient", "preselect", "score", "sketch", "select", "finetune", "evaluate", "report")
 
 
 def main() -> int:

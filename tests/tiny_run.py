@@ -59,6 +59,7 @@ def tiny_run_config(folder: Path, out: str = "run", **sections: dict[str, Any]) 
         "data": {"domain": [str(folder / "domain.jsonl")], "pool": [str(folder / "pool.jsonl")]},
         "warmup": train,
         "score": {"batch_tokens": 512, "block_examples": 16, "probes": 2},
+        "sketch": {"dim": 64, "block_examples": 16},
         "select": {"count": 6},
         "finetune": dict(train),
         "evaluate": {"files": [str(folder / "test.jsonl")], "bootstrap": 50},

@@ -70,6 +70,21 @@ def check_width(projection: Projection, theta: Tree) -> None:
         raise UserError(f"dim = {projection.dim} is larger than the {size} parameters differentiated; lower it")
 
 
+def projection_flops(projection: Projection, theta: Tree) -> float:
+    """FLOPs of projecting one gradient, by the table above; making the signs is not counted."""
+    size = sum(leaf.size for leaf in jax.tree.leaves(theta))
+    if projection.kind == "rademacher":
+        return 2.0 * size * projection.dim
+    if projection.kind == "countsketch":
+        return 2.0 * size * projection.sparsity
+    left, right = sides(projection.dim)
+    total = 0.0
+    for leaf in jax.tree.leaves(theta):
+        height, width = (1, *leaf.shape)[-2:] if leaf.shape else (1, 1)
+        total += 2.0 * leaf.size * left + 2.0 * (leaf.size / height) * left * right  # Π_l G, then that by Π_rᵀ
+    return total
+
+
 def project(projection: Projection, gradients: Tree) -> jax.Array:
     """[B, C, K] fp32 of gradients with leaves [B, C, ...], as `example_gradients` gives them."""
     key = jax.random.key(projection.seed, impl="threefry2x32")

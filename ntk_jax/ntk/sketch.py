@@ -1,10 +1,20 @@
-"""Sketches of examples: their gradients, projected to K numbers, whose inner products estimate the kernel's."""
+"""Sketches of examples: their gradients, projected to K numbers, whose inner products estimate the kernel's.
+
+Memory, whatever the number of examples (`sketch_batches`): the gradients of a batch, 4 B C P bytes, of which a few
+copies are alive at once (those of the next batch, and what the backward pass makes them from), bounded by
+`GRADIENT_BYTES` a device; the signs of one block of coordinates, 4 BLOCK K bytes and what they are made from; and 4 B K
+bytes of rows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ntk_jax.data.batch import TokenRow
@@ -15,6 +25,8 @@ from ntk_jax.ntk.parameters import Tree, split_parameters
 from ntk_jax.ntk.per_example import example_gradients
 from ntk_jax.ntk.projections import Projection, check_width, project_with_key
 from ntk_jax.ntk.rows import Layout
+
+GRADIENT_BYTES = 2**30  # of the gradients of one batch, a device: where P is large, fewer rows make a batch
 
 
 def sketches(
@@ -32,33 +44,95 @@ def sketches(
 
     Raises UserError: no rows, K larger than P, or a gradient that is not finite (naming the example).
     """
-    if not rows:
-        raise UserError("there are no examples to sketch; give at least one")
-    check_width(projection, split_parameters(model, parameters)[0])
     out = np.zeros((len(rows), projection.dim), np.float32)
-    done = 0
-    for ordinals, gradients in example_gradients(model, rows, objective, layout, parameters=parameters):
-        used = ordinals >= 0
-        out[ordinals[used]] = np.asarray(_of_channels(projection, gradients, objective.channels))[used]
-        done += int(used.sum())
-        if progress:
-            progress(done, len(rows))
-    bad = np.flatnonzero(~np.isfinite(out).all(axis=1))
-    if len(bad):
-        name = rows[int(bad[0])].id or f"number {int(bad[0])}"
-        raise UserError(
-            f"example {name}: its gradient is not finite ({len(bad)} of {len(rows)} so); check the weights with "
-            "`ntk-jax doctor`, or compute in float32"
-        )
+    batches = sketch_batches(model, rows, objective, layout, projection, parameters=parameters, progress=progress)
+    for ordinals, part, _ in batches:
+        out[ordinals] = part
     return out
 
 
-def _of_channels(projection: Projection, gradients: Tree, channels: int) -> jax.Array:
-    """[B, K]: the sum over channels of their projections, by √C, so that inner products are means over channels."""
+def sketch_batches(
+    model: Model,
+    rows: Sequence[TokenRow],
+    objective: Objective,
+    layout: Layout,
+    projection: Projection,
+    *,
+    parameters: str = "lora",
+    budget: int = GRADIENT_BYTES,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(ordinals [b], sketches [b, K] fp32, norms [b] fp32) of batches of rows, in order; all of them as `sketches`.
+
+    norms: ‖g(x)‖ itself, not estimated; under `probe` the root of the mean over channels of ‖g_c(x)‖².
+    budget: bytes of a batch's gradients on a device. A row's sketch does not depend on it, beyond rounding.
+    A batch is given out when the next one is already on its way, so that the device computes while the host stores.
+    """
+    if not rows:
+        raise UserError("there are no examples to sketch; give at least one")
+    theta = split_parameters(model, parameters)[0]
+    check_width(projection, theta)
+    layout = within_budget(layout, theta, objective.channels, budget)
+    done = 0
+    waiting: tuple[np.ndarray, jax.Array, jax.Array] | None = None
+    for batch in itertools.chain(example_gradients(model, rows, objective, layout, parameters=parameters), [None]):
+        ahead = batch and (batch[0], *_of_channels(projection, batch[1], objective.channels))
+        if waiting:
+            found = _read(rows, *waiting)
+            yield found
+            done += len(found[0])
+            if progress:
+                progress(done, len(rows))
+        waiting, batch = ahead, None  # and no hold on its gradients
+
+
+def within_budget(layout: Layout, theta: Tree, channels: int, budget: int) -> Layout:
+    """The layout with as many rows a batch as have their gradients within `budget` bytes a device; at least one."""
+    size = 4 * channels * sum(leaf.size for leaf in jax.tree.leaves(theta))
+    shards = 1 if layout.mesh is None else layout.mesh.shape["data"] * layout.mesh.shape["fsdp"]
+    return dataclasses.replace(layout, rows_per_batch=min(layout.rows_per_batch, shards * max(1, budget // size)))
+
+
+def _read(
+    rows: Sequence[TokenRow], ordinals: np.ndarray, z: jax.Array, norms: jax.Array
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Brings a batch to the host, without its empty rows. Raises UserError: a row is not finite."""
+    used = ordinals >= 0
+    found = ordinals[used], np.asarray(z)[used], np.asarray(norms)[used]
+    bad = np.flatnonzero(~(np.isfinite(found[1]).all(axis=1) & np.isfinite(found[2])))
+    if len(bad):
+        ordinal = int(found[0][bad[0]])
+        raise UserError(
+            f"example {rows[ordinal].id or f'number {ordinal}'}: its gradient is not finite ({len(bad)} of the "
+            f"{len(found[0])} in its batch so); check the weights with `ntk-jax doctor`, or compute in float32"
+        )
+    return found
+
+
+def _of_channels(projection: Projection, gradients: Tree, channels: int) -> tuple[jax.Array, jax.Array]:
+    """([B, K], [B]): the sum over channels of their projections, by √C, so that inner products are means over channels;
+    and the root of the mean over channels of the squared norms."""
     key = jax.random.key(projection.seed, impl="threefry2x32")
-    total = 0.0
+    return _project(projection.kind, projection.dim, projection.sparsity, channels, key, gradients)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _project(
+    kind: str, dim: int, sparsity: int, channels: int, key: jax.Array, gradients: Tree
+) -> tuple[jax.Array, jax.Array]:
+    leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(gradients)]
+    total = jnp.float32(0)
     for channel in range(channels):
-        part = jax.tree.map(lambda leaf, channel=channel: leaf[:, channel : channel + 1], gradients)
+        part = [leaf[:, channel : channel + 1] for leaf in leaves]
         own = jax.random.fold_in(key, channel)
-        total = total + project_with_key(projection.kind, projection.dim, projection.sparsity, own, part)[:, 0]
-    return total / np.sqrt(np.float32(channels))
+        total = total + project_with_key(kind, dim, sparsity, own, part)[:, 0]
+    # The largest entry is taken out first: squares leave fp32's range long before the entries do.
+    axes = [tuple(range(1, leaf.ndim)) for leaf in leaves]
+    largest = jnp.stack([jnp.abs(leaf).max(axis) for leaf, axis in zip(leaves, axes, strict=True)]).max(axis=0)
+    scale = jnp.where(largest > 0, largest, 1.0)
+    squares = [
+        jnp.square(leaf / scale.reshape(-1, *[1] * (leaf.ndim - 1))).sum(axis)
+        for leaf, axis in zip(leaves, axes, strict=True)
+    ]
+    root = jnp.sqrt(jnp.float32(channels))
+    return total / root, scale * jnp.sqrt(jnp.stack(squares).sum(axis=0)) / root

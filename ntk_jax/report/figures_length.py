@@ -95,20 +95,23 @@ def score_by_length(
         at = y(threshold / unit)
         parts += [line(left, at, width - 12, at, "reference")]
         parts += [label(width - 14, at - 5, f"threshold {general(threshold / unit)}", "note halo", "end")]
-    most = max(b.selected for b in bins)
-    ceiling = max(most, 1e-9)
-    share = Scale(0, ceiling * 1.02, strip, strip_top)
-    parts += [label(2, strip_top - 9, "share selected", "title")]
-    parts += [line(left, share(v), width - 12, share(v), "grid") for v in (0, ceiling)]
-    parts += [
-        label(left - 6, share(v) + 4, percent(v, 0 if v >= 0.095 or not v else 1), "tick", "end") for v in (0.0, most)
-    ]
-    for b in bins:
-        a, z = x(max(b.low, 1.0)), x(b.high)
-        about = f"{_range(b)} tokens: {percent(b.selected)} of {count(b.members)} selected"
-        parts += [rect(a, share(b.selected), max(z - a - 1, 1), strip - share(b.selected), "fill-selected", about)]
-    parts += bottom_axis(x, strip, x_values, tick_labels(x_values), f"{what} in tokens (logarithmic)", strip)
-    return svg(width, strip + 42, description, *parts)
+    foot = height if threshold is None else strip  # without a threshold it is not known what was selected
+    if threshold is not None:
+        most = max(b.selected for b in bins)
+        ceiling = max(most, 1e-9)
+        share = Scale(0, ceiling * 1.02, strip, strip_top)
+        parts += [label(2, strip_top - 9, "share selected", "title")]
+        parts += [line(left, share(v), width - 12, share(v), "grid") for v in (0, ceiling)]
+        parts += [
+            label(left - 6, share(v) + 4, percent(v, 0 if v >= 0.095 or not v else 1), "tick", "end")
+            for v in (0.0, most)
+        ]
+        for b in bins:
+            a, z = x(max(b.low, 1.0)), x(b.high)
+            about = f"{_range(b)} tokens: {percent(b.selected)} of {count(b.members)} selected"
+            parts += [rect(a, share(b.selected), max(z - a - 1, 1), strip - share(b.selected), "fill-selected", about)]
+    parts += bottom_axis(x, foot, x_values, tick_labels(x_values), f"{what} in tokens (logarithmic)", foot)
+    return svg(width, foot + 42, description, *parts)
 
 
 def _range(b: LengthBin) -> str:

@@ -238,7 +238,7 @@ def strength(correlation: float) -> str:
 
 
 def _length_warning(run: Run) -> list[Warning]:
-    value = finite(run.score.get("spearman_span_length"))
+    value = finite(run.selection.get("spearman_span_length"))
     if value is None or abs(value) < STRONG_CORRELATION:
         return []
     way = "long responses score high" if value > 0 else "short responses score high"

@@ -25,6 +25,7 @@ STAGES = {
     "gradient": "Domain gradient",
     "preselect": "Pre-selection",
     "score": "Scoring",
+    "sketch": "Sketching",
     "select": "Selection",
     "finetune": "Fine-tuning",
     "evaluate": "Evaluation",
@@ -62,7 +63,7 @@ class Run:
     warmup_history: list[dict[str, Any]]
     gradient: dict[str, Any]
     preselect: dict[str, Any]
-    score: dict[str, Any]
+    score: dict[str, Any]  # of the stage that `scoring` names
     select: dict[str, Any]
     examples: list[dict[str, Any]]
     scores: Scores | None
@@ -87,9 +88,19 @@ class Run:
         return ARM_TITLES.get(name, name)
 
     @property
+    def scoring(self) -> str:
+        """The stage that the selection was made from."""
+        return scoring_stage(self.config)
+
+    @property
     def selection(self) -> dict[str, Any]:
         """The summaries of scoring and selection in one; what `select` says wins."""
         return {**self.score, **{key: value for key, value in self.select.items() if value is not None}}
+
+
+def scoring_stage(config: Mapping[str, Any]) -> str:
+    """`score`, or `sketch` where the config selects by sketches."""
+    return "score" if mapping(config.get("select")).get("by", "score") == "score" else "sketch"
 
 
 def records(value: Any) -> list[dict[str, Any]]:
@@ -116,7 +127,7 @@ def read_run(folder: Path) -> Run:
     def load(path: str, kind: type = dict) -> Any:
         return _json(folder, path, kind, problems)
 
-    select = load("select/summary.json")
+    select, scoring = load("select/summary.json"), scoring_stage(config)
     return Run(
         folder=folder,
         config=config,
@@ -124,15 +135,15 @@ def read_run(folder: Path) -> Run:
         provenance=load("provenance.json"),
         state=_state(folder, config),
         domain_data=load("warmup/data.json"),
-        pool_data=load("preselect/data.json") or load("score/data.json"),  # with votes, scoring sees only candidates
+        pool_data=load("preselect/data.json") or load(f"{scoring}/data.json"),  # with votes, that sees only candidates
         warmup=mapping(load("warmup/manifest.json").get("facts")) if (folder / "warmup").is_dir() else {},
         warmup_history=_history(folder, "warmup/history.jsonl", problems),
         gradient=load("gradient/summary.json"),
         preselect=load("preselect/summary.json"),
-        score=load("score/summary.json"),
+        score=load(f"{scoring}/summary.json"),
         select=select,
         examples=records(load("select/examples.json", list)),
-        scores=_scores(folder, select, problems),
+        scores=_scores(folder, scoring, select, problems),
         arms={arm: load(f"finetune/{arm}/summary.json") for arm in arms},
         histories={arm: _history(folder, f"finetune/{arm}/history.jsonl", problems) for arm in arms},
         results=load("evaluate/results.json"),
@@ -144,9 +155,12 @@ def read_run(folder: Path) -> Run:
 def _state(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     """A stage is done when its manifest is there: it is written last."""
     state = {}
+    unused = {"sketch"} if scoring_stage(config) == "score" else {"gradient", "score"}
+    if mapping(config.get("preselect")).get("method", "none") == "none":
+        unused.add("preselect")
     for stage in STAGES:
         home = folder / stage
-        if stage == "preselect" and mapping(config.get("preselect")).get("method", "none") == "none":
+        if stage in unused:
             state[stage] = "unused"
         elif (home / "manifest.json").is_file():
             state[stage] = "done"
@@ -207,11 +221,11 @@ def _history(folder: Path, path: str, problems: list[str]) -> list[dict[str, Any
     return kept
 
 
-def _scores(folder: Path, select: Mapping[str, Any], problems: list[str]) -> Scores | None:
-    """All scores with response lengths from the store; where a run was kept without its store, the sample of scores
-    with whole lengths that `select` recorded; else None."""
+def _scores(folder: Path, scoring: str, select: Mapping[str, Any], problems: list[str]) -> Scores | None:
+    """All scores with response lengths from the store; where a run was kept without its store, or selected by sketches,
+    the sample of scores with whole lengths that `select` recorded; else None."""
     home = folder / "score" / "scores.zarr"
-    if home.is_dir() and (folder / "score" / "manifest.json").is_file():
+    if scoring == "score" and home.is_dir() and (folder / "score" / "manifest.json").is_file():
         try:
             store = arrays.open_store(home)
             score, span, status = (arrays.read(store, name) for name in ("score", "span", "status"))

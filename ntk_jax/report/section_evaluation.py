@@ -10,7 +10,7 @@ from ntk_jax.report.blocks import color, figure, grid, missing, section
 from ntk_jax.report.figures import KIND_NAMES, Mark, WhiskerRow, whiskers
 from ntk_jax.report.findings import Collapse, collapses, confidence, pairs
 from ntk_jax.report.markup import Html, fold, join, table, tag
-from ntk_jax.report.reading import ARM_TITLES, Run, mapping, records
+from ntk_jax.report.reading import ARM_TITLES, STAGES, Run, mapping, records
 
 TITLE = "Did it help?"
 
@@ -254,7 +254,7 @@ def cost(run: Run) -> Html:
         ("Warm-up on the domain", run.warmup),
         ("Domain gradient", run.gradient if finite(run.gradient.get("flops")) else {}),
         ("Pre-selection", votes if votes.get("method") != "none" else {}),
-        (f"Scoring {count(score.get('scored'))} examples", score),
+        (f"{STAGES[run.scoring]} {count(score.get('scored'))} examples", score),
     ]
     before = [
         [
@@ -270,6 +270,6 @@ def cost(run: Run) -> Html:
     selection = (
         table(["Stage", "Steps", "Tokens", "Compute", "Time"], before, caption="Finding the selection")
         if before
-        else missing(run, "score", "selection cost")
+        else missing(run, run.scoring, "selection cost")
     )
     return section("cost", "What it cost", arms, selection)

@@ -32,7 +32,9 @@ def head(run: Run) -> Html:
         ("Pool", join([_names(run.setting("data", "pool", [])), _size(run.pool_data.get("kept"), scored)])),
         ("Selected (N)", count(wanted)),
         ("Objective", how),
-        ("Direction", run.setting("score", "direction", "mean_gradient")),
+        ("Direction", run.setting("score", "direction", "mean_gradient"))
+        if run.scoring == "score"
+        else ("Ranked by", f"{run.setting('select', 'by')} of sketches (K = {count(run.setting('sketch', 'dim'))})"),
         ("Pre-selection", "none: the whole pool is scored" if method == "none" else method),
         ("Seed", run.config.get("seed", NOTHING)),
     ]
@@ -162,7 +164,7 @@ def data(run: Run) -> Html:
     if not run.domain_data:
         parts.append(missing(run, "warmup", "domain statistics"))
     if not run.pool_data:
-        parts.append(missing(run, "score", "pool statistics"))
+        parts.append(missing(run, run.scoring, "pool statistics"))
     return section("data", title, *parts)
 
 
@@ -194,6 +196,11 @@ def kernel(run: Run) -> Html:
         else:
             text += "That is close to 1, as the paper's error analysis assumes."
         parts.append(tag("p", text, class_="lead warn" if far and objective(run) == "sum_logits" else "lead"))
+    if run.scoring == "sketch":
+        text = (
+            f"There is no one direction: sketches compare each example with {count(run.score.get('targets'))} of the "
+        )
+        return section("kernel", title, *parts, tag("p", text + "domain, one by one."), _votes(run))
     if not run.gradient:
         return section("kernel", title, *parts, missing(run, "gradient", "direction"))
     norm = finite(run.gradient.get("norm"))

@@ -152,8 +152,8 @@ def lengths(run: Run) -> Html:
     """Score against length, per example and per family, and the rank correlations."""
     title = "Does the score just follow length?"
     if not run.score:
-        return section("length", title, missing(run, "score", "scores"))
-    span, total = finite(run.score.get("spearman_span_length")), finite(run.score.get("spearman_total_length"))
+        return section("length", title, missing(run, run.scoring, "scores"))
+    span, total = (finite(run.selection.get(f"spearman_{what}_length")) for what in ("span", "total"))
     words = [
         f"{signed(value)} with the {what} ({strength(value)})"
         for value, what in ((span, "response length"), (total, "length of the whole example"))
@@ -177,7 +177,9 @@ def lengths(run: Run) -> Html:
         bins = length_bins(run.scores.score, run.scores.length, threshold)
         drawing = score_by_length(bins, threshold, what, description=f"Score quantiles by {what}.")
         text = f"The line is the median score at each {what}, the bands hold the middle 50% and 90% of the "
-        text += "examples; the bars below say how much of each length was selected."
+        text += "examples."
+        if threshold is not None:
+            text += " The bars below say how much of each length was selected."
         figures.append(figure(drawing, f"Score by {what}", text))
     useful = {str(name) for name in run.setting("report", "useful", [])}
     drawn = _bubbles(records(run.selection.get("families")), useful)
@@ -194,7 +196,7 @@ def lengths(run: Run) -> Html:
         )
     if figures:
         parts.append(grid(*figures))
-    return section("length", title, *(parts or [missing(run, "score", "length statistics")]))
+    return section("length", title, *(parts or [missing(run, run.scoring, "length statistics")]))
 
 
 def _bubbles(rows: Sequence[dict[str, Any]], useful: set[str]) -> list[Bubble]:

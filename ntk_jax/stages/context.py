@@ -29,8 +29,10 @@ from ntk_jax.models.model import Model, load_model, with_lora
 from ntk_jax.models.peft import load_adapter
 from ntk_jax.ntk.objectives import Objective
 from ntk_jax.ntk.parameters import split_parameters
+from ntk_jax.ntk.projections import Projection
 from ntk_jax.ntk.rows import Layout, layout_for
 from ntk_jax.parallel.mesh import make_mesh
+from ntk_jax.selection.sketch_store import longest_id
 from ntk_jax.storage.atomic import write_bytes
 from ntk_jax.training.train import TrainConfig
 
@@ -97,6 +99,11 @@ class Run:
         return {"lora_parameters": self.adapter_size, "dense_parameters": sum(kernels)}
 
     @property
+    def projection(self) -> Projection:
+        section = self.config.sketch
+        return Projection(section.projection, section.dim, self.config.seed, section.sparsity)
+
+    @property
     def layout(self) -> Layout:
         """The shapes of every scoring step of this run."""
         return layout_for(self.config.model.max_length, self.config.score.batch_tokens, self.mesh)
@@ -155,17 +162,28 @@ class Run:
 
     @functools.cached_property
     def pool_ordinals(self) -> np.ndarray:
-        """Ascending positions in the pool of what this run looks at: all of it, or a seeded sample. Reads and checks
-        every record: a bad line must be found now, for mending it changes the pool, and with it every result."""
-        data = self.config.data
+        """Ascending positions in the pool of what this run looks at: all of it, or a seeded sample."""
+        total, _ = self._pool_size
+        chosen = sample_indices(total, self.config.data.pool_limit, self.config.seed)
+        return np.arange(total) if chosen is None else chosen
+
+    @property
+    def longest_pool_id(self) -> int:
+        """Bytes of the longest id in the pool."""
+        return self._pool_size[1]
+
+    @functools.cached_property
+    def _pool_size(self) -> tuple[int, int]:
+        """(examples, bytes of the longest id) of the whole pool. Reads and checks every record: a bad line must be
+        found now, for mending it changes the pool, and with it every result."""
         progress = self.make_progress("check pool", None, "examples")
-        total = 0
-        for total, _ in enumerate(read_records(data.pool), 1):
+        total = longest = 0
+        for total, record in enumerate(read_records(self.config.data.pool), 1):
+            longest = max(longest, longest_id([record["id"]]))
             if total % 1000 == 0:
                 progress(total, None)
         progress(total, total)
-        chosen = sample_indices(total, data.pool_limit, self.config.seed)
-        return np.arange(total) if chosen is None else chosen
+        return total, longest
 
     def pool_records(self, ordinals: np.ndarray) -> Iterator[tuple[int, Record]]:
         """(place in `ordinals`, record), streamed: the pool is never in memory."""
@@ -181,9 +199,11 @@ class Run:
         if target is not None:
             raise UserError(f"data.pool: record {target} is no longer there; did a file change during the run?")
 
-    def pool_blocks(self, ordinals: np.ndarray, done: set[int]) -> Iterator[tuple[int, list[Record]]]:
-        """(block number, records) of the blocks not yet done."""
-        size = self.config.score.block_examples
+    def pool_blocks(
+        self, ordinals: np.ndarray, done: set[int], size: int | None = None
+    ) -> Iterator[tuple[int, list[Record]]]:
+        """(block number, records) of the blocks not yet done; of score.block_examples each, unless a size is given."""
+        size = size or self.config.score.block_examples
         records = (record for _, record in self.pool_records(ordinals))
         for number in range(-(-len(ordinals) // size)):
             block = list(itertools.islice(records, size))

@@ -208,7 +208,7 @@ def _save_point(path: Path, one: Measured) -> None:
 
 def _load_point(path: Path) -> Measured:
     try:
-        with np.load(path) as arrays:
+        with np.load(io.BytesIO(path.read_bytes())) as arrays:
             facts = json.loads(str(arrays["facts"]))
             scores = {name.partition("/")[2]: arrays[name] for name in arrays.files if name.startswith("scores/")}
             return Measured(arrays["kernel"], arrays["pseudo"], scores=scores, **facts)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from ntk_jax.config import Config
+from ntk_jax.data.account import ACCOUNT, DROP_REASONS, KEPT, account_of
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.statistics import PERCENTILES
-from ntk_jax.data.tokens import NO_RESPONSE, TOO_LONG, Dropped
 from ntk_jax.errors import UserError
 from ntk_jax.ntk.objectives import LINEAR
 from ntk_jax.ntk.score import directional_scores, mean_hidden_states
@@ -26,21 +25,17 @@ from ntk_jax.storage.arrays import Store, create, done_blocks, read, rows_of, wr
 from ntk_jax.storage.atomic import read_json, write_bytes, write_json
 from ntk_jax.training.flops import forward_flops, score_flops
 
-KEPT = 0  # status codes of a pool example, beside the reasons for dropping one
-DROP_REASONS = (TOO_LONG, NO_RESPONSE)
-_ACCOUNT: dict[str, Any] = {  # arrays of a store that say what became of each pool example
-    "status": ((), np.uint8),
-    "length": ((), np.int32),
-    "span": ((), np.int32),
-    "truncated": ((), np.uint8),
-}
-
 
 def check_score(config: Config) -> None:
     """Raises UserError for settings of scoring and pre-selection that cannot work together."""
     score, preselect = config.score, config.preselect
     if score.direction == "adam" and (score.parameters != "lora" or config.warmup.max_steps == 0):
         raise UserError("score.direction = adam needs a warm-up of this run and score.parameters = lora")
+    if score.direction != "mean_gradient" and config.select.by != "score":
+        raise UserError(
+            f"score.direction = {score.direction} has no say with select.by = {config.select.by}, which compares with "
+            "the domain's examples one by one; leave it out, or select by score"
+        )
     try:
         re.compile(score.parameters)
     except re.error as error:
@@ -75,14 +70,14 @@ def preselect(run: Run, folder: Path) -> dict[str, Any]:
     keep, neighbours = resolved_votes(run.config).values()
     model, progress = run.warm, run.make_progress("preselect", len(ordinals), "examples")
     block_rows = run.config.score.block_examples
-    shapes = {"hidden": ((model.config.hidden_size,), np.float16), **_ACCOUNT}
+    shapes = {"hidden": ((model.config.hidden_size,), np.float16), **ACCOUNT}
     store = create(folder / "hidden.zarr", shapes, len(ordinals), block_rows)
     done = done_blocks(store)
     begun, finished = time.monotonic(), rows_of(store, done)
     resumed = finished > 0
     for number, records in run.pool_blocks(ordinals, done):
         encoded = [row for _, row in run.rows(records, "response")]
-        account = _account(encoded)
+        account = account_of(encoded)
         hidden = np.zeros((len(encoded), model.config.hidden_size), np.float16)
         rows = [row for row in encoded if isinstance(row, TokenRow)]
         if rows:
@@ -102,7 +97,7 @@ def preselect(run: Run, folder: Path) -> dict[str, Any]:
     candidates = ordinals[np.flatnonzero(usable)[keep_most_voted(votes, keep)]]
     _save_array(folder / "candidates.npy", candidates)
     counts, edges = np.histogram(votes.votes, bins=20)
-    data = _data(store)
+    data = data_of(store)
     write_json(folder / "data.json", data)
     summary = {
         "method": "votes",
@@ -136,7 +131,7 @@ def score(run: Run, folder: Path) -> dict[str, Any]:
             "lower it or add data"
         )
     direction = load_tree(run.folder / "gradient" / "direction.safetensors", parameters_like(run))
-    shapes: dict[str, Any] = {"score": ((), np.float32), **_ACCOUNT}
+    shapes: dict[str, Any] = {"score": ((), np.float32), **ACCOUNT}
     store = create(folder / "scores.zarr", shapes, len(ordinals), section.block_examples)
     done = done_blocks(store)
     progress = run.make_progress("score", len(ordinals), "examples")
@@ -145,7 +140,7 @@ def score(run: Run, folder: Path) -> dict[str, Any]:
     progress(finished, len(ordinals))
     for number, records in run.pool_blocks(ordinals, done):
         encoded = [row for _, row in run.rows(records, section.span)]
-        account = _account(encoded)
+        account = account_of(encoded)
         rows = [row for row in encoded if isinstance(row, TokenRow)]
         values = np.zeros(len(encoded), np.float32)
         if rows:
@@ -166,7 +161,7 @@ def score(run: Run, folder: Path) -> dict[str, Any]:
 
 def _summarise(run: Run, folder: Path, store: Any, seconds: float | None) -> dict[str, Any]:
     """seconds: of the whole stage, None when a part of it ran in an earlier process."""
-    data = _data(store)
+    data = data_of(store)
     write_json(folder / "data.json", data)
     scores, length, span = (read(store, name) for name in ("score", "length", "span"))
     usable, tokens = read(store, "status") == KEPT, data["tokens"]
@@ -180,8 +175,8 @@ def _summarise(run: Run, folder: Path, store: Any, seconds: float | None) -> dic
             **run.differentiated,
         ),
         "seconds": seconds,
-        "spearman_span_length": _spearman(scores[usable], span[usable]),
-        "spearman_total_length": _spearman(scores[usable], length[usable]),
+        "spearman_span_length": spearman(scores[usable], span[usable]),
+        "spearman_total_length": spearman(scores[usable], length[usable]),
         "rho": gradient_summary["rho"],
         "direction_norm": gradient_summary["norm"],
     }  # fmt: skip
@@ -189,19 +184,7 @@ def _summarise(run: Run, folder: Path, store: Any, seconds: float | None) -> dic
     return {"scored": summary["scored"]}
 
 
-def _account(rows: Sequence[TokenRow | Dropped]) -> dict[str, np.ndarray]:
-    """What became of each example of a block: the arrays of `_ACCOUNT`."""
-    kept = [row if isinstance(row, TokenRow) else None for row in rows]
-    status = [KEPT if isinstance(row, TokenRow) else 1 + DROP_REASONS.index(row.reason) for row in rows]
-    return {
-        "status": np.array(status, np.uint8),
-        "length": np.array([len(row.ids) if row else 0 for row in kept], np.int32),
-        "span": np.array([row.span.sum() if row else 0 for row in kept], np.int32),
-        "truncated": np.array([row is not None and row.truncated for row in kept], np.uint8),
-    }
-
-
-def _data(store: Store) -> dict[str, Any]:
+def data_of(store: Store) -> dict[str, Any]:
     """data.json from the account in a store, with the keys of `DataStatistics`."""
     status, length, span = read(store, "status"), read(store, "length"), read(store, "span")
     usable = status == KEPT
@@ -223,7 +206,8 @@ def _data(store: Store) -> dict[str, Any]:
     }
 
 
-def _spearman(a: np.ndarray, b: np.ndarray) -> float | None:
+def spearman(a: np.ndarray, b: np.ndarray) -> float | None:
+    """The rank correlation; None where either is constant, or of fewer than three."""
     if len(a) < 3 or (a == a[0]).all() or (b == b[0]).all():
         return None
     return float(spearmanr(a, b).statistic)

@@ -9,16 +9,19 @@ from typing import Any
 import numpy as np
 
 from ntk_jax.config import Config
+from ntk_jax.data.account import KEPT
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.records import family_of, prompt_text, response_text
 from ntk_jax.errors import UserError
 from ntk_jax.ntk.direction import mean_gradient, stack_directions
 from ntk_jax.ntk.rows import layout_for
 from ntk_jax.ntk.score import directional_scores
+from ntk_jax.selection.sketches import Ranking
 from ntk_jax.selection.top import random_n, record_line, selected_records, top_n
 from ntk_jax.stages.context import Record, Run
-from ntk_jax.stages.pool import KEPT, candidates_of
-from ntk_jax.storage.arrays import open_store, read
+from ntk_jax.stages.pool import candidates_of, spearman
+from ntk_jax.stages.sketch import rank_candidates
+from ntk_jax.storage.arrays import Store, open_store, read
 from ntk_jax.storage.atomic import write_json, write_lines
 
 DIRECTIONS_AT_ONCE = 4  # LoRA gradients of displayed examples pushed forward together; bounds memory
@@ -30,14 +33,12 @@ def select(run: Run, folder: Path) -> dict[str, Any]:
     example they align with most)."""
     config, ordinals = run.config, run.pool_ordinals
     # Everything below is by place in the pool; pre-selection leaves scores for some places only.
-    scored = np.searchsorted(ordinals, candidates_of(run))
-    scores = np.full(len(ordinals), np.nan, np.float32)
-    store = open_store(run.folder / "score" / "scores.zarr")
-    scores[scored] = np.where(read(store, "status") == KEPT, read(store, "score"), np.nan)
+    candidates = np.searchsorted(ordinals, candidates_of(run))
+    ranking, store = rank_candidates(run) if config.select.by != "score" else _by_score(run)
+    scores, chosen = np.full(len(ordinals), np.nan, np.float32), candidates[ranking.order]
+    scores[candidates] = ranking.scores
     account = open_store(run.folder / "preselect" / "hidden.zarr") if config.preselect.method == "votes" else store
     usable, lengths = np.flatnonzero(read(account, "status") == KEPT), read(account, "length")
-    scored = np.flatnonzero(~np.isnan(scores))
-    chosen = scored[top_n(scores[scored], config.select.count)]
     control = usable[random_n(len(usable), config.select.count, config.seed)]
 
     families: list[str] = []
@@ -51,15 +52,28 @@ def select(run: Run, folder: Path) -> dict[str, Any]:
 
     _refuse_unknown_families(config, set(families))
 
-    method = f"ntk:{config.score.objective}"
+    method = f"sketch:{config.select.by}" if config.select.by != "score" else f"ntk:{config.score.objective}"
     selection = list(selected_records(records.items(), chosen, scores, method))
     write_lines(folder / "selection.jsonl", (record_line(record) for record in selection))
     random = selected_records(records.items(), control, scores, "random")
     write_lines(folder / "random.jsonl", (record_line(record) for record in random))
 
-    write_json(folder / "summary.json", _summary(run, scores, lengths, usable, chosen, control, families))
+    summary = {"method": method, **_summary(run, scores, lengths, usable, chosen, control, families)}
+    if config.select.by != "score":  # else the score stage has said so
+        known, span = ~np.isnan(ranking.scores), read(store, "span")
+        for key, length in (("span", span), ("total", read(store, "length"))):
+            summary[f"spearman_{key}_length"] = spearman(ranking.scores[known], length[known])
+    write_json(folder / "summary.json", summary)
     write_json(folder / "examples.json", _aligned_examples(run, selection[: config.report.examples]))
     return {"count": len(chosen)}
+
+
+def _by_score(run: Run) -> tuple[Ranking, Store]:
+    """The best candidates by their exact scores, which are NaN for what was dropped, and the store of the scores."""
+    store = open_store(run.folder / "score" / "scores.zarr")
+    scores = np.where(read(store, "status") == KEPT, read(store, "score"), np.nan).astype(np.float32)
+    scored = np.flatnonzero(~np.isnan(scores))
+    return Ranking(scores, scored[top_n(scores[scored], run.config.select.count)]), store
 
 
 def _refuse_unknown_families(config: Config, families: set[str]) -> None:
@@ -110,8 +124,8 @@ def _summary(
         "count": len(chosen),
         "pool": len(usable),
         "scored": len(scored),
-        "method": f"ntk:{run.config.score.objective}",
-        "threshold": float(scores[chosen[-1]]),
+        # Targets that take turns leave no score above which everything is taken.
+        "threshold": None if run.config.select.by == "round_robin" else float(scores[chosen[-1]]),
         "families": table,
         "useful": sorted(useful),
         "useful_share_pool": share(Counter(families[i] for i in usable)),

@@ -4,6 +4,7 @@ Each array is zarr 3 with one chunk a block, so a block is one file, written who
 its bytes. A block is done when all its arrays are written, which an empty marker file then says; a run that was killed
 computes at most the blocks without a marker again. Compression gains 8% on gradients and costs time: none.
 The folder may be anything tensorstore's key-value stores can name: a local path, or `gs://bucket/path`.
+A store may carry facts, in the attributes of its group: what made it, so that a store that travels alone still says so.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ class Store:
     block_rows: int
     files: Any  # tensorstore.KvStore over the folder
     arrays: dict[str, Any]  # name -> tensorstore.TensorStore [rows, *row_shape]
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what made it; JSON values
 
     @property
     def blocks(self) -> int:
@@ -46,11 +48,22 @@ class Store:
             raise IndexError(f"block {block} of a store with {self.blocks} blocks")
         return block * self.block_rows, min((block + 1) * self.block_rows, self.rows)
 
+    def read(self, name: str, start: int | None = None, stop: int | None = None) -> np.ndarray:
+        """Rows [start, stop) of one array, see `read`."""
+        return read(self, name, start, stop)
 
-def create(folder: str | Path, arrays: Mapping[str, tuple[Sequence[int], Any]], rows: int, block_rows: int) -> Store:
-    """Makes a store, or opens the one that is there if it has the same layout.
 
-    arrays: name -> (shape of one row, dtype). Raises UserError: another layout lies there, or the disk refuses.
+def create(
+    folder: str | Path,
+    arrays: Mapping[str, tuple[Sequence[int], Any]],
+    rows: int,
+    block_rows: int,
+    facts: Mapping[str, Any] | None = None,
+) -> Store:
+    """Makes a store, or opens the one that is there if it has the same layout and facts.
+
+    arrays: name -> (shape of one row, dtype). facts: JSON values that say what made it, kept in its attributes.
+    Raises UserError: another layout or other facts lie there (the differing keys are named), or the disk refuses.
     """
     if rows < 1 or block_rows < 1 or not arrays:
         raise ValueError(f"a store needs arrays, rows and block_rows of at least 1, got {rows} and {block_rows}")
@@ -62,24 +75,39 @@ def create(folder: str | Path, arrays: Mapping[str, tuple[Sequence[int], Any]], 
     if "://" not in str(folder):
         atomic.make_folder(folder)
     files = _files(str(folder))
-    found = _layout(files, str(folder))
+    attributes = {"layout": layout} | ({"facts": json.loads(json.dumps(atomic.plain(facts)))} if facts else {})
+    found = _attributes(files, str(folder))
     if found is not None:
-        if found != layout:
-            raise UserError(f"{folder} holds a store of another layout ({_difference(found, layout)}); delete it")
-        return _open(str(folder), files, layout, new=False)
-    store = _open(str(folder), files, layout, new=True)
-    group = {"zarr_format": 3, "node_type": "group", "attributes": {"layout": layout}}
+        _refuse_other_facts(str(folder), found.get("facts", {}), attributes.get("facts", {}))
+        if found["layout"] != layout:
+            difference = _difference(found["layout"], layout)
+            raise UserError(f"{folder} holds a store of another layout ({difference}); delete it")
+        return _open(str(folder), files, found, new=False)
+    store = _open(str(folder), files, attributes, new=True)
+    group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
     _write_key(store.folder, files, _META, json.dumps(group, indent=2).encode())
     return store
 
 
-def open_store(folder: str | Path) -> Store:
-    """Opens a store. Raises UserError: there is none, or its description is damaged."""
+def open_store(folder: str | Path, expect: Mapping[str, Any] | None = None) -> Store:
+    """Opens a store. Raises UserError: there is none, its description is damaged, or a fact is not as in `expect`."""
     files = _files(str(folder))
-    layout = _layout(files, str(folder))
-    if layout is None:
+    attributes = _attributes(files, str(folder))
+    if attributes is None:
         raise UserError(f"{folder} holds no array store; run the stage that writes it first")
-    return _open(str(folder), files, layout, new=False)
+    store = _open(str(folder), files, attributes, new=False)
+    wanted = json.loads(json.dumps(atomic.plain(expect or {})))
+    _refuse_other_facts(store.folder, {key: store.facts[key] for key in wanted if key in store.facts}, wanted)
+    return store
+
+
+def differing_facts(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """The facts that are not the same, each with both values: "seed 1, not 0; ..."; empty if all are."""
+    old, new = _flat(found), _flat(wanted)
+    differing = [key for key in dict.fromkeys([*new, *old]) if old.get(key, "absent") != new.get(key, "absent")]
+    return "; ".join(
+        f"{key} {_short(old.get(key, 'absent'))}, not {_short(new.get(key, 'absent'))}" for key in differing
+    )
 
 
 def write_block(store: Store, block: int, arrays: Mapping[str, Any]) -> None:
@@ -150,7 +178,8 @@ def _damage(store: Store, name: str, start: int, stop: int) -> UserError | None:
     return None
 
 
-def _open(folder: str, files: Any, layout: dict[str, Any], new: bool) -> Store:
+def _open(folder: str, files: Any, attributes: dict[str, Any], new: bool) -> Store:
+    layout = attributes["layout"]
     rows, block_rows = layout["rows"], layout["block_rows"]
     arrays = {}
     for name, (shape, dtype) in layout["arrays"].items():
@@ -175,7 +204,7 @@ def _open(folder: str, files: Any, layout: dict[str, Any], new: bool) -> Store:
             arrays[name] = ts.open(spec, open=True, create=new).result()
         except ValueError as error:
             raise (_write_error(f"{folder}/{name}", error) if new else _read_error(f"{folder}/{name}", error)) from None
-    return Store(folder, rows, block_rows, files, arrays)
+    return Store(folder, rows, block_rows, files, arrays, attributes.get("facts", {}))
 
 
 def _location(folder: str, inside: str = "") -> Any:
@@ -188,15 +217,40 @@ def _files(folder: str) -> Any:
     return ts.KvStore.open(_location(folder)).result()
 
 
-def _layout(files: Any, folder: str) -> dict[str, Any] | None:
+def _attributes(files: Any, folder: str) -> dict[str, Any] | None:
+    """What the group says of the store: "layout", and "facts" if it has any; None where there is no store."""
     try:
         found = files.read(_META).result()
         if found.state == "missing":
             return None
-        layout = json.loads(found.value)["attributes"]["layout"]
-        return layout if layout["arrays"] and layout["rows"] and layout["block_rows"] else None
-    except (ValueError, KeyError, TypeError) as error:
+        attributes = json.loads(found.value)["attributes"]
+        layout, facts = attributes["layout"], attributes.get("facts", {})
+        whole = layout["arrays"] and layout["rows"] and layout["block_rows"] and isinstance(facts, dict)
+        return attributes if whole else None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _read_error(f"{folder}/{_META}", error) from None
+
+
+def _refuse_other_facts(folder: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    difference = differing_facts(found, wanted)
+    if difference:
+        raise UserError(f"{folder} was made with {difference}; give another folder, or delete this one")
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested facts as {"a.b": value as JSON}; texts stand without quotes."""
+    flat: dict[str, str] = {}
+    for key, value in facts.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, str) else json.dumps(value)
+    return flat
+
+
+def _short(text: str) -> str:
+    """Enough of a hash to tell two apart."""
+    return text if len(text) <= 40 else text[:12] + "..."
 
 
 def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

@@ -1,0 +1,188 @@
+"""Sketches on disk: an array store that is written block by block, says what made it, and is ranked block by block.
+
+| array         | of a row      | what                                                                              |
+|---------------|---------------|-----------------------------------------------------------------------------------|
+| `sketch`      | [K]           | the sketch z scaled to norm 1                                                     |
+| `sketch_norm` | fp32          | ‖z‖, so z = sketch × sketch_norm                                                  |
+| `norm`        | fp32          | ‖g(x)‖ itself, which the per-example gradient has for nothing                     |
+| `id`          | [W] uint8     | the example's id in UTF-8, filled up with NUL                                     |
+| `ordinal`     | int64         | its place in the pool                                                             |
+| `status` ...  |               | what became of it (`data/account.py`); what was dropped has zeros in the rest     |
+
+Rows are stored in float16 by default, half the disk: of unit rows u, v it moves ⟨u, v⟩ by at most 2 · 2⁻¹¹ Σ|u_k v_k| ≤
+0.98e-3 (some 5e-6 is typical at K = 8192), where the projection itself moves it by about 1/√K = 11e-3.
+
+Memory while writing: one block of rows, b K elements (a few copies, on their way to the disk), beside what
+`ntk/sketch.py` states: with the number of examples only ordinals and account grow, some 20 bytes each. Measured at
+K = 8192, P = 155,648, 128 rows a batch and 2,048 a block, for the whole process on the CPU: 1.35 GiB; the warm-up's
+process has 0.9.
+
+The file of a block does not depend on whether the writer was killed before: blocks are the same, and so are the batches
+within them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ntk_jax.data.account import ACCOUNT, KEPT, account_of
+from ntk_jax.data.batch import TokenRow
+from ntk_jax.data.tokens import Dropped
+from ntk_jax.errors import UserError
+from ntk_jax.models.model import Model
+from ntk_jax.ntk.objectives import Objective
+from ntk_jax.ntk.projections import Projection
+from ntk_jax.ntk.rows import Layout
+from ntk_jax.ntk.sketch import sketch_batches
+from ntk_jax.selection.sketches import Block, Ranking, rank
+from ntk_jax.storage.arrays import Store, create, differing_facts, open_store, read, write_block
+from ntk_jax.storage.hashing import hash_tree
+
+MAX_ID = 1024  # bytes; every row has room for the longest id
+
+
+def sketch_facts(
+    model: Model, objective: Objective, projection: Projection, *, span: str, parameters: str, examples: Any
+) -> dict[str, Any]:
+    """What made a store. model, adapter: hashes of what was computed with, wherever it was loaded from. examples: JSON
+    that says which examples; two stores may differ in it and be compared still."""
+    kind = objective.kind
+    name = kind if isinstance(kind, str) else f"{kind.__module__}.{getattr(kind, '__qualname__', type(kind).__name__)}"
+    config = {key: value for key, value in dataclasses.asdict(model.config).items()}
+    facts = {
+        "model": hash_tree({"config": config, "weights": model.base}),
+        "adapter": hash_tree({"scale": model.scale, "leaves": model.lora}),
+        "objective": name,
+        "span": span,
+        "normalize": objective.normalize,
+        "parameters": parameters,
+        "projection": projection.kind,
+        "dim": projection.dim,
+        "seed": projection.seed,
+    }
+    if projection.kind == "countsketch":
+        facts["sparsity"] = projection.sparsity
+    if kind == "probe":
+        facts |= {"probes": objective.probes, "probe_seed": objective.seed}
+    return {**facts, "examples": examples}
+
+
+def create_sketches(
+    folder: str | Path, rows: int, block_rows: int, *, dim: int, dtype: str, longest_id: int, facts: Mapping[str, Any]
+) -> Store:
+    """Makes a store of `rows` sketches, or opens the one that is there to go on with it. longest_id: bytes.
+
+    Raises UserError: no rows, an id that is too long, or a store made by something else (the differing key is named).
+    """
+    if not rows:
+        raise UserError("there are no examples to sketch; give at least one")
+    if longest_id > MAX_ID:
+        raise UserError(f"the longest id has {longest_id} bytes, a store of sketches takes {MAX_ID}; shorten the ids")
+    arrays = {
+        "sketch": ((dim,), np.dtype(dtype)),
+        "sketch_norm": ((), np.float32),
+        "norm": ((), np.float32),
+        "id": ((max(1, longest_id),), np.uint8),
+        "ordinal": ((), np.int64),
+        **ACCOUNT,
+    }
+    return create(folder, arrays, rows, min(block_rows, rows), facts)  # a chunk is as long as a block, even if alone
+
+
+def write_sketches(
+    store: Store,
+    block: int,
+    encoded: Sequence[tuple[str, TokenRow | Dropped]],
+    ordinals: np.ndarray,
+    model: Model,
+    objective: Objective,
+    layout: Layout,
+    projection: Projection,
+    *,
+    parameters: str,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Computes and writes one block. encoded: (id, token row or why there is none) of its examples.
+
+    Raises UserError: K larger than P, a gradient that is not finite (naming the example), or the disk refuses.
+    """
+    account = account_of([row for _, row in encoded])
+    kept = np.flatnonzero(account["status"] == KEPT)
+    sketch = np.zeros((len(encoded), projection.dim), store.arrays["sketch"].dtype.numpy_dtype)
+    sketch_norm, norm = (np.zeros(len(encoded), np.float32) for _ in range(2))
+    rows = [row for _, row in encoded if isinstance(row, TokenRow)]
+    batches = sketch_batches(model, rows, objective, layout, projection, parameters=parameters, progress=progress)
+    for places, z, exact in batches if rows else ():
+        lengths = np.sqrt(np.square(z, dtype=np.float64).sum(axis=1))
+        sketch[kept[places]] = z / np.where(lengths > 0, lengths, 1.0)[:, None].astype(np.float32)
+        sketch_norm[kept[places]], norm[kept[places]] = lengths, exact
+    ids = _padded([id for id, _ in encoded], store.arrays["id"].shape[1])
+    known = {"sketch": sketch, "sketch_norm": sketch_norm, "norm": norm, "id": ids, "ordinal": ordinals}
+    write_block(store, block, {**known, **account})
+
+
+def open_sketches(folder: str | Path, expect: Mapping[str, Any] | None = None) -> Store:
+    """Opens a store of sketches. Raises UserError: there is none, or a fact is not as in `expect` (it is named)."""
+    store = open_store(folder, expect)
+    if not {"sketch", "sketch_norm", "status"} <= set(store.arrays):
+        raise UserError(f"{folder} is a store of {', '.join(store.arrays)}, not of sketches; give another folder")
+    return store
+
+
+def rank_sketches(pool: Store, targets: Store, by: str, count: int) -> Ranking:
+    """The best `count` rows of a store against all rows of another, as `sketches.rank`; scores are NaN for what was
+    dropped. One block of the pool and the targets are in memory, 4 m K bytes.
+
+    Raises UserError: the stores were not made by the same model, objective, projection and seed (the differing key is
+    named with both values), or a block is damaged or not written.
+    """
+    difference = differing_facts(_comparable(pool), _comparable(targets))
+    if difference:
+        raise UserError(
+            f"{pool.folder} was made with {difference} as {targets.folder}; sketches compare only when all but the "
+            "examples is the same: sketch one of them again"
+        )
+    usable = np.flatnonzero(read(pool, "status") == KEPT)
+    parts = list(unit_rows(targets))
+    wanted = (np.concatenate([rows for rows, _ in parts]), np.concatenate([norms for _, norms in parts]))
+    found = rank(by, wanted, unit_rows(pool), count)
+    scores = np.full(pool.rows, np.nan, np.float32)
+    scores[usable] = found.scores
+    return Ranking(scores, usable[found.order])
+
+
+def unit_rows(store: Store) -> Iterator[Block]:
+    """(unit rows, norms) of the rows of each block that were not dropped, block by block."""
+    for block in range(store.blocks):
+        place = store.block_range(block)
+        kept = read(store, "status", *place) == KEPT
+        yield read(store, "sketch", *place)[kept], read(store, "sketch_norm", *place)[kept]
+
+
+def ids_of(store: Store, start: int | None = None, stop: int | None = None) -> list[str]:
+    """The ids of rows [start, stop)."""
+    return [bytes(row).rstrip(b"\0").decode("utf8") for row in read(store, "id", start, stop)]
+
+
+def id_bytes(id: str) -> bytes:
+    """UTF-8; half a surrogate pair, which UTF-8 lacks, becomes the escape it was."""
+    return id.encode("utf8", "backslashreplace")
+
+
+def longest_id(ids: Iterable[str]) -> int:
+    """Bytes of the longest id, 0 of none."""
+    return max((len(id_bytes(id)) for id in ids), default=0)
+
+
+def _padded(ids: Sequence[str], width: int) -> np.ndarray:
+    """[n, W] uint8."""
+    return np.frombuffer(b"".join(id_bytes(id).ljust(width, b"\0") for id in ids), np.uint8).reshape(len(ids), width)
+
+
+def _comparable(store: Store) -> dict[str, Any]:
+    return {key: value for key, value in store.facts.items() if key != "examples"}
