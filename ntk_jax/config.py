@@ -170,12 +170,14 @@ class DiagnoseSection:
     candidates: Annotated[int, Range(2)] = 400  # pool examples ranked at every checkpoint
     top: Count | None = None  # N of the top-N overlap; by default a tenth of the candidates
     objectives: tuple[str, ...] = ("sum_logits", "probe", "cross_entropy")  # whose scores are compared
-    groups: Natural = 48  # groups of pool examples trained on, to measure what the scores predict; 0: none
+    groups: Natural = 96  # groups of pool examples trained on, to measure what the scores predict; 0: none
     group_size: Count = 16  # examples of one family
     group_steps: Count = 8  # Adam steps on them
-    group_learning_rate: Positive | None = None  # by default a tenth of warmup.learning_rate
+    group_learning_rate: Positive | None = None  # by default warmup.learning_rate
     held_out: Count = 64  # questions of evaluate.files (without them domain examples) whose loss is measured
     audit: bool = True  # every approximation against the exact kernel
+    audit_domain: Count = 16  # examples on its two sides; an exact kernel costs D backward passes for each of them
+    audit_pool: Annotated[int, Range(2)] = 48
     audit_dims: tuple[Count, ...] = (256, 512, 1024, 2048, 4096, 8192)  # K of the projections
     regression: bool = True  # kernel ridge regression against fine-tuning, where domain and test are multiple choice
     questions: Count = 200  # of each file of evaluate.files, for the regression

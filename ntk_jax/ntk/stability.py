@@ -67,8 +67,8 @@ class StabilityReport:
     """The comparison of all checkpoints; letters: m checkpoints, n probe examples, N candidates.
 
     points: one dict a checkpoint: trajectory, step, norm ‖Θ‖_F, effective_rank, spectrum [n], linearization, and of the
-    pseudo-NTK: pseudo_cosine and pseudo_error (cos_F and least relative error against the kernel), coherence (1ᵀΘ1 over
-    the trace that `kind` names, summed over the probe set: 1 where cross-output terms cancel, V where outputs agree).
+    pseudo-NTK: pseudo_cosine and pseudo_error (cos_F and least relative error against the kernel), coherence (1ᵀΘ1 /
+    tr Θ over the probe set: 1 where cross-output terms cancel, V where all outputs agree).
     kernel_cosine, kernel_alignment: [m, m]. score_spearman, score_overlap: {objective: [m, m]}.
     objectives_spearman: {"a ~ b": [m]}, two objectives' scores at one checkpoint. kernels: [m, n, n].
     scores: {objective: [m, N]}.
@@ -166,7 +166,7 @@ def compare(places: Sequence[tuple[str, int]], measured: Sequence[Measured], kin
             "spectrum": spectrum(one.kernel).tolist(),
             "pseudo_cosine": frobenius_cosine(one.pseudo, one.kernel),
             "pseudo_error": relative_error(one.pseudo, one.kernel, scaled=True),
-            "coherence": float(one.outputs * np.trace(one.pseudo) / max(np.trace(one.kernel), 1e-300)),
+            "coherence": float(one.outputs * np.trace(one.pseudo) / max(_plain_trace(one, kind), 1e-300)),
             "linearization": one.linearization,
         }
         for (trajectory, step), one in zip(places, measured, strict=True)
@@ -245,6 +245,12 @@ def at_checkpoint(model: Model, checkpoint: Checkpoint) -> Model:
             f"checkpoint {checkpoint.name}: its adapter ({_shape(checkpoint.lora)}) does not fit the model's "
             f"({_shape(model.lora)}); load the model with the rank and targets of the checkpoints"
         ) from None
+
+
+def _plain_trace(one: Measured, kind: str) -> float:
+    """tr Θ summed over the probe set; of a centred kernel with what centring took away, 1ᵀΘ1/V, the pseudo-NTK."""
+    lost = np.trace(one.pseudo) if kind in ("centered_trace", "probe") else 0.0
+    return float(np.trace(one.kernel) + lost)
 
 
 def first_of(points: Sequence[dict[str, Any]], number: int) -> int:

@@ -71,7 +71,7 @@ def objectives_of(run: Run) -> list[Objective]:
 
 
 def _rate(run: Run) -> float:
-    return run.config.diagnose.group_learning_rate or run.config.warmup.learning_rate / 10
+    return run.config.diagnose.group_learning_rate or run.config.warmup.learning_rate
 
 
 def _drops(
