@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ntk_jax.api import directional_scores, mean_gradient, ntk, sketch, stability
     from ntk_jax.errors import UserError
     from ntk_jax.models.lora import LoRAConfig
-    from ntk_jax.models.model import Model, load_model
+    from ntk_jax.models.model import Model, load_model, with_lora
     from ntk_jax.ntk.direction import adam_preconditioned, stack_directions
     from ntk_jax.selection.sketch_store import open_sketches, rank_sketches
 
@@ -38,6 +38,7 @@ _HOME = {
     "sketch": "ntk_jax.api",
     "stability": "ntk_jax.api",
     "stack_directions": "ntk_jax.ntk.direction",
+    "with_lora": "ntk_jax.models.model",
 }
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "sketch",
     "stability",
     "stack_directions",
+    "with_lora",
 ]
 
 

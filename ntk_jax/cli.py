@@ -187,7 +187,7 @@ def _command(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
 
     from ntk_jax import pipeline
     from ntk_jax.progress import Progress
-    from ntk_jax.summary import kernel_lines, summarize
+    from ntk_jax.summary import diagnosis_lines, kernel_lines, summarize
 
     shown: list[Progress] = []
 
@@ -208,6 +208,8 @@ def _command(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
         print(summarize(config.out))
     if arguments.command == "kernel":
         print(kernel_lines(config.out))
+    if arguments.command == "diagnose":
+        print(diagnosis_lines(config.out))
 
 
 def _out_of_memory(error: Exception) -> str:

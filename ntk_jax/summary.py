@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ntk_jax.report.diagnosis_figures import figures
+from ntk_jax.report.reading import DIAGNOSES
 from ntk_jax.storage.atomic import read_json
 
 
@@ -91,6 +93,14 @@ def kernel_lines(folder: str | Path) -> str:
         if count:
             lines.append(f"kernel.{side}: {count:,} examples lost the start of their prompt to model.max_length")
     return "\n".join(lines)
+
+
+def diagnosis_lines(folder: str | Path) -> str:
+    """What `diagnose` found, a sentence for each figure, and where the figures are."""
+    place = Path(folder) / "diagnose"
+    parts = {path.stem: read_json(path) for path in sorted(place.glob("*.json")) if path.stem in DIAGNOSES}
+    lines = [f"{item.title} {item.found}" for item in figures(parts)]
+    return "\n".join([*lines, f"Figures: {place / 'figures'}; `ntk-jax report` puts them on the page"])
 
 
 def _accuracy(result: dict[str, float]) -> str:

@@ -169,7 +169,7 @@ def _lines(run: Run, warm: Model, domain: list[TokenRow], pool: list[TokenRow]) 
     title = "all parameters" if whole else "all matrices of the layers"
     dearest = flops(cotangents, lora_parameters=0, dense_parameters=dense)
     found += [
-        Line(title, "parameters", exact(warm, "centered_trace", parameters), dearest, against=title),
+        Line(title, "parameters", exact(warm, "centered_trace", parameters, memory=2**30), dearest, against=title),
         _again(found, "exact", f"LoRA only, against {title}", title),
         _again(found, sums, f"{sums}, against {title}", title),
     ]

@@ -1,0 +1,36 @@
+"""The worked example of docs/kernels.md: it runs, and prints what the page says."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def example_runner():
+    spec = importlib.util.spec_from_file_location("run_example", ROOT / "scripts/run_example.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_runs_and_prints_what_it_says(monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    (tmp_path / "docs/figures").mkdir(parents=True)  # figures go where the example is run
+    monkeypatch.chdir(tmp_path)
+    _, differing = example_runner().run((ROOT / "docs/kernels.md").read_text(encoding="utf8"))
+    assert differing == []
+    assert {path.name for path in (tmp_path / "docs/figures").iterdir()} == {"kernel.svg", "stability.svg"}
+    for name in ("kernel.svg", "stability.svg"):
+        assert (ROOT / "docs/figures" / name).exists()
+
+
+def test_outputs_are_compared_number_by_number():
+    alike = example_runner().alike
+    assert alike("cosine 0.912, 1,024 rows", "cosine 0.930, 1,030 rows")
+    assert not alike("cosine 0.91", "cosine 0.70")
+    assert not alike("40 recipes", "40 captions")
