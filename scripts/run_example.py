@@ -1,7 +1,7 @@
 """Runs the Python blocks of a Markdown page in order, in one namespace, as a reader would paste them into a notebook.
 
-    python scripts/run_example.py docs/kernels.md            # runs them; says where an output differs from the page
-    python scripts/run_example.py docs/kernels.md --write    # writes the outputs into the page, and the figures it saves
+    python scripts/run_example.py docs/kernels.md            # runs them, says where an output differs
+    python scripts/run_example.py docs/kernels.md --write    # writes outputs and figures anew
 
 What a block prints stands in a `text` block right after it. Numbers may differ by 5% or 0.05 between machines and
 versions; words may not.

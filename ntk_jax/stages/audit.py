@@ -60,7 +60,7 @@ class Line:
 
 def audit(run: Run, folder: Path, warm: Model) -> dict[str, Any]:
     """{"lines": [{name, group, reference, error, scaled_error, spearman_pairs, spearman_scores, own..., flops,
-    seconds}], "domain", "pool", "tokens", ...}; see docs/audit.md for how to read it."""
+    seconds}], "domain", "pool", "tokens", ...}; docs/diagnosis.md says how to read it."""
     section = run.config.diagnose
     encoded = run.encode([record for record, _ in run.domain], run.config.score.span)[0]
     domain = _sample([row for _, row in encoded], section.audit_domain, run)

@@ -1,0 +1,155 @@
+"""Prints what `ntk-jax diagnose` found in one or more run directories as Markdown tables, for docs/diagnosis.md.
+
+python scripts/diagnosis_table.py runs/diagnose-quickstart runs/diagnose-llama7m
+python scripts/diagnosis_table.py --audit runs/diagnose-quickstart
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ntk_jax.report.diagnosis_figures import trajectories
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    arguments.add_argument("runs", nargs="+", type=Path)
+    arguments.add_argument("--audit", action="store_true", help="only the audit table of each run")
+    options = arguments.parse_args()
+    for run in options.runs:
+        folder = run / "diagnose" if (run / "diagnose").is_dir() else run
+        parts = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+        print(f"### {run.name}\n")
+        makers = (audit,) if options.audit else (stability, cross_output, prediction, regression)
+        for maker in makers:
+            print(maker(parts), "\n", sep="")
+
+
+def table(header: list[str], rows: list[list[Any]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def stability(parts: dict[str, Any]) -> str:
+    """A row a step: means over trajectories, each against its own warm-up, the second checkpoint."""
+    part = parts["stability"]
+    paths = list(trajectories(part).values())
+    names = list(part["score_spearman"])
+    header = ["step", "cos_F", "centred", "effective rank", "moved", "gap", "1ᵀΘ1 / tr Θ", "pseudo, cosine"]
+    header += [f"Spearman {name} (top-{part['top']})" for name in names]
+    rows = []
+    for place in range(min(map(len, paths))):
+        at = [path[place] for path in paths]
+        warm = [path[min(1, len(path) - 1)] for path in paths]
+
+        def mean(values: Any, at: list[int] = at, warm: list[int] = warm) -> float:
+            return float(np.mean([values[w][i] for w, i in zip(warm, at, strict=True)]))
+
+        points = [part["points"][i] for i in at]
+        row = [
+            part["points"][at[0]]["step"],
+            f"{mean(part['kernel_cosine']):.3f}",
+            f"{mean(part['kernel_alignment']):.3f}",
+        ]
+        row += [f"{np.mean([p['effective_rank'] for p in points]):.1f}"]
+        row += [f"{np.mean([p['linearization'][key] for p in points]):.2f}" for key in ("moved", "gap")]
+        row += [
+            f"{np.mean([p['coherence'] for p in points]):.0f}",
+            f"{np.mean([p['pseudo_cosine'] for p in points]):.3f}",
+        ]
+        row += [
+            f"{mean(part['score_spearman'][name]):+.2f} ({100 * mean(part['score_overlap'][name]):.0f}%)"
+            for name in names
+        ]
+        rows.append(row)
+    lines = [table(header, rows)]
+    warm = [path[min(1, len(path) - 1)] for path in paths]
+    pairs = [(i, j) for n, i in enumerate(warm) for j in warm[n + 1 :]]
+    if pairs:
+        found = {name: np.mean([part["score_spearman"][name][i][j] for i, j in pairs]) for name in names}
+        kernels = np.mean([part["kernel_cosine"][i][j] for i, j in pairs])
+        lines.append(
+            f"\nBetween LoRA seeds at the warm-up: cos_F {kernels:.3f}; Spearman "
+            + ", ".join(f"{name} {value:+.2f}" for name, value in found.items())
+        )
+    between = part["objectives_spearman"]
+    at_warm = ", ".join(f"{pair} {np.mean([values[i] for i in warm]):+.2f}" for pair, values in between.items())
+    lines.append(f"Between objectives at the warm-up (mean over seeds): {at_warm}")
+    return "\n".join(lines)
+
+
+def cross_output(parts: dict[str, Any]) -> str:
+    part = parts["cross_output"]
+    rows = [
+        [
+            name,
+            *(
+                f"{part[name][key]:.3g}"
+                for key in ("mean", "mean_magnitude", "root_mean_square", "positive_share", "coherence")
+            ),
+        ]
+        for name in ("plain", "centered")
+    ]
+    header = ["logits", "mean cosine", "mean size", "root mean square", "share above 0", "1ᵀΘ1 / tr Θ"]
+    return f"ρ = {part['rho']:.4g}, V = {part['outputs']}, 1/√D = {part['isotropic']:.3f}\n\n" + table(header, rows)
+
+
+def prediction(parts: dict[str, Any]) -> str:
+    part = parts["prediction"]
+    if "skipped" in part:
+        return f"Prediction: {part['skipped']}"
+    rows = [
+        [name, f"{found['value']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"]
+        for name, found in sorted(part["spearman"].items(), key=lambda item: -item[1]["value"])
+    ]
+    families = [group["family"] for group in sorted(part["groups"], key=lambda group: -group["drop"])]
+    return table([f"score, {len(part['groups'])} groups", "Spearman with the measured loss drop"], rows) + (
+        f"\n\n{100 * part['improved']:.0f}% of the groups lowered the held-out loss ({part['loss_before']:.3f} nats); "
+        f"best: {', '.join(dict.fromkeys(families[:8]))}; worst: {', '.join(dict.fromkeys(families[-5:]))}"
+    )
+
+
+def audit(parts: dict[str, Any]) -> str:
+    part = parts["audit"]
+    if "skipped" in part:
+        return f"Audit: {part['skipped']}"
+    rows = []
+    for line in part["lines"]:
+        own = ""
+        if "own" in line:
+            own = f"{line['own_scaled_error']:.3f} / {line['own_spearman_scores']:.3f}"
+        rows.append(
+            [line["name"], f"{line['error']:.3g}", f"{line['scaled_error']:.3f}", f"{line['spearman_pairs']:.3f}",
+             f"{line['spearman_scores']:.3f}", own, f"{line['flops']:.2e}", f"{line['seconds']:.2f}"]
+        )  # fmt: skip
+    header = ["kernel", "error", "rescaled", "Spearman, pairs", "Spearman, scores", "own original", "FLOPs", "seconds"]
+    return f"{part['domain']} domain × {part['pool']} pool examples, {part['tokens']:,} tokens\n\n" + table(
+        header, rows
+    )
+
+
+def regression(parts: dict[str, Any]) -> str:
+    part = parts["regression"]
+    if "skipped" in part:
+        return f"Regression: {part['skipped']}"
+    rows = [["base model", f"{100 * part['base']['accuracy']:.1f}"]]
+    rows += [
+        [f"fine-tuned, {f['trajectory']}, step {f['step']}", f"{100 * f['accuracy']:.1f}"] for f in part["fine_tuned"]
+    ]
+    rows += [
+        [f"kernel ridge, {f['objective']} at the {f['at']}, λ = {f['ridge']:g}", f"{100 * f['accuracy']:.1f}"]
+        for f in part["kernels"]
+    ]
+    title = (
+        f"accuracy, {part['test']} questions (chance {100 * part['chance']:.1f}, majority {100 * part['majority']:.1f})"
+    )
+    return table(["model", title], rows)
+
+
+if __name__ == "__main__":
+    main()
