@@ -13,6 +13,8 @@ from small_tokenizers import byte_tokenizer
 from tiny_run import write_inputs
 
 import ntk_jax as nj
+from ntk_jax.models.model import random_model
+from ntk_jax.models.peft import save_adapter
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +115,28 @@ def test_sketches_of_the_api(model, projection):
     kernel = nj.ntk(model, rows, kind="pseudo") * model.config.vocab_size
     norms = np.sqrt(np.outer(np.diag(kernel), np.diag(kernel)))
     assert np.abs(z @ z.T - kernel).max() < 0.5 * norms.max()
+
+
+def test_stability_over_saved_adapters(model, inputs, tmp_path):
+    moved = jax.tree.map(lambda leaf: leaf * 1.1, model.lora)
+    for name, lora in (("first", model.lora), ("second", moved)):
+        save_adapter(tmp_path / name, lora, model.lora_config, model.config, "tiny")
+    rows = [{"input_ids": r.ids, "span": r.span} for r in random_rows(12)]
+    folders = [tmp_path / "first", str(tmp_path / "second")]
+    report = nj.stability(model, rows[:3], folders, steps=[0, 7], candidates=rows, objectives=("sum_logits", "probe"))
+    assert [point["step"] for point in report.points] == [0, 7]
+    assert report.kernel_cosine[0, 1] == pytest.approx(report.kernel_cosine[1, 0]) and report.kernel_cosine[0, 1] < 1
+    assert set(report.scores) == {"sum_logits", "probe"} and report.scores["probe"].shape == (2, 12)
+    of_trees = nj.stability(model, rows[:3], {"seed 0": [model.lora], "seed 1": [moved]})
+    assert [point["trajectory"] for point in of_trees.points] == ["seed 0", "seed 1"]
+    np.testing.assert_allclose(of_trees.kernels, report.kernels, rtol=1e-5)
+
+    other = random_model(model.config, lora=nj.LoRAConfig(rank=2), seed=1)
+    save_adapter(tmp_path / "other", other.lora, other.lora_config, other.config, "tiny")
+    with pytest.raises(nj.UserError, match="other: this adapter's rank is 2, the model's 4"):
+        nj.stability(model, rows[:3], [tmp_path / "other"])
+    with pytest.raises(nj.UserError, match="steps: 1 for 2 checkpoints"):
+        nj.stability(model, rows[:3], folders, steps=[1])
 
 
 class TestMistakes:

@@ -151,6 +151,23 @@ def test_memory_changes_the_blocks_and_not_the_result(kind):
         assert_close(tangent_kernel(mlp, theta, None, a, b, kind=kind, memory=4 * size * features), whole, 1e-6)
 
 
+@pytest.mark.parametrize("kind", ["full", "trace"])
+@pytest.mark.parametrize("method", ["jacobian", "products"])
+def test_half_the_pairs_give_the_whole_kernel_of_a_set(kind, method):
+    """One object on both sides is computed by halves; blocks of two, so that there are blocks beside the diagonal."""
+    if (kind, method) == ("full", "products"):
+        return
+    theta, a, _ = mlp_parts()
+    a = np.concatenate([a, a[:1] + 1.0])  # an odd number: the last block is padded
+    memory = 4 * sum(leaf.size for leaf in theta.values()) * 2
+    whole = tangent_kernel(mlp, theta, None, a, a.copy(), kind=kind, method=method)
+    calls = []
+    half = tangent_kernel(mlp, theta, None, a, a, kind=kind, method=method, memory=memory,
+                          progress=lambda *done: calls.append(done))  # fmt: skip
+    assert_close(half, whole, 1e-6)
+    assert calls[-1] == (7, 7)
+
+
 def test_a_kernel_of_a_set_with_itself_is_symmetric_and_positive():
     model, rows = tiny_model(), random_rows(6, seed=7)
     for kind in KINDS:

@@ -83,54 +83,38 @@ def tangent_kernel(
     if len(shape) != 1 or (outputs is not None and outputs.shape[1:] != shape):
         raise UserError(f"the function must return one vector an example (and outputs be [V, D]); it returns {shape}")
     width = shape[0]
-    if kind == "full":
-        result = np.zeros((*sizes, width, width), np.float32)
-        cotangents = jnp.eye(width)
-    else:
-        result = np.zeros(sizes, np.float32)
-        cotangents = _cotangents(kind, width, outputs, probes, orthogonal, seed)
-
-    own = b is a  # then half of the pairs suffice
     size = sum(leaf.size for leaf in jax.tree.leaves(theta))
     at_once = max(1, memory // (4 * size))  # features
     examples = min(EXAMPLES, at_once)
-    held = max(1, at_once // examples)  # blocks of examples, whose features stay while the other side streams by
-    channels = min(max(1, at_once // (examples * min(held, -(-sizes[0] // examples)))), CHANNELS)
-    left, right = list(_blocks(a, sizes[0], examples)), list(_blocks(b, sizes[1], examples))
+    left, right = (list(_blocks(x, count, examples)) for x, count in zip((a, b), sizes, strict=True))
+    own = b is a  # then only the pairs of blocks n ≤ m are computed, and mirrored
 
-    def features(x: Any, start: int) -> Tree:
-        return _features(function, theta, frozen, x, cotangents[start : start + channels])
+    def features(x: Any, cotangents: jax.Array) -> Tree:
+        return _features(function, theta, frozen, x, cotangents)
 
-    for i in range(0, len(cotangents), channels):
-        for first in range(0, len(left), held):
-            group = range(first, min(first + held, len(left)))
-            kept: dict[int, Tree] = {} if method == "products" else {n: features(left[n][1], i) for n in group}
-            for m in range(first if own else 0, len(right)):
-                columns, xb = right[m]
-                # Of a set with itself only the pairs of blocks n ≤ m are computed, and mirrored.
-                pairs = [n for n in group if not own or n <= m]
-                if kind == "full":
-                    for j in range(0, len(cotangents), channels):
-                        other = kept[m] if own and m in kept and i == j else features(xb, j)
-                        for n in pairs:
-                            _put_full(result, left[n][0], columns, i, j, _all_pairs(kept[n], other), own and n != m)
-                    continue
-                other = {} if method == "products" else kept[m] if own and m in kept else features(xb, i)
-                for n in pairs:
-                    rows, xa = left[n]
-                    if method == "products":
-                        block = _products(function, theta, frozen, xa, xb, cotangents[i : i + channels])
-                    else:
-                        block = _same_channel(kept[n], other)
-                    block = np.asarray(block)[: len(rows), : len(columns)]
-                    result[np.ix_(rows, columns)] += block
-                    if own and n != m:
-                        result[np.ix_(columns, rows)] += block.T
-        if progress:
-            progress(min(i + channels, len(cotangents)), len(cotangents))
-    if kind == "full" and outputs is not None:
-        head = np.asarray(outputs, np.float32)
-        result = np.einsum("vd,abde,we->abvw", head, result, head, optimize=True)
+    if kind == "full":
+        result = np.zeros((*sizes, width, width), np.float32)
+        channels = min(max(1, at_once // examples), CHANNELS)
+        _fill_full(
+            result, features, left, right, own, [jnp.eye(width)[i : i + channels] for i in range(0, width, channels)]
+        )
+        if outputs is not None:
+            head = np.asarray(outputs, np.float32)
+            result = np.einsum("vd,abde,we->abvw", head, result, head, optimize=True)
+    else:
+        result = np.zeros(sizes, np.float32)
+        cotangents = _cotangents(kind, width, outputs, probes, orthogonal, seed)
+        held = max(1, at_once // examples)  # blocks of examples, whose features stay while the other side streams by
+        channels = min(max(1, at_once // (examples * min(held, len(left)))), CHANNELS)
+        for i in range(0, len(cotangents), channels):
+            part = cotangents[i : i + channels]
+            if method == "products":
+                multiply = functools.partial(_products, function, theta, frozen, cotangents=part)
+                _fill(result, lambda x: x, multiply, left, right, own, held)
+            else:
+                _fill(result, functools.partial(features, cotangents=part), _same_channel, left, right, own, held)
+            if progress:
+                progress(min(i + channels, len(cotangents)), len(cotangents))
     if not np.isfinite(result).all():
         pair = np.argwhere(~np.isfinite(result))[0][:2]
         raise UserError(
@@ -151,15 +135,58 @@ def probe_vectors(width: int, probes: int, seed: int, orthogonal: bool = False) 
     return jnp.asarray(np.sqrt(width) * (q * np.sign(np.diag(r))).T[:probes], jnp.float32)
 
 
-def _put_full(
-    result: np.ndarray, rows: np.ndarray, columns: np.ndarray, i: int, j: int, block: jax.Array, mirror: bool
+Blocks = list[tuple[np.ndarray, Any]]  # (ordinals, examples)
+
+
+def _fill(
+    result: np.ndarray,
+    features: Callable[[Any], Any],
+    multiply: Callable[[Any, Any], jax.Array],
+    left: Blocks,
+    right: Blocks,
+    own: bool,
+    held: int,
 ) -> None:
-    """Writes [Na, Nb, C, C'] of two blocks of examples and of cotangents from i and j on, and its mirror image."""
-    values = np.asarray(block)[: len(rows), : len(columns)]
-    ks, js = i + np.arange(values.shape[2]), j + np.arange(values.shape[3])
-    result[np.ix_(rows, columns, ks, js)] = values
-    if mirror:
-        result[np.ix_(columns, rows, js, ks)] = values.transpose(1, 0, 3, 2)
+    """Adds multiply(features(x), features(x')) [n, n'] of all pairs of blocks to result [Na, Nb].
+
+    The features of `held` blocks of the left side are kept; for each such group those of the right are computed once.
+    """
+    for first in range(0, len(left), held):
+        kept = {n: features(left[n][1]) for n in range(first, min(first + held, len(left)))}
+        for m in range(first if own else 0, len(right)):
+            columns, xb = right[m]
+            other = kept[m] if own and m in kept else features(xb)
+            for n, one in kept.items():
+                if own and n > m:
+                    continue
+                rows = left[n][0]
+                block = np.asarray(multiply(one, other))[: len(rows), : len(columns)]
+                result[np.ix_(rows, columns)] += block
+                if own and n != m:
+                    result[np.ix_(columns, rows)] += block.T
+
+
+def _fill_full(
+    result: np.ndarray,
+    features: Callable[[Any, jax.Array], Tree],
+    left: Blocks,
+    right: Blocks,
+    own: bool,
+    parts: list[jax.Array],
+) -> None:
+    """Writes Θ of all pairs of blocks into result [Na, Nb, V, V], a part of the V cotangents on each side at a time."""
+    starts = np.cumsum([0, *(len(part) for part in parts)])
+    for n, (rows, xa) in enumerate(left):
+        for m in range(n if own else 0, len(right)):
+            columns, xb = right[m]
+            for i, part in enumerate(parts):
+                one = features(xa, part)
+                for j, other in enumerate(parts):
+                    block = np.asarray(_all_pairs(one, features(xb, other)))[: len(rows), : len(columns)]
+                    ks, js = starts[i] + np.arange(len(part)), starts[j] + np.arange(len(other))
+                    result[np.ix_(rows, columns, ks, js)] = block
+                    if own and n != m:
+                        result[np.ix_(columns, rows, js, ks)] = block.transpose(1, 0, 3, 2)
 
 
 def _cotangents(
@@ -188,7 +215,7 @@ def _times(vectors: jax.Array, outputs: jax.Array) -> jax.Array:
     return jnp.einsum("cv,vd->cd", vectors, outputs.astype(jnp.float32), precision="highest")
 
 
-@functools.partial(jax.jit, static_argnames="function")
+@functools.partial(jax.jit, static_argnums=0)
 def _features(function: Function, theta: Tree, frozen: Any, x: Any, cotangents: jax.Array) -> Tree:
     """Jᵀc: leaves [n, C, ...] fp32 of a block of examples."""
 
@@ -199,8 +226,8 @@ def _features(function: Function, theta: Tree, frozen: Any, x: Any, cotangents: 
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), jax.vmap(one)(x))
 
 
-@functools.partial(jax.jit, static_argnames="function")
-def _products(function: Function, theta: Tree, frozen: Any, xa: Any, xb: Any, cotangents: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=0)
+def _products(function: Function, theta: Tree, frozen: Any, xa: Any, xb: Any, *, cotangents: jax.Array) -> jax.Array:
     """[Na, Nb]: Σ_c cᵀ J(x) (J(x')ᵀ c)."""
 
     def column(x: Any) -> jax.Array:  # [Na] of one example of b
