@@ -235,6 +235,8 @@ def _check_inputs(this: Run, pending: Sequence[str]) -> None:
         arms.check_questions(this.config)
     if "gradient" in pending:
         _ = this.differentiated  # loads the model, and refuses a pattern that matches none of its parameters
+    if "diagnose" in pending:
+        diagnose.check_diagnose_inputs(this)
     if "kernel" in pending:
         kernel.checked_examples(this)
     if "sketch" in pending:

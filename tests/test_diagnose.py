@@ -14,6 +14,8 @@ from ntk_jax import cli, pipeline
 from ntk_jax.models.lora import LoRAConfig
 from ntk_jax.models.model import load_model
 from ntk_jax.models.peft import save_adapter
+from ntk_jax.report.diagnosis_figures import figures
+from ntk_jax.report.page import write_report
 from ntk_jax.stages import diagnose
 
 SMALL = {
@@ -136,6 +138,62 @@ def test_the_audit(inputs):
     assert all(line["flops"] > 0 and line["seconds"] >= 0 for line in lines.values())
 
 
+LITTLE = SMALL | {"trajectories": 1, "epochs": 1.0, "groups": 0, "regression": False, "objectives": ["sum_logits"]}
+
+
+def test_one_checkpoint_after_the_start_is_the_last(inputs):
+    pipeline.run(
+        tiny_run_config(inputs, "one", diagnose=LITTLE | {"epochs": 4.0, "checkpoints": 1}),
+        only="diagnose",
+        progress=quiet,
+    )
+    assert [point["step"] for point in load(inputs / "one", "stability")["points"]] == [0, 3, 8]
+
+
+def test_given_adapters_in_place_of_trainings(inputs, finished):
+    """Also a single one, where there is nothing to compare: no figure may need two."""
+    steps = sorted((finished / "diagnose/trajectories/seed-0").glob("step-*"))
+    for adapters in (steps[1:], steps[-1:]):
+        options = SMALL | {"adapters": [str(path) for path in adapters], "kernel": "pseudo"}
+        config = tiny_run_config(inputs, f"given-{len(adapters)}", diagnose=options)
+        folder = pipeline.run(config, only="diagnose", progress=quiet)
+        stability = load(folder, "stability")
+        assert [point["trajectory"] for point in stability["points"]] == ["given"] * len(adapters)
+        assert stability["given"] and all(point["coherence"] is None for point in stability["points"])
+        text = (pipeline.run(config, only="report") / "report/index.html").read_text(encoding="utf8")
+        assert "Adapters that were given" in text and "the warm-up would end" not in text
+        assert len(load(folder, "regression")["kernels"]) == 2 * len(adapters)
+    assert not (folder / "diagnose/trajectories").exists()
+
+
+def test_correlations_that_are_not_defined(finished):
+    """A constant has no rank correlation, and JSON no NaN: the page must live with null wherever one can stand."""
+    parts = {name: load(finished, name) for name in ("stability", "cross_output", "prediction", "regression")}
+    for matrix in parts["stability"]["score_spearman"].values():
+        for row in matrix:
+            row[:] = [None] * len(row)
+    for row in parts["stability"]["rankings"].values():
+        row.update(dict.fromkeys(row))
+    for found in parts["prediction"]["spearman"].values():
+        found.update(value=None, low=None, high=None)
+    line = dict.fromkeys(
+        ("error", "scaled_error", "spearman_pairs", "spearman_scores", "own_error", "own_scaled_error")
+    )
+    line |= {"own_spearman_scores": None, "name": "rademacher, K = 32", "group": "projection", "reference": "exact"}
+    line |= {"flops": 1.0, "seconds": 1.0}
+    parts["audit"] = {"lines": [line], "domain": 1, "pool": 1, "draws": 1}
+    keys = {item.key for item in figures(parts)}
+    assert "kernel_cosine" in keys and not {"prediction", "prediction_groups", "score_rank"} & keys
+    other = finished.parent / "undefined"
+    shutil.copytree(finished, other)
+    for name, part in parts.items():
+        (other / "diagnose" / f"{name}.json").write_text(json.dumps(part))
+    text = write_report(other).read_text(encoding="utf8")
+    assert (
+        "The approximation audit" in text and "None" not in text[text.index('id="diagnosis"') :].split("</section>")[0]
+    )
+
+
 class TestMistakes:
     def refused(self, inputs, capsys, **sections):
         path = write_config(inputs, tiny_run_config(inputs, "mistake", **sections))
@@ -156,6 +214,26 @@ class TestMistakes:
         error = self.refused(inputs, capsys, diagnose=SMALL, score={"span": "last"})
         assert "score.span = last" in error and "diagnose.objectives" in error
 
+    def test_nothing_usable_in_the_pool(self, inputs, capsys):
+        lines = [{"id": f"p-{i}", "source": "s", "prompt": "x" * 400, "response": "y"} for i in range(6)]
+        (inputs / "long.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        error = self.refused(inputs, capsys, diagnose=SMALL, data={"pool": [str(inputs / "long.jsonl")]})
+        assert "none of 6 sampled examples is usable" in error
+        assert not (inputs / "mistake/diagnose/trajectories").exists(), "known before anything is trained"
+
+    def test_what_is_not_examined(self, inputs, capsys):
+        assert "score.parameters = 'all'" in self.refused(inputs, capsys, diagnose=SMALL, score={"parameters": "all"})
+        adapter = {"path": str(inputs / "model"), "adapter": "somewhere"}
+        assert "leave model.adapter out" in self.refused(inputs, capsys, diagnose=SMALL, model=adapter)
+
+    def test_a_projection_that_cannot_be(self, inputs, capsys):
+        error = self.refused(inputs, capsys, diagnose=SMALL | {"audit": True, "audit_dims": [100]})
+        assert "dim = 100" in error and "multiple of 32" in error
+
+    def test_one_domain_example(self, inputs, capsys):
+        error = self.refused(inputs, capsys, diagnose=LITTLE, data={"domain_limit": 1})
+        assert "the probe set holds 1 examples" in error
+
     def test_an_adapter_of_another_rank(self, inputs, capsys):
         model = load_model(str(inputs / "model"), lora=LoRAConfig(rank=3, alpha=6.0))
         save_adapter(inputs / "rank3", model.lora, model.lora_config, model.config, "tiny")
@@ -165,8 +243,10 @@ class TestMistakes:
     def test_a_damaged_part(self, inputs, finished, capsys):
         shutil.copytree(finished, inputs / "damaged")
         (inputs / "damaged/diagnose/manifest.json").unlink()
-        point = inputs / "damaged/diagnose/points/seed-0-step-000003.npz"
-        point.write_bytes(point.read_bytes()[:50])
         path = write_config(inputs, tiny_run_config(inputs, "damaged", diagnose=SMALL))
-        assert cli.main(["diagnose", str(path)]) == 2
-        assert "seed-0-step-000003.npz is damaged" in capsys.readouterr().err
+        (inputs / "damaged/diagnose/prediction.json").unlink()
+        for name in ("groups/000000.npz", "points/seed-0-step-000003.npz"):  # in the order of the last reader first
+            part = inputs / "damaged/diagnose" / name
+            part.write_bytes(part.read_bytes()[:50])
+            assert cli.main(["diagnose", str(path)]) == 2
+            assert f"{part.name} is damaged" in capsys.readouterr().err

@@ -195,7 +195,7 @@ class TestStability:
         model = tiny_model(vocab_size=40)
         with pytest.raises(UserError, match="no checkpoints"):
             stability(model, random_rows(2, vocab=40), [])
-        with pytest.raises(UserError, match="probe set is empty"):
+        with pytest.raises(UserError, match="probe set holds 0 examples"):
             stability(model, [], checkpoints(model, 1))
 
     def test_a_checkpoint_that_is_not_finite(self):

@@ -54,7 +54,9 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def top_overlap(a: np.ndarray, b: np.ndarray, count: int) -> float:
-    """The share of the `count` best of one list of scores that are among the `count` best of the other."""
+    """The share of the `count` best of one list of scores that are among the `count` best of the other (of all, where
+    there are fewer)."""
+    count = min(count, len(a))
     best = [set(np.argsort(-np.asarray(scores), kind="stable")[:count].tolist()) for scores in (a, b)]
     return len(best[0] & best[1]) / count
 

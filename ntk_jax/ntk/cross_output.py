@@ -38,7 +38,8 @@ def cross_output_cosines(
     `coherence` = 1ᵀΘ1 / tr Θ, 1 where cross terms cancel, V where all gradients are parallel, 0 when centred.
     `isotropic` = 1/√D is the size that the paper predicts.
 
-    Costs D backward passes an example. Raises UserError: no rows, or the head is among the parameters differentiated
+    Costs D backward passes an example while its D gradients (4 D P bytes) fit `memory`, D² / 2 / (how many do) more
+    where they do not. Raises UserError: no rows, or the head is among the parameters differentiated
     (then no M is shared by the outputs).
     """
     function, theta, frozen, head = span_mean(model, parameters)

@@ -94,7 +94,7 @@ def tangent_kernel(
 
     if kind == "full":
         result = np.zeros((*sizes, width, width), np.float32)
-        channels = min(max(1, at_once // examples), CHANNELS)
+        channels = max(1, at_once // min(examples, max(sizes)))  # as many as fit: each is compared with every other
         _fill_full(
             result, features, left, right, own, [jnp.eye(width)[i : i + channels] for i in range(0, width, channels)]
         )
@@ -177,15 +177,17 @@ def _fill_full(
     """Writes Θ of all pairs of blocks into result [Na, Nb, V, V], a part of the V cotangents on each side at a time."""
     starts = np.cumsum([0, *(len(part) for part in parts)])
     for n, (rows, xa) in enumerate(left):
-        for m in range(n if own else 0, len(right)):
-            columns, xb = right[m]
-            for i, part in enumerate(parts):
-                one = features(xa, part)
-                for j, other in enumerate(parts):
-                    block = np.asarray(_all_pairs(one, features(xb, other)))[: len(rows), : len(columns)]
-                    ks, js = starts[i] + np.arange(len(part)), starts[j] + np.arange(len(other))
+        for i, part in enumerate(parts):
+            one = features(xa, part)
+            for m in range(n if own else 0, len(right)):
+                columns, xb = right[m]
+                here = own and n == m
+                for j in range(i if here else 0, len(parts)):  # Θ(x, x') = Θ(x', x)ᵀ
+                    other = one if here and i == j else features(xb, parts[j])
+                    block = np.asarray(_all_pairs(one, other))[: len(rows), : len(columns)]
+                    ks, js = starts[i] + np.arange(len(part)), starts[j] + np.arange(len(parts[j]))
                     result[np.ix_(rows, columns, ks, js)] = block
-                    if own and n != m:
+                    if own and not (here and i == j):
                         result[np.ix_(columns, rows, js, ks)] = block.transpose(1, 0, 3, 2)
 
 

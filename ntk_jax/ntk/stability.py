@@ -68,7 +68,7 @@ class StabilityReport:
 
     points: one dict a checkpoint: trajectory, step, norm ‖Θ‖_F, effective_rank, spectrum [n], linearization, and of the
     pseudo-NTK: pseudo_cosine and pseudo_error (cos_F and least relative error against the kernel), coherence (1ᵀΘ1 /
-    tr Θ over the probe set: 1 where cross-output terms cancel, V where all outputs agree).
+    tr Θ over the probe set: 1 where cross-output terms cancel, V where all outputs agree; None for kind `pseudo`).
     kernel_cosine, kernel_alignment: [m, m]. score_spearman, score_overlap: {objective: [m, m]}.
     objectives_spearman: {"a ~ b": [m]}, two objectives' scores at one checkpoint. kernels: [m, n, n].
     scores: {objective: [m, N]}.
@@ -134,8 +134,8 @@ def measure(
     rows: the probe set, whose kernel is taken. candidates, domain: what is scored, along whose mean gradient, by each
     of the objectives, in the given layout. start: the trajectory's first checkpoint.
     """
-    if not rows:
-        raise UserError("the probe set is empty; stability needs at least two examples")
+    if len(rows) < 2:
+        raise UserError(f"the probe set holds {len(rows)} examples; stability needs at least two")
     if kind not in ("trace", "centered_trace", "pseudo", "probe"):
         raise UserError(f"kind = {kind!r}: stability compares trace, centered_trace, pseudo or probe kernels")
     function, theta, frozen, head = span_mean(model, "lora")
@@ -166,7 +166,7 @@ def compare(places: Sequence[tuple[str, int]], measured: Sequence[Measured], kin
             "spectrum": spectrum(one.kernel).tolist(),
             "pseudo_cosine": frobenius_cosine(one.pseudo, one.kernel),
             "pseudo_error": relative_error(one.pseudo, one.kernel, scaled=True),
-            "coherence": float(one.outputs * np.trace(one.pseudo) / max(_plain_trace(one, kind), 1e-300)),
+            "coherence": _coherence(one, kind),
             "linearization": one.linearization,
         }
         for (trajectory, step), one in zip(places, measured, strict=True)
@@ -247,10 +247,13 @@ def at_checkpoint(model: Model, checkpoint: Checkpoint) -> Model:
         ) from None
 
 
-def _plain_trace(one: Measured, kind: str) -> float:
-    """tr Θ summed over the probe set; of a centred kernel with what centring took away, 1ᵀΘ1/V, the pseudo-NTK."""
+def _coherence(one: Measured, kind: str) -> float | None:
+    """1ᵀΘ1 / tr Θ over the probe set; tr Θ of a centred kernel with what centring took away, 1ᵀΘ1/V, the pseudo-NTK.
+    None where no trace was taken."""
+    if kind == "pseudo":
+        return None
     lost = np.trace(one.pseudo) if kind in ("centered_trace", "probe") else 0.0
-    return float(np.trace(one.kernel) + lost)
+    return float(one.outputs * np.trace(one.pseudo) / max(float(np.trace(one.kernel) + lost), 1e-300))
 
 
 def first_of(points: Sequence[dict[str, Any]], number: int) -> int:

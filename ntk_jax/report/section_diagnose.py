@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ntk_jax.report.amounts import count, duration, general, metric, percent
+from ntk_jax.report.amounts import count, duration, general, metric, minus, percent
 from ntk_jax.report.blocks import figure, grid, section
 from ntk_jax.report.diagnosis_figures import Parts, figures, there, trajectories
 from ntk_jax.report.markup import Html, fold, table, tag
@@ -40,15 +40,13 @@ def _lead(parts: Parts) -> Html:
         return tag("p", "Made by `ntk-jax diagnose`.", class_="lead")
     paths = trajectories(part)
     last = max(point["step"] for point in part["points"])
-    return tag(
-        "p",
-        f"{count(len(paths))} fine-tuning(s) on the domain, up to step {count(last)}, looked at on "
-        f"{count(len(part['points']))} "
-        f"checkpoints: exact kernels of {count(part['examples'])} domain examples, scores of "
-        f"{count(part['candidates'])} "
-        "pool examples.",
-        class_="lead",
+    text = f"{count(len(paths))} fine-tuning(s) on the domain up to step {count(last)}"
+    if part.get("given"):
+        text = "Adapters that were given"
+    text += (
+        f", {count(len(part['points']))} checkpoints: kernels of {count(part['examples'])} domain examples, scores of "
     )
+    return tag("p", text + f"{count(part['candidates'])} pool examples.", class_="lead")
 
 
 def _audit_table(parts: Parts) -> Html | None:
@@ -64,9 +62,9 @@ def _audit_table(parts: Parts) -> Html | None:
                 item["name"] + ("" if "against" in item["name"] else reference),
                 general(item["error"]),
                 general(item["scaled_error"]),
-                f"{item['spearman_pairs']:.3f}".replace("-", "−"),
-                f"{item['spearman_scores']:.3f}".replace("-", "−"),
-                "" if own is None else f"{general(item['own_scaled_error'])} / {item['own_spearman_scores']:.3f}",
+                _three(item["spearman_pairs"]),
+                _three(item["spearman_scores"]),
+                "" if own is None else f"{general(item['own_scaled_error'])} / {_three(item['own_spearman_scores'])}",
                 metric(item["flops"], "FLOP"),
                 duration(item["seconds"]),
             ]
@@ -88,14 +86,18 @@ def _audit_table(parts: Parts) -> Html | None:
     )
     text = (
         "Error is ‖K − K*‖/‖K*‖ against the exact centred trace over LoRA leaves, rescaled the same after the best "
-        "factor; "
-        "Spearman is over all pairs, and over the pool examples' mean kernels with the domain (what selection sorts "
-        "by). "
-        "Projections and bfloat16 are also held against what they approximate directly (rescaled error / Spearman)."
+        "factor; Spearman is over all pairs, and over the pool examples' mean kernels with the domain (what selection "
+        "sorts by). Projections and bfloat16 are also held against what they approximate directly (rescaled error / "
+        "Spearman)."
     )
     return fold(
         "The approximation audit", made, tag("p", tag("b", "How to read: "), text, class_="caption"), open_=True
     )
+
+
+def _three(value: float | None) -> str:
+    """Three decimals: 0.999 and 1.000 are different answers."""
+    return "–" if value is None else minus(f"{value:.3f}")
 
 
 def _prediction_table(parts: Parts) -> Html | None:
@@ -121,30 +123,27 @@ def _regression_table(parts: Parts) -> Html | None:
     part = there(parts, "regression")
     if part is None:
         return None
-    rows = [["Base model, by likelihood", percent(part["base"]["accuracy"]), _predicted(part["base"])]]
-    rows += [
-        [f"Fine-tuned, {found['trajectory']}, step {found['step']}", percent(found["accuracy"]), _predicted(found)]
-        for found in part["fine_tuned"]
-    ]
-    rows += [
-        [
-            f"Kernel ridge, {found['objective']} at the {found['at']}, λ = {general(found['ridge'])}",
-            percent(found["accuracy"]),
-            _predicted(found),
-        ]
-        for found in part["kernels"]
-    ]
+    tuned, kernels = part["fine_tuned"], part["kernels"]
+    answers = [("Base model, by likelihood", part["base"])]
+    answers += [(f"Fine-tuned, {found['trajectory']}, step {found['step']}", found) for found in tuned]
+    rows = [[name, percent(f["accuracy"]), percent(f["normalized"]), "", _predicted(f)] for name, f in answers]
+    for found in kernels:
+        name = f"Kernel ridge, {found['objective']} at the {found['at']}, λ = {general(found['ridge'])}"
+        rows.append([name, percent(found["accuracy"]), "", general(found["leave_one_out_error"]), _predicted(found)])
     caption = (
         f"Accuracy on {count(part['test'])} questions after {count(part['train'])} examples; chance "
         f"{percent(part['chance'])}, the commonest training answer {percent(part['majority'])}"
     )
-    best = max(part["kernels"], key=lambda found: found["accuracy"])
-    tuned = float(np.mean([found["accuracy"] for found in part["fine_tuned"]]))
+    # Chosen by what the training set says, not by the questions.
+    chosen = min(kernels, key=lambda found: found["leave_one_out_error"])
+    mean = float(np.mean([found["accuracy"] for found in tuned]))
     text = (
-        f"Found: the best kernel regression reaches {percent(best['accuracy'])}, fine-tuning on the same examples "
-        f"{percent(tuned)} (mean over LoRA seeds)."
+        f"Found: the kernel with the least leave-one-out error ({chosen['objective']} at the {chosen['at']}) reaches "
+        f"{percent(chosen['accuracy'])}, fine-tuning on the same examples {percent(mean)} (mean of "
+        f"{count(len(tuned))})."
     )
-    made = table(["Model", "Accuracy", "Answers given most"], rows, caption=caption)
+    header = ["Model", "Accuracy", "Length-normalised", "Leave-one-out error", "Answers given most"]
+    made = table(header, rows, caption=caption)
     return fold("Kernel regression against fine-tuning", made, tag("p", text, class_="caption"), open_=True)
 
 

@@ -7,7 +7,6 @@ the end. Random kernels are drawn `DRAWS` times and their figures averaged.
 from __future__ import annotations
 
 import dataclasses
-import io
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ntk_jax.data.batch import TokenRow
@@ -27,11 +25,11 @@ from ntk_jax.ntk.exact import tangent_kernel
 from ntk_jax.ntk.gram import gradient_features_gram
 from ntk_jax.ntk.objectives import Objective
 from ntk_jax.ntk.parameters import split_parameters
-from ntk_jax.ntk.per_example import example_gradients
-from ntk_jax.ntk.projections import KINDS, Projection, project
+from ntk_jax.ntk.projections import KINDS, Projection, projection_flops
 from ntk_jax.ntk.rows import layout_for
-from ntk_jax.stages.context import Run
-from ntk_jax.storage.atomic import make_folder, write_bytes
+from ntk_jax.ntk.sketch import sketches
+from ntk_jax.stages.context import Run, load_arrays, save_arrays
+from ntk_jax.storage.atomic import make_folder
 from ntk_jax.training.flops import gradient_flops, kernel_flops
 
 SPARE = 4  # times as many pool examples are looked at as are wanted: some are too long
@@ -76,8 +74,8 @@ def audit(run: Run, folder: Path, warm: Model) -> dict[str, Any]:
             continue
         if not path.exists():
             _compute(path, line, run.config.seed)
-        with np.load(path) as found:
-            kernels[line.name], seconds[line.name] = list(found["kernels"]), float(found["seconds"])
+        found = load_arrays(path)
+        kernels[line.name], seconds[line.name] = list(found["kernels"]), float(found["seconds"])
         progress(number + 1, len(lines), line.name)
     return {
         "domain": len(domain),
@@ -85,6 +83,7 @@ def audit(run: Run, folder: Path, warm: Model) -> dict[str, Any]:
         "tokens": sum(len(row.ids) for row in [*domain, *from_pool]),
         "draws": DRAWS,
         "lora_parameters": run.adapter_size,
+        "too_wide": [dim for dim in section.audit_dims if dim > run.adapter_size],
         "lines": [_compare(line, kernels) | {"seconds": seconds[line.name]} for line in lines],
     }
 
@@ -124,17 +123,13 @@ def _lines(run: Run, warm: Model, domain: list[TokenRow], pool: list[TokenRow]) 
             model, domain, pool, Objective(objective, normalize, probes, seed), layout
         )
 
-    def features(rows: Sequence[TokenRow]) -> Any:
-        parts = [
-            jax.tree.map(lambda leaf, used=index >= 0: leaf[np.flatnonzero(used)], gradients)
-            for index, gradients in example_gradients(warm, rows, Objective("sum_logits", normalize), layout)
-        ]
-        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
-
     def projected(kind: Any, dim: int) -> Kernels:
         def compute(seed: int) -> np.ndarray:
-            sides = [project(Projection(kind, dim, seed), features(rows))[:, 0] for rows in (domain, pool)]
-            return np.asarray(sides[0] @ sides[1].T)
+            sides = [
+                sketches(warm, rows, Objective("sum_logits", normalize), layout, Projection(kind, dim, seed))
+                for rows in (domain, pool)
+            ]
+            return sides[0] @ sides[1].T
 
         return compute
 
@@ -158,7 +153,8 @@ def _lines(run: Run, warm: Model, domain: list[TokenRow], pool: list[TokenRow]) 
     for kind in KINDS:
         for dim in section.diagnose.audit_dims:
             if dim <= run.adapter_size:
-                cost = forward_backward + _projection_flops(kind, dim, run.adapter_size) * (len(domain) + len(pool))
+                each = projection_flops(Projection(kind, dim), warm.lora)  # type: ignore[arg-type]
+                cost = forward_backward + each * (len(domain) + len(pool))
                 name = f"{kind}, K = {dim}"
                 line = Line(name, "projection", projected(kind, dim), cost, True, own="sum of logits, per example")
                 found.append(line)
@@ -203,9 +199,7 @@ def _compute(path: Path, line: Line, seed: int) -> None:
         line.compute(seed)
         seconds = time.monotonic() - begun
     kernels += [line.compute(seed + draw) for draw in range(1, DRAWS if line.random else 1)]
-    buffer = io.BytesIO()
-    np.savez(buffer, kernels=np.stack(kernels), seconds=seconds)
-    write_bytes(path, buffer.getvalue())
+    save_arrays(path, kernels=np.stack(kernels), seconds=seconds)
 
 
 def _compare(line: Line, kernels: dict[str, list[np.ndarray]]) -> dict[str, Any]:
@@ -244,8 +238,3 @@ def _products_flops(run: Run, warm: Model, a: Any, b: Any) -> float:
     length, width = max(a["tokens"].shape[1], b["tokens"].shape[1]), warm.config.hidden_size
     passes = gradient_flops(warm.config, CORNER * length, lora_parameters=run.adapter_size)
     return width * passes * (1 + CORNER)
-
-
-def _projection_flops(kind: str, dim: int, size: int) -> float:
-    """Of one example, by ntk/projections.py's table; `kronecker` by its larger factor."""
-    return 2.0 * size * {"rademacher": dim, "countsketch": 1, "kronecker": round(dim**0.5)}[kind]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import itertools
 import math
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,11 +213,17 @@ class Run:
                 yield number, block
 
     def pool_sample(self, count: int) -> list[TokenRow]:
-        """A seeded sample of the pool as rows; what cannot be used is left out."""
+        """A seeded sample of the pool as rows; what cannot be used is left out. Raises UserError when nothing can."""
         ordinals = self.pool_ordinals
         chosen = sample_indices(len(ordinals), count, self.config.seed)
         records = [record for _, record in self.pool_records(ordinals if chosen is None else ordinals[chosen])]
-        return [row for _, row in self.encode(records, self.config.score.span)[0]]
+        kept, statistics = self.encode(records, self.config.score.span)
+        if not kept:
+            raise UserError(
+                f"data.pool: none of {len(records)} sampled examples is usable (dropped: "
+                f"{statistics.to_dict()['dropped']}); check model.max_length and the responses"
+            )
+        return [row for _, row in kept]
 
     # -- training ----------------------------------------------------------------------------------------------
 
@@ -236,6 +244,22 @@ def mesh_of(config: Config) -> jax.sharding.Mesh | None:
 def shifted(progress: Callable[..., None], start: int, total: int) -> Callable[[int, int], None]:
     """Progress within a block, reported as progress of the whole."""
     return lambda done, _: progress(start + done, total)
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file that a stage wrote. Raises UserError: it is damaged."""
+    try:
+        with np.load(io.BytesIO(path.read_bytes())) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it and run again: only it is computed anew") from None
+
+
+def save_arrays(path: Path, **arrays: Any) -> None:
+    """Writes them as one .npz file, whole or not at all."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_bytes(path, buffer.getvalue())
 
 
 def save_tree(path: Path, tree: Any, facts: dict[str, str] | None = None) -> None:

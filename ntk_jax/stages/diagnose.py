@@ -16,9 +16,8 @@ Everything is written part by part, and a part that is there is not computed aga
 
 from __future__ import annotations
 
-import io
+import dataclasses
 import json
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,54 +29,87 @@ from ntk_jax.data.sources import sample_indices
 from ntk_jax.errors import UserError
 from ntk_jax.models.head import head_matrix
 from ntk_jax.models.lora import initial_lora
-from ntk_jax.models.model import Model, with_lora
+from ntk_jax.models.model import Model, computing_in, with_lora
 from ntk_jax.models.peft import load_adapter_like, save_adapter
+from ntk_jax.ntk.agreement import spearman
 from ntk_jax.ntk.cross_output import cross_output_cosines
 from ntk_jax.ntk.objectives import LABEL_AWARE, LINEAR, head_coherence
+from ntk_jax.ntk.projections import Projection
 from ntk_jax.ntk.stability import Checkpoint, Measured, compare, measure
 from ntk_jax.report.diagnosis_figures import figures
 from ntk_jax.report.figures_matrix import standalone
 from ntk_jax.report.reading import DIAGNOSES
 from ntk_jax.stages.audit import audit
-from ntk_jax.stages.context import Run
+from ntk_jax.stages.context import Run, load_arrays, save_arrays
 from ntk_jax.stages.prediction import objectives_of, prediction
 from ntk_jax.stages.regression import regression
-from ntk_jax.storage.atomic import make_folder, read_json, write_bytes, write_json, write_text
+from ntk_jax.storage.atomic import make_folder, read_json, write_json, write_text
 from ntk_jax.training.checkpoints import discard_checkpoints
+from ntk_jax.training.optimizer import check_config
 from ntk_jax.training.order import count_steps
 from ntk_jax.training.train import train
 
 
 def check_diagnose(config: Config) -> None:
     """Raises UserError for settings that cannot work together."""
-    section = config.diagnose
-    unknown = set(section.objectives) - set(LINEAR + LABEL_AWARE)
+    section, score = config.diagnose, config.score
     known = LINEAR + LABEL_AWARE
-    if unknown or not section.objectives:
+    if set(section.objectives) - set(known) or not section.objectives:
         raise UserError(f"diagnose.objectives = {list(section.objectives)}: choose from {', '.join(known)}")
     if section.top is not None and section.top > section.candidates:
         raise UserError(
             f"diagnose.top = {section.top} is larger than diagnose.candidates = {section.candidates}; lower it"
         )
-    if config.score.span == "last" and set(section.objectives) & set(LABEL_AWARE):
+    if score.span == "last" and set(section.objectives) & set(LABEL_AWARE):
         raise UserError(
             "score.span = last: the last position has no next token, which an objective of diagnose.objectives needs; "
             "use span response or all, or linear objectives"
         )
+    if score.parameters != "lora" or score.direction != "mean_gradient":
+        raise UserError(
+            "diagnose looks at LoRA leaves along the domain's mean gradient; leave out score.parameters = "
+            f"{score.parameters!r} and score.direction = {score.direction!r}"
+        )
+    if config.model.adapter and not section.adapters:
+        raise UserError(
+            "diagnose fine-tunes fresh adapters; leave model.adapter out and give their shape as lora.*, or name saved "
+            "adapters in diagnose.adapters"
+        )
+    if not section.adapters:
+        check_config(
+            dataclasses.replace(Run.train_config(config.warmup), epochs=section.epochs, max_steps=None), "warmup"
+        )
+    if section.audit:
+        for dim in section.audit_dims:
+            Projection("rademacher", dim)
+
+
+def check_diagnose_inputs(run: Run) -> None:
+    """Reads what would otherwise be found wrong after the fine-tunings. Raises UserError."""
+    if len(run.domain) < 2:
+        raise UserError("data.domain: only one usable example; kernels are compared on at least two")
+    run.pool_sample(run.config.diagnose.candidates)
+    if run.config.diagnose.adapters:
+        _given(run)
 
 
 def diagnose(run: Run, folder: Path) -> dict[str, Any]:
     """See the table above. The facts are the number of checkpoints and what was left out."""
     section = run.config.diagnose
     checkpoints = _given(run) if section.adapters else _trained(run, folder)
-    report = _stability(run, folder, checkpoints)
-    warm = with_lora(run.base, _warm(checkpoints).lora)
+    # In fp32 whatever the run computes in: differences of nearby functions drown in the rounding of bf16.
+    base = computing_in(run.base, "float32")
+    report = _stability(run, folder, base, checkpoints)
+    warm = with_lora(base, _warm(checkpoints).lora)
     _part(folder / "cross_output.json", lambda: _cross_output(run, warm))
     ends = {checkpoint.trajectory: checkpoint for checkpoint in checkpoints}
     parts: dict[str, tuple[Any, Callable[[], dict[str, Any]]]] = {
         "prediction": (section.groups, lambda: prediction(run, folder, warm)),
-        "audit": (section.audit, lambda: audit(run, folder, warm)),
-        "regression": (section.regression, lambda: regression(run, checkpoints[0], warm, list(ends.values()))),
+        "regression": (
+            section.regression,
+            lambda: regression(run, base, checkpoints[0], warm, list(ends.values())),
+        ),
+        "audit": (section.audit, lambda: audit(run, folder, warm)),  # the dearest comes last
     }
     for name, (wanted, compute) in parts.items():
         _part(folder / f"{name}.json", compute if wanted else lambda: {"skipped": "switched off in the config"})
@@ -107,27 +139,28 @@ def _given(run: Run) -> list[Checkpoint]:
 
 
 def _trained(run: Run, folder: Path) -> list[Checkpoint]:
-    """Fine-tunings on the domain from `trajectories` fresh adapters (the first is the run's own)."""
+    """Fine-tunings on the domain from fresh adapters of several seeds, of which the first is the run's own."""
     section, config = run.config.diagnose, run.base.lora_config
     assert config is not None  # a run always has an adapter
     rows = [row for _, row in run.domain]
     settings = run.train_config(run.config.warmup, epochs=section.epochs, max_steps=None)
     total = count_steps(len(rows), settings)
     first = min(total, _warmup_steps(run, len(rows)))
-    steps = np.unique(np.round(np.geomspace(first, total, section.checkpoints)).astype(int)).tolist()
+    spread = np.round(np.geomspace(first, total, section.checkpoints)).astype(int)
+    steps = sorted({*spread.tolist(), total})
     found = []
     for number in range(section.trajectories):
         seed = run.config.seed + number
         name, home = f"seed {seed}", folder / "trajectories" / f"seed-{seed}"
-        fresh = run.base.lora if number == 0 else initial_lora(run.base.lora, seed)
+        fresh = initial_lora(run.base.lora, seed)
         places = {step: home / f"step-{step:06d}" for step in (0, *steps)}
 
         def keep(step: int, lora: Any, places: dict[int, Path] = places) -> None:
             save_adapter(places[step], lora, config, run.base.config, run.config.model.path)
 
-        if not (places[total] / "adapter_config.json").exists():  # written last of an adapter
+        if not (places[total] / "adapter_config.json").exists():  # the last file of the last adapter
             keep(0, fresh)
-            train(
+            trained = train(
                 with_lora(run.base, fresh),
                 rows,
                 settings,
@@ -136,9 +169,10 @@ def _trained(run: Run, folder: Path) -> list[Checkpoint]:
                 row_length=run.row_length,
                 mesh=run.mesh,
                 progress=run.make_progress(f"fine-tune {name}", total, "steps"),
-                keep_steps=steps,
+                keep_steps=steps[:-1],
                 keep=keep,
             )
+            keep(total, trained.lora)
         discard_checkpoints(home)
         found += [
             Checkpoint(name, step, load_adapter_like(place, run.base.config, config)) for step, place in places.items()
@@ -153,14 +187,14 @@ def _warmup_steps(run: Run, examples: int) -> int:
 
 
 def _warm(checkpoints: list[Checkpoint]) -> Checkpoint:
-    """Where the run would score: the first checkpoint after the start."""
+    """The first one after the start: as many steps as a run's warm-up has, or the second of the given adapters."""
     return checkpoints[min(1, len(checkpoints) - 1)]
 
 
 # -- stability -----------------------------------------------------------------------------------------------------
 
 
-def _stability(run: Run, folder: Path, checkpoints: list[Checkpoint]) -> dict[str, Any]:
+def _stability(run: Run, folder: Path, base: Model, checkpoints: list[Checkpoint]) -> dict[str, Any]:
     section = run.config.diagnose
     domain = [row for _, row in run.encode([record for record, _ in run.domain], run.config.score.span)[0]]
     chosen = sample_indices(len(domain), section.examples, run.config.seed)
@@ -171,7 +205,7 @@ def _stability(run: Run, folder: Path, checkpoints: list[Checkpoint]) -> dict[st
     starts: dict[str, Model] = {}
     make_folder(folder / "points")
     for number, checkpoint in enumerate(checkpoints):
-        here = with_lora(run.base, checkpoint.lora)
+        here = with_lora(base, checkpoint.lora)
         start = starts.setdefault(checkpoint.trajectory, here)
         path = folder / "points" / f"{checkpoint.trajectory.replace(' ', '-')}-step-{checkpoint.step:06d}.npz"
         if not path.exists():
@@ -192,28 +226,25 @@ def _stability(run: Run, folder: Path, checkpoints: list[Checkpoint]) -> dict[st
     places = [(checkpoint.trajectory, checkpoint.step) for checkpoint in checkpoints]
     report = compare(places, measured, section.kernel, section.top or max(1, len(candidates) // 10))
     lengths = np.array([int(row.span.sum()) for row in candidates])
-    found = report.to_dict() | {"lengths": lengths.tolist(), "warm": min(1, len(checkpoints) - 1)}
-    found["warm_scores"] = {name: scores[found["warm"]].tolist() for name, scores in report.scores.items()}
+    warm = min(1, len(checkpoints) - 1)
+    found = report.to_dict() | {"warm": warm, "given": bool(section.adapters)}
+    # Every objective's ranking against every other's, and against the length of the response.
+    rankings = {name: scores[warm] for name, scores in report.scores.items()} | {"response length": lengths}
+    found["rankings"] = {a: {b: spearman(x, y) for b, y in rankings.items()} for a, x in rankings.items()}
     write_json(folder / "stability.json", found)
     return found
 
 
 def _save_point(path: Path, one: Measured) -> None:
-    buffer = io.BytesIO()
     scores: dict[str, Any] = {f"scores/{name}": values for name, values in one.scores.items()}
     facts = json.dumps({"linearization": one.linearization, "outputs": one.outputs})
-    np.savez(buffer, kernel=one.kernel, pseudo=one.pseudo, facts=np.array(facts), **scores)
-    write_bytes(path, buffer.getvalue())
+    save_arrays(path, kernel=one.kernel, pseudo=one.pseudo, facts=np.array(facts), **scores)
 
 
 def _load_point(path: Path) -> Measured:
-    try:
-        with np.load(io.BytesIO(path.read_bytes())) as arrays:
-            facts = json.loads(str(arrays["facts"]))
-            scores = {name.partition("/")[2]: arrays[name] for name in arrays.files if name.startswith("scores/")}
-            return Measured(arrays["kernel"], arrays["pseudo"], scores=scores, **facts)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it and run again: only it is computed anew") from None
+    arrays = load_arrays(path)
+    scores = {name.partition("/")[2]: values for name, values in arrays.items() if name.startswith("scores/")}
+    return Measured(arrays["kernel"], arrays["pseudo"], scores=scores, **json.loads(str(arrays["facts"])))
 
 
 def _cross_output(run: Run, warm: Model) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from the warm adapter, and the loss on held-out questions of the domain is measu
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -23,27 +22,28 @@ from ntk_jax.ntk.agreement import spearman
 from ntk_jax.ntk.direction import mean_gradient
 from ntk_jax.ntk.objectives import Objective
 from ntk_jax.ntk.score import directional_scores
-from ntk_jax.stages.context import Run, shifted
-from ntk_jax.storage.atomic import make_folder, write_bytes
+from ntk_jax.stages.context import Run, load_arrays, save_arrays, shifted
+from ntk_jax.storage.atomic import make_folder
 from ntk_jax.training.influence import loss_drops
 
 TOGETHER = 8  # groups measured between two commits
 SPARE = 3  # times as many examples are looked at as a group needs: some are too long
 RESAMPLES = 2000
+LEAST_FAMILIES = 6  # for an interval
 
 
 def prediction(run: Run, folder: Path, warm: Model) -> dict[str, Any]:
     """{groups: [{family, drop, <objective>: mean score, length}], spearman: {predictor: {value, low, high}}, ...}."""
     section = run.config.diagnose
-    names, groups = _groups(run)
+    names, groups, scored = _groups(run)
     if len(groups) < 3:
         return {"skipped": f"only {len(groups)} group(s) of {section.group_size} usable examples of one family"}
     held_out, source = _held_out(run)
     drops, before = _drops(run, folder, warm, groups, held_out)
 
     domain = [row for _, row in run.encode([record for record, _ in run.domain], run.config.score.span)[0]]
-    members = [row for group in groups for row in group]
-    columns = {"response length": np.array([float(row.span.sum()) for row in members])}
+    columns = {"response length": np.array([float(row.span.sum()) for group in groups for row in group])}
+    members = [row for group in scored for row in group]
     for objective in objectives_of(run):
         direction = mean_gradient(warm, domain, objective, run.layout)
         scores = directional_scores(warm, members, direction, objective, run.layout).values
@@ -54,7 +54,8 @@ def prediction(run: Run, folder: Path, warm: Model) -> dict[str, Any]:
             {"family": names[g], "drop": drops[g], **{name: float(values[g]) for name, values in means.items()}}
             for g in range(len(groups))
         ],
-        "spearman": {name: _interval(values, drops, run.config.seed) for name, values in means.items()},
+        "spearman": {name: _interval(values, drops, names, run.config.seed) for name, values in means.items()},
+        "families": len(set(names)),
         "loss_before": before,
         "held_out": {"source": source, "examples": len(held_out)},
         "group_size": section.group_size,
@@ -82,7 +83,7 @@ def _drops(
     parts, before = [], 0.0
     home = make_folder(folder / "groups")
     for start in range(0, len(groups), TOGETHER):
-        path = home / f"{start:06d}.npy"
+        path = home / f"{start:06d}.npz"
         if not path.exists():
             found, before = loss_drops(
                 warm,
@@ -93,25 +94,24 @@ def _drops(
                 row_length=run.row_length,
                 progress=shifted(progress, start, len(groups)),
             )
-            buffer = io.BytesIO()
-            np.save(buffer, np.append(found, before))
-            write_bytes(path, buffer.getvalue())
-        values = np.load(path)
-        parts.append(values[:-1])
-        before = float(values[-1])
+            save_arrays(path, drops=found, before=before)
+        stored = load_arrays(path)
+        parts.append(stored["drops"])
+        before = float(stored["before"])
     progress(len(groups), len(groups))
     return np.concatenate(parts), before
 
 
-def _groups(run: Run) -> tuple[list[str], list[list[TokenRow]]]:
-    """(families, rows of each group): as many groups of every family as come out even, examples by the seed."""
+def _groups(run: Run) -> tuple[list[str], list[list[TokenRow]], list[list[TokenRow]]]:
+    """(families, rows of each group to train on, the same with the span of `score`): as many groups of every family as
+    come out even, examples by the seed."""
     section, ordinals = run.config.diagnose, run.pool_ordinals
     places: dict[str, list[int]] = defaultdict(list)
     for place, record in run.pool_records(ordinals):
         places[family_of(record, run.config.report.group_by)].append(place)
     families = sorted(name for name, members in places.items() if len(members) >= section.group_size)
     if not families:
-        return [], []
+        return [], [], []
     rng = np.random.default_rng([run.config.seed, 0x6A0])
     taken = {name: rng.permutation(places[name]).tolist() for name in families}
     # Where families are more than groups, a seeded part of them; else some get one group more.
@@ -121,17 +121,18 @@ def _groups(run: Run) -> tuple[list[str], list[list[TokenRow]]]:
     chosen = {name: sorted(taken[name][: share[name] * section.group_size * SPARE]) for name in families if share[name]}
     every = np.array(sorted(place for members in chosen.values() for place in members))
     records = {int(every[i]): record for i, record in run.pool_records(ordinals[every])}
-    names, groups = [], []
+    names, groups, scored = [], [], []
     for name, members in chosen.items():
-        # Training looks at responses, and so must these rows.
-        rows = [row for _, row in run.encode([records[place] for place in members])[0]]
-        rows = [rows[i] for i in rng.permutation(len(rows))]
+        kept = run.encode([records[place] for place in members])[0]  # training looks at responses
+        kept = [kept[i] for i in rng.permutation(len(kept))]
+        again = run.encode([record for record, _ in kept], run.config.score.span)[0]
         for start in range(0, share[name] * section.group_size, section.group_size):
-            group = rows[start : start + section.group_size]
-            if len(group) == section.group_size:
+            group = slice(start, start + section.group_size)
+            if len(kept[group]) == section.group_size:
                 names.append(name)
-                groups.append(group)
-    return names, groups
+                groups.append([row for _, row in kept[group]])
+                scored.append([row for _, row in again[group]])
+    return names, groups, scored
 
 
 def _held_out(run: Run) -> tuple[list[TokenRow], str]:
@@ -149,12 +150,17 @@ def _held_out(run: Run) -> tuple[list[TokenRow], str]:
     return [row for _, row in kept], "evaluate.files"
 
 
-def _interval(values: np.ndarray, drops: np.ndarray, seed: int) -> dict[str, float]:
-    """Spearman's rank correlation with its 95% bootstrap interval over groups."""
+def _interval(values: np.ndarray, drops: np.ndarray, families: list[str], seed: int) -> dict[str, float | None]:
+    """Spearman's rank correlation with its 95% bootstrap interval. Families are drawn, not groups, for groups of one
+    family are alike; no interval where they are too few."""
+    members = [np.flatnonzero(np.array(families) == name) for name in sorted(set(families))]
+    value = spearman(values, drops)
+    if len(members) < LEAST_FAMILIES or np.isnan(value):
+        return {"value": None if np.isnan(value) else value, "low": None, "high": None}
     rng = np.random.default_rng([seed, 0xB00])
     found = []
     for _ in range(RESAMPLES):
-        picked = rng.integers(0, len(drops), len(drops))
+        picked = np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])
         found.append(spearman(values[picked], drops[picked]))
     low, high = np.nanquantile(found, [0.025, 0.975])
-    return {"value": spearman(values, drops), "low": float(low), "high": float(high)}
+    return {"value": value, "low": float(low), "high": float(high)}

@@ -8,7 +8,7 @@ fine-tuning does much better, it learns features that the kernel at its start do
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,12 @@ import numpy as np
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.sources import sample_indices
 from ntk_jax.data.tokens import ChoiceRow, encode_choices
-from ntk_jax.evaluation.accuracy import predict as predict_choice
 from ntk_jax.evaluation.accuracy import read_questions, task_files
 from ntk_jax.evaluation.choice import choice_log_likelihoods
 from ntk_jax.models.model import Model, with_lora
 from ntk_jax.ntk.gram import gradient_features_gram
 from ntk_jax.ntk.objectives import Objective
-from ntk_jax.ntk.regression import choose_ridge, kernel_ridge, one_hot, predict
+from ntk_jax.ntk.regression import accuracy, choose_ridge, kernel_ridge, one_hot, predict
 from ntk_jax.ntk.rows import layout_for
 from ntk_jax.ntk.stability import Checkpoint
 from ntk_jax.stages.context import Record, Run
@@ -31,21 +30,24 @@ PROBES = 4  # of the centred trace's estimate: more cost memory and change littl
 LEAST = 0.5  # share of the questions whose right answer must be one of the training classes
 
 
-def regression(run: Run, start: Checkpoint, warm: Model, ends: Sequence[Checkpoint]) -> dict[str, Any]:
-    """{classes, train, test, kernels: [{at, objective, ridge, accuracy, predicted}], fine_tuned: [...], base}."""
+def regression(run: Run, base: Model, start: Checkpoint, warm: Model, ends: Sequence[Checkpoint]) -> dict[str, Any]:
+    """{classes, train, test, kernels: [{at, objective, ridge, accuracy, predicted}], fine_tuned: [...], base}.
+
+    base: the model without what was trained; start, warm: where kernels are taken; ends: what fine-tuning came to.
+    """
     train = [record for record, _ in run.domain if "choices" in record]
     if not run.config.evaluate.files or not train:
         return {"skipped": "the domain, or evaluate.files, holds no multiple-choice questions"}
+    asked = _questions(run)
+    train, train_rows = _prompts(run, train)
     classes = sorted({_answer(record) for record in train})
     place = {name: number for number, name in enumerate(classes)}
-    questions = [record for record in _questions(run) if _answer(record) in place]
-    if len(classes) < 2 or len(questions) < LEAST * len(_questions(run)):
+    questions, question_rows = _prompts(run, [record for record in asked if _answer(record) in place])
+    if len(classes) < 2 or len(questions) < LEAST * len(asked):
         return {
-            "skipped": f"{len(questions)} of {len(_questions(run))} questions have an answer that is one of the "
+            "skipped": f"{len(questions)} of {len(asked)} questions are short enough and have one of the "
             f"{len(classes)} training answers: not a classification"
         }
-    train, train_rows = _prompts(run, train)
-    questions, question_rows = _prompts(run, questions)
     labels = np.array([place[_answer(record)] for record in train])
     allowed = np.array([[name in record["choices"] for name in classes] for record in questions])
     truth = np.array([place[_answer(record)] for record in questions])
@@ -53,35 +55,32 @@ def regression(run: Run, start: Checkpoint, warm: Model, ends: Sequence[Checkpoi
 
     longest = max(len(row.ids) for row in [*train_rows, *question_rows])
     layout = layout_for(longest, run.config.score.batch_tokens, packed=False)
+    places = {"start": with_lora(base, start.lora), "warm-up": warm}
+    wanted = [
+        (at, kind) for at in places for kind in ("probe", "sum_logits") if at == "start" or warm.lora is not start.lora
+    ]
+    progress = run.make_progress("regression", len(wanted), "kernels")
     kernels = []
-    progress = run.make_progress("regression", 4, "kernels")
-    for at, model in (("start", with_lora(run.base, start.lora)), ("warm-up", warm)):
-        for kind in ("probe", "sum_logits"):
-            objective = Objective(kind, "mean", PROBES, run.config.seed)
-            gram = gradient_features_gram(model, train_rows, None, objective, layout)
-            cross = gradient_features_gram(model, question_rows, train_rows, objective, layout)
+    for at, kind in wanted:
+        objective = Objective(kind, "mean", PROBES, run.config.seed)
+        gram = gradient_features_gram(places[at], train_rows, None, objective, layout)
+        if np.trace(gram) > 0:  # summed logits of a centred head have no gradient
+            cross = gradient_features_gram(places[at], question_rows, train_rows, objective, layout)
             ridge, errors = choose_ridge(gram, targets)
             values = np.where(allowed, predict(cross, kernel_ridge(gram, targets, ridge)) + mean, -np.inf)
-            picked = values.argmax(axis=1)
             kernels.append(
                 {
                     "at": at,
                     "objective": kind,
                     "ridge": ridge,
                     "leave_one_out_error": float(errors.min()),
-                    "accuracy": float(np.mean(picked == truth)),
-                    "predicted": dict(Counter(classes[i] for i in picked.tolist()).most_common()),
+                    "accuracy": accuracy(values, truth),
+                    "predicted": _counted(classes[i] for i in values.argmax(axis=1).tolist()),
                 }
             )
-            progress(len(kernels), 4)
-    tuned = [
-        {
-            "trajectory": end.trajectory,
-            "step": end.step,
-            **_by_likelihood(run, with_lora(run.base, end.lora), questions),
-        }
-        for end in ends
-    ]
+        progress(len(kernels), len(wanted))
+    if not kernels:
+        return {"skipped": "all kernels are zero"}
     return {
         "classes": classes,
         "train": len(train),
@@ -89,8 +88,12 @@ def regression(run: Run, start: Checkpoint, warm: Model, ends: Sequence[Checkpoi
         "chance": float(np.mean(1 / allowed.sum(axis=1))),
         "majority": float(np.mean(truth == np.bincount(labels).argmax())),
         "kernels": kernels,
-        "fine_tuned": tuned,
-        "base": _by_likelihood(run, run.base, questions),
+        "fine_tuned": [
+            {"trajectory": end.trajectory, "step": end.step}
+            | _by_likelihood(run, with_lora(base, end.lora), questions, classes)
+            for end in ends
+        ],
+        "base": _by_likelihood(run, base, questions, classes),
     }
 
 
@@ -125,8 +128,8 @@ def _prompts(run: Run, records: list[Record]) -> tuple[list[Record], list[TokenR
     return kept, rows
 
 
-def _by_likelihood(run: Run, model: Model, questions: list[Record]) -> dict[str, Any]:
-    """Accuracy and predicted answers of a model's own choice by likelihood."""
+def _by_likelihood(run: Run, model: Model, questions: list[Record], classes: list[str]) -> dict[str, Any]:
+    """A model's own answers by likelihood, raw and length-normalised, among the choices that the regression has too."""
     section = run.config.model
     found = choice_log_likelihoods(
         model,
@@ -138,14 +141,20 @@ def _by_likelihood(run: Run, model: Model, questions: list[Record]) -> dict[str,
         mesh=run.mesh,
         where="evaluate.files",
     )
-    answers = [
-        predict_choice(record, values, lengths)
-        for record, values, lengths in zip(questions, found.log_likelihoods, found.lengths, strict=True)
-        if values is not None and lengths is not None
-    ]
-    picked = Counter(answer["choices"][answer["raw"]] for answer in answers)
-    return {
-        "accuracy": float(np.mean([answer["raw"] == answer["answer"] for answer in answers])),
-        "normalized": float(np.mean([answer["normalized"] == answer["answer"] for answer in answers])),
-        "predicted": dict(picked.most_common()),
+    picked: dict[str, list[str]] = {"raw": [], "normalized": []}
+    right = []
+    for record, values, lengths in zip(questions, found.log_likelihoods, found.lengths, strict=True):
+        if values is None or lengths is None:
+            continue
+        known = np.array([choice in classes for choice in record["choices"]])
+        right.append(_answer(record))
+        for kind, scores in (("raw", values), ("normalized", values / lengths)):
+            picked[kind].append(str(record["choices"][int(np.where(known, scores, -np.inf).argmax())]))
+    shares = {
+        kind: float(np.mean([a == b for a, b in zip(names, right, strict=True)])) for kind, names in picked.items()
     }
+    return {"accuracy": shares["raw"], "normalized": shares["normalized"], "predicted": _counted(picked["raw"])}
+
+
+def _counted(names: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(names).most_common())

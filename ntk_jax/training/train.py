@@ -171,9 +171,12 @@ def train(
                 _read(pending, history, rates, steps, progress)
             pending = _Pending(step, chosen, packed, metrics)
             if keep is not None and step + 1 in keep_steps:
+                _read(pending, history, rates, steps, progress)  # what is kept holds no NaN either
+                pending = None
                 keep(step + 1, jax.device_get(trainable))
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == steps:
-                _read(pending, history, rates, steps, progress)  # a checkpoint never holds a NaN
+                if pending is not None:
+                    _read(pending, history, rates, steps, progress)  # a checkpoint never holds a NaN
                 pending = None
                 # A copy again: orbax reads it while the next update overwrites the original.
                 checkpoints.save(step + 1, _copy({"trainable": trainable, "optimizer": optimizer_state}), history)
