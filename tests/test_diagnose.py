@@ -232,7 +232,7 @@ class TestMistakes:
 
     def test_one_domain_example(self, inputs, capsys):
         error = self.refused(inputs, capsys, diagnose=LITTLE, data={"domain_limit": 1})
-        assert "the probe set holds 1 examples" in error
+        assert "data.domain: only one usable example" in error
 
     def test_an_adapter_of_another_rank(self, inputs, capsys):
         model = load_model(str(inputs / "model"), lora=LoRAConfig(rank=3, alpha=6.0))
