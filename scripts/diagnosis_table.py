@@ -77,10 +77,15 @@ def stability(parts: dict[str, Any]) -> str:
             f"\nBetween LoRA seeds at the warm-up: cos_F {kernels:.3f}; Spearman "
             + ", ".join(f"{name} {value:+.2f}" for name, value in found.items())
         )
-    between = part["objectives_spearman"]
-    at_warm = ", ".join(f"{pair} {np.mean([values[i] for i in warm]):+.2f}" for pair, values in between.items())
-    lines.append(f"Between objectives at the warm-up (mean over seeds): {at_warm}")
+    names = list(part["rankings"])
+    header = ["Spearman at the warm-up", *names]
+    rows = [[a, *(_signed(part["rankings"][a][b]) for b in names)] for a in names[:-1]]
+    lines.append("\n" + table(header, rows))
     return "\n".join(lines)
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.2f}"
 
 
 def cross_output(parts: dict[str, Any]) -> str:
@@ -103,10 +108,11 @@ def prediction(parts: dict[str, Any]) -> str:
     part = parts["prediction"]
     if "skipped" in part:
         return f"Prediction: {part['skipped']}"
-    rows = [
-        [name, f"{found['value']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"]
-        for name, found in sorted(part["spearman"].items(), key=lambda item: -item[1]["value"])
-    ]
+    known = {name: found for name, found in part["spearman"].items() if found["value"] is not None}
+    rows = []
+    for name, found in sorted(known.items(), key=lambda item: -item[1]["value"]):
+        interval = "" if found["low"] is None else f" [{found['low']:+.2f}, {found['high']:+.2f}]"
+        rows.append([name, f"{found['value']:+.2f}{interval}"])
     families = [group["family"] for group in sorted(part["groups"], key=lambda group: -group["drop"])]
     return table([f"score, {len(part['groups'])} groups", "Spearman with the measured loss drop"], rows) + (
         f"\n\n{100 * part['improved']:.0f}% of the groups lowered the held-out loss ({part['loss_before']:.3f} nats); "

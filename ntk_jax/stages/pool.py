@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from ntk_jax.config import Config
 from ntk_jax.data.account import ACCOUNT, DROP_REASONS, KEPT, account_of
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.statistics import PERCENTILES
 from ntk_jax.errors import UserError
+from ntk_jax.ntk import agreement
 from ntk_jax.ntk.objectives import LINEAR
 from ntk_jax.ntk.score import directional_scores, mean_hidden_states
 from ntk_jax.selection.votes import count_votes, keep_most_voted, unit_rows
@@ -208,9 +208,8 @@ def data_of(store: Store) -> dict[str, Any]:
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float | None:
     """The rank correlation; None where either is constant, or of fewer than three."""
-    if len(a) < 3 or (a == a[0]).all() or (b == b[0]).all():
-        return None
-    return float(spearmanr(a, b).statistic)
+    value = agreement.spearman(a, b) if len(a) >= 3 else np.nan
+    return None if np.isnan(value) else value
 
 
 def _percentiles(lengths: np.ndarray) -> dict[str, int]:

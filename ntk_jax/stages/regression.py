@@ -27,6 +27,7 @@ from ntk_jax.ntk.stability import Checkpoint
 from ntk_jax.stages.context import Record, Run
 
 PROBES = 4  # of the centred trace's estimate: more cost memory and change little here
+NEVER = -1e30  # the value of an answer that is not among the choices
 LEAST = 0.5  # share of the questions whose right answer must be one of the training classes
 
 
@@ -67,7 +68,7 @@ def regression(run: Run, base: Model, start: Checkpoint, warm: Model, ends: Sequ
         if np.trace(gram) > 0:  # summed logits of a centred head have no gradient
             cross = gradient_features_gram(places[at], question_rows, train_rows, objective, layout)
             ridge, errors = choose_ridge(gram, targets)
-            values = np.where(allowed, predict(cross, kernel_ridge(gram, targets, ridge)) + mean, -np.inf)
+            values = np.where(allowed, predict(cross, kernel_ridge(gram, targets, ridge)) + mean, NEVER)
             kernels.append(
                 {
                     "at": at,
