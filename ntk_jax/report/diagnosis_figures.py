@@ -304,7 +304,7 @@ def _cross_output(parts: Parts) -> Shown | None:
         verdict = "cross terms nearly cancel, as the paper assumes"
     return Shown(
         "cross_output",
-        "Do the outputs' gradients point anyhow?",
+        "Do the outputs' gradients point at random?",
         drawing,
         f"Cosines between the gradients of two different logits of the same example ({count(part['pairs_sampled'])} "
         "pairs sampled); the paper needs them of size 1/√D with independent signs, so that the histogram is centred "

@@ -90,7 +90,7 @@ def signed_histogram(
         at += 38 + text_width(name, 11.5)
     for value, name in marks:
         if x.low <= value <= x.high:
-            side = "end" if x(value) > (x.start + x.end) / 2 else "start"
+            side = "end" if value < 0 else "start"  # away from zero, so that a mark and its negative do not collide
             parts += [line(x(value), top - 8, x(value), height, "reference")]
             parts += [label(x(value) + (-5 if side == "end" else 5), top - 2, name, "note halo", side)]
     return svg(width, height + 42, description, *parts)
