@@ -256,7 +256,7 @@ class TestMistakes:
         assert not (tmp_path / "run" / "kernel").exists(), "said before anything is written"
 
     def test_full_over_too_many_outputs(self, inputs, tmp_path, capsys, monkeypatch):
-        monkeypatch.setattr("ntk_jax.stages.kernel.FULL_BYTES", 2**24)
+        monkeypatch.setattr("ntk_jax.stages.kernel.MOST_BYTES", 2**24)
         config = config_of(inputs, tmp_path, kernel={"kind": "full"})
         vocabulary = nj.load_model(str(inputs / "model")).config.vocab_size
         size = 4 * 8 * 10 * vocabulary**2 / 2**30

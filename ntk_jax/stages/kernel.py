@@ -29,7 +29,7 @@ from ntk_jax.stages.context import Run
 from ntk_jax.storage.arrays import create, done_blocks, read, write_block
 from ntk_jax.storage.atomic import replacing, write_json
 
-FULL_BYTES = 2**32  # of a kernel of kind `full`: it is held in memory to be written
+MOST_BYTES = 2**32  # of a kernel: it is held in memory to be written
 COLUMNS = 16  # at least: with ever fewer of them, every one of the last blocks would be compiled anew
 SPECTRUM_SIDE = 4096  # a larger matrix has no eigenvalues in its summary: they cost the cube of the side
 
@@ -57,8 +57,7 @@ def checked_examples(run: Run) -> tuple[list[TokenRow], list[TokenRow], dict[str
     rows_b, data = rows_a, {"a": account}
     if section.b:
         rows_b, data["b"] = _examples(run, "b", section.b)
-    if section.kind == "full":
-        _refuse_too_large(len(rows_a), len(rows_b), outputs)
+    _refuse_too_large(section.kind, len(rows_a), len(rows_b), outputs)
     return rows_a, rows_b, data
 
 
@@ -164,12 +163,17 @@ def _examples(run: Run, side: str, files: tuple[str, ...]) -> tuple[list[TokenRo
     return rows, account
 
 
-def _refuse_too_large(a: int, b: int, outputs: int) -> None:
-    size = 4 * a * b * outputs**2
-    if size > FULL_BYTES:
+def _refuse_too_large(kind: str, a: int, b: int, outputs: int) -> None:
+    size = 4 * a * b * (outputs**2 if kind == "full" else 1)
+    if size > MOST_BYTES and kind != "full":
+        raise UserError(
+            f"kernel.kind = {kind}: {a:,} × {b:,} pairs are {_bytes(size)}, more than {_bytes(MOST_BYTES)}; lower "
+            "kernel.limit, or estimate kernels from sketches (`ntk-jax sketch`)"
+        )
+    if size > MOST_BYTES:
         raise UserError(
             f"kernel.kind = full: {a} × {b} pairs of {outputs:,} × {outputs:,} outputs are {_bytes(size)}, more than "
-            f"{_bytes(FULL_BYTES)}; take trace or centered_trace, or lower kernel.limit"
+            f"{_bytes(MOST_BYTES)}; take trace or centered_trace, or lower kernel.limit"
         )
 
 
