@@ -17,6 +17,7 @@ def example_runner():
     return module
 
 
+@pytest.mark.slow
 def test_the_page_runs_and_prints_what_it_says(monkeypatch, tmp_path):
     pytest.importorskip("matplotlib")
     monkeypatch.setenv("MPLBACKEND", "Agg")
