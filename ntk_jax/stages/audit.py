@@ -36,7 +36,7 @@ SPARE = 4  # times as many pool examples are looked at as are wanted: some are t
 DRAWS = 3  # of everything random
 CORNER = 3  # the second exact route is checked on so many examples a side: its cost grows with their product
 QUICK = 10.0  # seconds below which a kernel is computed again, so that its time holds no compilation
-HEAD_LIMIT = 512  # outputs up to which all parameters, the head among them, are differentiated exactly: V passes an example
+HEAD_LIMIT = 512  # outputs up to which all parameters, head included, are differentiated exactly: V passes an example
 TRUNK = "^base/layers/.*kernel"
 
 Kernels = Callable[[int], np.ndarray]  # seed -> [Na, Nb]
