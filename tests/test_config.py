@@ -111,4 +111,5 @@ def test_build_refuses_a_section_that_is_no_mapping() -> None:
 def test_shipped_configs_read(path: Path) -> None:
     config = load_config(path)
     assert config.model.path and config.data.domain and config.data.pool and config.evaluate.files
-    assert f"ntk-jax run configs/{path.name}" in path.read_text(), "the header carries the command"
+    command = "diagnose" if path.name.startswith("diagnose") else "run"
+    assert f"ntk-jax {command} configs/{path.name}" in path.read_text(), "the header carries the command"
