@@ -101,6 +101,8 @@ def tangent_kernel(
         if outputs is not None:
             head = np.asarray(outputs, np.float32)
             result = np.einsum("vd,abde,we->abvw", head, result, head, optimize=True)
+        if progress:
+            progress(width, width)
     else:
         result = np.zeros(sizes, np.float32)
         cotangents = _cotangents(kind, width, outputs, probes, orthogonal, seed)
