@@ -21,7 +21,7 @@ import sys
 import time
 from pathlib import Path
 
-from ntk_jax.config import load_config
+from ntk_jax.config import Config, load_config
 from ntk_jax.data.sources import read_records
 
 
@@ -57,22 +57,27 @@ def main() -> int:
         flush=True,
     )
 
-    rng, struck = random.Random(options.seed), 0
-    while struck < options.kills:
-        # A life must cover what it takes to start, and its share of the whole.
-        life = rng.uniform(0.3, 1.7) * (min(15.0, duration / 2) + duration / options.kills)
+    # Each kill strikes in its own share of the blocks, at a random moment of a random block.
+    rng, struck, blocks = random.Random(options.seed), 0, done(whole)
+    for share in range(options.kills):
+        after = int((share + rng.random()) * blocks / options.kills)
         process = subprocess.Popen(command("sketch", options.config, broken, overrides), stdout=subprocess.DEVNULL)
-        try:
-            if process.wait(life):
-                raise SystemExit(f"the sketch failed by itself with exit code {process.returncode}")
-            print("finished before it could be killed again", flush=True)
-            break
-        except subprocess.TimeoutExpired:
+        seen, since, block_seconds = done(broken), time.monotonic(), 0.0
+        while process.poll() is None and seen < after:
+            time.sleep(0.002)
+            if done(broken) > seen:
+                seen, block_seconds, since = done(broken), time.monotonic() - since, time.monotonic()
+        time.sleep(rng.random() * block_seconds)
+        if process.poll() is None:
             process.kill()
             process.wait()
-        struck += 1
-        done = len(list((broken / "sketch" / "pool.zarr" / "done").glob("*")))
-        print(f"kill {struck} after {life:.1f} s: {done} blocks done", flush=True)
+            struck += 1
+            print(f"kill {struck}: {done(broken)} of {blocks} blocks done", flush=True)
+        elif process.returncode:
+            raise SystemExit(f"the sketch failed by itself with exit code {process.returncode}")
+        else:
+            print("finished before it could be killed again", flush=True)
+            break
     subprocess.run(command("sketch", options.config, broken, overrides), check=True, stdout=subprocess.DEVNULL)
 
     first, second = hashes(whole / "sketch"), hashes(broken / "sketch")
@@ -84,12 +89,17 @@ def main() -> int:
     return 1 if differing or not first else 0
 
 
-def write_pool(config: object, examples: int, path: Path) -> None:
+def write_pool(config: Config, examples: int, path: Path) -> None:
     """The records of the config's pool, over and over, each with an id of its own."""
     with path.open("w", encoding="utf8") as file:
-        pools = (read_records(config.data.pool) for _ in itertools.count())  # type: ignore[attr-defined]
+        pools = (read_records(config.data.pool) for _ in itertools.count())
         for number, record in enumerate(itertools.islice(itertools.chain.from_iterable(pools), examples)):
             file.write(json.dumps({**record, "id": f"{number}-{record['id']}"}) + "\n")
+
+
+def done(run: Path) -> int:
+    """Blocks of the pool's sketches that are committed."""
+    return len(list((run / "sketch" / "pool.zarr" / "done").glob("*")))
 
 
 def command(stage: str, config: str, out: Path, overrides: list[str]) -> list[str]:

@@ -98,6 +98,21 @@ def reference_gradients(
     ]
 
 
+@functools.partial(jax.jit, static_argnames=("graphdef", "parameters"))
+def reference_logit_jacobian(
+    graphdef: Any, theta: Any, rest: Any, ids: jax.Array, span: jax.Array, parameters: str = "lora"
+) -> Any:
+    """Jacobian over theta of the mean logits over the span, [V, ...], of one unpadded example."""
+
+    def logits(theta: Any) -> jax.Array:
+        lora, base = join_parameters(theta, rest, parameters)
+        positions = jnp.arange(len(ids))[None]
+        hidden = hidden_states(graphdef, lora, base, ids[None], positions, jnp.ones_like(positions))[0]
+        return ((hidden @ head_matrix(base).T) * span[:, None]).sum(axis=0) / span.sum()
+
+    return jax.jacrev(logits)(theta)
+
+
 def flatten(tree: Any, channels: int) -> np.ndarray:
     """[C, P] float64 of a tree whose leaves carry a leading channel axis."""
     leaves = [np.asarray(leaf, np.float64).reshape(channels, -1) for leaf in jax.tree.leaves(tree)]

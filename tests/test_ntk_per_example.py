@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from crossed import crossed
 from ntk_reference import flatten, random_rows, reference_gradients, tiny_model
 
 from ntk_jax.errors import UserError
@@ -35,8 +36,12 @@ def gradients_of(model, rows, objective, layout=PADDED, parameters="lora"):
     return np.array([found[i] for i in range(len(rows))])
 
 
-@pytest.mark.parametrize("parameters", ["lora", "lora/layers/(q|up)_proj/a", "base/layers/o_proj|base/norm"])
-@pytest.mark.parametrize("kind", ["sum_logits", "probe", "cross_entropy"])
+@pytest.mark.parametrize(
+    ("kind", "parameters"),
+    crossed(
+        ["sum_logits", "probe", "cross_entropy"], ["lora", "lora/layers/(q|up)_proj/a", "base/layers/o_proj|base/norm"]
+    ),
+)
 def test_each_example_has_its_own_gradient(kind, parameters):
     model, rows = tiny_model("qwen3"), random_rows(5, seed=21)
     objective = Objective(kind, probes=2)
@@ -75,21 +80,20 @@ def test_a_mesh_sums_nothing_over_its_devices():
         assert len({shard.index[0].start for shard in leaf.addressable_shards}) == 8
 
 
-@pytest.mark.parametrize("kind", ["rademacher", "countsketch", "kronecker"])
-@pytest.mark.parametrize("name", ["sum_logits", "probe"])
+@pytest.mark.parametrize(("name", "kind"), crossed(["sum_logits", "probe"], ["countsketch", "rademacher", "kronecker"]))
 def test_sketches_estimate_the_kernel(name, kind):
-    model, rows = tiny_model(), random_rows(6, seed=25)
+    model, rows = tiny_model(rank=2), random_rows(6, seed=25)
     objective = Objective(name, probes=3)
     features = np.array(reference_gradients(model, rows, objective))  # [N, C, P]
     gram = np.einsum("acp,bcp->ab", features, features) / objective.channels
     estimates = []
     for seed in range(12):
-        z = sketches(model, rows, objective, PADDED, Projection(kind, 1024, seed)).astype(float)
-        assert z.shape == (6, 1024)
+        z = sketches(model, rows, objective, PADDED, Projection(kind, 512, seed)).astype(float)
+        assert z.shape == (6, 512)
         estimates.append(z @ z.T)
     scale = np.sqrt(np.outer(np.diag(gram), np.diag(gram)))
     error = np.abs(np.mean(estimates, axis=0) - gram) / scale
-    assert error.max() < (0.25 if kind == "kronecker" else 0.06), error.max()
+    assert error.max() < (0.35 if kind == "kronecker" else 0.085), error.max()
 
 
 class TestMistakes:

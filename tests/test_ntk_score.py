@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from crossed import crossed
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from ntk_reference import centred, flatten, random_rows, reference_gradients, tiny_model
@@ -53,8 +54,7 @@ def assert_close(actual, expected, rtol=1e-4):
     np.testing.assert_allclose(actual, expected, rtol=rtol, atol=0.1 * rtol * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("kind", [*KINDS, logit_gap], ids=[*KINDS, "callable"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "kind"), crossed(FAMILIES, [*KINDS, logit_gap]))
 def test_scores_equal_explicit_gradient_inner_products(family, kind):
     model = tiny_model(family)
     domain, pool = random_rows(3, seed=1), random_rows(5, seed=2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,19 +19,19 @@ from ntk_jax.training.influence import loss_drops
 RATE = 1e-2
 
 
+@functools.partial(jax.jit, static_argnames="graphdef")
+def summed_loss(graphdef, lora, base, ids, span):
+    """Of the label tokens of one unpadded row, from whole logits."""
+    positions = jnp.arange(len(ids))[None]
+    hidden = hidden_states(graphdef, lora, base, ids[None], positions, jnp.ones_like(positions))
+    log_probs = jax.nn.log_softmax(hidden[0] @ head_matrix(base).T)[:-1]
+    return -(jnp.take_along_axis(log_probs, ids[1:, None], axis=1)[:, 0] * span[:-1]).sum()
+
+
 def plain_loss(model, lora, rows):
-    """Mean nats a label token, one unpadded row at a time, from whole logits."""
-    total, count = 0.0, 0
-    for row in rows:
-        ids = jnp.asarray(row.ids)[None]
-        hidden = hidden_states(
-            model.graphdef, lora, model.base, ids, jnp.arange(ids.shape[1])[None], jnp.ones_like(ids)
-        )
-        log_probs = jax.nn.log_softmax(hidden[0] @ head_matrix(model.base).T)
-        at = np.flatnonzero(row.span[:-1])
-        total = total - log_probs[at, row.ids[at + 1]].sum()
-        count += len(at)
-    return total / count
+    """Mean nats a label token, one row at a time."""
+    total = sum(summed_loss(model.graphdef, lora, model.base, row.ids, row.span) for row in rows)
+    return total / sum(int(row.span[:-1].sum()) for row in rows)
 
 
 def rows_with_labels(count, seed):

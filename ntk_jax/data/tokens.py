@@ -267,7 +267,8 @@ def _frame(record: Record, prompt_text: str, prompt: list[int], tokenizer: Any, 
     template's marks, without which a model does not know who speaks; at least one at the end, which predicts the
     response's first token."""
     said = [message["content"] for message in record["messages"][:-1]] if "messages" in record else [record["prompt"]]
-    first, last = said[0].strip(), said[-1].strip()
+    # as they are, or as a template that trims them has them
+    first, last = (words if words in prompt_text else words.strip() for words in (said[0], said[-1]))
     begins, ends = prompt_text.find(first), prompt_text.rfind(last)
     if begins < 0 or ends < 0:  # the template rewrites the words: nothing to hold on to
         return (len(bos) if prompt[: len(bos)] == bos else 0), 1

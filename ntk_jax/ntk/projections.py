@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ from ntk_jax.errors import UserError
 from ntk_jax.ntk.parameters import Tree
 
 ProjectionKind = Literal["rademacher", "countsketch", "kronecker"]
-KINDS = ("rademacher", "countsketch", "kronecker")
+KINDS: tuple[ProjectionKind, ...] = get_args(ProjectionKind)
 
 BLOCK = 4096  # coordinates whose signs exist at once: 128 MiB of fp32 signs at K = 8192
 

@@ -25,7 +25,7 @@ from ntk_jax.ntk.exact import tangent_kernel
 from ntk_jax.ntk.gram import gradient_features_gram
 from ntk_jax.ntk.objectives import Objective
 from ntk_jax.ntk.parameters import split_parameters
-from ntk_jax.ntk.projections import KINDS, Projection, projection_flops
+from ntk_jax.ntk.projections import KINDS, Projection, ProjectionKind, projection_flops
 from ntk_jax.ntk.rows import layout_for
 from ntk_jax.ntk.sketch import sketches
 from ntk_jax.stages.context import Run, load_arrays, save_arrays
@@ -123,7 +123,7 @@ def _lines(run: Run, warm: Model, domain: list[TokenRow], pool: list[TokenRow]) 
             model, domain, pool, Objective(objective, normalize, probes, seed), layout
         )
 
-    def projected(kind: Any, dim: int) -> Kernels:
+    def projected(kind: ProjectionKind, dim: int) -> Kernels:
         def compute(seed: int) -> np.ndarray:
             sides = [
                 sketches(warm, rows, Objective("sum_logits", normalize), layout, Projection(kind, dim, seed))
@@ -153,7 +153,7 @@ def _lines(run: Run, warm: Model, domain: list[TokenRow], pool: list[TokenRow]) 
     for kind in KINDS:
         for dim in section.diagnose.audit_dims:
             if dim <= run.adapter_size:
-                each = projection_flops(Projection(kind, dim), warm.lora)  # type: ignore[arg-type]
+                each = projection_flops(Projection(kind, dim), warm.lora)
                 cost = forward_backward + each * (len(domain) + len(pool))
                 name = f"{kind}, K = {dim}"
                 line = Line(name, "projection", projected(kind, dim), cost, True, own="sum of logits, per example")
