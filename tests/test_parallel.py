@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import Counter
 from typing import Any
@@ -12,12 +13,17 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
+from ntk_jax.data.batch import TokenRow
 from ntk_jax.errors import UserError
 from ntk_jax.models.config import ModelConfig
 from ntk_jax.models.decoder import hidden_states
 from ntk_jax.models.head import head_matrix, target_log_probs
 from ntk_jax.models.lora import LoRAConfig
 from ntk_jax.models.model import random_model
+from ntk_jax.ntk.objectives import Objective
+from ntk_jax.ntk.parameters import split_parameters
+from ntk_jax.ntk.rows import Layout, batches_of, frozen_readout, make_step, on_devices
+from ntk_jax.ntk.step import directional_step
 from ntk_jax.parallel.mesh import make_mesh
 from ntk_jax.parallel.rules import param_shardings, replicate, shard_batch, split_rows, whole
 
@@ -120,3 +126,28 @@ def test_meshes_agree_and_move_weights_not_activations(
     assert found["all-to-all"] == found["collective-permute"] == 0
     if gathers is not None:
         assert (found["all-gather"], found["all-reduce"], found["reduce-scatter"]) == (gathers, reduces, 0)
+
+
+@pytest.mark.parametrize(
+    "sizes, gathers",
+    [((8, 1, 1), 0), ((1, 8, 1), 8), ((2, 4, 1), 8)],  # fsdp: seven kernels and the embedding, each once
+)
+@pytest.mark.parametrize("directions", [1, 3])
+def test_collectives_of_the_compiled_score_step(sizes: tuple[int, int, int], gathers: int, directions: int) -> None:
+    """The step itself, as `directional_scores` calls it: nothing is sent between devices that hold all weights, and
+    nothing but weights where they are split, however many directions share the primal pass."""
+    mesh = make_mesh(*sizes)
+    base = jax.device_put(MODEL.base, param_shardings(MODEL.base, mesh))
+    model = dataclasses.replace(MODEL, base=base, lora=replicate(MODEL.lora, mesh))
+    objective, layout = Objective("sum_logits"), Layout(64, 8, mesh)
+    rows = [TokenRow(np.arange(20, dtype=np.int32), np.arange(20) > 5, str(n)) for n in range(30)]
+    theta, rest = split_parameters(model, "lora")
+    along = jax.tree.map(lambda leaf: jnp.ones((directions, 1, *leaf.shape)), theta)
+    batch = on_devices(next(iter(batches_of(rows, layout, objective))).batch, layout)
+    read = frozen_readout(model, objective, "lora")
+    step = make_step(model, objective, layout, "lora")
+    text = directional_step.lower(step, theta, rest, read, along, batch).compile().as_text() or ""
+    found = Counter(re.findall(COLLECTIVES, text))
+    assert found == Counter({"all-gather": gathers} if gathers else {})
+    inside = [line for line in text.splitlines() if re.search(COLLECTIVES, line) and "while/body" in line]
+    assert len(inside) == (7 if gathers else 0)  # layer by layer: no device ever holds all of a split weight

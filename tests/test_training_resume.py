@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import resource
@@ -20,7 +21,7 @@ import training_child as child
 from ntk_reference import random_rows, tiny_model
 
 from ntk_jax.errors import UserError
-from ntk_jax.training.checkpoints import discard_checkpoints
+from ntk_jax.training.checkpoints import ABSL, discard_checkpoints
 from ntk_jax.training.train import train
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -120,8 +121,10 @@ def test_failed_write_is_a_user_error_and_keeps_what_was_written(tmp_path: Path,
     try:
         with pytest.raises(UserError, match="cannot write .*checkpoints: the file is larger than"):
             child.run(tmp_path, progress)
+        assert ABSL.level == logging.CRITICAL  # orbax's threads print more when the process ends
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        ABSL.setLevel(logging.NOTSET)
     seen: list[int] = []
     trained = child.run(tmp_path, lambda done, total, note: seen.append(done))
     assert seen[0] == 5

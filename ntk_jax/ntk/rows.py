@@ -16,7 +16,7 @@ from ntk_jax.models.head import head_matrix
 from ntk_jax.models.model import Model
 from ntk_jax.ntk.objectives import Objective, readout
 from ntk_jax.ntk.step import Step
-from ntk_jax.parallel.rules import shard_batch
+from ntk_jax.parallel.rules import replicate, shard_batch
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,13 @@ def make_step(model: Model, objective: Objective, layout: Layout, parameters: st
 
 
 def frozen_readout(model: Model, objective: Objective, parameters: str) -> jax.Array | None:
-    """The read-out computed once, or None when parameters outside the adapter (perhaps the head) are differentiated."""
-    return readout(objective, head_matrix(model.base)) if parameters == "lora" else None
+    """The read-out computed once, or None when parameters outside the adapter (perhaps the head) are differentiated.
+    Its few vectors are copied to every device here, so that no step gathers them."""
+    if parameters != "lora":
+        return None
+    read = readout(objective, head_matrix(model.base))
+    mesh = getattr(read.sharding, "mesh", None)  # of weights that lie on one
+    return replicate(read, mesh) if objective.is_linear and isinstance(mesh, jax.sharding.Mesh) else read
 
 
 def on_devices(batch: Batch, layout: Layout) -> Batch:

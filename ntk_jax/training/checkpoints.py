@@ -65,6 +65,7 @@ class Checkpoints:
         self._folder = folder / "checkpoints"
         self._history = folder / "history.jsonl"
         make_folder(folder)
+        self._failed = False
         self._loudness = ABSL.level
         ABSL.setLevel(logging.CRITICAL)
         self._manager = ocp.training.Checkpointer(
@@ -111,16 +112,20 @@ class Checkpoints:
         try:
             self._manager.save_async(step, state, overwrite=True, custom_metadata={"key": self._key})
         except Exception as error:
+            self._failed = True
             raise _explain(error, self._folder) from error
 
     def close(self) -> None:
-        """Waits for the last save and stops orbax's threads."""
+        """Waits for the last save and stops orbax's threads; those of a save that failed may still print their
+        traceback as the process ends, so then orbax stays quiet."""
         try:
             self._manager.close()
         except Exception as error:
+            self._failed = True
             raise _explain(error, self._folder) from error
         finally:
-            ABSL.setLevel(self._loudness)
+            if not self._failed:
+                ABSL.setLevel(self._loudness)
 
     def write_history(self, history: Sequence[Entry]) -> None:
         """history.jsonl, replaced as a whole: readers never see half a line."""
