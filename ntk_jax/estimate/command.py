@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ntk_jax.config import Config
+from ntk_jax.errors import UserError
 from ntk_jax.estimate.costs import Work, Workload, whole_pool, works
 from ntk_jax.estimate.disk import disk_of, facts_of_disk
 from ntk_jax.estimate.facts import Facts
@@ -17,6 +18,8 @@ from ntk_jax.estimate.shape import abstract_run, device_count
 from ntk_jax.estimate.text import as_text
 from ntk_jax.estimate.workload import domain_examples, pool_examples, questions
 from ntk_jax.pipeline import check_settings, stages_of
+from ntk_jax.stages.context import Run
+from ntk_jax.stages.sketch import check_sketch_width
 from ntk_jax.storage.atomic import write_json
 from ntk_jax.training.flops import matrix_parameters
 
@@ -34,11 +37,17 @@ def estimate(config: Config, *, json: str | None = None, measure: bool = False) 
 
 def estimate_run(config: Config, *, measure: bool = False) -> dict[str, Any]:
     """The estimate as JSON values: see `_result`."""
-    stages = stages_of(config)
-    check_settings(config, [name for name in stages if name != "evaluate" or config.evaluate.files])
+    check_settings(config, stages_of(config))
     facts = Facts()
     run = abstract_run(config, facts)
+    if "sketch" in stages_of(config):
+        check_sketch_width(run)
     load = Workload(pool_examples(run, facts), domain_examples(run, facts), questions(run, facts))
+    if config.select.count > load.pool.records:
+        raise UserError(
+            f"select.count = {config.select.count} is larger than the pool ({load.pool.records} examples); lower it or "
+            "add data"
+        )
     found = works(run, load, facts)
     rate = measured_rate(run, load, facts) if measure else stated_rate(config, facts)
     facts.assume(
@@ -48,7 +57,7 @@ def estimate_run(config: Config, *, measure: bool = False) -> dict[str, Any]:
     return _result(run, load, found, rate, facts)
 
 
-def _result(run: Any, load: Workload, found: list[Work], rate: Rate | None, facts: Facts) -> dict[str, Any]:
+def _result(run: Run, load: Workload, found: list[Work], rate: Rate | None, facts: Facts) -> dict[str, Any]:
     """{"config", "devices", "rate", "stages": [...], "total", "whole_pool", "disk", "grounds": [...]}. Hours are
     device-hours, None without a rate; memory is of the fullest device; bytes and FLOPs are plain numbers."""
     config, devices = run.config, device_count(run)

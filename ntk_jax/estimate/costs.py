@@ -14,6 +14,7 @@ from ntk_jax.estimate.workload import Examples, Questions
 from ntk_jax.ntk.parameters import split_parameters
 from ntk_jax.ntk.projections import projection_flops
 from ntk_jax.pipeline import stages_of
+from ntk_jax.report.amounts import metric
 from ntk_jax.stages.context import Run
 from ntk_jax.stages.pool import resolved_votes
 from ntk_jax.stages.selection import DIRECTIONS_AT_ONCE
@@ -204,7 +205,7 @@ def _state(run: Run, load: Workload, facts: Facts) -> None:
     shape, pool, config = run.base.config, load.pool, run.config
     trunk = matrix_parameters(shape)
     facts.known(
-        "P", trunk, f"{trunk / 1e9:.3f}B in the layers' matrices", "the model's shape; without embedding, head, norms"
+        "P", trunk, f"{metric(trunk)} in the layers' matrices", "the model's shape; without embedding, head, norms"
     )
     attention = 4.0 * shape.num_layers * shape.num_heads * shape.head_dim * pool.tokens / 2
     facts.assume(
@@ -219,14 +220,22 @@ def _state(run: Run, load: Workload, facts: Facts) -> None:
         pool.fill,
         f"packed rows of {run.row_length:,} are {100 * pool.fill:.0f}% full (at most 16 examples each), those of "
         "training and evaluation wholly",
-        "the sample, packed" if not 0 < pool.fill < 1 or run.base.tokenizer else "tokens an example",
+        "the pool's tokens, packed",
     )
     if resolved_votes(config):
-        facts.assume("candidates", candidates(run, load), "as long as the pool on average", "a rule of this command")
+        facts.assume(
+            "candidates",
+            candidates(run, load),
+            "as long as the pool on average",
+            "longer or shorter ones may be preferred",
+        )
     if "finetune" in stages_of(config):
         facts.assume(
-            "selected examples", config.select.count, "as long as the pool on average", "a rule of this command"
+            "selected examples",
+            config.select.count,
+            "as long as the pool on average",
+            "longer or shorter ones may be preferred",
         )
     leaves = jax.tree.leaves(split_parameters(run.base, config.score.parameters)[0])
     size = sum(leaf.size for leaf in leaves)
-    facts.known("parameters differentiated", size, f"{size / 1e6:.2f}M", f"score.parameters {config.score.parameters}")
+    facts.known("parameters differentiated", size, metric(size), f"score.parameters {config.score.parameters}")

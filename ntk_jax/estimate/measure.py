@@ -36,7 +36,7 @@ SECONDS = 3.0  # of each step, beside its compilation
 LEAST = 2  # steps timed, however long they take
 
 
-def measured_rate(run: Run, load: Workload, facts: Facts, seconds: float = SECONDS) -> Rate:
+def measured_rate(run: Run, load: Workload, facts: Facts) -> Rate:
     """FLOP/s a device reaches at the config's own batch shapes: with the real weights if they are here, else random
     ones of their shape; on random tokens, in examples of the pool's mean length.
 
@@ -53,7 +53,7 @@ def measured_rate(run: Run, load: Workload, facts: Facts, seconds: float = SECON
     rates = {}
     for name, made in (("score", score_once(real, rows)), ("training", train_once(real, rows))):
         once, tokens, flops = made
-        taken = _time(once, seconds)
+        taken = _time(once)
         rates[name] = flops / taken / count
         text = f"{tokens / taken:,.0f} tokens/s, {rates[name] / 1e12:.4g} TFLOP/s a device"
         facts.known(f"{name} step", rates[name], text, f"measured here, {count} × {kind}, {tokens:,} tokens a step")
@@ -121,11 +121,11 @@ def train_once(run: Run, rows: list[TokenRow]) -> tuple[Callable[[], Any], int, 
     return once, tokens, flops
 
 
-def _time(once: Callable[[], Any], seconds: float) -> float:
+def _time(once: Callable[[], Any]) -> float:
     """Mean seconds of a call, its compilation and first run left out."""
     jax.block_until_ready(once())
     begun, calls = time.monotonic(), 0
-    while calls < LEAST or time.monotonic() - begun < seconds:
+    while calls < LEAST or time.monotonic() - begun < SECONDS:
         jax.block_until_ready(once())
         calls += 1
     return (time.monotonic() - begun) / calls
@@ -181,15 +181,18 @@ def _refuse_too_large(run: Run, real: Run, load: Workload, count: int) -> None:
     abstract = Run(run.config, run.folder, run.make_progress)
     abstract.base, abstract.mesh = run.base, real.mesh
     need = max(peak_memory(abstract, stage, load.pool, load.questions) for stage in ("score", "finetune"))
-    device = jax.devices()[0]
-    limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
-    if limit is None:
-        if device.platform != "cpu":
-            return  # the device does not say; it will
-        limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // count
-    if need > limit:
+    limit = memory_limit(count)
+    if limit is not None and need > limit:
         raise UserError(
             f"--measure: the steps need about {need / 1e9:,.1f} GB a device, of which there are {limit / 1e9:,.1f}; "
             "lower score.batch_tokens and finetune.tokens_per_microbatch, split the weights with mesh.fsdp, or "
             "estimate without --measure"
         )
+
+
+def memory_limit(count: int) -> int | None:
+    """Bytes that jax may use on a device; of the CPU, one of `count` equal parts of the machine's; None: unknown."""
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // count
+    return (device.memory_stats() or {}).get("bytes_limit")

@@ -21,6 +21,7 @@ from ntk_jax.models.model import Model
 from ntk_jax.models.peft import load_adapter
 from ntk_jax.parallel.mesh import abstract_mesh
 from ntk_jax.progress import Progress
+from ntk_jax.report.amounts import metric
 from ntk_jax.stages.context import Run
 
 
@@ -99,7 +100,7 @@ def abstract_run(config: Config, facts: Facts) -> Run:
     facts.known(
         "parameters",
         {"base": whole, "lora": low},
-        f"{whole / 1e9:.3f}B with embedding and head, LoRA {low / 1e6:.2f}M ({100 * low / whole:.2f}%)",
+        f"{metric(whole)} with embedding and head, LoRA {metric(low)} ({100 * low / whole:.2f}%)",
         f"the shapes of the decoder, lora.rank {lora.rank}",
     )
     return run

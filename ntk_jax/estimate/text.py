@@ -21,27 +21,24 @@ def as_text(found: dict[str, Any]) -> str:
 def _table(found: dict[str, Any]) -> list[str]:
     hours = found["rate"] is not None
     head = ["stage", "examples", "tokens", "FLOP", *(["device-hours"] if hours else []), "memory a device", "disk"]
-    rows, seen = [], set()
-    for row in found["stages"]:
-        disk = found["disk"].get(row["stage"], {}).get("kept", 0.0) if row["stage"] not in seen else None
-        seen.add(row["stage"])
-        name = row["stage"] if row["arm"] is None else f"{row['stage']} {row['arm']}"
-        rows.append(
-            [
-                name,
-                f"{row['examples']:,}",
-                metric(row["tokens"]),
-                metric(row["flops"], "FLOP").removesuffix("FLOP"),
-                *([_hours(row["device_hours"])] if hours else []),
-                metric(row["memory"], "B"),
-                "" if disk is None else metric(disk, "B"),
-            ]
-        )
-    rows += [
-        [stage, "", "", "", *([""] if hours else []), "", metric(disk["kept"], "B")]
-        for stage, disk in found["disk"].items()
-        if stage not in seen
-    ]
+    rows, empty = [], [""] * (len(head) - 2)
+    for stage, disk in found["disk"].items():
+        mine = [row for row in found["stages"] if row["stage"] == stage]
+        written = metric(disk["kept"], "B")
+        if not mine:  # it computes nothing to speak of
+            rows.append([stage, *empty, written])
+        for row in mine:
+            rows.append(
+                [
+                    stage if row["arm"] is None else f"{stage} {row['arm']}",
+                    f"{row['examples']:,}",
+                    metric(row["tokens"]),
+                    metric(row["flops"], "FLOP").removesuffix("FLOP"),
+                    *([_hours(row["device_hours"])] if hours else []),
+                    metric(row["memory"], "B"),
+                    written if row is mine[-1] else "",
+                ]
+            )
     total = found["total"]
     last = [
         "total",
@@ -71,7 +68,7 @@ def _notes(found: dict[str, Any]) -> list[str]:
         )
     text = (
         f"Exact scores of the whole pool ({whole['examples']:,} examples, {metric(whole['tokens'])} tokens, objective "
-        f"{whole['objective']}): {metric(whole['flops'], 'FLOP')}, where 4 P tokens are "
+        f"{whole['objective']}): {metric(whole['flops'], 'FLOP')}, where 4 × P × tokens is "
         f"{metric(whole['flops_of_4_p'], 'FLOP')}"
     )
     if whole["device_hours"] is not None:
