@@ -21,7 +21,7 @@ _ARRAY = 1500  # zarr's description of an array, with some others beside those o
 _STEP = 170  # a line of history.jsonl
 _SELECTED = 90  # what a selection adds to a record: score, rank, method
 _PREDICTED = 160  # a prediction, beside the text of its choices and 24 bytes a choice
-_PAGE = 350_000  # the report: style, figures, tables
+_PAGE = 150_000  # the report: style, figures, tables
 
 
 @dataclass(frozen=True)

@@ -161,20 +161,20 @@ def random_weights(shapes: Any, mesh: Any) -> Any:
     """Arrays N(0, 0.02²) of these shapes, made where they will lie, one layer at a time. Not constants: the power that
     a device draws, and with it its clock, depends on the bits it multiplies."""
     leaves, structure = jax.tree.flatten(shapes)
-    places = jax.tree.leaves(param_shardings(shapes, mesh)) if mesh is not None else [None] * len(leaves)
 
     def draw(key: jax.Array, leaf: Any) -> jax.Array:
-        def one(key: jax.Array) -> jax.Array:
-            return (0.02 * jax.random.normal(key, leaf.shape[1:])).astype(leaf.dtype)
+        def one(key: jax.Array, shape: tuple[int, ...] = leaf.shape[1:]) -> jax.Array:
+            return (0.02 * jax.random.normal(key, shape)).astype(leaf.dtype)
 
+        if len(leaf.shape) < 3:
+            return one(key, leaf.shape)
         return jax.lax.map(one, jax.random.split(key, leaf.shape[0]))
 
-    made = []
-    for number, (leaf, place) in enumerate(zip(leaves, places, strict=True)):
-        key = jax.random.fold_in(jax.random.key(0), number)
-        function = jax.jit(lambda key, leaf=leaf: draw(key, leaf), out_shardings=place)
-        made.append(function(key))
-    return jax.tree.unflatten(structure, made)
+    def draw_all(key: jax.Array) -> list[jax.Array]:
+        return [draw(jax.random.fold_in(key, number), leaf) for number, leaf in enumerate(leaves)]
+
+    places = jax.tree.leaves(param_shardings(shapes, mesh)) if mesh is not None else None
+    return jax.tree.unflatten(structure, jax.jit(draw_all, out_shardings=places)(jax.random.key(0)))
 
 
 def _refuse_too_large(run: Run, real: Run, load: Workload, count: int) -> None:

@@ -11,7 +11,8 @@ the temporaries are
   backward, layers kept            L (2.45 A + 2.8 X) + 3 H
 The factors were fitted to `compiled.memory_analysis()` of the CPU compiler (jax 0.10.2, fp32) on five shapes of width
 128 and 256, where they are within 20%. A scheduler that finishes one block of queries before the next needs less of A.
-Not in it: XLA's workspace, the runtime's own memory, fragmentation.
+Not in it: XLA's workspace, the runtime's own memory, fragmentation. Activations are not taken as split over the axis
+`tensor`, so there it is too much.
 """
 
 from __future__ import annotations
