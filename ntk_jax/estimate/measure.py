@@ -158,13 +158,13 @@ def _model(run: Run, mesh: Any, facts: Facts) -> Model:
 
 
 def random_weights(shapes: Any, mesh: Any) -> Any:
-    """Arrays N(0, 0.02²) of these shapes, made where they will lie, one layer at a time. Not constants: the power that
-    a device draws, and with it its clock, depends on the bits it multiplies."""
+    """Arrays of these shapes, uniform with deviation 0.02, made where they will lie, layer by layer. Not constants: the
+    power that a device draws, and with it its clock, depends on the bits it multiplies."""
     leaves, structure = jax.tree.flatten(shapes)
 
     def draw(key: jax.Array, leaf: Any) -> jax.Array:
         def one(key: jax.Array, shape: tuple[int, ...] = leaf.shape[1:]) -> jax.Array:
-            return (0.02 * jax.random.normal(key, shape)).astype(leaf.dtype)
+            return jax.random.uniform(key, shape, minval=-0.035, maxval=0.035).astype(leaf.dtype)
 
         if len(leaf.shape) < 3:
             return one(key, leaf.shape)
