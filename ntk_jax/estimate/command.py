@@ -30,9 +30,9 @@ def estimate(config: Config, *, json: str | None = None, measure: bool = False) 
     Raises UserError: settings that cannot work together, a number that is neither here nor given, a damaged file.
     """
     found = estimate_run(config, measure=measure)
-    print(as_text(found))
     if json is not None:
         write_json(Path(json), found)
+    print(as_text(found))
 
 
 def estimate_run(config: Config, *, measure: bool = False) -> dict[str, Any]:

@@ -58,8 +58,7 @@ def works(run: Run, load: Workload, facts: Facts) -> list[Work]:
     for stage in stages_of(config):
         if stage == "warmup":
             if config.warmup.max_steps != 0:
-                examples = _training_examples(load, 0)
-                found.append(_training(run, "warmup", config.warmup, examples, None))
+                found.append(_training(run, "warmup", config.warmup, load, 0, None))
         elif stage == "gradient":
             found.append(_gradient(run, load))
         elif stage == "preselect":
@@ -145,8 +144,7 @@ def _finetune(run: Run, load: Workload) -> Iterator[Work]:
     steps = count_steps(round(load.domain.count) + count, run.train_config(section))
     for arm in run.config.evaluate.arms:
         if arm != "base":
-            examples = _training_examples(load, 0 if arm == "domain" else count)
-            yield _training(run, "finetune", section, examples, arm, steps)
+            yield _training(run, "finetune", section, load, 0 if arm == "domain" else count, arm, steps)
 
 
 def _evaluate(run: Run, load: Workload) -> Work:
@@ -160,29 +158,19 @@ def _evaluate(run: Run, load: Workload) -> Work:
 # -- their parts -----------------------------------------------------------------------------------------------------
 
 
-def _training_examples(load: Workload, extra: int) -> tuple[int, float, float]:
-    """(examples, mean tokens, mean responses) of the domain and `extra` pool examples."""
-    domain, pool = load.domain, load.pool
-    count = round(domain.count) + extra
-    tokens = (domain.count * domain.tokens + extra * pool.tokens) / max(count, 1)
-    return count, tokens, (domain.count * domain.responses + extra * pool.responses) / max(count, 1)
-
-
 def _training(
-    run: Run,
-    stage: str,
-    section: TrainSection,
-    examples: tuple[int, float, float],
-    arm: str | None,
-    steps: int | None = None,
+    run: Run, stage: str, section: TrainSection, load: Workload, extra: int, arm: str | None, steps: int | None = None
 ) -> Work:
-    count, mean, responses = examples
+    """A training on the domain and `extra` pool examples; steps: instead of what the section says."""
+    domain, pool, count = load.domain, load.pool, round(load.domain.count) + extra
+    tokens = (domain.count * domain.tokens + extra * pool.tokens) / max(count, 1)
+    responses = (domain.count * domain.responses + extra * pool.responses) / max(count, 1)
     settings = run.train_config(section) if steps is None else run.train_config(section, max_steps=steps)
     seen = count_seen(count, settings)
-    flops = training_flops(
-        run.base.config, round(seen * mean), round(seen * responses), recomputes(run), lora_parameters=run.adapter_size
-    )
-    return Work(stage, seen, seen * mean, flops, flops, "backward", arm)
+    remat, size = recomputes(run), run.adapter_size
+    flops = training_flops(run.base.config, round(seen * tokens), round(seen * responses), remat, lora_parameters=size)
+    fill = pool.training_fill if extra else domain.training_fill
+    return Work(stage, seen, seen * tokens, flops, flops / fill, "backward", arm)
 
 
 def recomputes(run: Run) -> bool:
@@ -218,8 +206,8 @@ def _state(run: Run, load: Workload, facts: Facts) -> None:
     facts.assume(
         "padding",
         pool.fill,
-        f"packed rows of {run.row_length:,} are {100 * pool.fill:.0f}% full (at most 16 examples each), those of "
-        "training and evaluation wholly",
+        f"packed rows of {run.row_length:,} are {100 * pool.fill:.0f}% full (at most 16 examples each), in training "
+        f"{100 * pool.training_fill:.0f}%, in evaluation wholly",
         "the pool's tokens, packed",
     )
     if resolved_votes(config):

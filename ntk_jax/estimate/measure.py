@@ -78,7 +78,7 @@ def random_rows(run: Run, load: Workload) -> list[TokenRow]:
 
 
 def score_once(run: Run, rows: list[TokenRow]) -> tuple[Callable[[], Any], int, float]:
-    """(a call that sends one score step off, its tokens, its FLOPs)."""
+    """(a call that sends one score step off, its tokens, its FLOPs with padding)."""
     model, parameters, objective = run.base, run.config.score.parameters, run.objective
     theta, rest = split_parameters(model, parameters)
     step = make_step(model, objective, run.layout, parameters)
@@ -90,12 +90,13 @@ def score_once(run: Run, rows: list[TokenRow]) -> tuple[Callable[[], Any], int, 
     used = packed.index[packed.index >= 0].tolist()
     tokens = sum(len(rows[i].ids) for i in used)
     labels = 0 if objective.is_linear else sum(int(rows[i].span.sum()) for i in used)
-    flops = score_flops(model.config, tokens, labels, directions=channels, **run.differentiated)
+    positions = packed.batch.tokens.size
+    flops = score_flops(model.config, positions, labels, directions=channels, **run.differentiated)
     return lambda: directional_step(step, theta, rest, read, directions, batch), tokens, flops
 
 
 def train_once(run: Run, rows: list[TokenRow]) -> tuple[Callable[[], Any], int, float]:
-    """(a call that sends the gradient of one microbatch of the fine-tuning off, its tokens, its FLOPs)."""
+    """(a call that sends the gradient of one microbatch of the fine-tuning off, its tokens, its FLOPs with padding)."""
     model, mesh = run.base, run.mesh
     settings = TrainConfig(
         batch_size=len(rows), max_steps=1, tokens_per_microbatch=run.config.finetune.tokens_per_microbatch
@@ -117,7 +118,8 @@ def train_once(run: Run, rows: list[TokenRow]) -> tuple[Callable[[], Any], int, 
         with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
             return gradient(model.lora, model.base, batch)
 
-    flops = training_flops(model.config, tokens, labels, remat, lora_parameters=run.adapter_size)
+    positions = packed.batch.tokens.size
+    flops = training_flops(model.config, positions, labels, remat, lora_parameters=run.adapter_size)
     return once, tokens, flops
 
 

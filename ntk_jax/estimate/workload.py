@@ -29,7 +29,7 @@ class Examples:
 
     records: read. count: of them usable. tokens, responses, span: of a usable example; responses are the positions a
     loss is taken at, span those of score.span. error: standard error of the mean of tokens. bytes: of a record as JSON.
-    fill: share of a packed row's positions that hold tokens.
+    fill: share of a packed row's positions that hold tokens. training_fill: the same where a row takes all that fit.
     """
 
     records: int
@@ -41,6 +41,7 @@ class Examples:
     bytes: float
     id_bytes: int
     fill: float
+    training_fill: float
 
     @property
     def total(self) -> float:
@@ -181,7 +182,10 @@ def _sampled(run: Run, facts: Facts, name: str, records: list[Record], limit: in
         _spread(lengths, error) + (f"; {lost:,} dropped, {cut:,} truncated" if lost or cut else ""),
         f"tokenized {'all' if whole else 'a seeded sample of'} {len(records):,}, model.max_length {model.max_length:,}",
     )
-    packed = sum(1 for _ in pack(rows, row_length=run.row_length, rows_per_batch=1, max_segments=MAX_SEGMENTS))
+    fills = []
+    for most in (MAX_SEGMENTS, run.row_length):
+        packed = sum(1 for _ in pack(rows, row_length=run.row_length, rows_per_batch=1, max_segments=most))
+        fills.append(float(lengths.sum() / (packed * run.row_length)))
     return Examples(
         limit,
         limit * len(rows) / len(records),
@@ -191,7 +195,7 @@ def _sampled(run: Run, facts: Facts, name: str, records: list[Record], limit: in
         error,
         float(np.mean([len(json.dumps(record, ensure_ascii=False).encode()) for record, _ in encoded])),
         max(len(record["id"].encode()) for record, _ in encoded),
-        float(lengths.sum() / (packed * run.row_length)),
+        *fills,
     )
 
 
@@ -229,7 +233,16 @@ def _without_tokenizer(run: Run, facts: Facts, name: str, count: int) -> Example
     positions = {"response": mean * share, "all": mean, "last": 1.0}[span]
     fill = min(1.0, MAX_SEGMENTS * mean / run.row_length)
     return Examples(
-        count, count, mean, mean * share, positions, 0.0, 120 + mean * section.bytes_per_token, section.id_bytes, fill
+        count,
+        count,
+        mean,
+        mean * share,
+        positions,
+        0.0,
+        120 + mean * section.bytes_per_token,
+        section.id_bytes,
+        fill,
+        1.0,
     )
 
 
