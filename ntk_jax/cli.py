@@ -28,7 +28,8 @@ A stage that is finished in the run directory is skipped, one that was cut short
 block. Changing a value that a finished stage depends on stops with the names of the keys that differ.
 """
 
-# sub-command -> (one line for the list, what its own --help says). All but `doctor` take a config and a run directory.
+# sub-command -> (one line for the list, what its own --help says). All but `doctor` take a config, and all but
+# `doctor` and `estimate` a run directory.
 COMMANDS = {
     "run": (
         "all stages in order, resumable",
@@ -95,6 +96,13 @@ COMMANDS = {
         "trace, centered_trace, pseudo, probe or full. Needs no other stage and is no part of `run`. Writes kernel/: "
         "kernel.npz (kernel, ids_a, ids_b, kind), summary.json and data.json.",
     ),
+    "estimate": (
+        "what a run will cost, before it starts",
+        "Tokens, FLOPs, device-hours, memory a device and disk of every stage, from what is on this machine (the "
+        "model's config.json, its tokenizer, the records) and, for what is not, from the section estimate; lists every "
+        "value it rests on. Writes nothing but FILE of --json FILE, and downloads nothing. --measure runs the score "
+        "step and the training step on this machine's devices for a few seconds instead of taking a stated rate.",
+    ),
     "doctor": (
         "check devices, numerics, weights and data",
         "Checks devices and versions, the numerics of the kernel on a small random model, and with a config also "
@@ -123,7 +131,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
     for name, (line, description) in COMMANDS.items():
         config = "[CONFIG]" if name == "doctor" else "CONFIG"
-        until = "[--until STAGE] " if name == "run" else ""
+        own = {"run": "[--until STAGE] ", "estimate": "[--json FILE] [--measure] "}.get(name, "")
         sub = commands.add_parser(
             name,
             help=line,
@@ -131,13 +139,16 @@ def parser() -> argparse.ArgumentParser:
             epilog=OVERRIDES.format(name=name),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
-            usage=f"ntk-jax {name} {config} [--out DIR] {until}[--section.key=value ...]",
+            usage=f"ntk-jax {name} {config} [--out DIR] {own}[--section.key=value ...]",
         )
         sub.add_argument("config", metavar="CONFIG", nargs="?" if name == "doctor" else None, help="a YAML file")
         sub.add_argument("--out", metavar="DIR", help="the run directory; wins over `out` in the config")
         if name == "run":
-            stages = [stage for stage in COMMANDS if stage not in ("run", "diagnose", "kernel", "doctor")]
+            stages = [stage for stage in COMMANDS if stage not in ("run", "diagnose", "kernel", "estimate", "doctor")]
             sub.add_argument("--until", metavar="STAGE", choices=stages, help="stop after this stage")
+        if name == "estimate":
+            sub.add_argument("--json", metavar="FILE", help="also write all numbers and their grounds there")
+            sub.add_argument("--measure", action="store_true", help="measure the rate on this machine's devices")
     return top
 
 
@@ -182,6 +193,11 @@ def _command(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
         doctor.examine(config)
         return
     assert isinstance(config, Config)
+    if arguments.command == "estimate":
+        from ntk_jax.estimate.command import estimate
+
+        estimate(config, json=arguments.json, measure=arguments.measure)
+        return
     if not config.out:
         raise UserError("no run directory: give --out DIR, or set `out` in the config")
 

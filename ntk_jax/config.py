@@ -216,6 +216,44 @@ class MeshSection:
 
 
 @dataclass(frozen=True)
+class ShapeSection:
+    """A model's shape in the words of Hugging Face's config.json, for where that file is not at hand."""
+
+    model_type: str | None = None  # llama, qwen2, qwen3
+    vocab_size: Count | None = None
+    hidden_size: Count | None = None
+    intermediate_size: Count | None = None
+    num_hidden_layers: Count | None = None
+    num_attention_heads: Count | None = None
+    num_key_value_heads: Count | None = None
+    head_dim: Count | None = None
+    max_position_embeddings: Count | None = None
+    tie_word_embeddings: bool | None = None
+
+
+@dataclass(frozen=True)
+class EstimateSection:
+    """`ntk-jax estimate`: what to take for files, weights and devices that are not here. What is here is counted."""
+
+    shape: ShapeSection = field(default_factory=ShapeSection)
+    pool_examples: Count | None = None
+    domain_examples: Count | None = None
+    tokens_per_example: Positive | None = None  # mean of prompt and response, after truncation
+    response_share: Fraction = 0.5  # of an example's tokens
+    questions: Count | None = None  # of all files of evaluate.files together
+    tokens_per_question: Positive | None = None  # its prompt once and all choices; by default tokens_per_example
+    choice_tokens: Positive = 16.0  # of these, in all choices of a question together
+    bytes_per_token: Positive = 4.5  # of text in a record
+    id_bytes: Count = 32  # of the longest id
+    sample: Annotated[int, Range(2)] = 400  # pool records that are tokenized, where they are here
+    devices: Count | None = None  # by default those of this machine
+    device: str | None = None  # A100, H100, H200, v4, v5e, v5p or v6e; by default this machine's
+    rate: Positive | None = None  # a device's peak in FLOP/s, where its kind is not one of these
+    utilization: Annotated[float, Range(0.01, 1)] = 0.4  # of that peak; --measure makes it a measurement
+    reported: str = ""  # a cost reported elsewhere and its source, printed beside that of scoring the whole pool
+
+
+@dataclass(frozen=True)
 class Config:
     """A whole run."""
 
@@ -234,6 +272,7 @@ class Config:
     diagnose: DiagnoseSection = field(default_factory=DiagnoseSection)
     report: ReportSection = field(default_factory=ReportSection)
     kernel: KernelSection = field(default_factory=KernelSection)
+    estimate: EstimateSection = field(default_factory=EstimateSection)
     mesh: MeshSection = field(default_factory=MeshSection)
 
 

@@ -44,7 +44,7 @@ def evaluation_table(results: dict[str, Any]) -> str:
 
     percent = f"{100 * results['confidence']:g}%"
     lines = [f"Accuracy in %, choices by likelihood per token [{percent} bootstrap interval]; raw: by whole likelihood"]
-    lines += _align(rows, rules_before={1, 1 + len(results["tasks"]), 3 + len(results["tasks"])})
+    lines += align(rows, rules_before={1, 1 + len(results["tasks"]), 3 + len(results["tasks"])})
     for task in results["tasks"]:
         if task["truncated"]:
             share = f"{task['truncated']:,} of its {task['questions']:,} questions"
@@ -74,7 +74,7 @@ def selection_lines(summary: dict[str, Any]) -> str:
     for family in largest:
         share, pool_share = family["selected"] / max(count, 1), family["pool"] / max(pool, 1)
         rows.append([family["name"], f"{family['selected']:,}", f"{100 * share:.1f}%", f"{100 * pool_share:.1f}%"])
-    return "\n".join([*lines, *_align(rows, rules_before={1})])
+    return "\n".join([*lines, *align(rows, rules_before={1})])
 
 
 def kernel_lines(folder: str | Path) -> str:
@@ -115,7 +115,7 @@ def _flops(value: float | None) -> str:
     return f"{value:.2e}" if value else "-"
 
 
-def _align(rows: Sequence[Sequence[str]], rules_before: set[int]) -> list[str]:
+def align(rows: Sequence[Sequence[str]], rules_before: set[int]) -> list[str]:
     """Columns of equal width, the first to the left and the others to the right, with rules before some rows."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []

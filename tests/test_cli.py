@@ -101,7 +101,7 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
 
 
 def test_commands_are_the_stages_in_order() -> None:
-    alone = ("run", "diagnose", "kernel", "doctor")
+    alone = ("run", "diagnose", "kernel", "estimate", "doctor")
     assert [name for name in cli.COMMANDS if name not in alone] == list(pipeline.STAGES)
 
 

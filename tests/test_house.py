@@ -20,7 +20,7 @@ README = (PACKAGE.parent / "README.md").read_text(encoding="utf8")
 FLOORS = (
     ("__main__", "__init__"),
     ("cli",),
-    ("doctor", "pipeline", "api", "summary", "progress"),
+    ("doctor", "estimate", "pipeline", "api", "summary", "progress"),
     ("stages", "selftest"),
     ("config",),
     ("report",),
@@ -45,6 +45,7 @@ ABOVE_ROOMS = {
     "__init__",
     "cli",
     "doctor",
+    "estimate",
     "pipeline",
     "api",
     "summary",

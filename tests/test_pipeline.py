@@ -18,6 +18,7 @@ from tiny_run import tiny_run_config, write_config, write_inputs
 
 from ntk_jax import cli, pipeline
 from ntk_jax.errors import UserError
+from ntk_jax.estimate.command import estimate_run
 from ntk_jax.storage import atomic
 from ntk_jax.storage.arrays import open_store, read
 from ntk_jax.storage.run import lock
@@ -441,3 +442,33 @@ class TestMistakes:
 
         monkeypatch.setattr(atomic.os, "replace", refuse)
         self.refused(inputs, "ead-only", "readonly")
+
+
+def test_an_estimate_counts_what_the_run_counted(inputs, finished):
+    """The sample holds the whole pool here, so what the run read is known exactly, but for who is selected."""
+    found = estimate_run(tiny_run_config(inputs))
+    stages = {(row["stage"], row["arm"]): row for row in found["stages"]}
+    for name in ("gradient", "score"):
+        summary = atomic.read_json(finished / name / "summary.json")
+        assert all(stages[name, None][key] == summary[key] for key in ("tokens", "flops"))
+    assert stages["score", None]["examples"] == atomic.read_json(finished / "score" / "summary.json")["scored"]
+    arms = {arm["name"]: arm for arm in atomic.read_json(finished / "evaluate" / "results.json")["arms"]}
+    for arm in ("domain", "random", "selected"):
+        for key in ("tokens", "flops"):
+            assert stages["finetune", arm][key] == pytest.approx(arms[arm][key], rel=0.2), (arm, key)
+    asked = [atomic.read_json(path)["test"] for path in (finished / "evaluate" / "predictions").glob("*/tasks.json")]
+    assert len(asked) == 4 and stages["evaluate", None]["tokens"] == sum(task["tokens"] for task in asked)
+
+
+def test_an_estimate_of_disk_is_near_what_the_run_wrote(inputs, finished):
+    """Within a factor of 2 for a stage that writes more than the few files about itself, and of 1.5 in all."""
+    found = estimate_run(tiny_run_config(inputs))
+    sizes = {
+        name: sum(path.stat().st_size for path in (finished / name).rglob("*") if path.is_file())
+        for name in found["disk"]
+    }
+    assert sizes["finetune"] > 10_000 and sizes["score"] > 5_000
+    for name, size in sizes.items():
+        if size > 10_000:
+            assert 0.5 < found["disk"][name]["kept"] / size < 2, (name, found["disk"][name], size)
+    assert 1 / 1.5 < found["total"]["disk"] / sum(sizes.values()) < 1.5

@@ -28,7 +28,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
 )
 
 
-def param_shardings(tree: Any, mesh: Mesh, rules: tuple[tuple[str, PartitionSpec], ...] = RULES) -> Any:
+def param_shardings(tree: Any, mesh: Mesh | AbstractMesh, rules: tuple[tuple[str, PartitionSpec], ...] = RULES) -> Any:
     """A NamedSharding for every leaf of `tree` (arrays or ShapeDtypeStructs in nested dicts)."""
 
     def place(path: Any, leaf: Any) -> NamedSharding:

@@ -49,6 +49,14 @@ def step_indices(step: int, examples: int, batch_size: int, seed: int) -> np.nda
     return np.array_split(_epoch_order(examples, seed, epoch), per_epoch)[part]
 
 
+def count_seen(examples: int, config: TrainConfig) -> int:
+    """Examples seen by all steps, each counted as often as it is seen: the sum of the lengths of `step_indices`."""
+    per_epoch = -(-examples // config.batch_size)
+    epochs, parts = divmod(count_steps(examples, config), per_epoch)
+    # Of the parts of an epoch the first are one longer, as `np.array_split` makes them.
+    return epochs * examples + parts * (examples // per_epoch) + min(parts, examples % per_epoch)
+
+
 def step_rows(rows: Sequence[TokenRow], step: int, config: TrainConfig, seed: int) -> list[TokenRow]:
     """The examples of `step`, in the order in which `PackedBatch.index` counts them."""
     return [rows[i] for i in step_indices(step, len(rows), config.batch_size, seed)]

@@ -1,0 +1,92 @@
+"""How fast a device computes: what its maker states, times the share of it that is taken to be reached."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import jax
+
+from ntk_jax.config import Config
+from ntk_jax.errors import UserError
+from ntk_jax.estimate.facts import Facts
+
+# Peak dense bf16 FLOP/s of one device. Where a sheet gives the rate with sparsity, half of it.
+PEAKS = {
+    "A100": 312e12,  # NVIDIA A100 Tensor Core GPU datasheet: BFLOAT16 Tensor Core, without sparsity
+    "H100": 989e12,  # NVIDIA H100 Tensor Core GPU datasheet, SXM: 1,979 TFLOPS with sparsity
+    "H200": 989e12,  # NVIDIA H200 Tensor Core GPU datasheet, SXM: 1,979 TFLOPS with sparsity
+    "v4": 275e12,  # Google Cloud documentation, TPU v4: peak compute per chip
+    "v5e": 197e12,  # Google Cloud documentation, TPU v5e: peak compute per chip
+    "v5p": 459e12,  # Google Cloud documentation, TPU v5p: peak compute per chip
+    "v6e": 918e12,  # Google Cloud documentation, TPU v6e: peak compute per chip
+}
+SHEETS = {
+    **dict.fromkeys(("A100", "H100", "H200"), "NVIDIA's datasheet, dense bf16"),
+    **dict.fromkeys(("v4", "v5e", "v5p", "v6e"), "Google Cloud's documentation, bf16"),
+}
+# What jax calls them; a card with another bus or form has another rate, and is none of these.
+_KINDS = {
+    r"NVIDIA A100.*": "A100",
+    r"NVIDIA H100 80GB HBM3": "H100",
+    r"NVIDIA H200": "H200",
+    r"TPU v4": "v4",
+    r"TPU v5 ?(lite|e)": "v5e",
+    r"TPU v5p?": "v5p",
+    r"TPU v6 ?(lite|e)": "v6e",
+}
+
+
+@dataclass(frozen=True)
+class Rate:
+    """FLOP/s that one device reaches in a forward and in a backward pass; device: its name. peak: None if measured."""
+
+    forward: float
+    backward: float
+    device: str
+    peak: float | None = None
+
+
+def kind_of(device_kind: str) -> str | None:
+    """The name in `PEAKS` of what jax calls a device, None for any other."""
+    return next((name for pattern, name in _KINDS.items() if re.fullmatch(pattern, device_kind)), None)
+
+
+def stated_rate(config: Config, facts: Facts) -> Rate | None:
+    """The rate by estimate.rate, estimate.device or this machine's devices; None where no rate is known.
+
+    Raises UserError: a device that is not in the list.
+    """
+    section = config.estimate
+    name = section.device or kind_of(jax.devices()[0].device_kind)
+    if section.rate is not None:
+        peak, source = section.rate, "estimate.rate"
+    elif section.device is not None and section.device not in PEAKS:
+        raise UserError(
+            f"estimate.device = {section.device!r} is not one of {', '.join(PEAKS)}; give its peak as estimate.rate"
+        )
+    elif name is None or config.model.dtype != "bfloat16":
+        # The peaks are of bf16: in float32 the same devices reach a fraction that depends on how jax multiplies.
+        return None
+    else:
+        peak, source = PEAKS[name], SHEETS[name]
+    name = name or "device"
+    facts.assume("peak rate", peak, f"{peak / 1e12:g} TFLOP/s for one {name}", source)
+    facts.assume(
+        "utilization",
+        section.utilization,
+        f"{100 * section.utilization:g}% of the peak rate is reached, in every stage",
+        "estimate.utilization; not measured: --measure on such a device makes it a measurement",
+    )
+    reached = peak * section.utilization
+    return Rate(reached, reached, name, peak)
+
+
+def why_no_rate(config: Config) -> str:
+    """The line that stands where hours would."""
+    kind = jax.devices()[0].device_kind
+    if config.model.dtype != "bfloat16" and (config.estimate.device or kind_of(kind)):
+        reason = "the rates known here are of bfloat16, and model.dtype is float32; give estimate.rate"
+    else:
+        reason = f"none is known for {kind!r}; give estimate.device or estimate.rate"
+    return f"Device-hours need a rate: {reason}, or measure with --measure on the device"

@@ -1,0 +1,354 @@
+"""`ntk-jax estimate`: counts against arithmetic by hand, memory against XLA's own account.
+
+What a finished run counted and wrote is compared in test_pipeline.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_run import tiny_run_config, write_inputs
+
+from ntk_jax import cli
+from ntk_jax.config import Config, build, load_config, to_tree
+from ntk_jax.data.batch import Batch
+from ntk_jax.errors import UserError
+from ntk_jax.estimate import measure, memory, rates
+from ntk_jax.estimate.command import estimate_run
+from ntk_jax.estimate.facts import Facts
+from ntk_jax.estimate.memory import Shape, backward_bytes, score_bytes
+from ntk_jax.estimate.shape import abstract_run
+from ntk_jax.models.config import ModelConfig
+from ntk_jax.models.decoder import abstract_decoder
+from ntk_jax.models.lora import LoRAConfig
+from ntk_jax.ntk.objectives import Objective
+from ntk_jax.ntk.step import Step, directional_step
+from ntk_jax.parallel.mesh import make_mesh
+from ntk_jax.parallel.rules import param_shardings
+from ntk_jax.training.loss import loss_sum
+from ntk_jax.training.optimizer import TrainConfig
+from ntk_jax.training.order import count_seen, count_steps, step_indices
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+STATED: dict[str, Any] = {
+    "model": {"path": "not/here", "max_length": 64},
+    "lora": {"rank": 2},
+    "data": {"domain": ["not/here.jsonl"], "pool": ["not/here/*.jsonl"]},
+    "warmup": {"max_steps": 10, "batch_size": 10},
+    "finetune": {"epochs": 2, "batch_size": 40},
+    "score": {"batch_tokens": 512},
+    "preselect": {"method": "votes", "keep": 400, "neighbours": 5},
+    "select": {"count": 80},
+    "evaluate": {"files": ["not/here.test.jsonl"], "arms": ["base", "domain", "selected"]},
+    "report": {"examples": 0},
+    "estimate": {
+        "shape": {
+            "model_type": "llama",
+            "vocab_size": 100,
+            "hidden_size": 8,
+            "intermediate_size": 12,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "max_position_embeddings": 64,
+        },
+        "pool_examples": 1000,
+        "domain_examples": 40,
+        "tokens_per_example": 20,
+        "response_share": 0.25,
+        "questions": 30,
+        "tokens_per_question": 30,
+        "choice_tokens": 6,
+        "devices": 1,
+    },
+}
+
+
+def config(**sections: dict[str, Any]) -> Config:
+    return build(Config, {**STATED, **{n: {**STATED.get(n, {}), **s} for n, s in sections.items()}}, "test")
+
+
+def stage(found: dict[str, Any], name: str, arm: str | None = None) -> dict[str, Any]:
+    return next(row for row in found["stages"] if (row["stage"], row["arm"]) == (name, arm))
+
+
+def ground(found: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(fact for fact in found["grounds"] if fact["name"] == name)
+
+
+# -- counts ----------------------------------------------------------------------------------------------------------
+
+
+def test_counts_are_those_by_hand() -> None:
+    found = estimate_run(config())
+    # a layer: q and o 8 × 8, k and v 8 × 4, three of 8 × 12; adapters of rank 2 on all seven
+    trunk = 3 * (2 * 64 + 2 * 32 + 3 * 96)
+    lora = 3 * 2 * (2 * (8 + 8) + 2 * (8 + 4) + 3 * (8 + 12))
+    assert ground(found, "P")["value"] == trunk == 1440
+    assert ground(found, "parameters")["value"] == {"base": 2 * 100 * 8 + trunk + 3 * 16 + 8, "lora": lora}
+    # 10 steps of 10 of 40 examples, 20 tokens each, a quarter of them labels that meet a head of 100 × 8
+    assert stage(found, "warmup")["tokens"] == 10 * 10 * 20
+    assert stage(found, "warmup")["flops"] == 2000 * (4 * trunk + 6 * lora) + 500 * 4 * 800
+    assert stage(found, "preselect")["tokens"] == 1040 * 20
+    assert stage(found, "preselect")["flops"] == 20800 * 2 * (trunk + lora) + 2 * 40 * 1000 * 8
+    assert stage(found, "score")["examples"] == 400
+    assert stage(found, "score")["flops"] == 8000 * (4 * trunk + 6 * lora)
+    assert stage(found, "gradient")["flops"] == 800 * (6 * trunk + 8 * lora)
+    # 120 examples, 3 steps an epoch, two epochs; the domain alone as many steps of its one part of 40
+    assert stage(found, "finetune", "selected")["tokens"] == 240 * 20
+    assert stage(found, "finetune", "domain")["tokens"] == 6 * 40 * 20
+    assert stage(found, "evaluate")["tokens"] == 3 * 30 * 30
+    assert stage(found, "evaluate")["flops"] == 2700 * 2 * (trunk + lora) + 3 * 30 * 6 * 2 * 800
+    whole = found["whole_pool"]
+    assert (whole["examples"], whole["tokens"]) == (1000, 20000)
+    assert whole["flops"] == 20000 * (4 * trunk + 6 * lora) and whole["flops_of_4_p"] == 20000 * 4 * trunk
+    assert found["total"]["flops"] == sum(row["flops"] for row in found["stages"])
+    assert found["total"]["device_hours"] is None and "need a rate" in found["no_rate"]
+
+
+def test_other_ways_to_select() -> None:
+    found = estimate_run(config(preselect={"method": "none", "keep": None}, score={"objective": "probe", "probes": 3}))
+    trunk, lora = 1440, ground(estimate_run(config()), "parameters")["value"]["lora"]
+    assert stage(found, "score")["flops"] == 20000 * (8 * trunk + 14 * lora)  # (1 + 3) passes, LoRA (1 + 2 × 3)
+    sketch = stage(estimate_run(config(select={"by": "cosine"}, sketch={"dim": 64})), "sketch")
+    gradient = 6 * trunk + 8 * lora
+    assert sketch["examples"] == 440
+    assert sketch["flops"] == pytest.approx(8800 * gradient + 440 * 2 * lora * 64)
+    assert sketch["flops_with_padding"] == pytest.approx(440 * 64 * gradient + 440 * 2 * lora * 64)  # one a row of 64
+
+
+@pytest.mark.parametrize("settings", [{"epochs": 3.0}, {"epochs": 0.4}, {"max_steps": 0}, {"max_steps": 17}])
+@pytest.mark.parametrize("examples", [1, 8, 23, 64])
+def test_examples_seen(settings: dict[str, Any], examples: int) -> None:
+    training = TrainConfig(batch_size=8, **settings)
+    steps = range(count_steps(examples, training))
+    assert count_seen(examples, training) == sum(len(step_indices(step, examples, 8, 0)) for step in steps)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions", "trunk"),
+    [
+        ("llama3_8b", 8.03, 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)),
+        ("qwen3_8b", 8.19, 36 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 12288)),
+    ],
+)
+def test_the_recipes_of_8b(name: str, billions: float, trunk: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their published parameter counts; the whole pool of 1.8M by 4 P tokens, beside the paper's hours."""
+    found = estimate_run(load_config(CONFIGS / f"{name}.yaml", ["--model.path=not/here"]))
+    assert round(ground(found, "parameters")["value"]["base"] / 1e9, 2) == billions
+    whole, tokens = found["whole_pool"], 1_800_000 * 256
+    assert whole["tokens"] == tokens and whole["flops_of_4_p"] == 4 * trunk * tokens
+    assert 1 < whole["flops"] / (4 * trunk * tokens) < 1.01  # the rest is LoRA
+    assert whole["device_hours"] == pytest.approx(whole["flops"] / (312e12 * 0.4) / 3600)
+    assert whole["device_hours_at_peak"] == pytest.approx(whole["flops"] / 312e12 / 3600)
+    for key in ("tokens a pool example", "peak rate", "utilization", "model shape", "questions"):
+        assert ground(found, key)["assumed"]
+    assert cli.main(["estimate", str(CONFIGS / f"{name}.yaml"), "--model.path=not/here"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for part in ("31 A100-hours", "312 TFLOP/s for one A100 (NVIDIA's datasheet", "256 on average", "40% of the peak"):
+        assert part in text
+
+
+def test_rates_of_devices() -> None:
+    names = {
+        "NVIDIA A100-SXM4-80GB": "A100",
+        "NVIDIA H100 80GB HBM3": "H100",
+        "NVIDIA H200": "H200",
+        "NVIDIA H100 PCIe": None,  # slower than the SXM card
+        "TPU v4": "v4",
+        "TPU v5 lite": "v5e",
+        "TPU v5p": "v5p",
+        "TPU v5": "v5p",
+        "TPU v6 lite": "v6e",
+        "cpu": None,
+    }
+    assert {name: rates.kind_of(name) for name in names} == names
+    assert set(rates.SHEETS) == set(rates.PEAKS)
+    bf16, hours = {"dtype": "bfloat16"}, {"device": "H200", "utilization": 0.5}
+    found = estimate_run(config(model=bf16, estimate=hours))
+    padded = stage(found, "preselect")["flops_with_padding"]
+    assert stage(found, "preselect")["device_hours"] == pytest.approx(padded / (989e12 / 2) / 3600)
+    assert estimate_run(config(estimate=hours))["rate"] is None  # float32 has another rate
+    assert estimate_run(config(estimate={"rate": 1e12}))["rate"]["forward"] == pytest.approx(0.4e12)
+
+
+# -- files that are here ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    folder = tmp_path_factory.mktemp("inputs")
+    write_inputs(folder)
+    return tiny_run_config(folder)
+
+
+def test_a_sample_stands_for_the_pool(tiny: Config) -> None:
+    before = estimate_run(tiny)
+    assert not Path(tiny.out).exists()  # an estimate writes nothing
+    few = estimate_run(build(Config, {**to_tree(tiny), "estimate": {"sample": 20}}, "test"))
+    assert "standard error" in ground(few, "tokens a pool example")["text"]
+    assert stage(few, "score")["tokens"] == pytest.approx(stage(before, "score")["tokens"], rel=0.3)
+    assert few == estimate_run(build(Config, {**to_tree(tiny), "estimate": {"sample": 20}}, "test"))
+
+
+def measured(one: Config, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The JSON of `ntk-jax estimate --measure --json`, each step run no more often than it must."""
+    monkeypatch.setattr(measure, "SECONDS", 0.0)
+    (folder / "run.yaml").write_text(json.dumps(to_tree(one)))
+    target = folder / "estimate.json"
+    assert cli.main(["estimate", str(folder / "run.yaml"), "--measure", "--json", str(target)]) == 0
+    return json.loads(target.read_text())
+
+
+def test_json_and_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    one = config(mesh={"data": 1})
+    found = measured(one, tmp_path, monkeypatch)
+    assert [row["flops"] for row in found["stages"]] == [row["flops"] for row in estimate_run(one)["stages"]]
+    assert found["rate"]["forward"] > 0 and found["rate"]["backward"] > 0 and found["rate"]["peak"] is None
+    assert not ground(found, "score step")["assumed"] and ground(found, "weights of the measurement")["assumed"]
+    score = stage(found, "score")
+    assert score["device_hours"] == score["flops_with_padding"] / found["rate"]["forward"] / 3600 > 0
+    text = capsys.readouterr().out
+    assert "device-hours" in text and "measured here" in " ".join(text.split())
+    assert max(map(len, text.splitlines())) <= 120
+
+
+@pytest.mark.slow
+def test_measure_with_real_weights_on_a_mesh(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = measured(build(Config, {**to_tree(tiny), "mesh": {"fsdp": 4, "data": 2}}, "test"), tmp_path, monkeypatch)
+    assert not ground(found, "weights of the measurement")["assumed"] and found["devices"] == 8
+    assert found["rate"]["forward"] > 0 and found["rate"]["backward"] > 0
+
+
+@pytest.mark.slow
+def test_random_weights_are_made_where_they_lie() -> None:
+    shapes, mesh = abstract_run(config(), Facts()).base, make_mesh(1, 4, 2)
+    made = measure.random_weights(shapes.base, mesh)
+    for leaf, shape in zip(jax.tree.leaves(made), jax.tree.leaves(shapes.base), strict=True):
+        assert (leaf.shape, leaf.dtype) == (shape.shape, shape.dtype)
+    kernel = made["layers"]["gate_proj"]["kernel"]
+    assert 0.01 < float(jnp.std(kernel)) < 0.03 and kernel.addressable_shards[0].data.shape == (3, 2, 6)
+
+
+# -- memory ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def as_users_compile() -> Iterator[None]:
+    """The tests' compiler does not fuse; its account of memory is not that of a run."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def test_memory_against_the_compiler(as_users_compile: None) -> None:
+    """Within a factor of 2 of `memory_analysis` (arguments and temporaries), for a shape that was not fitted."""
+    shape = ModelConfig("llama", 20000, 192, 640, 3, 6, 2, 32)
+    graphdef, lora, base = abstract_decoder(shape, LoRAConfig(4, 8.0), jnp.float32)
+    rows, length, labels = 4, 192, 96
+    integers = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    span = jax.ShapeDtypeStruct((rows, length), jnp.bool)
+
+    def batch(*slots: int) -> Batch:
+        given = jax.ShapeDtypeStruct(slots, jnp.int32)
+        return Batch(integers, integers, integers, span, given, given, given)
+
+    def account(compiled: Any) -> float:
+        found = compiled.memory_analysis()
+        return found.argument_size_in_bytes + found.temp_size_in_bytes
+
+    lies = 4.0 * sum(leaf.size for leaf in jax.tree.leaves((base, lora)))
+    direction = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, 1, *leaf.shape), jnp.float32), lora)
+    step = Step(graphdef, jnp.dtype(jnp.float32), Objective("sum_logits"), "lora", 16)
+    read = jax.ShapeDtypeStruct((1, 192), jnp.float32)
+    score = directional_step.lower(step, lora, {"base": base}, read, direction, batch(rows, 1)).compile()
+    assert 0.5 < (lies + score_bytes(shape, Shape(rows, length), 4, 1)) / account(score) < 2
+
+    def loss(lora: Any, base: Any, batch: Batch) -> jax.Array:
+        return loss_sum(graphdef, lora, base, batch, remat=True)[0]
+
+    train = jax.jit(jax.value_and_grad(loss)).lower(lora, base, batch(1, rows * labels)).compile()
+    model = backward_bytes(shape, Shape(rows, length, rows * labels), 4, True)
+    assert 0.5 < (lies + model) / account(train) < 2
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
+def test_weights_are_split_as_the_rules_say(sizes: tuple[int, int, int]) -> None:
+    """A device's part, against the arrays that really lie on one."""
+    data, fsdp, tensor = sizes
+    one = abstract_run(config(mesh={"data": data, "fsdp": fsdp, "tensor": tensor}, estimate={"devices": None}), Facts())
+    real = make_mesh(*sizes)
+    arrays = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), one.base.base)
+    placed = jax.device_put(arrays, param_shardings(arrays, real))
+    own = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(placed))
+    gathered = 0.0
+    if fsdp * tensor > 1:
+        gathered = arrays["embed"].nbytes + sum(a.nbytes for a in jax.tree.leaves(arrays["layers"])) / 3 / tensor
+    assert memory.weights(one) == pytest.approx(own + gathered)
+
+
+def test_memory_grows_with_the_batch() -> None:
+    small, large = (estimate_run(config(score={"batch_tokens": size})) for size in (512, 4096))
+    assert stage(small, "score")["memory"] < stage(large, "score")["memory"]
+    assert stage(small, "warmup")["memory"] == stage(large, "warmup")["memory"]
+
+
+# -- mistakes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"estimate": {"shape": {}}}, "no config.json on this machine .* as estimate.shape"),
+        ({"estimate": {"shape": {"model_type": "llama"}}}, "estimate.shape: hidden_size is missing"),
+        ({"estimate": {"pool_examples": None}}, "data.pool: none of not/here/.* is here; .*estimate.pool_examples"),
+        ({"estimate": {"domain_examples": None}}, "data.domain: none of .*estimate.domain_examples"),
+        ({"estimate": {"questions": None}}, "evaluate.files: none of .*estimate.questions"),
+        ({"estimate": {"tokens_per_example": None}}, "data.pool: its tokens cannot be counted .*tokens_per_example"),
+        ({"estimate": {"device": "abacus"}}, "estimate.device = 'abacus' is not one of A100, .*estimate.rate"),
+        ({"estimate": {"devices": 4}, "mesh": {"data": 3}}, "mesh data=3, fsdp=1, tensor=1 does not fit 4 devices"),
+        ({"select": {"count": 1001}, "preselect": {"keep": 2000}}, "select.count = 1001 is larger than the pool"),
+        ({"select": {"by": "mean"}, "sketch": {"dim": 8192}}, "dim = 8192 is larger than the"),
+        ({"score": {"parameters": "nothing"}}, "matches no parameter"),
+        ({"model": {"max_length": 128}}, "model.max_length = 128 is more than the 64 positions"),
+        ({"model": {"path": "builtin:other"}}, "no such builtin model"),
+    ],
+)
+def test_what_is_not_known_is_named(sections: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        estimate_run(config(**sections))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--estimate.pool_exampels=3"], "unknown key estimate.pool_exampels; did you mean estimate.pool_examples?"),
+        (["--estimate.shape.hidden=3"], "unknown key estimate.shape.hidden; did you mean estimate.shape.hidden_size?"),
+        (["--estimate.utilization=1.5"], "estimate.utilization = 1.5 must be between 0.01 and 1"),
+        (["--frobnicate"], "unknown argument '--frobnicate'"),
+        (["--measure"], "--measure: the steps need about"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(measure, "memory_limit", lambda count: 1000)
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps(STATED))
+    assert cli.main(["estimate", str(path), *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("ntk-jax: error: ") and message in captured.err
+    assert captured.err.count("\n") == 1 and captured.out == ""
