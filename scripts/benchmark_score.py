@@ -359,7 +359,7 @@ def of_vocabulary(model: Model, options: argparse.Namespace) -> dict[str, Any]:
         )
     times, _ = ms.in_turns(programs, options.repeats)
     once, _ = ms.in_turns(readouts, options.repeats)
-    found = {
+    found: dict[str, Any] = {
         "score_time_128k_over_1k": ms.ratio(times, "128k", "1k"),
         "seconds": {name: statistics.median(times[name]) for name in programs},
         "readout_seconds_once_a_run": {name: statistics.median(once[name]) for name in programs},
@@ -377,7 +377,7 @@ def with_vocabulary(model: Model, size: int, seed: int) -> Model:
     config = dataclasses.replace(model.config, vocab_size=size)
     graphdef = abstract_decoder(config, model.lora_config, model.dtype)[0]
     names = [name for name in ("embed", "head") if name in model.base]
-    drawn = {
+    drawn: dict[str, jax.Array] = {
         name: jax.random.normal(jax.random.key(seed + number), (size, config.hidden_size), model.dtype)
         / config.hidden_size**0.5
         for number, name in enumerate(names)

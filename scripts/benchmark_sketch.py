@@ -34,8 +34,8 @@ def main() -> None:
     model = ms.device_model(ms.SHAPES[options.shape], rank=options.rank, dtype=options.dtype, seed=options.seed)
     sizes = ms.sizes(model)
     wanted = [Projection(kind, dim, options.seed) for kind in options.projections for dim in options.dims]
-    for projection in wanted:
-        check_width(projection, model.lora)
+    for each in wanted:
+        check_width(each, model.lora)
 
     # All examples are of one length, a row each, so that gradients cost the same in every run.
     count = options.tokens // options.length
@@ -58,7 +58,8 @@ def main() -> None:
 
     alone = statistics.median(times["gradients"])
     table, found = [], {}
-    for name, projection in zip(runs, [None, *wanted], strict=True):
+    projections: list[Projection | None] = [None, *wanted]
+    for name, projection in zip(runs, projections, strict=True):
         seconds = statistics.median(times[name])
         found[name] = {
             "projection": projection.kind if projection else None,
