@@ -58,8 +58,9 @@ def main() -> None:
 
     model = ms.device_model(ms.SHAPES[options.shape], rank=options.rank, dtype=options.dtype, seed=options.seed)
     lengths = ms.lognormal_lengths(options.domain + options.examples, options.length, options.seed)
-    rows = ms.random_rows(lengths, model.config.vocab_size, options.seed)
-    domain, pool = rows[: options.domain], rows[options.domain :]
+    vocabulary = model.config.vocab_size
+    domain = ms.random_rows(lengths[: options.domain], vocabulary, options.seed, topic=0)
+    pool = ms.random_rows(lengths[options.domain :], vocabulary, options.seed)
     runs = our_runs(model, domain, pool, options)
     figures: dict[str, Any] = {"benchmark": "peers", **about, "shape": options.shape, "dtype": options.dtype}
     figures |= {name: getattr(options, name) for name in ("tokens", "length", "rank", "repeats", "seed")}
@@ -248,7 +249,7 @@ def dattri_project(gradients: Any, *, peer: Peer, options: argparse.Namespace) -
     project = random_project(
         gradients, len(gradients), options.dim, 16, options.seed, "rademacher", device=str(peer.device)
     )
-    return project(gradients) / options.dim**0.5
+    return project(gradients)  # divided by √K already, which TRAK's is not
 
 
 def agreement_with(

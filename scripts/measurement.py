@@ -46,6 +46,7 @@ SHAPES: dict[str, ModelConfig] = {
     ),
 }
 SHORT = 0.05  # seconds: a program faster than this is called several times in one timing
+TOPICS = 8  # kinds of random examples
 MANY = 20  # calls in one timing at most, because the results of all of them may be alive at once
 
 
@@ -110,19 +111,21 @@ def device_model(config: ModelConfig, *, rank: int, dtype: str, seed: int) -> Mo
             std = 0.01  # B of an adapter: a small update, but not the zero at which gradients vanish
         else:
             std = leaf.shape[-1 if name in ("embed", "head") else -2] ** -0.5
-        return _normal(key, leaf.shape, jnp.dtype(leaf.dtype), mean, std)
+        return _normal(key, leaf.shape, mean, std).astype(leaf.dtype)
 
     values, base = (jax.tree_util.tree_map_with_path(draw, tree) for tree in (lora_shapes, base_shapes))
     return Model(config, graphdef, values, base, lora, None, "random", jnp.dtype(dtype))
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _normal(key: jax.Array, shape: tuple[int, ...], dtype: Any, mean: float, std: float) -> jax.Array:
-    def one(key: jax.Array) -> jax.Array:
-        noise = jax.random.normal(key, shape[1:] if len(shape) == 3 else shape, jnp.bfloat16)
-        return (mean + std * noise).astype(jnp.bfloat16).astype(dtype)
+@functools.partial(jax.jit, static_argnums=1)
+def _normal(key: jax.Array, shape: tuple[int, ...], mean: float, std: float) -> jax.Array:
+    """bf16 normal numbers, a layer at a time where there are three axes."""
 
-    return jax.lax.map(one, jax.random.split(key, shape[0])) if len(shape) == 3 else one(key)
+    def one(key: jax.Array) -> jax.Array:
+        return mean + std * jax.random.normal(key, shape[1:] if len(shape) == 3 else shape, jnp.bfloat16)
+
+    drawn = jax.lax.map(one, jax.random.split(key, shape[0])) if len(shape) == 3 else one(key)
+    return drawn.astype(jnp.bfloat16)
 
 
 def sizes(model: Model) -> dict[str, int]:
@@ -135,13 +138,17 @@ def sizes(model: Model) -> dict[str, int]:
     }
 
 
-def random_rows(lengths: Sequence[int], vocabulary: int, seed: int) -> list[TokenRow]:
-    """Examples of uniformly random tokens; the second half of each is its response."""
-    random, rows = np.random.default_rng(seed), []
+def random_rows(lengths: Sequence[int], vocabulary: int, seed: int, topic: int | None = None) -> list[TokenRow]:
+    """Examples of random tokens; the second half of each is its response. Three tokens of four are from the 16 words of
+    the example's topic: `topic`, or one of TOPICS in turn; so kernels between examples are not all noise."""
+    random, rows = np.random.default_rng([seed, TOPICS if topic is None else topic]), []
+    words = [np.random.default_rng(number).integers(0, vocabulary, 16, np.int32) for number in range(TOPICS)]
     for number, length in enumerate(lengths):
+        own = random.choice(words[number % TOPICS if topic is None else topic], length)
+        ids = np.where(random.random(length) < 0.75, own, random.integers(0, vocabulary, length, np.int32))
         span = np.zeros(length, bool)
         span[length // 2 - 1 : length - 1] = True  # the positions that predict the response
-        rows.append(TokenRow(random.integers(0, vocabulary, length, np.int32), span, f"example {number}"))
+        rows.append(TokenRow(ids.astype(np.int32), span, f"example {number}"))
     return rows
 
 
