@@ -65,14 +65,15 @@ def main() -> None:
     figures: dict[str, Any] = {"benchmark": "peers", **about, "shape": options.shape, "dtype": options.dtype}
     figures |= {name: getattr(options, name) for name in ("tokens", "length", "rank", "repeats", "seed")}
     figures |= {name: getattr(options, name) for name in ("objective", "examples", "dim", "group")}
-    figures |= {**ms.sizes(model), "mean_length": statistics.fmean(lengths), "torch_device": None}
+    figures |= {**ms.sizes(model), "mean_length": statistics.fmean(lengths)}
+    figures |= {"torch_device": None, "torch_threads": None}
 
     if missing & {"torch", "peft"}:
         times, _ = ms.in_turns(runs, options.repeats, warm_up=1)
         agreement = None
     else:
         peer = load_peer(model)
-        figures["torch_device"] = str(peer.device)
+        figures |= {"torch_device": str(peer.device), "torch_threads": peer.threads}
         projectors: dict[str, Projector] = {
             "rademacher": functools.partial(rademacher, dim=options.dim, seed=options.seed)
         }
@@ -149,10 +150,11 @@ def as_examples(rows: Sequence[TokenRow]) -> list[dict[str, Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-    """A PyTorch model with a trainable PEFT adapter, its device, and the adapter's parameters in order."""
+    """A PyTorch model with a trainable PEFT adapter, its device and CPU threads, the adapter's parameters in order."""
 
     model: Any
     device: Any
+    threads: int
     parameters: list[Any]
 
 
@@ -172,7 +174,7 @@ def load_peer(model: Model) -> Peer:
         dtype = getattr(torch, str(model.dtype))
         base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").to(device)
         adapted = PeftModel.from_pretrained(base, str(Path(folder) / "adapter"), is_trainable=True).to(device).eval()
-    return Peer(adapted, device, [p for p in adapted.parameters() if p.requires_grad])
+    return Peer(adapted, device, torch.get_num_threads(), [p for p in adapted.parameters() if p.requires_grad])
 
 
 def gradient(peer: Peer, row: TokenRow, objective: str) -> Any:

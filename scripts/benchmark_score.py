@@ -207,15 +207,19 @@ def xla_cost(lower: Any, layers: int, directions: int, whole: Any) -> tuple[floa
         return float(found["flops"]), float(found["bytes accessed"])
 
     outside = costs(lower(layers=0, directions=0).compile())
-    traced = lower(layers=2, directions=directions)
-    looped, compiled = traced.compile(), costs(whole)
-    totals = []
-    for around, once, all_layers in zip(outside, costs(looped), compiled, strict=True):
+    two, all_layers = (lower(layers=number, directions=directions) for number in (2, layers))
+    once, compiled = costs(two.compile()), costs(whole)
+
+    def total(around: float, once: float, counted: float) -> float:
         around *= 1 + directions
-        counted_once = layers > 2 and abs(all_layers - once) < 0.1 * once
-        totals.append(around + layers * (once - around) if counted_once else all_layers)
-    around = outside[0] * (1 + directions)
-    return around + layers * (float(traced.cost_analysis()["flops"]) - around), totals[1], totals[0]
+        is_once = layers > 2 and abs(counted - once) < 0.1 * once
+        return around + layers * (once - around) if is_once else counted
+
+    flops, moved = (total(*numbers) for numbers in zip(outside, once, compiled, strict=True))
+    traced = [program.cost_analysis() for program in (two, all_layers)]
+    if not all(traced):  # a backend may know no cost before it compiles
+        return flops, moved, flops
+    return total(outside[0], *(float(found["flops"]) for found in traced)), moved, flops
 
 
 def _lower(model: Model, options: argparse.Namespace, *, layers: int, directions: int) -> Any:
