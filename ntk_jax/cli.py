@@ -28,6 +28,13 @@ A stage that is finished in the run directory is skipped, one that was cut short
 block. Changing a value that a finished stage depends on stops with the names of the keys that differ.
 """
 
+SHARDS = """
+Several processes fill the stage together (a job array): --shard i/n, i from 0 to n-1, computes the blocks whose number
+leaves i when divided by n, and leaves the stage open; when all are done, --merge closes it. Killed, the same command
+goes on. Blocks that are there are skipped whatever n they were computed with, so n may change on the way; the result
+has the same bytes as that of one process.
+"""
+
 # sub-command -> (one line for the list, what its own --help says). All but `doctor` take a config and a run directory.
 COMMANDS = {
     "run": (
@@ -123,21 +130,26 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
     for name, (line, description) in COMMANDS.items():
         config = "[CONFIG]" if name == "doctor" else "CONFIG"
-        until = "[--until STAGE] " if name == "run" else ""
+        shared = name in ("preselect", "score", "sketch")
+        more = "[--until STAGE] " if name == "run" else "[--shard i/n | --merge] " if shared else ""
         sub = commands.add_parser(
             name,
             help=line,
             description=textwrap.fill(description, 110),
-            epilog=OVERRIDES.format(name=name),
+            epilog=OVERRIDES.format(name=name) + (SHARDS if shared else ""),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
-            usage=f"ntk-jax {name} {config} [--out DIR] {until}[--section.key=value ...]",
+            usage=f"ntk-jax {name} {config} [--out DIR] {more}[--section.key=value ...]",
         )
         sub.add_argument("config", metavar="CONFIG", nargs="?" if name == "doctor" else None, help="a YAML file")
         sub.add_argument("--out", metavar="DIR", help="the run directory; wins over `out` in the config")
         if name == "run":
             stages = [stage for stage in COMMANDS if stage not in ("run", "diagnose", "kernel", "doctor")]
             sub.add_argument("--until", metavar="STAGE", choices=stages, help="stop after this stage")
+        if shared:
+            either = sub.add_mutually_exclusive_group()
+            either.add_argument("--shard", metavar="i/n", help="compute shard i of n only, counted from 0")
+            either.add_argument("--merge", action="store_true", help="close the stage if all blocks are there")
     return top
 
 
@@ -187,6 +199,7 @@ def _command(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
 
     from ntk_jax import pipeline
     from ntk_jax.progress import Progress
+    from ntk_jax.stages.share import parse_share
     from ntk_jax.summary import diagnosis_lines, kernel_lines, summarize
 
     shown: list[Progress] = []
@@ -196,16 +209,20 @@ def _command(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
         return shown[-1]
 
     whole = arguments.command == "run"
+    shard = getattr(arguments, "shard", None)
+    share, merge = parse_share(shard) if shard is not None else None, getattr(arguments, "merge", False)
     try:
         if whole:
             pipeline.run(config, until=arguments.until, progress=progress)
         else:
-            pipeline.run(config, only=arguments.command, progress=progress)
+            pipeline.run(config, only=arguments.command, share=share, merge=merge, progress=progress)
     finally:
         for line in shown:  # so that an error begins on a line of its own
             line.close()
     if whole or arguments.command in ("select", "evaluate"):
         print(summarize(config.out))
+    if share:
+        print(pipeline.shared_line(config, arguments.command))
     if arguments.command == "kernel":
         print(kernel_lines(config.out))
     if arguments.command == "diagnose":

@@ -8,7 +8,7 @@ import io
 import itertools
 import math
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from ntk_jax.ntk.projections import Projection
 from ntk_jax.ntk.rows import Layout, layout_for
 from ntk_jax.parallel.mesh import make_mesh
 from ntk_jax.selection.sketch_store import longest_id
+from ntk_jax.stages.share import Share
 from ntk_jax.storage.atomic import write_bytes
 from ntk_jax.training.train import TrainConfig
 
@@ -49,6 +50,7 @@ class Run:
     config: Config
     folder: Path
     make_progress: MakeProgress
+    share: Share = Share()
 
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh | None:
@@ -202,14 +204,15 @@ class Run:
             raise UserError(f"data.pool: record {target} is no longer there; did a file change during the run?")
 
     def pool_blocks(
-        self, ordinals: np.ndarray, done: set[int], size: int | None = None
+        self, ordinals: np.ndarray, wanted: Collection[int], size: int | None = None
     ) -> Iterator[tuple[int, list[Record]]]:
-        """(block number, records) of the blocks not yet done; of score.block_examples each, unless a size is given."""
+        """(block number, records) of the wanted blocks, ascending; of score.block_examples each, unless a size is
+        given."""
         size = size or self.config.score.block_examples
         records = (record for _, record in self.pool_records(ordinals))
-        for number in range(-(-len(ordinals) // size)):
+        for number in range(max(wanted, default=-1) + 1):
             block = list(itertools.islice(records, size))
-            if number not in done:
+            if number in wanted:
                 yield number, block
 
     def pool_sample(self, count: int) -> list[TokenRow]:

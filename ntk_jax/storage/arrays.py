@@ -60,7 +60,8 @@ def create(
     block_rows: int,
     facts: Mapping[str, Any] | None = None,
 ) -> Store:
-    """Makes a store, or opens the one that is there if it has the same layout and facts.
+    """Makes a store, or opens the one that is there if it has the same layout and facts. Of several processes that make
+    one in the same moment the first wins, and the others open what it made.
 
     arrays: name -> (shape of one row, dtype). facts: JSON values that say what made it, kept in its attributes.
     Raises UserError: another layout or other facts lie there (the differing keys are named), or the disk refuses.
@@ -76,17 +77,20 @@ def create(
         atomic.make_folder(folder)
     files = _files(str(folder))
     attributes = {"layout": layout} | ({"facts": json.loads(json.dumps(atomic.plain(facts)))} if facts else {})
-    found = _attributes(files, str(folder))
-    if found is not None:
-        _refuse_other_facts(str(folder), found.get("facts", {}), attributes.get("facts", {}))
-        if found["layout"] != layout:
-            difference = _difference(found["layout"], layout)
-            raise UserError(f"{folder} holds a store of another layout ({difference}); delete it")
-        return _open(str(folder), files, found, new=False)
-    store = _open(str(folder), files, attributes, new=True)
+    # The description comes first and is never overwritten: whoever opens the arrays agrees with it already.
     group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-    _write_key(store.folder, files, _META, json.dumps(group, indent=2).encode())
-    return store
+    _write_key(str(folder), files, _META, json.dumps(group, indent=2).encode(), anew=False)
+    found = _attributes(files, str(folder)) or {}
+    _refuse_other_facts(str(folder), found.get("facts", {}), attributes.get("facts", {}))
+    if found["layout"] != layout:
+        difference = _difference(found["layout"], layout)
+        raise UserError(f"{folder} holds a store of another layout ({difference}); delete it")
+    return _open(str(folder), files, found, new=True)
+
+
+def is_store(folder: str | Path) -> bool:
+    """Whether there is a store to open."""
+    return _attributes(_files(str(folder)), str(folder)) is not None
 
 
 def open_store(folder: str | Path, expect: Mapping[str, Any] | None = None) -> Store:
@@ -203,7 +207,9 @@ def _open(folder: str, files: Any, attributes: dict[str, Any], new: bool) -> Sto
         try:
             arrays[name] = ts.open(spec, open=True, create=new).result()
         except ValueError as error:
-            raise (_write_error(f"{folder}/{name}", error) if new else _read_error(f"{folder}/{name}", error)) from None
+            refused = _write_error(f"{folder}/{name}", error)
+            damaged = _read_error(f"{folder}/{name}", error)
+            raise (refused if isinstance(refused, UserError) and new else damaged) from None
     return Store(folder, rows, block_rows, files, arrays, attributes.get("facts", {}))
 
 
@@ -261,9 +267,14 @@ def _chunk(store: Store, name: str, block: int) -> str:
     return "/".join([name, "c", str(block), *["0"] * (len(store.arrays[name].shape) - 1)])
 
 
-def _write_key(folder: str, files: Any, key: str, value: bytes) -> None:
+def _write_key(folder: str, files: Any, key: str, value: bytes, anew: bool = True) -> None:
+    """anew: over what is there; otherwise only where there is nothing yet, in one step."""
     try:
-        files.write(key, value).result()
+        before = None if anew else files.read(key).result()
+        if before is None:
+            files.write(key, value).result()
+        elif before.state == "missing":
+            files.write(key, value, if_equal=before.stamp.generation).result()
     except ValueError as error:
         raise _write_error(f"{folder}/{key}", error) from None
 
