@@ -26,7 +26,11 @@ from ntk_jax.storage import arrays
 from ntk_jax.storage.run import begin, lock, lock_shard, shards_asked
 
 ROOT = Path(__file__).resolve().parent.parent
-BLOCKS = {"score": {"batch_tokens": 512, "block_examples": 8, "probes": 2}, "sketch": {"dim": 64, "block_examples": 6}}
+BLOCKS = {
+    "score": {"batch_tokens": 512, "block_examples": 8, "probes": 2},
+    "sketch": {"dim": 64, "block_examples": 6},
+    "report": {"examples": 0, "useful": []},
+}
 VOTES = {"method": "votes", "keep": 12, "neighbours": 4}
 
 
