@@ -146,6 +146,17 @@ def parser() -> argparse.ArgumentParser:
         if name == "run":
             stages = [stage for stage in COMMANDS if stage not in ("run", "diagnose", "kernel", "doctor")]
             sub.add_argument("--until", metavar="STAGE", choices=stages, help="stop after this stage")
+        if name != "doctor":
+            several = sub.add_argument_group(
+                "several processes with one mesh (found by itself under Slurm and on TPUs)"
+            )
+            several.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+            several.add_argument("--processes", metavar="N", type=int, help="how many there are")
+            several.add_argument("--process", metavar="I", type=int, help="which of them this is, counted from 0")
+            several.add_argument("--wait", metavar="S", type=int, default=300, help="seconds to wait for the others")
+            several.add_argument(
+                "--heartbeat", metavar="S", type=int, default=100, help="seconds until a silent one is given up"
+            )
         if shared:
             either = sub.add_mutually_exclusive_group()
             either.add_argument("--shard", metavar="i/n", help="compute shard i of n only, counted from 0")
@@ -160,18 +171,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         _command(arguments, rest)
     except UserError as error:
         print(f"ntk-jax: error: {error}", file=sys.stderr)
-        return 2
+        return _ended(2)
     except KeyboardInterrupt:
         print("\nntk-jax: interrupted; the same command goes on from the last committed block", file=sys.stderr)
-        return 130
+        return _ended(130)
     except Exception as error:
         if "RESOURCE_EXHAUSTED" in str(error):  # jax has no exception of its own for this
             print(f"ntk-jax: error: {_out_of_memory(error)}", file=sys.stderr)
-            return 2
+            return _ended(2)
+        lost = (
+            sys.modules["ntk_jax.parallel.hosts"].explains(error) if "ntk_jax.parallel.hosts" in sys.modules else None
+        )
+        if lost:
+            print(f"ntk-jax: error: {lost}", file=sys.stderr)
+            return _ended(2)
         traceback.print_exc()
         print("ntk-jax: this is a bug in ntk_jax; please report it with the lines above", file=sys.stderr)
-        return 1
+        return _ended(1)
     return 0
+
+
+def _ended(code: int) -> int:
+    """The exit code of a command that failed; one of several processes ends at once, for the others will not come."""
+    hosts = sys.modules.get("ntk_jax.parallel.hosts")  # not imported yet where nothing was started
+    if hosts and hosts.several():
+        hosts.leave(code)
+    return code
 
 
 def _command(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -198,6 +223,7 @@ def _command(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
         raise UserError("no run directory: give --out DIR, or set `out` in the config")
 
     from ntk_jax import pipeline
+    from ntk_jax.parallel import hosts
     from ntk_jax.progress import Progress
     from ntk_jax.stages.share import parse_share
     from ntk_jax.summary import diagnosis_lines, kernel_lines, summarize
@@ -211,6 +237,17 @@ def _command(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     whole = arguments.command == "run"
     shard = getattr(arguments, "shard", None)
     share, merge = parse_share(shard) if shard is not None else None, getattr(arguments, "merge", False)
+    if (
+        arguments.coordinator
+        or arguments.processes
+        or arguments.process is not None
+        or (not share and hosts.detected())
+    ):
+        hosts.start(
+            *(arguments.coordinator, arguments.processes, arguments.process),
+            wait=arguments.wait,
+            heartbeat=arguments.heartbeat,
+        )
     try:
         if whole:
             pipeline.run(config, until=arguments.until, progress=progress)
@@ -219,6 +256,8 @@ def _command(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     finally:
         for line in shown:  # so that an error begins on a line of its own
             line.close()
+    if not hosts.writes():
+        return
     if whole or arguments.command in ("select", "evaluate"):
         print(summarize(config.out))
     if share:

@@ -26,6 +26,8 @@ differing keys named. A run takes one way to its selection: gradient and score i
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -41,6 +43,7 @@ from ntk_jax.config import Config, to_tree
 from ntk_jax.data.sources import source_hashes
 from ntk_jax.errors import UserError
 from ntk_jax.models.hub import resolve
+from ntk_jax.parallel import hosts
 from ntk_jax.progress import Progress
 from ntk_jax.report.page import write_report
 from ntk_jax.stages import arms, diagnose, domain, kernel, pool, selection, sketch
@@ -56,7 +59,7 @@ Facts = dict[str, Any]
 
 
 def _report(run: Run, folder: Path) -> Facts:
-    return {"page": write_report(run.folder).name}
+    return hosts.told(lambda: {"page": write_report(run.folder).name})
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,11 @@ def run(
         with lock(folder):
             write_report(folder)
         return folder
+    if hosts.several() and (share or only in ("kernel", "diagnose")):
+        raise UserError(
+            f"{only}{' --shard' if share else ''} runs in one process; start it alone, without --coordinator and not "
+            "as one of a launcher's tasks"
+        )
     whole = stages_of(config)
     if until and until not in whole:
         raise UserError(
@@ -164,7 +172,9 @@ def run(
         raise ValueError(f"only {', '.join(SHARED)} have blocks to share, not {only}")
     if share and not _stores(config, names[0]):
         return folder
-    with lock_shard(folder, names[0], share.index, share.count) if share else lock(folder):
+    hold = lock_shard(folder, names[0], share.index, share.count) if share else lock(folder)
+    with contextlib.ExitStack() as held:
+        hosts.told(lambda: held.enter_context(hold))  # one of several processes holds the directory for all
         this = Run(
             kernel.on_one_copy(config) if set(names) == {"kernel"} else config, folder, progress, share or Share()
         )
@@ -172,15 +182,18 @@ def run(
         earlier = _before(config, only) if only else ()
         fingerprints = {name: _fingerprint(config, name, inputs) for name in (*earlier, *names)}
         # Everything is compared before anything is written: a refused command leaves the run as it was.
-        states = {name: look(folder / name, fingerprints[name]) for name in (*earlier, *names) if name != "report"}
+        hosts.refuse_other("config or inputs", json.dumps(fingerprints, sort_keys=True, default=str))
+        looked = [name for name in (*earlier, *names) if name != "report"]
+        states = hosts.told(lambda: {name: look(folder / name, fingerprints[name]) for name in looked})
         for name in earlier:
             if states[name] != "done":
                 raise UserError(f"stage {only} needs stage {name}, which is not done in {folder}; run it first")
         for name, state in states.items():
             if state == "done":
-                verify(folder / name)
+                hosts.told(functools.partial(verify, folder / name))
         if merge and states[names[0]] != "done":
-            refuse_missing(folder / names[0], _stores(config, names[0]), shards_asked(folder, names[0]))
+            stage, stores = folder / names[0], _stores(config, names[0])
+            hosts.told(lambda: refuse_missing(stage, stores, shards_asked(folder, stage.name)))
         _check_inputs(this, [name for name in names if states.get(name) != "done"])
         with starting(folder) if share else contextlib.nullcontext():
             write_text(folder / "config.yaml", yaml.safe_dump(to_tree(config), sort_keys=False, allow_unicode=True))
@@ -189,15 +202,16 @@ def run(
                 progress(name, None, "")(1, 1, "done before")
                 continue
             with starting(folder) if share else contextlib.nullcontext():
-                _record_provenance(config, inputs, name)
+                hosts.told(functools.partial(_record_provenance, config, inputs, name))
                 if name != "report":  # the report is cheap and its code may have improved: it is always written anew
-                    begin(folder / name, fingerprints[name])
+                    hosts.told(functools.partial(begin, folder / name, fingerprints[name]))
             place = make_folder(folder / name)
             facts = _STAGES[name].function(this, place)
             if facts is not None:
-                commit(place, fingerprints[name], facts)
+                hosts.told(functools.partial(commit, place, fingerprints[name], facts))
             if name == "warmup":
                 discard_checkpoints(place)  # they were there to go on from
+        hosts.meet("the end")
     return folder
 
 

@@ -18,6 +18,7 @@ from ntk_jax.errors import UserError
 from ntk_jax.ntk import agreement
 from ntk_jax.ntk.objectives import LINEAR
 from ntk_jax.ntk.score import directional_scores, mean_hidden_states
+from ntk_jax.parallel import hosts
 from ntk_jax.selection.votes import count_votes, keep_most_voted, unit_rows
 from ntk_jax.stages.context import Run, load_tree, shifted
 from ntk_jax.stages.domain import parameters_like
@@ -88,6 +89,7 @@ def preselect(run: Run, folder: Path) -> dict[str, Any] | None:
         write_block(store, number, {"hidden": hidden, **account})
         finished += len(records)
         progress(finished, total)
+    hosts.meet("all blocks are written")
     if run.share.count > 1:
         return None
 
@@ -159,6 +161,7 @@ def score(run: Run, folder: Path) -> dict[str, Any] | None:
         write_block(store, number, {"score": values, **account})
         finished += len(records)
         progress(finished, total)
+    hosts.meet("all blocks are written")
     if run.share.count > 1:
         return None
     return _summarise(run, folder, store, None if work.resumed else time.monotonic() - begun)

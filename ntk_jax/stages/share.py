@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ntk_jax.errors import UserError
+from ntk_jax.parallel import hosts
 from ntk_jax.storage.arrays import Store, done_blocks, is_store, open_store, rows_of
 
 SHOWN = 12  # ranges of missing blocks in a message
@@ -52,7 +53,7 @@ def parse_share(text: str) -> Share:
 
 def work_of(store: Store, share: Share) -> Work:
     """What there is to do in a store for one process."""
-    done = done_blocks(store)
+    done = set(hosts.told(lambda: sorted(done_blocks(store))))
     own = {block for block in range(store.blocks) if share.owns(block)}
     return Work(frozenset(own - done), rows_of(store, own & done), rows_of(store, own), bool(done))
 

@@ -17,6 +17,7 @@ from ntk_jax.ntk.objectives import head_coherence
 from ntk_jax.ntk.parameters import refuse_fresh_lora, split_parameters
 from ntk_jax.ntk.projections import Projection, check_width, projection_flops
 from ntk_jax.ntk.rows import layout_for
+from ntk_jax.parallel import hosts
 from ntk_jax.selection.sketch_store import (
     create_sketches,
     longest_id,
@@ -66,6 +67,7 @@ def sketch(run: Run, folder: Path) -> dict[str, Any] | None:
     blocks = ((number, records[slice(*targets.block_range(number))]) for number in sorted(of_domain.todo))
     _fill(run, targets, of_domain, "sketch domain", np.arange(len(records)), blocks)
     _fill(run, pool, of_pool, "sketch", ordinals, run.pool_blocks(ordinals, of_pool.todo, size))
+    hosts.meet("all blocks are written")
     if run.share.count > 1:
         return None
     resumed = of_domain.resumed or of_pool.resumed

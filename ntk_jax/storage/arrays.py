@@ -20,6 +20,7 @@ import numpy as np
 import tensorstore as ts
 
 from ntk_jax.errors import UserError
+from ntk_jax.parallel import hosts
 from ntk_jax.storage import atomic
 
 _META = "zarr.json"  # a zarr group, so that other readers open the store too
@@ -73,6 +74,9 @@ def create(
         "block_rows": int(block_rows),
         "arrays": {name: [list(map(int, shape)), np.dtype(dtype).name] for name, (shape, dtype) in arrays.items()},
     }
+    if not hosts.writes():
+        hosts.meet(f"store {folder}")
+        return open_store(folder)
     if "://" not in str(folder):
         atomic.make_folder(folder)
     files = _files(str(folder))
@@ -85,7 +89,9 @@ def create(
     if found["layout"] != layout:
         difference = _difference(found["layout"], layout)
         raise UserError(f"{folder} holds a store of another layout ({difference}); delete it")
-    return _open(str(folder), files, found, new=True)
+    store = _open(str(folder), files, found, new=True)
+    hosts.meet(f"store {folder}")
+    return store
 
 
 def is_store(folder: str | Path) -> bool:
@@ -115,7 +121,7 @@ def differing_facts(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
 
 
 def write_block(store: Store, block: int, arrays: Mapping[str, Any]) -> None:
-    """Writes one block of every array, then its marker.
+    """Writes one block of every array, then its marker; where several processes compute together, the first one does.
 
     arrays: name -> [rows of the block, *row_shape]; all names of the store, cast to its dtypes.
     Raises UserError: the disk is full or not writable. ValueError: a name or a shape is wrong.
@@ -128,13 +134,15 @@ def write_block(store: Store, block: int, arrays: Mapping[str, Any]) -> None:
         values = np.asarray(arrays[name], array.dtype.numpy_dtype)
         if values.shape != (stop - start, *array.shape[1:]):
             raise ValueError(f"{name}: block {block} has shape {(stop - start, *array.shape[1:])}, got {values.shape}")
-        pending.append((name, array[start:stop].write(values)))
+        if hosts.writes():
+            pending.append((name, array[start:stop].write(values)))
     for name, future in pending:
         try:
             future.result()
         except ValueError as error:
             raise _write_error(f"{store.folder}/{name}, block {block}", error) from None
-    _write_key(store.folder, store.files, f"{_MARK}{block:08d}", b"")
+    if hosts.writes():
+        _write_key(store.folder, store.files, f"{_MARK}{block:08d}", b"")
 
 
 def done_blocks(store: Store) -> set[int]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ntk_jax.errors import UserError
+from ntk_jax.parallel.hosts import on_host
 
 # What decides a model's outputs on a text. Anything else in the folder (a README, an optimiser state) does not count.
 _MODEL_FILES = (
@@ -83,7 +84,7 @@ def _feed(digest: Any, value: Any) -> None:
         for item in value:
             _feed(digest, item)
     elif hasattr(value, "dtype") and hasattr(value, "shape"):
-        array = np.ascontiguousarray(value)
+        array = np.ascontiguousarray(on_host(value))
         tagged(b"a", f"{array.dtype}{value.shape}".encode())
         tagged(b"b", array.reshape(-1).view(np.uint8) if array.size else b"")
     else:
