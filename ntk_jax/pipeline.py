@@ -206,6 +206,8 @@ def run(
                 if name != "report":  # the report is cheap and its code may have improved: it is always written anew
                     hosts.told(functools.partial(begin, folder / name, fingerprints[name]))
             place = make_folder(folder / name)
+            if name != "report":
+                hosts.seen(place / "fingerprint.json")
             facts = _STAGES[name].function(this, place)
             if facts is not None:
                 hosts.told(functools.partial(commit, place, fingerprints[name], facts))

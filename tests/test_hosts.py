@@ -84,6 +84,14 @@ def test_errors_of_a_lost_process_are_told_from_others(second: None) -> None:
     assert hosts.explains(ValueError("gloo")) is None
 
 
+def test_a_run_directory_that_is_not_shared(tmp_path: Path, second: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts, "SEEN_SECONDS", 0.0)
+    (tmp_path / "there").touch()
+    hosts.seen(tmp_path / "there")
+    with pytest.raises(UserError, match="process 1 does not see .*file system that all processes share"):
+        hosts.seen(tmp_path / "gone")
+
+
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [

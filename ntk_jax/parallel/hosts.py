@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
@@ -29,6 +30,7 @@ from ntk_jax.errors import UserError
 # Variables that hold the number of processes where a launcher starts several, for the environments JAX reads itself.
 _LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 GRACE_SECONDS = 2.0
+SEEN_SECONDS = 60.0  # as long as a network file system may remember that a file was not there
 _GONE = re.compile(
     r"gloo|nccl|unavailable|heartbeat|coordination|connection (closed|reset|refused)|deadline_exceeded", re.I
 )
@@ -152,6 +154,30 @@ def on_host(x: Any) -> np.ndarray:
     from jax.experimental import multihost_utils
 
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
+def parts_on_host(x: Any, count: int = 16) -> Iterator[np.ndarray]:
+    """An array in order along its first axis, in parts where processes share it, so that no host holds all of it."""
+    if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated or not x.ndim:
+        yield on_host(x)
+        return
+    size = -(-x.shape[0] // count)
+    for start in range(0, x.shape[0], size):
+        rows = min(size, x.shape[0] - start)
+        yield on_host(jax.lax.dynamic_slice_in_dim(x, start, rows))
+
+
+def seen(path: Path) -> None:
+    """Raises UserError where a file that process 0 has written does not come into sight."""
+    until = time.monotonic() + SEEN_SECONDS
+    while not writes() and not path.exists():
+        if time.monotonic() > until:
+            assert _here is not None
+            raise UserError(
+                f"process {_here.index} does not see {path}, which process 0 has written; the run directory must "
+                "be on a file system that all processes share"
+            )
+        time.sleep(0.1)
 
 
 def place(tree: Any, shardings: Any) -> Any:
