@@ -101,6 +101,7 @@ def start(
             "--coordinator and --processes and each with its own --process, or raise --wait"
         )
     _here = Hosts(jax.process_index(), jax.process_count(), place)
+    meet("joined")
 
 
 def several() -> bool:
@@ -119,6 +120,20 @@ def meet(name: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(name)
+
+
+def acquaint(mesh: jax.sharding.Mesh) -> None:
+    """Lets the groups of devices that compute sums together find each other now. On CPUs they have 30 s for it at their
+    first sum, less than what the compilation before it may take longer on one host than on another."""
+    if not several() or jax.default_backend() != "cpu":
+        return
+    meet("mesh")
+    axes, spec = mesh.axis_names, jax.sharding.PartitionSpec
+    ones = np.ones([mesh.shape[axis] for axis in axes], np.float32)
+    x = place(ones, jax.sharding.NamedSharding(mesh, spec(*axes)))
+    for group in (*[(axis,) for axis in axes], axes[:2], axes):
+        gathered = jax.sharding.NamedSharding(mesh, spec(*[None if axis in group else axis for axis in axes]))
+        jax.jit(jax.numpy.negative, out_shardings=gathered)(x).block_until_ready()
 
 
 def told(find: Callable[[], Any]) -> Any:

@@ -250,7 +250,11 @@ def mesh_of(config: Config) -> jax.sharding.Mesh | None:
                 "devices together; over several processes the mesh takes all of them"
             )
         devices = devices[: math.prod(sizes)]
-    return None if len(devices) == 1 and set(sizes) <= {1, -1} else make_mesh(*sizes, devices=devices)
+    if len(devices) == 1 and set(sizes) <= {1, -1}:
+        return None
+    mesh = make_mesh(*sizes, devices=devices)
+    hosts.acquaint(mesh)
+    return mesh
 
 
 def shifted(progress: Callable[..., None], start: int, total: int) -> Callable[[int, int], None]:

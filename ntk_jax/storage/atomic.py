@@ -53,8 +53,8 @@ def make_folder(folder: str | Path) -> Path:
 def replacing(path: str | Path) -> Iterator[IO[bytes]]:
     """A binary file to write; at the end of the block it takes the place of `path`, at an error it vanishes.
 
-    A crash at any moment leaves the old file or the new one. One writer at a time: the run's lock sees to that, and it
-    lets the temporary file have a fixed name, so that a killed run leaves at most one behind, which the next one uses.
+    A crash at any moment leaves the old file or the new one. One writer at a time: the run's locks see to that, and
+    they let the temporary file have a fixed name, so that a killed run leaves at most one behind, which the next uses.
     Where several processes compute together, what all but the first one write goes nowhere.
     Raises UserError: the disk is full or not writable.
     """
