@@ -28,6 +28,13 @@ A stage that is finished in the run directory is skipped, one that was cut short
 block. Changing a value that a finished stage depends on stops with the names of the keys that differ.
 """
 
+SHARDS = """
+Several processes fill the stage together (a job array): --shard i/n, i from 0 to n-1, computes the blocks whose number
+leaves i when divided by n, and leaves the stage open; when all are done, --merge closes it. Killed, the same command
+goes on. Blocks that are there are skipped whatever n they were computed with, so n may change on the way; the result
+has the same bytes as that of one process.
+"""
+
 # sub-command -> (one line for the list, what its own --help says). All but `doctor` take a config, and all but
 # `doctor` and `estimate` a run directory.
 COMMANDS = {
@@ -131,12 +138,14 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
     for name, (line, description) in COMMANDS.items():
         config = "[CONFIG]" if name == "doctor" else "CONFIG"
+        shared = name in ("preselect", "score", "sketch")
         own = {"run": "[--until STAGE] ", "estimate": "[--json FILE] [--measure] "}.get(name, "")
+        own = "[--shard i/n | --merge] " if shared else own
         sub = commands.add_parser(
             name,
             help=line,
             description=textwrap.fill(description, 110),
-            epilog=OVERRIDES.format(name=name),
+            epilog=OVERRIDES.format(name=name) + (SHARDS if shared else ""),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
             usage=f"ntk-jax {name} {config} [--out DIR] {own}[--section.key=value ...]",
@@ -149,6 +158,21 @@ def parser() -> argparse.ArgumentParser:
         if name == "estimate":
             sub.add_argument("--json", metavar="FILE", help="also write all numbers and their grounds there")
             sub.add_argument("--measure", action="store_true", help="measure the rate on this machine's devices")
+        if name not in ("doctor", "estimate"):
+            several = sub.add_argument_group(
+                "several processes with one mesh (found by itself under Slurm and on TPUs)"
+            )
+            several.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+            several.add_argument("--processes", metavar="N", type=int, help="how many there are")
+            several.add_argument("--process", metavar="I", type=int, help="which of them this is, counted from 0")
+            several.add_argument("--wait", metavar="S", type=int, default=300, help="seconds to wait for the others")
+            several.add_argument(
+                "--heartbeat", metavar="S", type=int, default=100, help="seconds until a silent one is given up"
+            )
+        if shared:
+            either = sub.add_mutually_exclusive_group()
+            either.add_argument("--shard", metavar="i/n", help="compute shard i of n only, counted from 0")
+            either.add_argument("--merge", action="store_true", help="close the stage if all blocks are there")
     return top
 
 
@@ -159,18 +183,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         _command(arguments, rest)
     except UserError as error:
         print(f"ntk-jax: error: {error}", file=sys.stderr)
-        return 2
+        return _ended(2)
     except KeyboardInterrupt:
         print("\nntk-jax: interrupted; the same command goes on from the last committed block", file=sys.stderr)
-        return 130
+        return _ended(130)
     except Exception as error:
         if "RESOURCE_EXHAUSTED" in str(error):  # jax has no exception of its own for this
             print(f"ntk-jax: error: {_out_of_memory(error)}", file=sys.stderr)
-            return 2
+            return _ended(2)
+        lost = (
+            sys.modules["ntk_jax.parallel.hosts"].explains(error) if "ntk_jax.parallel.hosts" in sys.modules else None
+        )
+        if lost:
+            print(f"ntk-jax: error: {lost}", file=sys.stderr)
+            return _ended(2)
         traceback.print_exc()
         print("ntk-jax: this is a bug in ntk_jax; please report it with the lines above", file=sys.stderr)
-        return 1
+        return _ended(1)
     return 0
+
+
+def _ended(code: int) -> int:
+    """The exit code of a command that failed; one of several processes ends at once, for the others will not come."""
+    hosts = sys.modules.get("ntk_jax.parallel.hosts")  # not imported yet where nothing was started
+    if hosts and hosts.several():
+        hosts.leave(code)
+    return code
 
 
 def _command(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -202,7 +240,9 @@ def _command(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
         raise UserError("no run directory: give --out DIR, or set `out` in the config")
 
     from ntk_jax import pipeline
+    from ntk_jax.parallel import hosts
     from ntk_jax.progress import Progress
+    from ntk_jax.stages.share import parse_share
     from ntk_jax.summary import diagnosis_lines, kernel_lines, summarize
 
     shown: list[Progress] = []
@@ -212,16 +252,33 @@ def _command(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
         return shown[-1]
 
     whole = arguments.command == "run"
+    shard = getattr(arguments, "shard", None)
+    share, merge = parse_share(shard) if shard is not None else None, getattr(arguments, "merge", False)
+    if (
+        arguments.coordinator
+        or arguments.processes
+        or arguments.process is not None
+        or (not share and hosts.detected())
+    ):
+        hosts.start(
+            *(arguments.coordinator, arguments.processes, arguments.process),
+            wait=arguments.wait,
+            heartbeat=arguments.heartbeat,
+        )
     try:
         if whole:
             pipeline.run(config, until=arguments.until, progress=progress)
         else:
-            pipeline.run(config, only=arguments.command, progress=progress)
+            pipeline.run(config, only=arguments.command, share=share, merge=merge, progress=progress)
     finally:
         for line in shown:  # so that an error begins on a line of its own
             line.close()
+    if not hosts.writes():
+        return
     if whole or arguments.command in ("select", "evaluate"):
         print(summarize(config.out))
+    if share:
+        print(pipeline.shared_line(config, arguments.command))
     if arguments.command == "kernel":
         print(kernel_lines(config.out))
     if arguments.command == "diagnose":

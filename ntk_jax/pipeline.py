@@ -15,6 +15,9 @@
 Two more belong to no run of all stages and build on none: `kernel` reads kernel.a and kernel.b and writes kernel.npz,
 `diagnose` reads domain, pool and questions and writes what `stages/diagnose.py` lists.
 
+preselect (with votes), score and sketch can be filled by several processes, each with its share of the blocks; the
+stage is closed by one that finds all blocks there (`stages/share.py`).
+
 Each folder gets a `manifest.json` last, with the fingerprint of all that the stage depends on: a stage whose
 manifest matches (and whose files have their checksums) is skipped, one without is resumed, a mismatch stops with the
 differing keys named. A run takes one way to its selection: gradient and score if select.by is `score`, else sketch.
@@ -22,6 +25,9 @@ differing keys named. A run takes one way to its selection: gradient and score i
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import json
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -37,13 +43,15 @@ from ntk_jax.config import Config, to_tree
 from ntk_jax.data.sources import source_hashes
 from ntk_jax.errors import UserError
 from ntk_jax.models.hub import resolve
+from ntk_jax.parallel import hosts
 from ntk_jax.progress import Progress
 from ntk_jax.report.page import write_report
 from ntk_jax.stages import arms, diagnose, domain, kernel, pool, selection, sketch
 from ntk_jax.stages.context import MakeProgress, Run
+from ntk_jax.stages.share import Share, refuse_missing, standing
 from ntk_jax.storage.atomic import make_folder, read_json, write_json, write_text
 from ntk_jax.storage.hashing import hash_model, sha256_file
-from ntk_jax.storage.run import begin, commit, lock, look, verify
+from ntk_jax.storage.run import begin, commit, lock, lock_shard, look, shards_asked, starting, verify
 from ntk_jax.training.checkpoints import discard_checkpoints
 from ntk_jax.training.optimizer import check_config
 
@@ -51,7 +59,7 @@ Facts = dict[str, Any]
 
 
 def _report(run: Run, folder: Path) -> Facts:
-    return {"page": write_report(run.folder).name}
+    return hosts.told(lambda: {"page": write_report(run.folder).name})
 
 
 @dataclass(frozen=True)
@@ -61,14 +69,16 @@ class Stage:
     reads: sections or keys of the config, which decide this stage's results and those of the stages after it.
     shows: keys that decide only what this stage writes for people, so that no later stage depends on them.
     alone: no part of a run of all stages.
+    stores: the array stores whose blocks several processes may share.
     """
 
-    function: Callable[[Run, Path], Facts]
+    function: Callable[[Run, Path], Facts | None]  # None: its share of the blocks is done, the stage is not
     after: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
     shows: tuple[str, ...] = ()
     alone: bool = False
+    stores: tuple[str, ...] = ()
 
 
 _STAGES = {
@@ -81,13 +91,15 @@ _STAGES = {
         ("warmup",),
         ("data.pool", "data.pool_limit", "preselect", "score.batch_tokens", "score.block_examples"),
         ("pool",),
+        stores=("hidden.zarr",),
     ),
-    "score": Stage(pool.score, ("gradient", "preselect")),
+    "score": Stage(pool.score, ("gradient", "preselect"), stores=("scores.zarr",)),
     "sketch": Stage(
         sketch.sketch,
         ("preselect",),
         tuple(f"score.{key}" for key in ("objective", "span", "normalize", "parameters", "probes", "batch_tokens"))
         + ("sketch",),
+        stores=("pool.zarr", "domain.zarr"),
     ),
     "select": Stage(selection.select, ("score", "sketch"), ("select",), shows=("report",)),
     "finetune": Stage(arms.finetune, ("select",), ("finetune", "evaluate.arms")),
@@ -112,6 +124,7 @@ _STAGES = {
     ),
 }
 STAGES = tuple(name for name, stage in _STAGES.items() if not stage.alone)
+SHARED = tuple(name for name, stage in _STAGES.items() if stage.stores)
 
 
 def stages_of(config: Config) -> tuple[str, ...]:
@@ -125,11 +138,15 @@ def run(
     *,
     until: str | None = None,
     only: str | None = None,
+    share: Share | None = None,
+    merge: bool = False,
     progress: MakeProgress = Progress,
 ) -> Path:
     """Runs all stages (up to and with `until`), or `only` one whose predecessors are done. Returns the run directory.
 
     `only="report"` shows whatever is there and reads nothing but the run directory.
+    share: compute only these blocks of `only`, one of SHARED, and leave it open; other shares may run meanwhile.
+    merge: close `only`, if all its blocks are there.
     Raises UserError for a user's mistake; everything already written is kept, and the same call goes on from there.
     """
     folder = Path(config.out)
@@ -137,6 +154,11 @@ def run(
         with lock(folder):
             write_report(folder)
         return folder
+    if hosts.several() and (share or only in ("kernel", "diagnose")):
+        raise UserError(
+            f"{only}{' --shard' if share else ''} runs in one process; start it alone, without --coordinator and not "
+            "as one of a launcher's tasks"
+        )
     whole = stages_of(config)
     if until and until not in whole:
         raise UserError(
@@ -146,33 +168,68 @@ def run(
     names = (only,) if only else whole[: whole.index(until) + 1] if until else whole
     _check_given(config, names)
     check_settings(config, names)
-    with lock(folder):
-        this = Run(kernel.on_one_copy(config) if set(names) == {"kernel"} else config, folder, progress)
+    if (share or merge) and only not in SHARED:
+        raise ValueError(f"only {', '.join(SHARED)} have blocks to share, not {only}")
+    if share and not _stores(config, names[0]):
+        return folder
+    hold = lock_shard(folder, names[0], share.index, share.count) if share else lock(folder)
+    with contextlib.ExitStack() as held:
+        hosts.told(lambda: held.enter_context(hold))  # one of several processes holds the directory for all
+        this = Run(
+            kernel.on_one_copy(config) if set(names) == {"kernel"} else config, folder, progress, share or Share()
+        )
         inputs = _input_hashes(config, names)
         earlier = _before(config, only) if only else ()
         fingerprints = {name: _fingerprint(config, name, inputs) for name in (*earlier, *names)}
         # Everything is compared before anything is written: a refused command leaves the run as it was.
-        states = {name: look(folder / name, fingerprints[name]) for name in (*earlier, *names) if name != "report"}
+        hosts.refuse_other("config or inputs", json.dumps(fingerprints, sort_keys=True, default=str))
+        looked = [name for name in (*earlier, *names) if name != "report"]
+        states = hosts.told(lambda: {name: look(folder / name, fingerprints[name]) for name in looked})
         for name in earlier:
             if states[name] != "done":
                 raise UserError(f"stage {only} needs stage {name}, which is not done in {folder}; run it first")
         for name, state in states.items():
             if state == "done":
-                verify(folder / name)
+                hosts.told(functools.partial(verify, folder / name))
+        if merge and states[names[0]] != "done":
+            stage, stores = folder / names[0], _stores(config, names[0])
+            hosts.told(lambda: refuse_missing(stage, stores, shards_asked(folder, stage.name)))
         _check_inputs(this, [name for name in names if states.get(name) != "done"])
-        write_text(folder / "config.yaml", yaml.safe_dump(to_tree(config), sort_keys=False, allow_unicode=True))
+        with starting(folder) if share else contextlib.nullcontext():
+            write_text(folder / "config.yaml", yaml.safe_dump(to_tree(config), sort_keys=False, allow_unicode=True))
         for name in names:
             if states.get(name) == "done":
                 progress(name, None, "")(1, 1, "done before")
                 continue
-            _record_provenance(config, inputs, name)
-            if name != "report":  # the report is cheap and its code may have improved: it is always written anew
-                begin(folder / name, fingerprints[name])
+            with starting(folder) if share else contextlib.nullcontext():
+                hosts.told(functools.partial(_record_provenance, config, inputs, name))
+                if name != "report":  # the report is cheap and its code may have improved: it is always written anew
+                    hosts.told(functools.partial(begin, folder / name, fingerprints[name]))
             place = make_folder(folder / name)
-            commit(place, fingerprints[name], _STAGES[name].function(this, place))
+            if name != "report":
+                hosts.seen(place / "fingerprint.json")
+            facts = _STAGES[name].function(this, place)
+            if facts is not None:
+                hosts.told(functools.partial(commit, place, fingerprints[name], facts))
             if name == "warmup":
                 discard_checkpoints(place)  # they were there to go on from
+        hosts.meet("the end")
     return folder
+
+
+def shared_line(config: Config, name: str) -> str:
+    """How much of a stage is there, after a share of it."""
+    folder = Path(config.out) / name
+    stores = _stores(config, name)
+    if not stores:
+        return f"{name}: preselect.method = none leaves nothing to share; --merge closes the stage"
+    closed = "the stage is closed" if (folder / "manifest.json").exists() else "close the stage with --merge"
+    return f"{name}: {standing(folder, stores)} are there; {closed}"
+
+
+def _stores(config: Config, name: str) -> tuple[str, ...]:
+    """The stores of a stage under this config."""
+    return () if name == "preselect" and config.preselect.method == "none" else _STAGES[name].stores
 
 
 def _before(config: Config, name: str) -> tuple[str, ...]:

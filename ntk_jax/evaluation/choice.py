@@ -23,6 +23,7 @@ from ntk_jax.data.packing import pack_choices
 from ntk_jax.data.tokens import ChoiceRow, encode_choices
 from ntk_jax.errors import UserError
 from ntk_jax.models.model import Model
+from ntk_jax.parallel.hosts import on_host
 from ntk_jax.parallel.rules import shard_batch
 from ntk_jax.training.flops import forward_flops
 from ntk_jax.training.loss import label_log_probs
@@ -145,7 +146,7 @@ def score_choice_rows(
     def collect(index: np.ndarray, values: jax.Array) -> None:
         nonlocal done
         used = index >= 0
-        flat[index[used]] = np.asarray(values)[used]
+        flat[index[used]] = on_host(values)[used]
         done += int(used.sum())
         if progress is not None:
             progress(int(np.searchsorted(offsets, done, side="right")) - 1, len(rows))

@@ -17,6 +17,7 @@ from ntk_jax.models import hub
 from ntk_jax.models.config import ModelConfig
 from ntk_jax.models.decoder import abstract_decoder
 from ntk_jax.models.lora import LoRAConfig, initial_lora
+from ntk_jax.parallel.hosts import place
 from ntk_jax.parallel.rules import param_shardings
 from ntk_jax.xla import refuse_wrong_sums
 
@@ -80,7 +81,7 @@ def load_model(
     if lora is not None and values is None:
         values = initial_lora(lora_shapes, seed)
     if values and mesh is not None:
-        values = jax.device_put(values, param_shardings(values, mesh))
+        values = place(values, param_shardings(values, mesh))
     words = hub.load_tokenizer(folder, config.vocab_size, config.special_tokens) if tokenizer else None
     return Model(config, graphdef, values or {}, base, lora, words, str(path), jnp.dtype(kind))
 

@@ -22,6 +22,7 @@ from ntk_jax.models.decoder import abstract_decoder
 from ntk_jax.models.hub import read_object, resolve, some
 from ntk_jax.models.lora import LoRAConfig, target_names
 from ntk_jax.models.names import MODULES
+from ntk_jax.parallel.hosts import on_host
 from ntk_jax.storage.atomic import make_folder, write_bytes, write_json
 
 CONFIG = "adapter_config.json"
@@ -65,7 +66,7 @@ def save_adapter(
     tensors = {}
     for name, leaf in lora["layers"].items():
         for part, ours in (("lora_A", "a"), ("lora_B", "b")):
-            stacked = np.asarray(leaf[ours], np.float32)
+            stacked = np.asarray(on_host(leaf[ours]), np.float32)
             for layer in range(model_config.num_layers):
                 tensors[_tensor_name(layer, name, part)] = np.ascontiguousarray(stacked[layer].T)
     alpha = lora_config.alpha

@@ -20,6 +20,7 @@ from ntk_jax.ntk.objectives import Objective
 from ntk_jax.ntk.parameters import Tree, split_parameters
 from ntk_jax.ntk.rows import Layout, batches_of, frozen_readout, make_step, on_devices
 from ntk_jax.ntk.step import gradient_step
+from ntk_jax.parallel.hosts import on_host, several
 
 Progress = Callable[[int, int], None]
 
@@ -59,7 +60,8 @@ def mean_gradient(
             f"the mean gradient over {len(rows)} examples (first: {rows[0].id or 0}) is not finite; check the weights "
             "with `ntk-jax doctor`, or compute in float32"
         )
-    return mean
+    # As host arrays where several processes hold it: it goes to the disk, and meets other placements.
+    return jax.tree.map(on_host, mean) if several() else mean
 
 
 @jax.jit

@@ -23,6 +23,7 @@ from ntk_jax.ntk.objectives import Objective
 from ntk_jax.ntk.parameters import Tree, split_parameters
 from ntk_jax.ntk.rows import Layout, batches_of, frozen_readout, make_step, on_devices
 from ntk_jax.ntk.step import directional_step, pooled_step
+from ntk_jax.parallel.hosts import on_host
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,9 @@ def directional_scores(
 
     for index, (out, pooled) in _one_behind(compute, rows, layout, objective, progress):
         used = index >= 0  # [B, S]
-        values[index[used]] = np.asarray(out)[used]
+        values[index[used]] = on_host(out)[used]
         if hidden is not None:
-            hidden[index[used]] = np.asarray(pooled)[used]
+            hidden[index[used]] = on_host(pooled)[used]
     values *= np.asarray(norms, np.float32)
     _refuse_nonfinite(values, rows)
     return Scores(values[:, 0] if single else values, hidden)
@@ -89,7 +90,7 @@ def mean_hidden_states(
         return pooled_step(step, theta, rest, batch)
 
     for index, pooled in _one_behind(compute, rows, layout, objective, progress):
-        hidden[index[index >= 0]] = np.asarray(pooled)[index >= 0]
+        hidden[index[index >= 0]] = on_host(pooled)[index >= 0]
     _refuse_nonfinite(hidden, rows)
     return hidden
 

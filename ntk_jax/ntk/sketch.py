@@ -25,6 +25,7 @@ from ntk_jax.ntk.parameters import Tree, split_parameters
 from ntk_jax.ntk.per_example import example_gradients
 from ntk_jax.ntk.projections import Projection, check_width, project_with_key
 from ntk_jax.ntk.rows import Layout
+from ntk_jax.parallel.hosts import on_host
 
 GRADIENT_BYTES = 2**30  # of the gradients of one batch, a device: where P is large, fewer rows make a batch
 
@@ -98,7 +99,7 @@ def _read(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Brings a batch to the host, without its empty rows. Raises UserError: a row is not finite."""
     used = ordinals >= 0
-    found = ordinals[used], np.asarray(z)[used], np.asarray(norms)[used]
+    found = ordinals[used], on_host(z)[used], on_host(norms)[used]
     bad = np.flatnonzero(~(np.isfinite(found[1]).all(axis=1) & np.isfinite(found[2])))
     if len(bad):
         ordinal = int(found[0][bad[0]])

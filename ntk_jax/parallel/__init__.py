@@ -1,4 +1,5 @@
-"""Where arrays live: the device mesh and the sharding rules, which are data rather than code.
+"""Where arrays live: the device mesh, the sharding rules, which are data rather than code, and the processes of a run
+that spans several hosts.
 
 The lowest room: may import `errors` only.
 """

@@ -14,6 +14,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ntk_jax.errors import UserError
+from ntk_jax.parallel.hosts import place
 
 ROWS = ("data", "fsdp")  # a batch's rows go over both
 
@@ -65,12 +66,12 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
                 f"a batch of {leaf.shape[0]} rows does not divide over {parts} devices; "
                 "make batch_tokens a multiple of row length times devices"
             )
-    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(ROWS)))
+    return place(batch, NamedSharding(mesh, PartitionSpec(ROWS)))
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """A full copy of every leaf on every device of the mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    return place(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def split_rows(x: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ import io
 import itertools
 import math
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,11 @@ from ntk_jax.ntk.objectives import Objective
 from ntk_jax.ntk.parameters import split_parameters
 from ntk_jax.ntk.projections import Projection
 from ntk_jax.ntk.rows import Layout, layout_for
+from ntk_jax.parallel import hosts
 from ntk_jax.parallel.mesh import make_mesh
+from ntk_jax.parallel.rules import param_shardings
 from ntk_jax.selection.sketch_store import longest_id
+from ntk_jax.stages.share import Share
 from ntk_jax.storage.atomic import write_bytes
 from ntk_jax.training.train import TrainConfig
 
@@ -49,6 +52,7 @@ class Run:
     config: Config
     folder: Path
     make_progress: MakeProgress
+    share: Share = Share()
 
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh | None:
@@ -81,6 +85,8 @@ class Run:
     def adapted(self, adapter: Path) -> Model:
         """The base model with the adapter of a stage of this run."""
         lora, _ = load_adapter(adapter, self.base.config)
+        if hosts.several() and self.mesh is not None:
+            lora = hosts.place(lora, param_shardings(lora, self.mesh))
         return with_lora(self.base, lora)
 
     @property
@@ -202,14 +208,15 @@ class Run:
             raise UserError(f"data.pool: record {target} is no longer there; did a file change during the run?")
 
     def pool_blocks(
-        self, ordinals: np.ndarray, done: set[int], size: int | None = None
+        self, ordinals: np.ndarray, wanted: Collection[int], size: int | None = None
     ) -> Iterator[tuple[int, list[Record]]]:
-        """(block number, records) of the blocks not yet done; of score.block_examples each, unless a size is given."""
+        """(block number, records) of the wanted blocks, ascending; of score.block_examples each, unless a size is
+        given."""
         size = size or self.config.score.block_examples
         records = (record for _, record in self.pool_records(ordinals))
-        for number in range(-(-len(ordinals) // size)):
+        for number in range(max(wanted, default=-1) + 1):
             block = list(itertools.islice(records, size))
-            if number not in done:
+            if number in wanted:
                 yield number, block
 
     def pool_sample(self, count: int) -> list[TokenRow]:
@@ -237,8 +244,17 @@ def mesh_of(config: Config) -> jax.sharding.Mesh | None:
     to fewer devices than there are use the first of them. Raises UserError: they do not fit the devices."""
     sizes, devices = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor), jax.devices()
     if -1 not in sizes:
+        if hosts.several() and math.prod(sizes) != len(devices):
+            raise UserError(
+                f"mesh.data x mesh.fsdp x mesh.tensor = {math.prod(sizes)}, but the processes have {len(devices)} "
+                "devices together; over several processes the mesh takes all of them"
+            )
         devices = devices[: math.prod(sizes)]
-    return None if len(devices) == 1 and set(sizes) <= {1, -1} else make_mesh(*sizes, devices=devices)
+    if len(devices) == 1 and set(sizes) <= {1, -1}:
+        return None
+    mesh = make_mesh(*sizes, devices=devices)
+    hosts.acquaint(mesh)
+    return mesh
 
 
 def shifted(progress: Callable[..., None], start: int, total: int) -> Callable[[int, int], None]:
@@ -266,7 +282,10 @@ def save_tree(path: Path, tree: Any, facts: dict[str, str] | None = None) -> Non
     """A pytree of nested dicts as one safetensors file with names like "layers/q_proj/a"; the same bytes every time.
     facts: how it was made, kept in the file's metadata."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    arrays = {jax.tree_util.keystr(p, simple=True, separator="/"): np.ascontiguousarray(leaf) for p, leaf in leaves}
+    arrays = {
+        jax.tree_util.keystr(p, simple=True, separator="/"): np.ascontiguousarray(hosts.on_host(leaf))
+        for p, leaf in leaves
+    }
     write_bytes(path, save(arrays, facts))
 
 

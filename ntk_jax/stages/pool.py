@@ -18,10 +18,12 @@ from ntk_jax.errors import UserError
 from ntk_jax.ntk import agreement
 from ntk_jax.ntk.objectives import LINEAR
 from ntk_jax.ntk.score import directional_scores, mean_hidden_states
+from ntk_jax.parallel import hosts
 from ntk_jax.selection.votes import count_votes, keep_most_voted, unit_rows
 from ntk_jax.stages.context import Run, load_tree, shifted
 from ntk_jax.stages.domain import parameters_like
-from ntk_jax.storage.arrays import Store, create, done_blocks, read, rows_of, write_block
+from ntk_jax.stages.share import work_of
+from ntk_jax.storage.arrays import Store, create, read, write_block
 from ntk_jax.storage.atomic import read_json, write_bytes, write_json
 from ntk_jax.training.flops import forward_flops, score_flops
 
@@ -60,32 +62,36 @@ def resolved_votes(config: Config) -> dict[str, int]:
     return {"preselect.keep": keep, "preselect.neighbours": section.neighbours or max(1, keep // 4)}
 
 
-def preselect(run: Run, folder: Path) -> dict[str, Any]:
-    """The paper's coarse stage: keep the M candidates with the most nearest-neighbour votes. Writes candidates.npy
-    (ascending pool positions) and data.json; `none` keeps everything and writes nothing but its summary."""
+def preselect(run: Run, folder: Path) -> dict[str, Any] | None:
+    """The paper's coarse stage: keep the M candidates with the most nearest-neighbour votes. Writes hidden.zarr block
+    by block, candidates.npy (ascending pool positions) and data.json; `none` keeps everything and writes nothing but
+    its summary. None when this process has only a share of the blocks."""
     ordinals = run.pool_ordinals
     if run.config.preselect.method == "none":
         write_json(folder / "summary.json", {"method": "none", "pool": len(ordinals), "candidates": len(ordinals)})
         return {"candidates": len(ordinals)}
     keep, neighbours = resolved_votes(run.config).values()
-    model, progress = run.warm, run.make_progress("preselect", len(ordinals), "examples")
+    model = run.warm
     block_rows = run.config.score.block_examples
     shapes = {"hidden": ((model.config.hidden_size,), np.float16), **ACCOUNT}
     store = create(folder / "hidden.zarr", shapes, len(ordinals), block_rows)
-    done = done_blocks(store)
-    begun, finished = time.monotonic(), rows_of(store, done)
-    resumed = finished > 0
-    for number, records in run.pool_blocks(ordinals, done):
+    work = work_of(store, run.share)
+    begun, finished, total = time.monotonic(), work.finished, work.total
+    progress = run.make_progress("preselect", total, "examples")
+    for number, records in run.pool_blocks(ordinals, work.todo):
         encoded = [row for _, row in run.rows(records, "response")]
         account = account_of(encoded)
         hidden = np.zeros((len(encoded), model.config.hidden_size), np.float16)
         rows = [row for row in encoded if isinstance(row, TokenRow)]
         if rows:
-            pooled = mean_hidden_states(model, rows, run.layout, progress=shifted(progress, finished, len(ordinals)))
+            pooled = mean_hidden_states(model, rows, run.layout, progress=shifted(progress, finished, total))
             hidden[account["status"] == KEPT] = unit_rows(pooled).astype(np.float16)
         write_block(store, number, {"hidden": hidden, **account})
         finished += len(records)
-        progress(finished, len(ordinals))
+        progress(finished, total)
+    hosts.meet("all blocks are written")
+    if run.share.count > 1:
+        return None
 
     domain = mean_hidden_states(model, [row for _, row in run.domain], run.layout)
     usable = read(store, "status") == KEPT
@@ -108,7 +114,7 @@ def preselect(run: Run, folder: Path) -> dict[str, Any]:
         "votes_histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
         "tokens": data["tokens"],
         "flops": forward_flops(model.config, data["tokens"], lora_parameters=run.adapter_size),
-        "seconds": None if resumed else time.monotonic() - begun,
+        "seconds": None if work.resumed else time.monotonic() - begun,
     }
     write_json(folder / "summary.json", summary)
     return {"candidates": len(candidates)}
@@ -120,9 +126,9 @@ def candidates_of(run: Run) -> np.ndarray:
     return np.load(path) if run.config.preselect.method == "votes" else run.pool_ordinals
 
 
-def score(run: Run, folder: Path) -> dict[str, Any]:
+def score(run: Run, folder: Path) -> dict[str, Any] | None:
     """One directional derivative per candidate, block by block. Writes scores.zarr (score, status, length, span,
-    truncated), data.json and summary.json."""
+    truncated), data.json and summary.json. None when this process has only a share of the blocks."""
     section, model = run.config.score, run.warm
     ordinals = candidates_of(run)
     if run.config.select.count > len(ordinals):
@@ -133,12 +139,11 @@ def score(run: Run, folder: Path) -> dict[str, Any]:
     direction = load_tree(run.folder / "gradient" / "direction.safetensors", parameters_like(run))
     shapes: dict[str, Any] = {"score": ((), np.float32), **ACCOUNT}
     store = create(folder / "scores.zarr", shapes, len(ordinals), section.block_examples)
-    done = done_blocks(store)
-    progress = run.make_progress("score", len(ordinals), "examples")
-    begun, finished = time.monotonic(), rows_of(store, done)
-    resumed = finished > 0
-    progress(finished, len(ordinals))
-    for number, records in run.pool_blocks(ordinals, done):
+    work = work_of(store, run.share)
+    begun, finished, total = time.monotonic(), work.finished, work.total
+    progress = run.make_progress("score", total, "examples")
+    progress(finished, total)
+    for number, records in run.pool_blocks(ordinals, work.todo):
         encoded = [row for _, row in run.rows(records, section.span)]
         account = account_of(encoded)
         rows = [row for row in encoded if isinstance(row, TokenRow)]
@@ -151,12 +156,15 @@ def score(run: Run, folder: Path) -> dict[str, Any]:
                 run.objective,
                 run.layout,
                 parameters=section.parameters,
-                progress=shifted(progress, finished, len(ordinals)),
+                progress=shifted(progress, finished, total),
             ).values
         write_block(store, number, {"score": values, **account})
         finished += len(records)
-        progress(finished, len(ordinals))
-    return _summarise(run, folder, store, None if resumed else time.monotonic() - begun)
+        progress(finished, total)
+    hosts.meet("all blocks are written")
+    if run.share.count > 1:
+        return None
+    return _summarise(run, folder, store, None if work.resumed else time.monotonic() - begun)
 
 
 def _summarise(run: Run, folder: Path, store: Any, seconds: float | None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ntk_jax.ntk.objectives import head_coherence
 from ntk_jax.ntk.parameters import refuse_fresh_lora, split_parameters
 from ntk_jax.ntk.projections import Projection, check_width, projection_flops
 from ntk_jax.ntk.rows import layout_for
+from ntk_jax.parallel import hosts
 from ntk_jax.selection.sketch_store import (
     create_sketches,
     longest_id,
@@ -28,7 +29,8 @@ from ntk_jax.selection.sketch_store import (
 from ntk_jax.selection.sketches import Ranking
 from ntk_jax.stages.context import Record, Run, shifted
 from ntk_jax.stages.pool import candidates_of, data_of
-from ntk_jax.storage.arrays import Store, done_blocks, read, rows_of
+from ntk_jax.stages.share import Work, work_of
+from ntk_jax.storage.arrays import Store, read
 from ntk_jax.storage.atomic import read_json, write_json
 from ntk_jax.training.flops import gradient_flops
 
@@ -46,9 +48,10 @@ def check_sketch_width(run: Run) -> None:
     check_width(run.projection, split_parameters(run.base, run.config.score.parameters)[0])
 
 
-def sketch(run: Run, folder: Path) -> dict[str, Any]:
+def sketch(run: Run, folder: Path) -> dict[str, Any] | None:
     """The gradients of the candidates, and of the domain, projected. Writes pool.zarr and domain.zarr block by block
-    (their arrays: `selection/sketch_store.py`), data.json and summary.json."""
+    (their arrays: `selection/sketch_store.py`), data.json and summary.json. None when this process has only a share of
+    the blocks."""
     section, size = run.config.score, run.config.sketch.block_examples
     if not section.allow_fresh_lora:
         refuse_fresh_lora(run.warm, section.parameters)
@@ -60,12 +63,14 @@ def sketch(run: Run, folder: Path) -> dict[str, Any]:
     )
     targets = _store(run, folder, "domain", len(records), longest_id(record["id"] for record in records), facts)
     pool = _store(run, folder, "pool", len(ordinals), run.longest_pool_id, facts)
-    resumed = bool(done_blocks(targets) or done_blocks(pool))
-
-    places = [targets.block_range(block) for block in range(targets.blocks)]
-    blocks = ((number, records[slice(*place)]) for number, place in enumerate(places))
-    _fill(run, targets, "sketch domain", np.arange(len(records)), blocks)
-    _fill(run, pool, "sketch", ordinals, run.pool_blocks(ordinals, done_blocks(pool), size))
+    of_domain, of_pool = (work_of(store, run.share) for store in (targets, pool))
+    blocks = ((number, records[slice(*targets.block_range(number))]) for number in sorted(of_domain.todo))
+    _fill(run, targets, of_domain, "sketch domain", np.arange(len(records)), blocks)
+    _fill(run, pool, of_pool, "sketch", ordinals, run.pool_blocks(ordinals, of_pool.todo, size))
+    hosts.meet("all blocks are written")
+    if run.share.count > 1:
+        return None
+    resumed = of_domain.resumed or of_pool.resumed
     return _summarise(run, folder, pool, targets, None if resumed else time.monotonic() - begun)
 
 
@@ -98,15 +103,14 @@ def _examples(fingerprint: Mapping[str, Any], kind: str) -> dict[str, Any]:
     return {key: value for key, value in fingerprint.items() if key.startswith(kept)}
 
 
-def _fill(run: Run, store: Store, title: str, ordinals: np.ndarray, blocks: Blocks) -> None:
-    """Computes the blocks of a store that are not done."""
-    section, done = run.config.score, done_blocks(store)
+def _fill(run: Run, store: Store, work: Work, title: str, ordinals: np.ndarray, blocks: Blocks) -> None:
+    """Computes and writes the blocks."""
+    section = run.config.score
     layout = layout_for(run.config.model.max_length, section.batch_tokens, run.mesh, packed=False)
-    progress, finished = run.make_progress(title, store.rows, "examples"), rows_of(store, done)
-    progress(finished, store.rows)
+    finished, total = work.finished, work.total
+    progress = run.make_progress(title, total, "examples")
+    progress(finished, total)
     for number, records in blocks:
-        if number in done:
-            continue
         encoded = [(record["id"], row) for record, row in run.rows(records, section.span)]
         write_sketches(
             store,
@@ -118,10 +122,10 @@ def _fill(run: Run, store: Store, title: str, ordinals: np.ndarray, blocks: Bloc
             layout,
             run.projection,
             parameters=section.parameters,
-            progress=shifted(progress, finished, store.rows),
+            progress=shifted(progress, finished, total),
         )
         finished += len(records)
-        progress(finished, store.rows)
+        progress(finished, total)
 
 
 def _summarise(run: Run, folder: Path, pool: Store, targets: Store, seconds: float | None) -> dict[str, Any]:

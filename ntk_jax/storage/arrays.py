@@ -20,6 +20,7 @@ import numpy as np
 import tensorstore as ts
 
 from ntk_jax.errors import UserError
+from ntk_jax.parallel import hosts
 from ntk_jax.storage import atomic
 
 _META = "zarr.json"  # a zarr group, so that other readers open the store too
@@ -60,7 +61,8 @@ def create(
     block_rows: int,
     facts: Mapping[str, Any] | None = None,
 ) -> Store:
-    """Makes a store, or opens the one that is there if it has the same layout and facts.
+    """Makes a store, or opens the one that is there if it has the same layout and facts. Of several processes that make
+    one in the same moment the first wins, and the others open what it made.
 
     arrays: name -> (shape of one row, dtype). facts: JSON values that say what made it, kept in its attributes.
     Raises UserError: another layout or other facts lie there (the differing keys are named), or the disk refuses.
@@ -72,21 +74,29 @@ def create(
         "block_rows": int(block_rows),
         "arrays": {name: [list(map(int, shape)), np.dtype(dtype).name] for name, (shape, dtype) in arrays.items()},
     }
+    if not hosts.writes():
+        hosts.meet(f"store {folder}")
+        return open_store(folder)
     if "://" not in str(folder):
         atomic.make_folder(folder)
     files = _files(str(folder))
     attributes = {"layout": layout} | ({"facts": json.loads(json.dumps(atomic.plain(facts)))} if facts else {})
-    found = _attributes(files, str(folder))
-    if found is not None:
-        _refuse_other_facts(str(folder), found.get("facts", {}), attributes.get("facts", {}))
-        if found["layout"] != layout:
-            difference = _difference(found["layout"], layout)
-            raise UserError(f"{folder} holds a store of another layout ({difference}); delete it")
-        return _open(str(folder), files, found, new=False)
-    store = _open(str(folder), files, attributes, new=True)
+    # The description comes first and is never overwritten: whoever opens the arrays agrees with it already.
     group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-    _write_key(store.folder, files, _META, json.dumps(group, indent=2).encode())
+    _write_key(str(folder), files, _META, json.dumps(group, indent=2).encode(), anew=False)
+    found = _attributes(files, str(folder)) or {}
+    _refuse_other_facts(str(folder), found.get("facts", {}), attributes.get("facts", {}))
+    if found["layout"] != layout:
+        difference = _difference(found["layout"], layout)
+        raise UserError(f"{folder} holds a store of another layout ({difference}); delete it")
+    store = _open(str(folder), files, found, new=True)
+    hosts.meet(f"store {folder}")
     return store
+
+
+def is_store(folder: str | Path) -> bool:
+    """Whether there is a store to open."""
+    return _attributes(_files(str(folder)), str(folder)) is not None
 
 
 def open_store(folder: str | Path, expect: Mapping[str, Any] | None = None) -> Store:
@@ -111,7 +121,7 @@ def differing_facts(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
 
 
 def write_block(store: Store, block: int, arrays: Mapping[str, Any]) -> None:
-    """Writes one block of every array, then its marker.
+    """Writes one block of every array, then its marker; where several processes compute together, the first one does.
 
     arrays: name -> [rows of the block, *row_shape]; all names of the store, cast to its dtypes.
     Raises UserError: the disk is full or not writable. ValueError: a name or a shape is wrong.
@@ -124,13 +134,15 @@ def write_block(store: Store, block: int, arrays: Mapping[str, Any]) -> None:
         values = np.asarray(arrays[name], array.dtype.numpy_dtype)
         if values.shape != (stop - start, *array.shape[1:]):
             raise ValueError(f"{name}: block {block} has shape {(stop - start, *array.shape[1:])}, got {values.shape}")
-        pending.append((name, array[start:stop].write(values)))
+        if hosts.writes():
+            pending.append((name, array[start:stop].write(values)))
     for name, future in pending:
         try:
             future.result()
         except ValueError as error:
             raise _write_error(f"{store.folder}/{name}, block {block}", error) from None
-    _write_key(store.folder, store.files, f"{_MARK}{block:08d}", b"")
+    if hosts.writes():
+        _write_key(store.folder, store.files, f"{_MARK}{block:08d}", b"")
 
 
 def done_blocks(store: Store) -> set[int]:
@@ -203,7 +215,9 @@ def _open(folder: str, files: Any, attributes: dict[str, Any], new: bool) -> Sto
         try:
             arrays[name] = ts.open(spec, open=True, create=new).result()
         except ValueError as error:
-            raise (_write_error(f"{folder}/{name}", error) if new else _read_error(f"{folder}/{name}", error)) from None
+            refused = _write_error(f"{folder}/{name}", error)
+            damaged = _read_error(f"{folder}/{name}", error)
+            raise (refused if isinstance(refused, UserError) and new else damaged) from None
     return Store(folder, rows, block_rows, files, arrays, attributes.get("facts", {}))
 
 
@@ -261,9 +275,14 @@ def _chunk(store: Store, name: str, block: int) -> str:
     return "/".join([name, "c", str(block), *["0"] * (len(store.arrays[name].shape) - 1)])
 
 
-def _write_key(folder: str, files: Any, key: str, value: bytes) -> None:
+def _write_key(folder: str, files: Any, key: str, value: bytes, anew: bool = True) -> None:
+    """anew: over what is there; otherwise only where there is nothing yet, in one step."""
     try:
-        files.write(key, value).result()
+        before = None if anew else files.read(key).result()
+        if before is None:
+            files.write(key, value).result()
+        elif before.state == "missing":
+            files.write(key, value, if_equal=before.stamp.generation).result()
     except ValueError as error:
         raise _write_error(f"{folder}/{key}", error) from None
 

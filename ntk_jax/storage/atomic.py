@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import math
 import os
@@ -14,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from ntk_jax.errors import UserError
+from ntk_jax.parallel.hosts import writes
 
 # What the user can mend, and how. Any other error of the operating system is passed on as it is.
 _MENDS = {
@@ -51,10 +53,14 @@ def make_folder(folder: str | Path) -> Path:
 def replacing(path: str | Path) -> Iterator[IO[bytes]]:
     """A binary file to write; at the end of the block it takes the place of `path`, at an error it vanishes.
 
-    A crash at any moment leaves the old file or the new one. One writer at a time: the run's lock sees to that, and it
-    lets the temporary file have a fixed name, so that a killed run leaves at most one behind, which the next one uses.
+    A crash at any moment leaves the old file or the new one. One writer at a time: the run's locks see to that, and
+    they let the temporary file have a fixed name, so that a killed run leaves at most one behind, which the next uses.
+    Where several processes compute together, what all but the first one write goes nowhere.
     Raises UserError: the disk is full or not writable.
     """
+    if not writes():
+        yield io.BytesIO()
+        return
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
     try:

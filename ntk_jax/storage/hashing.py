@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ntk_jax.errors import UserError
+from ntk_jax.parallel.hosts import parts_on_host
 
 # What decides a model's outputs on a text. Anything else in the folder (a README, an optimiser state) does not count.
 _MODEL_FILES = (
@@ -83,8 +84,9 @@ def _feed(digest: Any, value: Any) -> None:
         for item in value:
             _feed(digest, item)
     elif hasattr(value, "dtype") and hasattr(value, "shape"):
-        array = np.ascontiguousarray(value)
-        tagged(b"a", f"{array.dtype}{value.shape}".encode())
-        tagged(b"b", array.reshape(-1).view(np.uint8) if array.size else b"")
+        tagged(b"a", f"{value.dtype}{value.shape}".encode())
+        digest.update(b"b" + struct.pack("<q", value.size * value.dtype.itemsize))
+        for part in parts_on_host(value) if value.size else ():
+            digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8))
     else:
         raise TypeError(f"cannot hash a {type(value).__name__}")

@@ -1,4 +1,5 @@
-"""The run directory: one process at a time, and stages that know whether they are done, half-way or out of date.
+"""The run directory: one process at a time, or the shards of a stage together; and stages that know whether they are
+done, half-way or out of date.
 
 A stage folder first gets `fingerprint.json` (what the stage depends on), then its results, then `manifest.json`. So a
 manifest means done, a fingerprint alone means resume, and a fingerprint that differs means that something changed.
@@ -13,6 +14,7 @@ import errno
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +24,8 @@ from ntk_jax.storage import atomic
 from ntk_jax.storage.hashing import sha256_file
 
 SUMS = "SHA256SUMS"
+SHARDS = ".shards"  # the locks of shards, one file each
+LOOKS, LOOK_SECONDS = 5, 0.05  # how often a shard asks for its lock, which somebody may hold only to see whose it is
 SCHEMA = 2  # of fingerprint.json and manifest.json
 
 State = Literal["done", "resume", "new"]
@@ -29,34 +33,108 @@ State = Literal["done", "resume", "new"]
 
 @contextlib.contextmanager
 def lock(folder: str | Path) -> Iterator[None]:
-    """Holds the run directory for this process; made if it is not there. The system lets go when the process dies.
+    """Holds the run directory for this process alone; made if not there. The system lets go when the process dies.
 
-    Raises UserError: another process holds it (its id is named), or the folder cannot be made or locked.
+    Raises UserError: others hold it (their ids are named), or the folder cannot be made or locked.
     """
-    path = atomic.make_folder(folder) / ".lock"
+    folder = atomic.make_folder(folder)
+    with _flock(folder / ".lock", fcntl.LOCK_EX) as free:
+        if free is None:
+            raise _in_use(folder)
+        _sign(free, f"{os.getpid()}")
+        yield
+
+
+@contextlib.contextmanager
+def lock_shard(folder: str | Path, stage: str, index: int, count: int) -> Iterator[None]:
+    """Holds one shard of a stage for this process, and the run directory together with other shards.
+
+    Raises UserError: this shard is at work already, or the directory belongs to one process (whose id is named), or it
+    cannot be made or locked.
+    """
+    folder = atomic.make_folder(folder)
+    path = atomic.make_folder(folder / SHARDS) / f"{stage}-{index}-of-{count}"
+    for _ in range(LOOKS):
+        # Its own lock first: then a process that finds the directory shared also finds with whom.
+        with _flock(path, fcntl.LOCK_EX) as own:
+            if own is not None:
+                _sign(own, f"{os.getpid()} on {os.uname().nodename}")
+                with _flock(folder / ".lock", fcntl.LOCK_SH) as free:
+                    if free is None:
+                        raise _in_use(folder, asking=path)
+                    yield
+                return
+        time.sleep(LOOK_SECONDS)
+    raise UserError(
+        f"shard {index}/{count} of {stage} is at work already in {folder} (process id {_signature(path)}); wait until "
+        "it ends, or start another shard"
+    )
+
+
+@contextlib.contextmanager
+def starting(folder: str | Path) -> Iterator[None]:
+    """Lets the shards of a directory write what they share (config, provenance, fingerprint) one after the other."""
+    with _flock(atomic.make_folder(Path(folder) / SHARDS) / "starting", fcntl.LOCK_EX, wait=True):
+        yield
+
+
+def shards_asked(folder: str | Path, stage: str) -> int | None:
+    """The n that the latest shard of a stage was started with; None where there was none."""
+    started = {path: path.stat().st_mtime_ns for path in (Path(folder) / SHARDS).glob(f"{stage}-*-of-*")}
+    return int(max(started, key=started.__getitem__).name.rpartition("-")[2]) if started else None
+
+
+def _in_use(folder: Path, asking: Path | None = None) -> UserError:
+    """Who holds a run directory. Looking takes the lock of a shard for a moment; `lock_shard` looks more than once."""
+    shards = []
+    for path in sorted({*(folder / SHARDS).glob("*-of-*")} - {asking}):
+        with _flock(path, fcntl.LOCK_SH) as free:
+            if free is None:
+                stage, index, _, count = path.name.rsplit("-", 3)
+                shards.append(f"shard {index}/{count} of {stage} (process id {_signature(path)})")
+    if shards:
+        others = f" and {len(shards) - 1} more" if len(shards) > 1 else ""
+        return UserError(f"{folder} is in use by {shards[0]}{others}; wait until they end, or give another --out")
+    holder = _signature(folder / ".lock")
+    return UserError(f"{folder} is in use by another process (id {holder}); wait until it ends, or give another --out")
+
+
+@contextlib.contextmanager
+def _flock(path: Path, mode: int, wait: bool = False) -> Iterator[int | None]:
+    """Holds the lock on a file: its handle, or None where others have it and `wait` is not asked for.
+
+    Raises UserError: the file cannot be locked at all.
+    """
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise atomic.user_error(error, path) from None
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, mode | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise UserError(
-                    f"{folder} cannot be locked ({error.strerror}); give an --out on a local disk"
+                    f"{path.parent} cannot be locked ({error.strerror}); give an --out on a local disk"
                 ) from None
-            holder = os.pread(handle, 32, 0).decode("ascii", "replace").strip() or "unknown"
-            raise UserError(
-                f"{folder} is in use by another process (id {holder}); wait until it ends, or give another --out"
-            ) from None
-        # A full disk must not keep anyone from a lock: the id is a courtesy.
-        with contextlib.suppress(OSError):
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
-        yield
+            yield None
+            return
+        yield handle
     finally:
         os.close(handle)  # lets go of the lock; the file stays, for removing it would race with the next holder
+
+
+def _sign(handle: int, who: str) -> None:
+    """Says in a lock's file who holds it. A full disk must not keep anyone from a lock: this is a courtesy."""
+    with contextlib.suppress(OSError):
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{who}\n".encode("ascii", "replace"), 0)
+
+
+def _signature(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return path.read_text(encoding="ascii", errors="replace").strip() or "unknown"
+    return "unknown"
 
 
 def look(folder: str | Path, fingerprint: Mapping[str, Any]) -> State:

@@ -25,6 +25,7 @@ from orbax.checkpoint import v1 as ocp
 
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.errors import UserError
+from ntk_jax.parallel.hosts import writes
 from ntk_jax.storage.atomic import make_folder, user_error, write_lines
 from ntk_jax.training.optimizer import TrainConfig
 
@@ -143,7 +144,8 @@ class Checkpoints:
 
 def discard_checkpoints(folder: Path) -> None:
     """Deletes the checkpoints of a training whose result is safely stored elsewhere; the history stays."""
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    if writes():
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def _explain(error: Exception, folder: Path) -> Exception:

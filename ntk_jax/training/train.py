@@ -24,6 +24,7 @@ from ntk_jax.data.batch import Batch, PackedBatch, TokenRow
 from ntk_jax.errors import UserError
 from ntk_jax.models.model import Model
 from ntk_jax.ntk.parameters import Tree, join_parameters, split_parameters
+from ntk_jax.parallel.hosts import place
 from ntk_jax.parallel.rules import param_shardings, shard_batch
 from ntk_jax.training.checkpoints import Checkpoints, Entry, training_key
 from ntk_jax.training.flops import training_flops
@@ -140,8 +141,8 @@ def train(
     if mesh is not None:
         placed = param_shardings(trainable, mesh) if parameters == "lora" else _by_part(trainable, mesh)
         shardings = tuple(jax.tree.leaves(placed))
-        trainable = jax.device_put(trainable, placed)
-        frozen = jax.device_put(frozen, _by_part(frozen, mesh))
+        trainable = place(trainable, placed)
+        frozen = place(frozen, _by_part(frozen, mesh))
     static = _Static(model.graphdef, dtype, remat, parameters, settings_of(config), shardings)
     rates = learning_rates(config, steps)
 

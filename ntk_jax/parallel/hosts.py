@@ -1,0 +1,305 @@
+"""Several processes, one mesh: JAX's multi-controller runtime, and who writes.
+
+Every process runs the same commands on the same inputs, walks the same blocks in the same order, and holds its part of
+the global arrays. Only process 0 writes (`storage` asks `writes()`); what only it can know, such as which blocks are
+done, it tells the others (`told`). The run directory must be visible to all of them, on a shared file system.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+
+from ntk_jax.errors import UserError
+
+# Variables that hold the number of processes where a launcher starts several, for the environments JAX reads itself.
+_LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+GRACE_SECONDS = 2.0
+SEEN_SECONDS = 60.0  # as long as a network file system may remember that a file was not there
+_GONE = re.compile(
+    r"gloo|nccl|unavailable|heartbeat|coordination|connection (closed|reset|refused)|deadline_exceeded", re.I
+)
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """Who this process is among those that were started."""
+
+    index: int
+    count: int
+    coordinator: str
+
+    @property
+    def lost(self) -> str:
+        """What to say when another process is gone."""
+        return (
+            f"process {self.index} of {self.count}: another process of this run ended or cannot be reached "
+            f"(coordinator {self.coordinator}); start all {self.count} again, what is written is kept"
+        )
+
+
+_here: Hosts | None = None
+
+
+def detected() -> bool:
+    """Whether a launcher that JAX understands (Slurm, Open MPI, a Cloud TPU or GKE slice) started several processes."""
+    counts = [os.environ.get(name, "") for name in _LAUNCHERS]
+    workers = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
+    return any(count.isdigit() and int(count) > 1 for count in counts) or len(workers) > 1
+
+
+def start(
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+    *,
+    wait: int = 300,
+    heartbeat: int = 100,
+) -> None:
+    """Joins the other processes; before the first computation, for afterwards JAX has settled on its own devices.
+
+    coordinator: host:port of process 0, the same everywhere; with `processes` and `process`. None: what JAX finds.
+    wait: seconds until a process that does not come is given up. heartbeat: seconds until one that fell silent is.
+    Raises UserError: the options are no cluster, or not all processes came in time.
+    """
+    global _here
+    _check(coordinator, processes, process)
+    expected = processes or next((int(os.environ[name]) for name in _LAUNCHERS if name in os.environ), None)
+    named = f"{expected if expected else 'all'} processes"
+    place = coordinator or "found by JAX"
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # concerns CPUs only
+    if coordinator and process:
+        _wait_for_coordinator(coordinator, wait, named, process)
+    try:
+        with _told_of_losses():
+            jax.distributed.initialize(
+                coordinator,
+                processes,
+                process,
+                initialization_timeout=wait,
+                heartbeat_timeout_seconds=heartbeat,
+                cluster_detection_method="deactivate" if coordinator else None,
+            )
+    except (RuntimeError, ValueError):  # what it says of itself depends on the version
+        end_now(
+            f"not all of {named} joined within {wait} s (coordinator {place}); start all of them with the same "
+            "--coordinator and --processes and each with its own --process, or raise --wait"
+        )
+    _here = Hosts(jax.process_index(), jax.process_count(), place)
+    meet("joined")
+
+
+def several() -> bool:
+    """Whether other processes hold a part of the arrays."""
+    return _here is not None and _here.count > 1
+
+
+def writes() -> bool:
+    """Whether this process is the one that writes the run directory."""
+    return _here is None or _here.index == 0
+
+
+def meet(name: str) -> None:
+    """Waits until all processes are here; what process 0 wrote before is there for all after."""
+    if several():
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+def acquaint(mesh: jax.sharding.Mesh) -> None:
+    """Lets the groups of devices that compute sums together find each other now. On CPUs they have 30 s for it at their
+    first sum, less than what the compilation before it may take longer on one host than on another."""
+    if not several() or jax.default_backend() != "cpu":
+        return
+    meet("mesh")
+    axes, spec = mesh.axis_names, jax.sharding.PartitionSpec
+    ones = np.ones([mesh.shape[axis] for axis in axes], np.float32)
+    x = place(ones, jax.sharding.NamedSharding(mesh, spec(*axes)))
+    for group in (*[(axis,) for axis in axes], axes[:2], axes):
+        gathered = jax.sharding.NamedSharding(mesh, spec(*[None if axis in group else axis for axis in axes]))
+        jax.jit(jax.numpy.negative, out_shardings=gathered)(x).block_until_ready()
+
+
+def told(find: Callable[[], Any]) -> Any:
+    """The JSON value that process 0 finds, on every process. Its UserError is raised on every process."""
+    if not several():
+        return find()
+    answer: dict[str, Any] = {}
+    if writes():
+        try:
+            answer = {"value": find()}
+        except UserError as error:
+            answer = {"error": str(error)}
+    answer = json.loads(_broadcast(json.dumps(answer).encode()))
+    if "error" in answer:
+        raise UserError(answer["error"])
+    return answer["value"]
+
+
+def refuse_other(what: str, value: str) -> None:
+    """Raises UserError on a process whose value is not that of process 0."""
+    if told(lambda: value) != value:
+        assert _here is not None
+        raise UserError(
+            f"process {_here.index} has another {what} than process 0; give every process the same config, data and "
+            "weights"
+        )
+
+
+def on_host(x: Any) -> np.ndarray:
+    """The whole of an array, on every process. All processes must ask, in the same order."""
+    if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
+def parts_on_host(x: Any, count: int = 16) -> Iterator[np.ndarray]:
+    """An array in order along its first axis, in parts where processes share it, so that no host holds all of it."""
+    if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated or not x.ndim:
+        yield on_host(x)
+        return
+    size = -(-x.shape[0] // count)
+    for start in range(0, x.shape[0], size):
+        rows = min(size, x.shape[0] - start)
+        yield on_host(jax.lax.dynamic_slice_in_dim(x, start, rows))
+
+
+def seen(path: Path) -> None:
+    """Raises UserError where a file that process 0 has written does not come into sight."""
+    until = time.monotonic() + SEEN_SECONDS
+    while not writes() and not path.exists():
+        if time.monotonic() > until:
+            assert _here is not None
+            raise UserError(
+                f"process {_here.index} does not see {path}, which process 0 has written; the run directory must "
+                "be on a file system that all processes share"
+            )
+        time.sleep(0.1)
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Puts host values, the same on every process, where `shardings` (one, or a tree of them) say."""
+    if not several():
+        return jax.device_put(tree, shardings)
+
+    def put(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return jax.device_put(leaf, sharding)
+        # device_put would first compare the value over all processes, with a collective for every leaf.
+        value = np.asarray(leaf)
+        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+    if isinstance(shardings, jax.sharding.Sharding):
+        return jax.tree.map(lambda leaf: put(leaf, shardings), tree)
+    return jax.tree.map(put, tree, shardings)
+
+
+def explains(error: BaseException) -> str | None:
+    """The line for an error that another process's end caused; None for any other error."""
+    if not several() or not isinstance(error, jax.errors.JaxRuntimeError) or not _GONE.search(str(error)):
+        return None
+    assert _here is not None
+    return _here.lost
+
+
+def end_now(message: str) -> NoReturn:
+    """Prints the line and ends this process, from whatever thread: JAX's own end would wait for the others."""
+    print(f"ntk-jax: error: {message}", file=sys.stderr, flush=True)
+    leave(2)
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process without waiting for the others, who notice."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if _here is not None and _here.index == 0:
+        time.sleep(GRACE_SECONDS)  # with the coordinator the others end: let them say first what they have to say
+    os._exit(code)
+
+
+def _check(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    if coordinator is None:
+        if processes is not None or process is not None:
+            raise UserError("--processes and --process need --coordinator host:port, the address of process 0")
+        return
+    if not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^:\s]+):\d+", coordinator):
+        raise UserError(f"--coordinator {coordinator}: give host:port, the address of process 0")
+    if processes is None or process is None or not 0 <= process < processes:
+        raise UserError(
+            "--coordinator needs --processes n and --process i with i from 0 to n-1, "
+            f"got --processes {processes} and --process {process}"
+        )
+
+
+def _broadcast(data: bytes) -> bytes:
+    from jax.experimental import multihost_utils
+
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
+    buffer = np.zeros(-(-size // 1024) * 1024, np.uint8)  # few shapes, few compilations
+    if writes():
+        buffer[:size] = np.frombuffer(data, np.uint8)
+    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(buffer))[:size].astype(np.uint8))
+
+
+def _wait_for_coordinator(address: str, wait: int, named: str, process: int) -> None:
+    """Ends with a line of our own while the coordinator cannot be reached; JAX would abort without one."""
+    host, _, port = address.rpartition(":")
+    until = time.monotonic() + wait
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+            return
+        except OSError as error:
+            if time.monotonic() > until:
+                end_now(
+                    f"process {process} of {named}: the coordinator {address} was not there within {wait} s ({error}); "
+                    "start process 0 there, or mend --coordinator"
+                )
+        time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def _told_of_losses() -> Iterator[None]:
+    """While it is entered, JAX's client is made with a callback for the news that another process is gone; by default
+    JAX then exits with a page of its own. There is no public option for it: where JAX's inside is otherwise, its own
+    end remains. And where its bindings cannot hand the news to Python (0.10.2), they abort: the second way to `_lost`.
+    """
+    from jax._src import distributed
+
+    module: Any = getattr(distributed, "_jax", None)
+    make: Any = getattr(module, "get_distributed_runtime_client", None)
+    if "missed_heartbeat_callback" not in (getattr(make, "__doc__", None) or ""):
+        yield
+        return
+    ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
+    module.get_distributed_runtime_client = functools.partial(make, missed_heartbeat_callback=_lost)
+    try:
+        yield
+    finally:
+        module.get_distributed_runtime_client = make
+
+
+def _lost(*_: object) -> None:
+    end_now(_here.lost if _here else "another process of this run ended or cannot be reached; start all of them again")
+
+
+# Not a handler of Python's, which would wait for the main thread, and that waits for the process that is gone.
+_aborted = ctypes.CFUNCTYPE(None, ctypes.c_int)(_lost)

@@ -1,0 +1,253 @@
+"""Several processes, one mesh: on loopback, with simulated devices, as they would run on several hosts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from tiny_run import tiny_run_config, write_config, write_inputs
+
+from ntk_jax import cli
+from ntk_jax.errors import UserError
+from ntk_jax.parallel import hosts
+from ntk_jax.parallel.hosts import Hosts
+from ntk_jax.storage import arrays, atomic
+
+ROOT = Path(__file__).resolve().parent.parent
+LOST = "another process of this run ended or cannot be reached"
+
+
+# -- one process ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process believes that it is process 1 of 2, and that process 0 is always where it is."""
+    monkeypatch.setattr(hosts, "_here", Hosts(1, 2, "there:1"))
+    monkeypatch.setattr(hosts, "meet", lambda name: None)
+
+
+def test_alone_everything_is_as_it_was(tmp_path: Path) -> None:
+    assert hosts.writes() and not hosts.several()
+    assert hosts.told(lambda: {1, 2}) == {1, 2}  # not even JSON is asked for
+    hosts.meet("nobody")
+    assert hosts.explains(jax.errors.JaxRuntimeError("Gloo AllGather failed: Connection closed by peer")) is None
+    np.testing.assert_array_equal(hosts.on_host(jax.numpy.arange(3)), [0, 1, 2])
+
+
+def test_only_process_0_writes(tmp_path: Path, second: None) -> None:
+    atomic.write_json(tmp_path / "x.json", {"a": 1})
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="holds no array store"):  # process 0 has not made it
+        arrays.create(tmp_path / "s", {"x": ((), np.float32)}, 4, 2)
+
+
+def test_blocks_are_written_by_process_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout: dict[str, Any] = {"x": ((), np.float32)}
+    store = arrays.create(tmp_path, layout, 4, 2)
+    monkeypatch.setattr(hosts, "meet", lambda name: None)
+    monkeypatch.setattr(hosts, "_here", Hosts(1, 2, "there:1"))
+    arrays.write_block(arrays.create(tmp_path, layout, 4, 2), 0, {"x": np.ones(2)})
+    assert arrays.done_blocks(store) == set()
+    monkeypatch.setattr(hosts, "_here", Hosts(0, 2, "there:1"))
+    arrays.write_block(arrays.create(tmp_path, layout, 4, 2), 0, {"x": np.ones(2)})
+    assert arrays.done_blocks(store) == {0}
+
+
+def test_values_go_where_they_are_placed(second: None) -> None:
+    """The way of several processes, on the devices of one."""
+    mesh = jax.make_mesh((4, 2), ("a", "b"))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("a", "b"))
+    value = np.arange(32.0).reshape(8, 4)
+    placed = hosts.place({"x": value, "y": jax.numpy.asarray(value)}, {"x": split, "y": split})
+    for leaf in placed.values():
+        assert leaf.sharding == split
+        np.testing.assert_array_equal(hosts.on_host(leaf), value)
+    assert hosts.place([value], split)[0].sharding == split
+
+
+def test_errors_of_a_lost_process_are_told_from_others(second: None) -> None:
+    gone = hosts.explains(jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection reset by peer"))
+    assert gone == f"process 1 of 2: {LOST} (coordinator there:1); start all 2 again, what is written is kept"
+    assert hosts.explains(jax.errors.JaxRuntimeError("INTERNAL: something else")) is None
+    assert hosts.explains(ValueError("gloo")) is None
+
+
+def test_a_run_directory_that_is_not_shared(tmp_path: Path, second: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts, "SEEN_SECONDS", 0.0)
+    (tmp_path / "there").touch()
+    hosts.seen(tmp_path / "there")
+    with pytest.raises(UserError, match="process 1 does not see .*file system that all processes share"):
+        hosts.seen(tmp_path / "gone")
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, False),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, False),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "t0,t1"}, True),
+    ],
+)
+def test_launchers_are_noticed(variables: dict[str, str], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert hosts.detected() == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--processes=2"], "--processes and --process need --coordinator host:port"),
+        (["--coordinator=here", "--processes=2", "--process=0"], "--coordinator here: give host:port"),
+        (["--coordinator=a:1"], "--coordinator needs --processes n and --process i with i from 0 to n-1, got"),
+        (["--coordinator=a:1", "--processes=2", "--process=2"], "got --processes 2 and --process 2"),
+    ],
+)
+def test_options_that_are_no_cluster(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(f"out: {tmp_path}/out\nmodel: {{path: builtin:model}}\n")
+    assert cli.main(["score", str(config), *options]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1
+
+
+# -- real processes ------------------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start(config: Path, devices: int, *arguments: str) -> subprocess.Popen[str]:
+    """`ntk-jax`, with so many simulated devices of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+    command = [sys.executable, "-m", "ntk_jax", arguments[0], str(config), *arguments[1:]]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def pair(config: Path, *arguments: str, count: int = 2, wait: int = 120) -> list[subprocess.Popen[str]]:
+    """Two processes with two devices each."""
+    port = free_port()
+    common = [f"--coordinator=127.0.0.1:{port}", f"--processes={count}", f"--wait={wait}", "--heartbeat=10"]
+    return [start(config, 2, *arguments, *common, f"--process={index}") for index in range(2)]
+
+
+def ends(processes: list[subprocess.Popen[str]], timeout: float = 600) -> list[tuple[int, str, str]]:
+    """(exit code, stdout, stderr) of each; nothing may hang."""
+    until, found = time.monotonic() + timeout, []
+    for process in processes:
+        try:
+            out, err = process.communicate(timeout=max(1.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            for other in processes:
+                other.kill()
+            raise
+        found.append((process.returncode, out, err))
+    return found
+
+
+def until(reached: Callable[[], bool], processes: list[subprocess.Popen[str]], seconds: float = 400) -> None:
+    end = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < end and all(process.poll() is None for process in processes), ends(processes)
+        time.sleep(0.02)
+
+
+def selection(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "select" / "selection.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    write_inputs(tmp_path)
+    sections = {"score": {"batch_tokens": 512, "block_examples": 4}, "sketch": {"dim": 64, "block_examples": 8}}
+    return write_config(tmp_path, tiny_run_config(tmp_path, "run", **sections))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("mesh", [{"data": 4, "fsdp": 1}, {"data": 1, "fsdp": 4}], ids=["data", "fsdp"])
+def test_two_processes_select_as_one(config: Path, tmp_path: Path, mesh: dict[str, int]) -> None:
+    """From the warm-up to the selection, on four devices in one process and in two. What has no sum over devices has
+    the same bytes; the sums themselves (gradients) are added up in another order, so scores agree to rounding."""
+    sizes = [f"--mesh.{name}={size}" for name, size in mesh.items()]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert ends([start(config, 4, "run", "--until=select", f"--out={one}", *sizes)])[0][0] == 0
+    for code, _, err in ends(pair(config, "run", "--until=select", f"--out={two}", *sizes)):
+        assert code == 0, err
+    first, second = selection(one), selection(two)
+    assert [record["id"] for record in first] == [record["id"] for record in second]
+    np.testing.assert_allclose([r["score"] for r in first], [r["score"] for r in second], rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_killed_process_ends_the_other_and_both_go_on(config: Path, tmp_path: Path) -> None:
+    """Each of the two is killed once, while blocks are written; the same commands then come to the same bytes."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert [code for code, _, _ in ends(pair(config, "run", "--until=select", f"--out={whole}"))] == [0, 0]
+    marks = broken / "score" / "scores.zarr" / "done"
+    for victim, blocks in ((1, 1), (0, 3)):
+        processes = pair(config, "run", "--until=select", f"--out={broken}")
+        until(lambda blocks=blocks: len(list(marks.glob("*"))) >= blocks, processes)  # type: ignore[misc]
+        processes[victim].send_signal(signal.SIGKILL)
+        code, _, err = ends(processes, timeout=60)[1 - victim]
+        assert code == 2 and f"process {1 - victim} of 2: {LOST}" in err, (code, err)
+        assert "this is a bug" not in err and "Traceback" not in err
+        assert not (broken / "score" / "manifest.json").exists(), "killed too late to show anything"
+    assert [code for code, _, _ in ends(pair(config, "run", "--until=select", f"--out={broken}"))] == [0, 0]
+    for name in ("select/selection.jsonl", *(f"score/scores.zarr/score/c/{block}" for block in range(11))):
+        assert (whole / name).read_bytes() == (broken / name).read_bytes(), name
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_host_that_never_joins(config: Path, tmp_path: Path) -> None:
+    """Two of three come; both end in one line that names what was expected, and nothing is written."""
+    for code, out, err in ends(pair(config, "score", count=3, wait=5), timeout=120):
+        assert (code, out) == (2, "")
+        line = err.strip().splitlines()[-1]
+        assert line.startswith("ntk-jax: error: not all of 3 processes joined within 5 s (coordinator 127.0.0.1:")
+    assert not (tmp_path / "run").exists()
+    alone = start(
+        config, 2, "score", f"--coordinator=127.0.0.1:{free_port()}", "--processes=2", "--process=1", "--wait=2"
+    )
+    code, _, err = ends([alone], timeout=120)[0]
+    assert code == 2 and "process 1 of 2 processes: the coordinator 127.0.0.1:" in err and "was not there within" in err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_what_is_refused_is_refused_by_all(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    for arguments, message in (
+        (["diagnose"], "diagnose runs in one process"),
+        (["score", "--shard=0/2"], "score --shard runs in one process"),
+        (["score"], "stage score needs stage warmup, which is not done"),
+        (["warmup", "--mesh.data=2"], "over several processes the mesh takes all of them"),
+    ):
+        for code, _, err in ends(pair(config, *arguments), timeout=200):
+            assert code == 2 and message in err, (arguments, err)
