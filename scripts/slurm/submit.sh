@@ -28,7 +28,7 @@ Option               Variable               Meaning
 --setup FILE         NTK_SETUP              a shell file each job sources first: module load, virtual environment
 --max-requeues N     NTK_MAX_REQUEUES       a job gives up after so many returns to the queue (default 50)
 --sbatch OPTION      NTK_SBATCH             an option of sbatch for every job; repeat it (the variable: with spaces)
---compute OPTION     NTK_SBATCH_COMPUTE     likewise, but not for the merges and select, which need no accelerator
+--compute OPTION     NTK_SBATCH_COMPUTE     likewise, but not for job 4, which needs no accelerator
 --logs DIR           NTK_LOGS               where the jobs' output goes (default: DIR of --out, and .logs)
 --python PROGRAM     NTK_PYTHON             a Python that has ntk_jax, to read the config (default python3)
 --dry-run                                   print the commands and what each job runs, submit nothing
@@ -150,7 +150,8 @@ if [ "$dry_run" = yes ]; then show mkdir -p "$logs"; else mkdir -p "$logs"; fi
 submit compute "train-$(basename "$out")" --dependency=singleton "${one[@]}" -- "${first[@]}"
 if [ "$preselect" != none ]; then
   submit compute preselect "$array" "${many[@]}" -- --shards "$shards" preselect
-  submit light preselect-merge "${one[@]}" -- --merge preselect
+  # its merge counts the votes of the domain, for which the model runs once more over the domain
+  submit compute preselect-merge "${one[@]}" -- --merge preselect
 fi
 submit compute "$stage" "$array" "${many[@]}" -- --shards "$shards" "$stage"
 submit light select "${one[@]}" -- --merge "$stage" select
