@@ -167,7 +167,7 @@ run() {
   [ -n "$out" ] || fail "no run directory: give --out DIR"
   if [[ $out == *://* ]]; then fail "--out $out: run directories are on file systems; give a folder here, and --bucket $out"; fi
   [[ -z $bucket || $bucket == gs://?* ]] || fail "--bucket $bucket: give gs://BUCKET/FOLDER"
-  [[ $every =~ ^[1-9][0-9]*$ ]] || fail "--every $every: give a number of seconds"
+  [[ $every =~ ^[0-9]+(\.[0-9]+)?$ ]] || fail "--every $every: give a number of seconds"
   bucket=${bucket%/}
   local line=(ntk-jax "$command" "$config" --out "$out" "${overrides[@]}")
   if [ "$dry_run" = yes ]; then
