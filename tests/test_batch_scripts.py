@@ -390,8 +390,8 @@ def test_queue_dry_run(sandbox: Sandbox) -> None:
         assert verb != "setup" or "git clone --quiet 'https://host/ntk_jax.git'" in out.replace("'\\''", "'")
 
 
-# A stand-in for gcloud. A slice is the folder `host`; its states are those of the file `states`, one a look, of which the
-# last stays. What `ssh` is to run runs here, with that folder as its home; a bucket is a folder of the same name.
+# A stand-in for gcloud. A slice is the folder `host`; its states are those of the file `states`, one a look, of which
+# the last stays. What `ssh` is to run runs here, with that folder as its home; a bucket is a folder of the same name.
 GCLOUD = """
 box = Path(os.environ["SANDBOX"])
 host, states = box / "host", box / "states"
@@ -437,8 +437,8 @@ match words:
         sys.exit(f"ERROR: the stand-in knows nothing of {words}")
 """
 
-# A stand-in for ntk-jax with four blocks to compute. In its first life it computes three; when two are in the bucket, the
-# machine and its disk are taken away, and with it all that runs there.
+# A stand-in for ntk-jax with four blocks to compute. In its first life it computes three; when two are in the bucket,
+# the machine and its disk are taken away, and with it all that runs there.
 PREEMPTED = """
 out=$4; mkdir -p "$out/score"
 echo "starts with $(ls "$out/score" | tr '\\n' ' ')" >>"$SANDBOX/starts"

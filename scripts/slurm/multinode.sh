@@ -108,6 +108,8 @@ if [ "$gpus" -gt 0 ]; then
   if [ "$dry_run" = yes ]; then show export "JAX_LOCAL_DEVICE_IDS=$ids"; fi
   export JAX_LOCAL_DEVICE_IDS=$ids
 fi
+# Newer Slurm does not hand the CPUs of the job on to its steps (since 22.05, see --cpus-per-task in its manual).
+if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
 # --kill-on-bad-exit: where one process has failed, the others would wait for it in the next collective.
 line=(srun --ntasks-per-node=1 --kill-on-bad-exit=1 ntk-jax "$command" "$config" --out "$out" "${overrides[@]}")
 if [ "$dry_run" = yes ]; then
