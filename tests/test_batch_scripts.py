@@ -48,6 +48,7 @@ class Sandbox:
             "LOG": str(self.log),
             "SANDBOX": str(folder),
             "HOME": str(folder),
+            "TMPDIR": str(folder),
         }
 
     def program(self, name: str, body: str = "", language: str = "bash") -> None:
@@ -476,7 +477,7 @@ def cloud(sandbox: Sandbox) -> Sandbox:
 def loop_arguments(cloud: Sandbox) -> list[str]:
     return [
         *("loop", *QUEUE, "--spot", "--source", str(cloud.folder / "source"), "--config", "a.yaml", "--out", "runs/r"),
-        *("--bucket", "gs://b/run", "--every", "0.05", "--poll", "0.01"),
+        *("--bucket", "gs://b/run", "--every", "0.3", "--poll", "0.01"),
     ]
 
 

@@ -143,19 +143,27 @@ stop_pushing() { # the copy under way with it: it would go on beside the last on
   pushing=
 }
 
+end() { # of several processes, jax answers SIGTERM itself and does not end: 10 s, then SIGKILL
+  kill -TERM "$1" 2>/dev/null || true
+  for _ in {1..50}; do
+    kill -0 "$1" 2>/dev/null || return 0
+    sleep 0.2
+  done
+  kill -KILL "$1" 2>/dev/null || true
+}
+
 end_earlier() { # a run that outlived the ssh connection it was started by would hold the run directory
   local pid
   pid=$(cat "$state/pid" 2>/dev/null || true)
   if [ -n "$pid" ] && grep -q ntk-jax "/proc/$pid/cmdline" 2>/dev/null; then
     echo "worker.sh: ending the earlier run, process $pid" >&2
-    kill -TERM "$pid" 2>/dev/null || true
-    while kill -0 "$pid" 2>/dev/null; do sleep 0.2; done
+    end "$pid"
   fi
 }
 
 stopped() { # a machine that is preempted says so half a minute before: perhaps enough for a last copy
   trap '' TERM HUP INT
-  kill -TERM "$child" 2>/dev/null || true
+  end "$child"
   wait "$child" 2>/dev/null || true
   stop_pushing
   if [ -n "$bucket" ] && [ "$index" = 0 ]; then push || true; fi

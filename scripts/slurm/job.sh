@@ -95,6 +95,11 @@ requeue() {
   echo "job.sh: Slurm is about to end this job; it stops here" >&2
   if [ -n "$child" ]; then
     kill -TERM "$child" 2>/dev/null || true # every committed block is on disk
+    for _ in {1..100}; do # 20 s: of several processes, jax answers SIGTERM itself, and does not end
+      kill -0 "$child" 2>/dev/null || break
+      sleep 0.2
+    done
+    kill -KILL "$child" 2>/dev/null || true
     wait "$child" 2>/dev/null || true
   fi
   # A task must be named by array and index: the plain job id of one task is that of the whole array.

@@ -80,6 +80,11 @@ requeue() { # as in job.sh
   echo "multinode.sh: Slurm is about to end this job; it stops here" >&2
   if [ -n "$child" ]; then
     kill -TERM "$child" 2>/dev/null || true # srun passes it on to every node
+    for _ in {1..100}; do # 20 s: of several processes, jax answers SIGTERM itself, and does not end
+      kill -0 "$child" 2>/dev/null || break
+      sleep 0.2
+    done
+    kill -KILL "$child" 2>/dev/null || true
     wait "$child" 2>/dev/null || true
   fi
   if [ "${SLURM_RESTART_COUNT:-0}" -ge "$max_requeues" ]; then
