@@ -584,12 +584,19 @@ def test_worker_begins_anew_only_where_the_bucket_is_known_to_be_empty(cloud: Sa
     assert (cloud.folder / ".ntk_jax" / "exit").read_text() == "1\n"
 
 
-def test_worker_of_several_hosts_wants_a_shared_folder(cloud: Sandbox) -> None:
+@pytest.mark.parametrize("addresses", ["10.0.0.1,10.0.0.2", "a:0:10.0.0.1,b:1:10.0.0.2"])
+def test_worker_of_several_hosts(cloud: Sandbox, addresses: str) -> None:
+    """Each process is told who it is, and the run directory must be one that all see."""
     cloud.program("ntk-jax")
-    cloud.program("curl", 'case ${!#} in *endpoints) echo "10.0.0.1,10.0.0.2" ;; *) echo 1 ;; esac')
+    cloud.program("curl", f'case ${{!#}} in *endpoints) echo "{addresses}" ;; *) echo 1 ;; esac')
     _, err = worker(cloud, code=2)
     assert "has 2 hosts" in err and "--nfs" in err and cloud.calls("ntk-jax") == []
     assert (cloud.folder / ".ntk_jax" / "exit").read_text() == "2\n"
+    worker(cloud, "--out", "/mnt/ntk_jax/r", "--bucket", "gs://b/run")
+    (call,) = cloud.calls("ntk-jax")
+    group = ["--coordinator", "10.0.0.1:8482", "--processes", "2", "--process", "1"]
+    assert accepted(call) == ["run", "a", "--out", "/mnt/ntk_jax/r", *group]
+    assert cloud.calls("gcloud") == [], "the first host alone keeps the copy"
 
 
 def test_worker_ends_a_run_that_was_left_behind(cloud: Sandbox) -> None:

@@ -178,6 +178,7 @@ run() {
   [[ $every =~ ^[0-9]+(\.[0-9]+)?$ ]] || fail "--every $every: give a number of seconds"
   bucket=${bucket%/}
   local line=(ntk-jax "$command" "$config" --out "$out" "${overrides[@]}")
+  # with several hosts also --coordinator, --processes and --process, below
   if [ "$dry_run" = yes ]; then
     show cd "$root"
     show . tpu/flags.env
@@ -187,14 +188,18 @@ run() {
     return
   fi
 
-  local hosts code=0
+  local addresses first hosts=1 code=0
   mkdir -p "$state"
   rm -f "$state/exit"
-  # jax asks the same attributes (jax/_src/clusters/cloud_tpu_cluster.py). Not a TPU VM: one host.
+  # Who there is on the slice, from where jax looks too (jax/_src/clusters/cloud_tpu_cluster.py). Not a TPU VM: one host.
   index=$(attribute agent-worker-number || echo 0)
-  hosts=$(attribute worker-network-endpoints | tr ',' '\n' | grep -c . || true)
-  if [ "${hosts:-1}" -gt 1 ] && [[ $out != /mnt/* ]]; then
-    fail "this slice has $hosts hosts, and $out is on the disk of one: give --nfs at setup and --out /mnt/ntk_jax/..."
+  addresses=$(attribute worker-network-endpoints || true)
+  if [[ $addresses == *,* ]]; then
+    hosts=$(tr ',' '\n' <<<"$addresses" | wc -l)
+    [[ $out == /mnt/* ]] ||
+      fail "this slice has $hosts hosts, and $out is on the disk of one: give --nfs at setup and --out /mnt/ntk_jax/..."
+    first=${addresses%%,*} # an address, or name:id:address
+    line+=(--coordinator "${first##*:}:8482" --processes "$hosts" --process "$index")
   fi
   cd "$root"
   PATH=$root/.venv/bin:$PATH
