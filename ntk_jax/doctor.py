@@ -8,7 +8,6 @@ import os
 import platform
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,6 +25,7 @@ from ntk_jax.models.model import Model, load_model
 from ntk_jax.parallel.mesh import make_mesh
 from ntk_jax.pipeline import check_settings
 from ntk_jax.stages.context import mesh_of
+from ntk_jax.storage.atomic import run_folder
 
 TOLERANCE = 1e-4  # relative, fp32
 SAMPLE = 64  # records looked at in each data file
@@ -152,7 +152,7 @@ def _agree(a: np.ndarray, b: np.ndarray, other: str) -> str:
 def _run_directory(config: Config) -> str:
     if not config.out:
         raise UserError("none: give --out DIR, or set `out` in the config")
-    place = Path(config.out).absolute()
+    place = run_folder(config.out).absolute()
     existing = next(folder for folder in (place, *place.parents) if folder.exists())
     if not existing.is_dir():
         raise UserError(f"{existing} is a file; give another --out")

@@ -49,7 +49,7 @@ from ntk_jax.report.page import write_report
 from ntk_jax.stages import arms, diagnose, domain, kernel, pool, selection, sketch
 from ntk_jax.stages.context import MakeProgress, Run
 from ntk_jax.stages.share import Share, refuse_missing, standing
-from ntk_jax.storage.atomic import make_folder, read_json, write_json, write_text
+from ntk_jax.storage.atomic import make_folder, read_json, run_folder, write_json, write_text
 from ntk_jax.storage.hashing import hash_model, sha256_file
 from ntk_jax.storage.run import begin, commit, lock, lock_shard, look, shards_asked, starting, verify
 from ntk_jax.training.checkpoints import discard_checkpoints
@@ -149,7 +149,7 @@ def run(
     merge: close `only`, if all its blocks are there.
     Raises UserError for a user's mistake; everything already written is kept, and the same call goes on from there.
     """
-    folder = Path(config.out)
+    folder = run_folder(config.out)
     if only == "report":
         with lock(folder):
             write_report(folder)

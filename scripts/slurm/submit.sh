@@ -1,0 +1,158 @@
+#!/usr/bin/env bash
+# A whole run as a chain of Slurm jobs: training in one job, the pool in arrays of shards, each job begun when the one
+# before has ended well.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+usage() {
+  cat <<'HELP'
+Usage: scripts/slurm/submit.sh --config FILE --shards N [OPTIONS] [-- --key=value ...]
+
+  scripts/slurm/submit.sh --config my.yaml --out /scratch/run --shards 32 --setup env.sh \
+    --sbatch --partition=gpu --sbatch --time=12:00:00 --compute --gpus-per-node=1 -- --score.objective=probe
+
+Submits, each job depending on the one before:
+  1. warmup and gradient (and preselect, if it only passes the pool on)
+  2. preselect, an array of shards, then its merge (only with preselect.method votes)
+  3. score, an array of shards (sketch, if select.by selects by sketches)
+  4. the merge of the shards, and select
+  5. finetune, evaluate and report
+The config says which of these there are: ntk_jax must be installed here too. The same command again is safe: what is
+finished is skipped, and what was cut short goes on.
+
+Option               Variable               Meaning
+--config FILE        NTK_CONFIG             the config
+--out DIR            NTK_OUT                the run directory (default: `out` of the config), seen by all nodes
+--shards N           NTK_SHARDS             tasks of each array
+--at-once N          NTK_AT_ONCE            at most so many tasks of an array at a time (default: no limit)
+--setup FILE         NTK_SETUP              a shell file each job sources first: module load, virtual environment
+--max-requeues N     NTK_MAX_REQUEUES       a job gives up after so many returns to the queue (default 50)
+--sbatch OPTION      NTK_SBATCH             an option of sbatch for every job; repeat it (the variable: with spaces)
+--compute OPTION     NTK_SBATCH_COMPUTE     likewise, but not for job 4, which needs no accelerator
+--logs DIR           NTK_LOGS               where the jobs' output goes (default: DIR of --out, and .logs)
+--python PROGRAM     NTK_PYTHON             a Python that has ntk_jax, to read the config (default python3)
+--dry-run                                   print the commands and what each job runs, submit nothing
+HELP
+}
+
+fail() {
+  echo "submit.sh: error: $*; see --help" >&2
+  exit 2
+}
+
+show() { # the command as one would type it
+  local word line=
+  for word in "$@"; do
+    [[ $word =~ ^[A-Za-z0-9_./:=,+@%-]+$ ]] || word=${word@Q}
+    line+=" $word"
+  done
+  echo "${line# }"
+}
+
+dry_run=no
+config=${NTK_CONFIG:-} out=${NTK_OUT:-} shards=${NTK_SHARDS:-} at_once=${NTK_AT_ONCE:-} setup=${NTK_SETUP:-}
+max_requeues=${NTK_MAX_REQUEUES:-50} logs=${NTK_LOGS:-} python=${NTK_PYTHON:-python3}
+read -ra everywhere <<<"${NTK_SBATCH:-}"
+read -ra compute <<<"${NTK_SBATCH_COMPUTE:-}"
+overrides=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    -h | --help)
+      usage
+      exit 0
+      ;;
+    --dry-run) dry_run=yes ;;
+    --sbatch | --compute)
+      [ $# -ge 2 ] || fail "$1 needs an option of sbatch"
+      if [ "$1" = --sbatch ]; then everywhere+=("$2"); else compute+=("$2"); fi
+      shift
+      ;;
+    --config | --out | --shards | --at-once | --setup | --max-requeues | --logs | --python)
+      [ $# -ge 2 ] || fail "$1 needs a value"
+      name=${1#--}
+      printf -v "${name//-/_}" %s "$2"
+      shift
+      ;;
+    --)
+      shift
+      overrides=("$@")
+      break
+      ;;
+    *) fail "unknown argument $1 (overrides of the config stand behind --)" ;;
+  esac
+  shift
+done
+[ -n "$config" ] || fail "no config: give --config FILE or set NTK_CONFIG"
+[ -n "$shards" ] || fail "no number of shards: give --shards N or set NTK_SHARDS"
+[[ $shards =~ ^[1-9][0-9]*$ ]] || fail "--shards $shards: give a number of at least 1"
+[[ -z $at_once || $at_once =~ ^[1-9][0-9]*$ ]] || fail "--at-once $at_once: give a number of at least 1"
+[ "$dry_run" = yes ] || command -v sbatch >/dev/null || fail "no sbatch here: run this where Slurm is, or give --dry-run"
+
+# A mistake in the config ends here, in one line, and not in the queue.
+facts=$("$python" - "$config" "${overrides[@]}" <<'PYTHON'
+import sys
+
+try:
+    from ntk_jax.config import load_config
+    from ntk_jax.errors import UserError
+except ImportError as error:
+    sys.exit(f"submit.sh: error: {sys.executable} has no ntk_jax ({error}); activate its environment or give --python")
+try:
+    config = load_config(sys.argv[1], sys.argv[2:])
+except UserError as error:
+    sys.exit(f"submit.sh: error: {error}")
+print(config.preselect.method, config.select.by, config.out or "-")
+PYTHON
+) || exit 2
+read -r preselect by config_out <<<"$facts"
+if [ -z "$out" ] && [ "$config_out" != - ]; then out=$config_out; fi
+[ -n "$out" ] || fail "no run directory: give --out DIR, or set NTK_OUT or \`out\` in the config"
+if [[ $out == *://* ]]; then fail "--out $out: run directories are on file systems; give a path that all nodes see"; fi
+logs=${logs:-${out%/}.logs}
+
+previous=
+submit() { # submit KIND NAME SBATCH_OPTIONS... -- ARGUMENTS_OF_JOB_SH...: sets `previous` to the job's id
+  local kind=$1 name=$2 line
+  shift 2
+  # --parsable prints the id alone. kill-on-invalid-dep: when a job has failed, those that wait for it go too.
+  line=(sbatch --parsable --job-name "ntk-jax-$name" --kill-on-invalid-dep=yes "${everywhere[@]}")
+  if [ "$kind" = compute ]; then line+=("${compute[@]}"); fi
+  if [ -n "$previous" ]; then line+=("--dependency=afterok:$previous"); fi
+  while [ "$1" != -- ]; do
+    line+=("$1")
+    shift
+  done
+  shift
+  local job=("$here/job.sh" --config "$config" --out "$out" --max-requeues "$max_requeues")
+  if [ -n "$setup" ]; then job+=(--setup "$setup"); fi
+  job+=("$@")
+  if [ ${#overrides[@]} -gt 0 ]; then job+=(-- "${overrides[@]}"); fi
+  if [ "$dry_run" = yes ]; then
+    previous="<id of $name>"
+    show "${line[@]}" "${job[@]}"
+    env -u SLURM_ARRAY_TASK_ID bash "${job[0]}" --dry-run "${job[@]:1}" | sed 's/^/  /'
+    return
+  fi
+  previous=$("${line[@]}" "${job[@]}")
+  previous=${previous%%;*} # behind it stands the cluster, where there are several
+  echo "$previous  $name"
+}
+
+array=--array=0-$((shards - 1))${at_once:+%$at_once}
+one=(--output "$logs/%x-%j.log")
+many=(--output "$logs/%x-%A_%a.log")
+first=(warmup)
+if [ "$by" = score ]; then first+=(gradient) && stage=score; else stage=sketch; fi
+if [ "$preselect" = none ]; then first+=(preselect); fi
+
+if [ "$dry_run" = yes ]; then show mkdir -p "$logs"; else mkdir -p "$logs"; fi
+# singleton: a second chain for the same run directory waits until the first job of this name is over.
+submit compute "train-$(basename "$out")" --dependency=singleton "${one[@]}" -- "${first[@]}"
+if [ "$preselect" != none ]; then
+  submit compute preselect "$array" "${many[@]}" -- --shards "$shards" preselect
+  # its merge counts the votes of the domain, for which the model runs once more over the domain
+  submit compute preselect-merge "${one[@]}" -- --merge preselect
+fi
+submit compute "$stage" "$array" "${many[@]}" -- --shards "$shards" "$stage"
+submit light select "${one[@]}" -- --merge "$stage" select
+submit compute finetune "${one[@]}" -- finetune evaluate report
