@@ -85,7 +85,9 @@ def main() -> None:
         for name, projector in projectors.items():
             loops[f"loop, {name}"] = functools.partial(loop, peer, pool, options, projector)
         times, _ = ms.in_turns({**runs, **loops}, options.repeats, warm_up=1)
-        agreement = agreement_with(peer, runs, our_sketches(model, domain, options), domain, pool, options, projectors)
+        # With the longest of the pool, so that rows have the same length and the steps above serve again.
+        of_domain = our_sketches(model, [*domain, pool[-1]], options)
+        agreement = agreement_with(peer, runs, of_domain, domain, pool, options, projectors)
 
     comparable = figures["torch_device"] is not None and ("cuda" in figures["torch_device"]) == (
         about["platform"] in ("gpu", "cuda")
@@ -269,7 +271,7 @@ def agreement_with(
     exact = np.concatenate([(group @ mean).cpu().numpy() for group in groups(peer, pool, options)])
     scores = {"directional scores": runs["directional scores"]()}
     for kind in ("rademacher", "kronecker"):
-        scores[f"sketch, {kind}"] = runs[f"sketch, {kind}"]() @ of_domain[f"sketch, {kind}"]().mean(0)
+        scores[f"sketch, {kind}"] = runs[f"sketch, {kind}"]() @ of_domain[f"sketch, {kind}"]()[: len(domain)].mean(0)
     for name, projector in projectors.items():
         scores[f"loop, {name}"] = loop(peer, pool, options, projector) @ loop(peer, domain, options, projector).mean(0)
     return {

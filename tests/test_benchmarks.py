@@ -101,7 +101,7 @@ def test_sketch(tmp_path: Path) -> None:
 def test_peers(tmp_path: Path, objective: str) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("peft")
-    options = ("--objective", objective, "--dim", "512", "--examples", "10", "--domain", "2")
+    options = ("--objective", objective, "--dim", "256", "--examples", "10", "--domain", "2")
     figures = run("benchmark_peers.py", tmp_path, *options)
     runs, agreement = figures["runs"], figures["agreement"]
     assert runs["bergson"] is None
