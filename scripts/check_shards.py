@@ -4,8 +4,8 @@ started again, and compares all bytes of the stores and of the selection with th
     python scripts/check_shards.py configs/quickstart.yaml --examples 100000 --shards 4
 
 The pool is the config's, repeated as often as --examples needs, under ids of its own. preselect.method is votes unless
-the command line says otherwise. Warm-up and gradient run once, and both ways start from them. Prints the wall time and
-the peak resident memory (VmHWM) of every process. Exit 1 if any byte differs.
+the command line says otherwise; with `none` only score is filled so. Warm-up and gradient run once, and both ways start
+from them. Prints the wall time and the peak resident memory (VmHWM) of every process. Exit 1 if any byte differs.
 """
 
 from __future__ import annotations
@@ -69,6 +69,8 @@ def main() -> int:
     write_pool(load_config(options.config, overrides), options.examples, place / "pool.jsonl")
     given = [f"--data.pool=[{place / 'pool.jsonl'}]", "--data.pool_limit=null", "--preselect.method=votes"]
     overrides = [*given, *overrides]
+    votes = load_config(options.config, overrides).preselect.method == "votes"
+    sharded = ("preselect", "score") if votes else ("score",)  # without votes the first has no blocks
     whole, shared = place / "whole", place / "shared"
 
     def start(stage: str, out: Path, *more: str) -> Child:
@@ -88,7 +90,9 @@ def main() -> int:
         durations[stage] = (child.ended or 0) - child.begun
     finish(start("select", whole))
 
-    for stage in ("preselect", "score"):
+    if not votes:
+        finish(start("preselect", shared))
+    for stage in sharded:
         begun = time.monotonic()
         if not fill(start, stage, shared, options.shards):
             return 1
