@@ -328,8 +328,7 @@ def test_a_fingerprint_is_never_overwritten(tmp_path):
 def test_four_processes_one_of_them_killed(tmp_path):
     write_inputs(tmp_path)
     sections = {**BLOCKS, "score": {**BLOCKS["score"], "block_examples": 2}, "sketch": {"dim": 64, "block_examples": 2}}
-    options = {"preselect": VOTES, "select": {"by": "cosine"}}
-    config = str(write_config(tmp_path, tiny_run_config(tmp_path, "run", **sections, **options)))
+    config = str(write_config(tmp_path, tiny_run_config(tmp_path, "run", **sections, preselect={**VOTES, "keep": 40})))
     whole, shared = tmp_path / "whole", tmp_path / "shared"
 
     def start(stage: str, out: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -340,25 +339,23 @@ def test_four_processes_one_of_them_killed(tmp_path):
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, out + err
 
-    stages = ("warmup", "gradient", "preselect", "score", "sketch", "select")
-    for stage in stages:
-        finish(start(stage, whole, "--preselect.keep=40"))
-    for stage in stages:
-        if stage not in pipeline.SHARED:
-            finish(start(stage, shared, "--preselect.keep=40"))
-            continue
-        shards = [start(stage, shared, "--preselect.keep=40", "--shard", f"{index}/4") for index in range(4)]
-        victim = shards[2]
-        until = time.monotonic() + 200
+    finish(start("run", whole, "--until", "select"))
+    finish(start("sketch", whole))
+    copy_before(whole, shared, ("warmup", "gradient"))
+    for stage in pipeline.SHARED:
+        shards = [start(stage, shared, "--shard", f"{index}/4") for index in range(4)]
+        victim, until = shards[2], time.monotonic() + 200
         while time.monotonic() < until and victim.poll() is None:
             if list((shared / stage).glob("*.zarr/done/*")):  # somewhere in the middle
                 break
             time.sleep(0.005)
         victim.send_signal(signal.SIGKILL)
         victim.communicate()
-        shards[2] = start(stage, shared, "--preselect.keep=40", "--shard", "2/4")
+        assert victim.returncode == -signal.SIGKILL, "it was done before it could be killed"
+        shards[2] = start(stage, shared, "--shard", "2/4")
         for shard in shards:
             finish(shard)
-        finish(start(stage, shared, "--preselect.keep=40", "--merge"))
+        finish(start(stage, shared, "--merge"))
         assert bytes_of(shared / stage) == bytes_of(whole / stage), stage
+    finish(start("select", shared))
     assert bytes_of(shared / "select") == bytes_of(whole / "select")
