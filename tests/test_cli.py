@@ -13,7 +13,6 @@ import pytest
 from ntk_jax import cli, pipeline
 from ntk_jax.config import Config
 from ntk_jax.errors import UserError
-from ntk_jax.stages.share import Share
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = """
@@ -125,14 +124,10 @@ def test_what_is_passed_on(config: str, tmp_path: Path, calls: list[tuple[Config
     assert cli.main(["run", config]) == 0
     assert cli.main(["run", config, "--until", "select", "--seed=4"]) == 0
     assert cli.main(["score", config, "--out", "elsewhere", "--score.probes=9"]) == 0
-    assert cli.main(["score", config, "--shard", "1/4"]) == 0
     assert cli.main(["score", config, "--merge"]) == 0
     options = [options for _, options in calls]
     assert options[:2] == [{"until": None}, {"until": "select"}]
-    assert options[2:] == [
-        {"only": "score", "share": share, "merge": merge}
-        for share, merge in ((None, False), (Share(1, 4), False), (None, True))
-    ]
+    assert options[2:] == [{"only": "score", "share": None, "merge": merge} for merge in (False, True)]
     assert [c.out for c, _ in calls[:3]] == [str(tmp_path / "out"), str(tmp_path / "out"), "elsewhere"]
     assert (calls[1][0].seed, calls[2][0].score.probes) == (4, 9)
 
