@@ -122,8 +122,11 @@ def test_what_is_passed_on(config: str, tmp_path: Path, calls: list[tuple[Config
     assert cli.main(["run", config]) == 0
     assert cli.main(["run", config, "--until", "select", "--seed=4"]) == 0
     assert cli.main(["score", config, "--out", "elsewhere", "--score.probes=9"]) == 0
-    assert [options for _, options in calls] == [{"until": None}, {"until": "select"}, {"only": "score"}]
-    assert [c.out for c, _ in calls] == [str(tmp_path / "out"), str(tmp_path / "out"), "elsewhere"]
+    assert cli.main(["sketch", config, "--merge"]) == 0
+    scored = {"only": "score", "share": None, "merge": False}
+    sketched = {"only": "sketch", "share": None, "merge": True}
+    assert [options for _, options in calls] == [{"until": None}, {"until": "select"}, scored, sketched]
+    assert [c.out for c, _ in calls[:3]] == [str(tmp_path / "out"), str(tmp_path / "out"), "elsewhere"]
     assert (calls[1][0].seed, calls[2][0].score.probes) == (4, 9)
 
 
