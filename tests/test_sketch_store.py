@@ -95,10 +95,10 @@ def test_an_interrupted_store_ends_in_the_same_bytes(whole, tmp_path, monkeypatc
             raise KeyboardInterrupt
         write(store, block, values)
 
-    def dying_key(folder, files, key, value):
+    def dying_key(folder, files, key, value, **how):
         if key.endswith("00000001"):
             raise KeyboardInterrupt
-        write_key(folder, files, key, value)
+        write_key(folder, files, key, value, **how)
 
     monkeypatch.setattr(sketch_store, "write_block", dying_block)
     monkeypatch.setattr(arrays, "_write_key", dying_key)
