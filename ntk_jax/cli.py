@@ -160,7 +160,7 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--measure", action="store_true", help="measure the rate on this machine's devices")
         if name not in ("doctor", "estimate"):
             several = sub.add_argument_group(
-                "several processes with one mesh (found by itself under Slurm and on TPUs)"
+                "several processes with one mesh (found without these under Slurm, Open MPI and on GKE's TPU slices)"
             )
             several.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
             several.add_argument("--processes", metavar="N", type=int, help="how many there are")

@@ -161,36 +161,46 @@ import os, signal, sys
 import numpy as np
 from ntk_jax.storage import arrays, atomic
 from ntk_jax.storage.run import begin, commit, lock
-folder, step = sys.argv[1], int(sys.argv[2])
-calls = 0
-def dying(original):
-    def call(*args, **options):
-        global calls
-        calls += 1
-        if calls == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(*args, **options)
-    return call
-os.fsync, os.replace = dying(os.fsync), dying(os.replace)
-arrays._write_key = dying(arrays._write_key)
-fingerprint = {"seed": 0}
-with lock(folder):
-    stage = folder + "/score"
-    if begin(stage, fingerprint) != "done":
-        store = arrays.create(stage + "/scores.zarr", {"score": ((), "float32")}, rows=5, block_rows=2)
-        for block in sorted(set(range(store.blocks)) - arrays.done_blocks(store)):
-            start, stop = store.block_range(block)
-            arrays.write_block(store, block, {"score": np.arange(start, stop)})
-        atomic.write_lines(stage + "/selection.jsonl", map(str, arrays.read(store, "score")))
-        commit(stage, fingerprint, {})
-print(calls)
+fsync, replace, write_key, calls = os.fsync, os.replace, arrays._write_key, 0
+def write(folder, step):
+    def dying(original):
+        def call(*args, **options):
+            global calls
+            calls += 1
+            if calls == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*args, **options)
+        return call
+    os.fsync, os.replace, arrays._write_key = dying(fsync), dying(replace), dying(write_key)
+    fingerprint = {"seed": 0}
+    with lock(folder):
+        stage = folder + "/score"
+        if begin(stage, fingerprint) != "done":
+            store = arrays.create(stage + "/scores.zarr", {"score": ((), "float32")}, rows=5, block_rows=2)
+            for block in sorted(set(range(store.blocks)) - arrays.done_blocks(store)):
+                start, stop = store.block_range(block)
+                arrays.write_block(store, block, {"score": np.arange(start, stop)})
+            atomic.write_lines(stage + "/selection.jsonl", map(str, arrays.read(store, "score")))
+            commit(stage, fingerprint, {})
+for order in sys.argv[1:]:  # a process each, forked from this one, which has only imported
+    folder, step = order.rsplit(":", 1)
+    child = os.fork()
+    if child == 0:
+        write(folder, int(step))
+        print(calls, flush=True)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status == (-signal.SIGKILL if step != "0" else 0), (order, status)
 """
 
 
 def test_kill_9_at_every_step_of_a_stage_changes_nothing(tmp_path: Path) -> None:
-    def run(folder: Path, step: int) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", STAGE, str(folder), str(step)]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    def run(*orders: tuple[Path, int]) -> list[int]:
+        """The steps of each order (folder, the step to die at; 0: none) that ended by itself."""
+        command = [sys.executable, "-c", STAGE, *(f"{folder}:{step}" for folder, step in orders)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return [int(line) for line in done.stdout.split()]
 
     def contents(folder: Path) -> dict[str, bytes]:
         return {
@@ -199,13 +209,11 @@ def test_kill_9_at_every_step_of_a_stage_changes_nothing(tmp_path: Path) -> None
             if path.is_file() and path.name != ".lock"
         }
 
-    whole = run(tmp_path / "whole", 0)
-    assert whole.returncode == 0, whole.stderr
-    steps = int(whole.stdout)
+    (steps,) = run((tmp_path / "whole", 0))
     assert steps == 16  # four files of three steps each, three markers and the store's own description
     expected = contents(tmp_path / "whole")
-    for step in range(1, steps + 1):
+    moments = range(1, steps + 1)
+    run(*((tmp_path / str(step), moment) for step in moments for moment in (step, 0)))
+    for step in moments:
         folder = tmp_path / str(step)
-        assert run(folder, step).returncode == -signal.SIGKILL
-        assert run(folder, 0).returncode == 0
         assert contents(folder) == expected, f"killed at step {step}"

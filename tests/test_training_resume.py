@@ -170,7 +170,7 @@ def expect_killed(process: subprocess.Popen[str]) -> None:
     assert process.returncode == -signal.SIGKILL, err
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_killed_processes(tmp_path: Path, start: Start) -> None:
     expected = start(tmp_path / "undisturbed")
     folder = tmp_path / "killed"

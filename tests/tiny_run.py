@@ -50,7 +50,7 @@ def tiny_run_config(folder: Path, out: str = "run", **sections: dict[str, Any]) 
         "batch_size": 4,
         "learning_rate": 1e-2,
         "tokens_per_microbatch": 256,
-        "checkpoint_every": 1,
+        "checkpoint_every": 2,
     }
     tree: dict[str, Any] = {
         "out": str(folder / out),

@@ -122,11 +122,15 @@ def _project(
     kind: str, dim: int, sparsity: int, channels: int, key: jax.Array, gradients: Tree
 ) -> tuple[jax.Array, jax.Array]:
     leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(gradients)]
-    total = jnp.float32(0)
-    for channel in range(channels):
-        part = [leaf[:, channel : channel + 1] for leaf in leaves]
+
+    def add(total: jax.Array, channel: jax.Array) -> tuple[jax.Array, None]:
+        part = [jax.lax.dynamic_slice_in_dim(leaf, channel, 1, axis=1) for leaf in leaves]
         own = jax.random.fold_in(key, channel)
-        total = total + project_with_key(kind, dim, sparsity, own, part)[:, 0]
+        return total + project_with_key(kind, dim, sparsity, own, part)[:, 0], None
+
+    # One after another, compiled once: unrolled, 16 probes took a minute to compile.
+    zero = jnp.zeros((leaves[0].shape[0], dim), jnp.float32)
+    total, _ = jax.lax.scan(add, zero, jnp.arange(channels))
     # The largest entry is taken out first: squares leave fp32's range long before the entries do.
     axes = [tuple(range(1, leaf.ndim)) for leaf in leaves]
     largest = jnp.stack([jnp.abs(leaf).max(axis) for leaf, axis in zip(leaves, axes, strict=True)]).max(axis=0)
