@@ -16,12 +16,14 @@ ROOT = Path(__file__).resolve().parent.parent
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
-# Tests compile much and compute little: each of these two halves their time. NTK_JAX_TEST_OPTIMIZED=1 compiles as
-# users do. An unknown flag ends the process, and jaxlib 0.12 no longer knows this one.
+# Tests compile much and compute little: these settings leave less than half of the time. NTK_JAX_TEST_OPTIMIZED=1
+# compiles as users do. An unknown flag ends the process, and jaxlib 0.12 no longer knows the first one; the second
+# keeps each program in one piece, where XLA would cut it for more cores than a worker has.
 if os.environ.get("NTK_JAX_TEST_OPTIMIZED") != "1":
     jax.config.update("jax_disable_most_optimizations", True)
     if version("jaxlib").startswith("0.10."):
-        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
+        flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
 # No persistent compilation cache: jax writes it without a lock and not atomically, so that a worker may read what
 # another is writing, or what a killed child left.
 

@@ -103,7 +103,7 @@ def test_the_room_with_the_name_of_the_function_can_be_called(model):
     assert ntk_jax.ntk.score is nj.ntk.score
 
 
-@pytest.mark.parametrize("projection", ["rademacher", "countsketch", "kronecker"])
+@pytest.mark.parametrize("projection", ["rademacher", pytest.param("kronecker", marks=pytest.mark.slow)])
 def test_sketches_of_the_api(model, projection):
     rows = [{"input_ids": r.ids, "span": r.span} for r in random_rows(4)]
     z = nj.sketch(model, rows, dim=256, projection=projection)

@@ -37,7 +37,10 @@ def assert_close(actual, expected, rtol=1e-5):
     assert np.abs(actual - expected).max() <= rtol * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("kind", ["sum_logits", "probe", "cross_entropy", "target_logit", squared_norm])
+LESS_TELLING = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("sum_logits", "target_logit")]
+
+
+@pytest.mark.parametrize("kind", ["probe", "cross_entropy", squared_norm, *LESS_TELLING])
 def test_it_is_that_of_explicit_gradients(kind):
     model, objective = tiny_model("qwen3"), Objective(kind, probes=3)
     a, b = random_rows(5, seed=31), random_rows(3, seed=32)

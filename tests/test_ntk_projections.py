@@ -18,7 +18,7 @@ from ntk_jax.ntk.rows import Layout
 from ntk_jax.ntk.sketch import sketches
 from ntk_jax.parallel.mesh import make_mesh
 
-SEEDS = 2000
+SEEDS = 1000
 CASES = [("rademacher", 1), ("countsketch", 1), ("countsketch", 4), ("kronecker", 1)]
 
 
@@ -124,7 +124,7 @@ def test_the_map_is_the_same_to_the_bit(kind, sparsity):
         np.testing.assert_array_equal(np.asarray(spread), together)
 
 
-@pytest.mark.parametrize("kind, sparsity", CASES)
+@pytest.mark.parametrize("kind, sparsity", [("rademacher", 1), ("countsketch", 4)])
 def test_sketches_of_a_model_depend_neither_on_batch_nor_on_devices(kind, sparsity):
     model, rows, objective = tiny_model(), random_rows(11, seed=51), Objective()
     projection = Projection(kind, 64, 1, sparsity)

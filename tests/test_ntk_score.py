@@ -79,7 +79,7 @@ def test_normalisation(kind, normalize):
 
 @pytest.mark.parametrize(
     ("parameters", "kind"),
-    [("all", kind) for kind in KINDS]
+    [pytest.param("all", kind, marks=() if kind == "probe" else pytest.mark.slow) for kind in KINDS]
     + [("layers/(q_proj|up_proj)/", "sum_logits"), ("base/(norm|embed|head)$", "cross_entropy")],
 )
 def test_other_parameters_than_lora(parameters, kind):

@@ -51,7 +51,7 @@ def whole(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", ["sum_logits", "probe"])
+@pytest.mark.parametrize("kind", [pytest.param("sum_logits", marks=pytest.mark.slow), "probe"])
 def test_a_store_holds_the_sketches_and_the_exact_norms(tmp_path, kind):
     model, rows = tiny_model(), examples(5)
     options = {"objective": kind, "probes": 2}

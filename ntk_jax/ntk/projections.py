@@ -148,10 +148,13 @@ def _countsketch(dim: int, sparsity: int, key: jax.Array, leaf: jax.Array) -> ja
     places = jax.random.randint(place_key, (sparsity, flat.shape[-1]), 0, width)
     places = places + width * jnp.arange(sparsity)[:, None]
     signs = jax.random.rademacher(sign_key, places.shape, jnp.float32) / jnp.sqrt(jnp.float32(sparsity))
-    zero = jnp.zeros((*flat.shape[:2], dim), jnp.float32)
-    for block in range(sparsity):  # one block at a time: s copies of the gradients would be s times the memory
-        zero = zero.at[..., places[block]].add(flat * signs[block])
-    return zero
+
+    def add(total: jax.Array, block: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        place, sign = block
+        return total.at[..., place].add(flat * sign), None
+
+    # One block at a time: s copies of the gradients would be s times the memory.
+    return jax.lax.scan(add, jnp.zeros((*flat.shape[:2], dim), jnp.float32), (places, signs))[0]
 
 
 def _kronecker(dim: int, key: jax.Array, leaf: jax.Array) -> jax.Array:
