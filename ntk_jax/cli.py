@@ -196,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         if lost:
             print(f"ntk-jax: error: {lost}", file=sys.stderr)
-            return _ended(2)
+            return _ended(1)  # no mistake: the same command again goes on
         traceback.print_exc()
         print("ntk-jax: this is a bug in ntk_jax; please report it with the lines above", file=sys.stderr)
         return _ended(1)

@@ -150,15 +150,15 @@ def run(
     Raises UserError for a user's mistake; everything already written is kept, and the same call goes on from there.
     """
     folder = run_folder(config.out)
-    if only == "report":
-        with lock(folder):
-            write_report(folder)
-        return folder
-    if hosts.several() and (share or only in ("kernel", "diagnose")):
+    if hosts.several() and (share or only in ("kernel", "diagnose", "report")):
         raise UserError(
             f"{only}{' --shard' if share else ''} runs in one process; start it alone, without --coordinator and not "
             "as one of a launcher's tasks"
         )
+    if only == "report":
+        with lock(folder):
+            write_report(folder)
+        return folder
     whole = stages_of(config)
     if until and until not in whole:
         raise UserError(
@@ -175,9 +175,7 @@ def run(
     hold = lock_shard(folder, names[0], share.index, share.count) if share else lock(folder)
     with contextlib.ExitStack() as held:
         hosts.told(lambda: held.enter_context(hold))  # one of several processes holds the directory for all
-        this = Run(
-            kernel.on_one_copy(config) if set(names) == {"kernel"} else config, folder, progress, share or Share()
-        )
+        this = Run(kernel.on_one_copy(config) if set(names) == {"kernel"} else config, folder, progress, share)
         inputs = _input_hashes(config, names)
         earlier = _before(config, only) if only else ()
         fingerprints = {name: _fingerprint(config, name, inputs) for name in (*earlier, *names)}
@@ -195,16 +193,18 @@ def run(
             stage, stores = folder / names[0], _stores(config, names[0])
             hosts.told(lambda: refuse_missing(stage, stores, shards_asked(folder, stage.name)))
         _check_inputs(this, [name for name in names if states.get(name) != "done"])
-        with starting(folder) if share else contextlib.nullcontext():
-            write_text(folder / "config.yaml", yaml.safe_dump(to_tree(config), sort_keys=False, allow_unicode=True))
+        if not share:
+            _write_config(config, folder)
         for name in names:
             if states.get(name) == "done":
                 progress(name, None, "")(1, 1, "done before")
                 continue
             with starting(folder) if share else contextlib.nullcontext():
-                hosts.told(functools.partial(_record_provenance, config, inputs, name))
                 if name != "report":  # the report is cheap and its code may have improved: it is always written anew
                     hosts.told(functools.partial(begin, folder / name, fingerprints[name]))
+                if share:  # behind `begin`, which refuses the second of two shards that start with different settings
+                    _write_config(config, folder)
+                hosts.told(functools.partial(_record_provenance, config, inputs, name))
             place = make_folder(folder / name)
             if name != "report":
                 hosts.seen(place / "fingerprint.json")
@@ -215,6 +215,10 @@ def run(
                 discard_checkpoints(place)  # they were there to go on from
         hosts.meet("the end")
     return folder
+
+
+def _write_config(config: Config, folder: Path) -> None:
+    write_text(folder / "config.yaml", yaml.safe_dump(to_tree(config), sort_keys=False, allow_unicode=True))
 
 
 def shared_line(config: Config, name: str) -> str:

@@ -198,7 +198,7 @@ def test_submit_dry_run(sandbox: Sandbox) -> None:
     out, err = sandbox.run(
         SLURM / "submit.sh",
         *("--config", QUICKSTART, "--out", "a run", "--shards", "4", "--at-once", "2", "--setup", "env.sh"),
-        *("--sbatch", "--partition=gpu", "--compute", "--gpus-per-node=1", "--dry-run"),
+        *("--sbatch", "--partition=gpu", "--sbatch", "--gpus-per-node=1", "--dry-run"),
         *("--", "--preselect.method=votes", "--data.pool=[a.jsonl, b.jsonl]"),
     )
     assert err == "" and not (sandbox.folder / "a run.logs").exists()
@@ -220,16 +220,14 @@ def test_submit_dry_run(sandbox: Sandbox) -> None:
         )
     ]
     jobs = [shlex.split(line) for line in out.splitlines() if line.startswith("sbatch ")]
-    assert [("--array=0-3%2" in job, "--gpus-per-node=1" in job) for job in jobs] == [
-        *[(False, True), (True, True), (False, True)],
-        *[(True, True), (False, False), (False, True)],
-    ]
-    assert all("--partition=gpu" in job for job in jobs)
+    assert ["--array=0-3%2" in job for job in jobs] == [False, True, False, True, False, False]
+    assert all({"--partition=gpu", "--gpus-per-node=1"} <= set(job) for job in jobs)  # each computes with the model
 
 
 def test_submit_chains_its_jobs(sandbox: Sandbox) -> None:
     """Every job waits for the one before; and the jobs, run as Slurm would, call ntk-jax as a run needs it."""
-    sandbox.program("sbatch", 'echo $((100 + $(wc -l <"$LOG")))";cluster"')
+    sandbox.program("squeue", 'echo "7 ntk-jax-runner.train"')  # a chain of another run directory
+    sandbox.program("sbatch", 'echo $((99 + $(wc -l <"$LOG")))";cluster"')
     sandbox.program("ntk-jax")
     out, _ = sandbox.run(
         SLURM / "submit.sh",
@@ -239,11 +237,11 @@ def test_submit_chains_its_jobs(sandbox: Sandbox) -> None:
     )
     jobs = sandbox.calls("sbatch")
     names = [job[job.index("--job-name") + 1] for job in jobs]
-    assert names == ["ntk-jax-train-run", "ntk-jax-sketch", "ntk-jax-select", "ntk-jax-finetune"]
+    assert names == ["ntk-jax-run.train", "ntk-jax-run.sketch", "ntk-jax-run.select", "ntk-jax-run.finetune"]
     dependencies = [[word for word in job if word.startswith("--dependency")] for job in jobs]
-    assert dependencies == [["--dependency=singleton"], *[[f"--dependency=afterok:{n}"] for n in (101, 102, 103)]]
+    assert dependencies == [[], *[[f"--dependency=afterok:{n}"] for n in (101, 102, 103)]]
     assert [line.split() for line in out.splitlines()] == [
-        [str(101 + number), name.removeprefix("ntk-jax-")] for number, name in enumerate(names)
+        [str(101 + number), name.removeprefix("ntk-jax-run.")] for number, name in enumerate(names)
     ]
     for job in jobs:
         assert {"--parsable", "--kill-on-invalid-dep=yes", "--account=me", "--time=1:00:00"} <= set(job)
@@ -272,8 +270,17 @@ def test_submit_chains_its_jobs(sandbox: Sandbox) -> None:
     ]
 
 
+def test_submit_refuses_a_second_chain_on_one_run_directory(sandbox: Sandbox) -> None:
+    sandbox.program("squeue", 'echo "7 ntk-jax-run.score"')
+    sandbox.program("sbatch", "echo 8")
+    _, err = sandbox.run(SLURM / "submit.sh", "--config", QUICKSTART, "--out", "a/run", "--shards", "2", code=2)
+    assert err.startswith("submit.sh: error: jobs of ntk-jax-run are in the queue (7 ntk-jax-run.score); wait")
+    assert not sandbox.calls("sbatch")
+
+
 def test_submit_stops_where_sbatch_refuses(sandbox: Sandbox) -> None:
-    sandbox.program("sbatch", '[ "$(wc -l <"$LOG")" = 1 ] && echo 7 || { echo "sbatch: no" >&2; exit 1; }')
+    sandbox.program("squeue")
+    sandbox.program("sbatch", '[ "$(wc -l <"$LOG")" = 2 ] && echo 7 || { echo "sbatch: no" >&2; exit 1; }')
     _, err = sandbox.run(SLURM / "submit.sh", "--config", QUICKSTART, "--out", "run", "--shards", "2", code=1)
     assert err == "sbatch: no\n" and len(sandbox.calls("sbatch")) == 2
 

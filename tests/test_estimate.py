@@ -154,6 +154,13 @@ def test_the_recipes_of_8b(name: str, billions: float, trunk: int, capsys: pytes
     text = " ".join(capsys.readouterr().out.split())
     for part in ("31 A100-hours", "312 TFLOP/s for one A100 (NVIDIA's datasheet", "256 on average", "40% of the peak"):
         assert part in text
+    assert "Too much for one device" not in text
+    assert (
+        cli.main(["estimate", str(CONFIGS / f"{name}.yaml"), "--model.path=not/here", "--score.batch_tokens=131072"])
+        == 0
+    )
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Too much for one device of 80.0 GB: gradient, score, select. Lower score.batch_tokens or" in text
 
 
 def test_rates_of_devices() -> None:

@@ -215,7 +215,7 @@ def test_a_killed_process_ends_the_other_and_both_go_on(config: Path, tmp_path: 
         until(lambda blocks=blocks: len(list(marks.glob("*"))) >= blocks, processes)  # type: ignore[misc]
         processes[victim].send_signal(signal.SIGKILL)
         code, _, err = ends(processes, timeout=60)[1 - victim]
-        assert code == 2 and f"process {1 - victim} of 2: {LOST}" in err, (code, err)
+        assert code == 1 and f"process {1 - victim} of 2: {LOST}" in err, (code, err)
         assert "this is a bug" not in err and "Traceback" not in err
         assert not (broken / "score" / "manifest.json").exists(), "killed too late to show anything"
     assert [code for code, _, _ in ends(pair(config, "run", "--until=select", f"--out={broken}"))] == [0, 0]
@@ -236,7 +236,7 @@ def test_a_host_that_never_joins(config: Path, tmp_path: Path) -> None:
         config, 2, "score", f"--coordinator=127.0.0.1:{free_port()}", "--processes=2", "--process=1", "--wait=2"
     )
     code, _, err = ends([alone], timeout=120)[0]
-    assert code == 2 and "process 1 of 2 processes: the coordinator 127.0.0.1:" in err and "was not there within" in err
+    assert code == 1 and "process 1 of 2 processes: the coordinator 127.0.0.1:" in err and "was not there within" in err
 
 
 @pytest.mark.slow
@@ -245,6 +245,7 @@ def test_what_is_refused_is_refused_by_all(config: Path, tmp_path: Path) -> None
     (tmp_path / "other").mkdir()
     for arguments, message in (
         (["diagnose"], "diagnose runs in one process"),
+        (["report"], "report runs in one process"),
         (["score", "--shard=0/2"], "score --shard runs in one process"),
         (["score"], "stage score needs stage warmup, which is not done"),
         (["warmup", "--mesh.data=2"], "over several processes the mesh takes all of them"),

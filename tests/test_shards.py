@@ -21,7 +21,7 @@ from tiny_run import tiny_run_config, write_config, write_inputs
 
 from ntk_jax import cli, pipeline
 from ntk_jax.errors import UserError
-from ntk_jax.stages.share import Share, parse_share, ranges
+from ntk_jax.stages.share import Share, parse_share, ranges, refuse_missing
 from ntk_jax.storage import arrays
 from ntk_jax.storage.run import begin, lock, lock_shard, shards_asked
 
@@ -149,7 +149,8 @@ def test_a_merge_names_what_is_missing(inputs, whole, capsys):
     )
     before = bytes_of(out / "score")
     assert not any(name.startswith("manifest") for name in before)
-    command("--shard", "0/2")
+    assert "6 of 6 blocks of scores.zarr are there; close the stage with --merge" in command("--shard", "0/1")[1]
+    assert not (out / "score" / "manifest.json").exists()
     assert command("--merge")[0] == 0
     assert bytes_of(out / "score") == bytes_of(whole["scored"] / "score")
     assert "6 of 6 blocks of scores.zarr are there; the stage is closed" in command("--shard", "0/2")[1]
@@ -191,7 +192,6 @@ def test_every_block_has_one_owner():
     assert parse_share("3/7") == Share(3, 7) and str(Share(3, 7)) == "3/7"
     owners = [[index for index in range(7) if Share(index, 7).owns(block)] for block in range(30)]
     assert owners == [[block % 7] for block in range(30)]
-    assert Share().owns(0) and Share().owns(5)
 
 
 def test_ranges_are_short():
@@ -305,13 +305,30 @@ def test_shards_that_start_together_on_an_empty_stage(inputs, whole):
     assert json.loads((out / "provenance.json").read_text())["stages"]["score"]
 
 
-def test_a_changed_setting_is_refused_by_a_shard(inputs, whole):
+def test_a_changed_setting_is_refused_by_a_shard(inputs, whole, monkeypatch):
     config = tiny_run_config(inputs, "changed", **BLOCKS)
     copy_before(whole["scored"], inputs / "changed", ("warmup", "gradient", "preselect"))
     run(config, only="score", share=Share(0, 2))
     other = tiny_run_config(inputs, "changed", **{**BLOCKS, "score": {**BLOCKS["score"], "block_examples": 4}})
     with pytest.raises(UserError, match="score.block_examples was 8, is now 4"):
         run(other, only="score", share=Share(1, 2))
+
+    # Both looked before either had begun: the second is refused all the same, and has written nothing.
+    files = [inputs / "changed" / name for name in ("config.yaml", "provenance.json")]
+    before = [path.read_bytes() for path in files]
+    monkeypatch.setattr(pipeline, "look", lambda folder, _: "new" if folder.name == "score" else "done")
+    with pytest.raises(UserError, match="score.block_examples was 8, is now 4"):
+        run(other, only="score", share=Share(1, 2))
+    assert [path.read_bytes() for path in files] == before
+
+
+def test_a_store_whose_making_was_cut_short_is_not_begun(tmp_path):
+    store = tmp_path / "scores.zarr"
+    arrays.create(store, {"score": ((), np.float32), "status": ((), np.uint8)}, 8, 4)
+    assert arrays.is_store(store)
+    shutil.rmtree(store / "status")
+    with pytest.raises(UserError, match="scores.zarr is not begun; run --shard 0-1 of 2"):
+        refuse_missing(tmp_path, ["scores.zarr"], 2)
 
 
 def test_a_fingerprint_is_never_overwritten(tmp_path):

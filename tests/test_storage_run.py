@@ -62,7 +62,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     with (
-        pytest.raises(UserError, match="cannot be locked .No locks available.; give an --out on a local disk"),
+        pytest.raises(UserError, match="cannot be locked .No locks available.; mount the file system with locks"),
         lock(tmp_path),
     ):
         pass

@@ -13,7 +13,7 @@ from ntk_jax.estimate.disk import disk_of, facts_of_disk
 from ntk_jax.estimate.facts import Facts
 from ntk_jax.estimate.measure import measured_rate
 from ntk_jax.estimate.memory import peak_memory
-from ntk_jax.estimate.rates import Rate, stated_rate, why_no_rate
+from ntk_jax.estimate.rates import Rate, device_memory, stated_rate, why_no_rate
 from ntk_jax.estimate.shape import abstract_run, device_count
 from ntk_jax.estimate.text import as_text
 from ntk_jax.estimate.workload import domain_examples, pool_examples, questions
@@ -58,8 +58,8 @@ def estimate_run(config: Config, *, measure: bool = False) -> dict[str, Any]:
 
 
 def _result(run: Run, load: Workload, found: list[Work], rate: Rate | None, facts: Facts) -> dict[str, Any]:
-    """{"config", "devices", "rate", "stages": [...], "total", "whole_pool", "disk", "grounds": [...]}. Hours are
-    device-hours, None without a rate; memory is of the fullest device; bytes and FLOPs are plain numbers."""
+    """{"model", "devices", "device_memory", "rate", "stages": [...], "total", "whole_pool", "disk", "grounds": [...]}.
+    Hours are device-hours, None without a rate; memory is of the fullest device; bytes and FLOPs are plain numbers."""
     config, devices = run.config, device_count(run)
     disks = {stage: disk_of(run, stage, load) for stage in stages_of(config)}
     rows: list[dict[str, Any]] = []
@@ -104,6 +104,7 @@ def _result(run: Run, load: Workload, found: list[Work], rate: Rate | None, fact
             "objective": config.score.objective,
         },
         "devices": devices,
+        "device_memory": device_memory(config),
         "rate": None if rate is None else dataclasses.asdict(rate),
         "no_rate": why_no_rate(config) if rate is None else None,
         "grounds": [dataclasses.asdict(fact) for fact in facts.found],

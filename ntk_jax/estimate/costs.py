@@ -11,13 +11,14 @@ import jax
 from ntk_jax.config import TrainSection
 from ntk_jax.estimate.facts import Facts
 from ntk_jax.estimate.workload import Examples, Questions
+from ntk_jax.models.decoder import query_blocks
 from ntk_jax.ntk.parameters import split_parameters
 from ntk_jax.ntk.projections import projection_flops
 from ntk_jax.pipeline import stages_of
 from ntk_jax.report.amounts import metric
 from ntk_jax.stages.context import Run
 from ntk_jax.stages.pool import resolved_votes
-from ntk_jax.stages.selection import DIRECTIONS_AT_ONCE
+from ntk_jax.stages.selection import directions_at_once
 from ntk_jax.training.flops import forward_flops, gradient_flops, matrix_parameters, score_flops, training_flops
 from ntk_jax.training.order import count_seen, count_steps
 
@@ -130,7 +131,7 @@ def _select(run: Run, load: Workload) -> Work:
     """For each selected example that the report shows: its gradient, and the domain scored along it."""
     shown, domain = min(run.config.report.examples, run.config.select.count), load.domain
     tokens, spans = shown * load.pool.tokens, shown * load.pool.span
-    together = DIRECTIONS_AT_ONCE if run.config.score.parameters == "lora" else 1
+    together = directions_at_once(run)
     passes, channels = -(-shown // together), run.objective.channels * together
     score = passes * _score_flops(run, domain.total, domain.count * domain.span, channels)
     gradient, padded = (_gradient_flops(run, total, spans) for total in (tokens, shown * run.row_length))
@@ -173,6 +174,11 @@ def _training(
     return Work(stage, seen, seen * tokens, flops, flops / fill, "backward", arm)
 
 
+def keys_per_query(length: int) -> float:
+    """Keys that a query of a row meets on average, in attention as it is computed: block by block, masked after."""
+    return sum((stop - start) * stop for start, stop in query_blocks(length)) / length
+
+
 def recomputes(run: Run) -> bool:
     """Whether training computes layers again in the backward pass, as `training.train` decides."""
     return run.base.config.hidden_size >= 1024
@@ -195,20 +201,22 @@ def _state(run: Run, load: Workload, facts: Facts) -> None:
     facts.known(
         "P", trunk, f"{metric(trunk)} in the layers' matrices", "the model's shape; without embedding, head, norms"
     )
-    attention = 4.0 * shape.num_layers * shape.num_heads * shape.head_dim * pool.tokens / 2
+    keys = keys_per_query(run.row_length)
+    attention = forward_flops(shape, 1, context=keys) - forward_flops(shape, 1)
     facts.assume(
         "attention's own products",
         0.0,
-        f"not counted: at {pool.tokens:.0f} tokens an example about {100 * attention / (2 * trunk):.1f}% of a forward "
-        "pass",
-        "training/flops.py",
+        f"not counted: a query meets {keys:,.0f} keys of a row of {run.row_length:,}, its own example's or not, and "
+        f"that adds {100 * attention / (2 * trunk):.1f}% to a forward pass, {300 * attention / (4 * trunk):.1f}% to a "
+        "score",
+        "models/decoder.py, training/flops.py",
     )
     facts.assume(
         "padding",
         pool.fill,
         f"packed rows of {run.row_length:,} are {100 * pool.fill:.0f}% full (at most 16 examples each), in training "
         f"{100 * pool.training_fill:.0f}%, in evaluation wholly",
-        "the pool's tokens, packed",
+        "the pool's tokens, packed; for a pool that is not here as full as examples of one length would be",
     )
     if resolved_votes(config):
         facts.assume(

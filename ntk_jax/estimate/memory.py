@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import jax
 
-from ntk_jax.estimate.costs import recomputes
+from ntk_jax.estimate.costs import keys_per_query, recomputes
 from ntk_jax.estimate.workload import Examples, Questions
 from ntk_jax.models.config import ModelConfig
 from ntk_jax.ntk.parameters import split_parameters
@@ -31,9 +31,9 @@ from ntk_jax.ntk.rows import layout_for
 from ntk_jax.ntk.sketch import GRADIENT_BYTES
 from ntk_jax.parallel.rules import param_shardings
 from ntk_jax.stages.context import Run
+from ntk_jax.stages.selection import alignment_layout, directions_at_once
 
 CHUNK = 16384  # vocabulary rows of a chunk of logits, as `models.head` has it
-_QUERIES, _BLOCKS = 256, 8  # least queries of a block, most blocks, as `models.decoder` has them
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def resident(run: Run, stage: str) -> float:
         "gradient": 2 * channels * theta,  # the sum, and a batch's part
         "score": 2 * channels * theta,  # the direction, and it scaled to norm 1
         "sketch": 12.0 * BLOCK * run.config.sketch.dim,  # signs, and what they are made from
-        "select": 2 * channels * theta * 4,
+        "select": 2 * channels * theta * directions_at_once(run),
     }
     return weights(run) + low + extra.get(stage, 0.0)
 
@@ -98,7 +98,8 @@ def shape_of(run: Run, stage: str, pool: Examples, questions: Questions) -> Shap
         layout = layout_for(length, run.config.score.batch_tokens, run.mesh)
         rows = layout.rows_per_batch // shards
         return Shape(rows, length, round(rows * length * questions.labels / max(questions.tokens, 1)))
-    rows = run.layout.rows_per_batch // shards
+    layout = alignment_layout(run) if stage == "select" else run.layout
+    rows = layout.rows_per_batch // shards
     if stage == "sketch":
         theta = split_parameters(run.base, run.config.score.parameters)[0]
         size = 4 * run.objective.channels * sum(leaf.size for leaf in jax.tree.leaves(theta))
@@ -120,7 +121,7 @@ def temporaries(run: Run, stage: str, shape: Shape) -> float:
     if stage == "score":
         return score_bytes(model, shape, size, channels)
     if stage == "select":  # the domain along several directions at once
-        return score_bytes(model, shape, size, 4 * channels)
+        return score_bytes(model, shape, size, directions_at_once(run) * channels)
     backward = backward_bytes(model, shape, size, True)
     if stage == "sketch":  # every row has an adapter of its own, and a gradient, of which two batches are alive
         theta = split_parameters(run.base, run.config.score.parameters)[0]
@@ -153,10 +154,7 @@ def _mlp(model: ModelConfig, shape: Shape, size: int) -> float:
 
 
 def _scores(model: ModelConfig, shape: Shape) -> float:
-    block = max(_QUERIES, -(-shape.length // _BLOCKS))
-    stops = [min(start + block, shape.length) for start in range(0, shape.length, block)]
-    pairs = sum((stop - start) * stop for start, stop in zip([0, *stops], stops, strict=False))
-    return 4.0 * shape.rows * model.num_heads * pairs
+    return 4.0 * shape.rows * model.num_heads * shape.length * keys_per_query(shape.length)
 
 
 def _head(model: ModelConfig, shape: Shape) -> float:

@@ -21,6 +21,11 @@ PEAKS = {
     "v5p": 459e12,  # Google Cloud documentation, TPU v5p: peak compute per chip
     "v6e": 918e12,  # Google Cloud documentation, TPU v6e: peak compute per chip
 }
+# Bytes of one device, by the same sheets; of the A100 the larger of its two forms.
+MEMORY = {
+    **{"A100": 80e9, "H100": 80e9, "H200": 141e9},
+    **{"v4": 32 * 2.0**30, "v5e": 16e9, "v5p": 95e9, "v6e": 32e9},
+}
 SHEETS = {
     **dict.fromkeys(("A100", "H100", "H200"), "NVIDIA's datasheet, dense bf16"),
     **dict.fromkeys(("v4", "v5e", "v5p", "v6e"), "Google Cloud's documentation, bf16"),
@@ -80,6 +85,12 @@ def stated_rate(config: Config, facts: Facts) -> Rate | None:
     )
     reached = peak * section.utilization
     return Rate(reached, reached, name, peak)
+
+
+def device_memory(config: Config) -> float | None:
+    """Bytes of the device that is meant: estimate.device, or this machine's; None where they are not known."""
+    name = config.estimate.device or kind_of(jax.devices()[0].device_kind)
+    return MEMORY.get(name) if name else None
 
 
 def why_no_rate(config: Config) -> str:

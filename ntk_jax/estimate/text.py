@@ -60,6 +60,13 @@ def _notes(found: dict[str, Any]) -> list[str]:
     elif found["devices"] > 1:
         wall = total["device_hours"] / found["devices"]
         lines.append(f"On {found['devices']} devices, if all are busy all the time: {_hours(wall)} hours.")
+    room = found["device_memory"]
+    short = [row["stage"] for row in found["stages"] if room is not None and row["memory"] > room]
+    if short:
+        lines.append(
+            f"Too much for one device of {metric(room, 'B')}: {', '.join(dict.fromkeys(short))}. Lower "
+            "score.batch_tokens or tokens_per_microbatch, or split the weights over more devices (mesh.fsdp)."
+        )
     lines.append(f"Disk at its fullest, with the checkpoints of a training: {metric(total['disk_peak'], 'B')}.")
     if total["flops"] and total["flops_with_padding"] > 1.05 * total["flops"]:
         lines.append(

@@ -163,16 +163,20 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
     rows, length, heads, width = q.shape
     kv = k.shape[2]
     q = q.reshape(rows, length, kv, heads // kv, width)
-    block = max(_MIN_BLOCK, -(-length // _MAX_BLOCKS))
     outputs = []
-    for start in range(0, length, block):
-        stop = min(start + block, length)
+    for start, stop in query_blocks(length):
         scores = jnp.einsum("btkgh,bskh->bktgs", q[:, start:stop], k[:, :stop], preferred_element_type=jnp.float32)
         scores = jnp.where(mask[:, None, start:stop, None, :stop], scores, _MASKED)
         weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
         outputs.append(jnp.einsum("bktgs,bskh->btkgh", weights, v[:, :stop]))
     out = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
     return out.reshape(rows, length, heads * width)
+
+
+def query_blocks(length: int) -> list[tuple[int, int]]:
+    """(start, stop) of the blocks of queries of a row; those of one block meet the keys [0, stop)."""
+    block = max(_MIN_BLOCK, -(-length // _MAX_BLOCKS))
+    return [(start, min(start + block, length)) for start in range(0, length, block)]
 
 
 _MIN_BLOCK = 256  # queries; smaller blocks leave matmul units idle

@@ -221,9 +221,10 @@ def explains(error: BaseException) -> str | None:
 
 
 def end_now(message: str) -> NoReturn:
-    """Prints the line and ends this process, from whatever thread: JAX's own end would wait for the others."""
+    """Prints the line and ends this process, from whatever thread: JAX's own end would wait for the others. The code is
+    1, not 2: nothing is there to mend, and what starts processes may start them again."""
     print(f"ntk-jax: error: {message}", file=sys.stderr, flush=True)
-    leave(2)
+    leave(1)
 
 
 def leave(code: int) -> NoReturn:

@@ -52,7 +52,7 @@ class Run:
     config: Config
     folder: Path
     make_progress: MakeProgress
-    share: Share = Share()
+    share: Share | None = None  # None: all blocks, and the stage is closed
 
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh | None:

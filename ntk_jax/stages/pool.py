@@ -90,7 +90,7 @@ def preselect(run: Run, folder: Path) -> dict[str, Any] | None:
         finished += len(records)
         progress(finished, total)
     hosts.meet("all blocks are written")
-    if run.share.count > 1:
+    if run.share is not None:  # the stage stays open, even where one share is all of it
         return None
 
     domain = mean_hidden_states(model, [row for _, row in run.domain], run.layout)
@@ -162,7 +162,7 @@ def score(run: Run, folder: Path) -> dict[str, Any] | None:
         finished += len(records)
         progress(finished, total)
     hosts.meet("all blocks are written")
-    if run.share.count > 1:
+    if run.share is not None:  # the stage stays open, even where one share is all of it
         return None
     return _summarise(run, folder, store, None if work.resumed else time.monotonic() - begun)
 

@@ -14,7 +14,7 @@ from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.records import family_of, prompt_text, response_text
 from ntk_jax.errors import UserError
 from ntk_jax.ntk.direction import mean_gradient, stack_directions
-from ntk_jax.ntk.rows import layout_for
+from ntk_jax.ntk.rows import Layout, layout_for
 from ntk_jax.ntk.score import directional_scores
 from ntk_jax.selection.sketches import Ranking
 from ntk_jax.selection.top import random_n, record_line, selected_records, top_n
@@ -152,6 +152,17 @@ def _mean_of_numbers(scores: np.ndarray) -> float | None:
     return float(known.mean()) if len(known) else None
 
 
+def directions_at_once(run: Run) -> int:
+    """Shown examples whose gradients are one batch of directions."""
+    return DIRECTIONS_AT_ONCE if run.config.score.parameters == "lora" else 1
+
+
+def alignment_layout(run: Run) -> Layout:
+    """The shapes of a scoring step with so many tangents: fewer rows, so that it needs no more memory than the score's
+    step (but for one row at least)."""
+    return layout_for(run.config.model.max_length, run.config.score.batch_tokens // directions_at_once(run), run.mesh)
+
+
 def _aligned_examples(run: Run, shown: list[Record]) -> list[dict[str, Any]]:
     """For each shown selection the domain example x_i with the largest kernel ⟨g(x_i), g(x)⟩: its own gradient is
     the direction, the domain set is what is scored."""
@@ -164,7 +175,7 @@ def _aligned_examples(run: Run, shown: list[Record]) -> list[dict[str, Any]]:
     domain = run.encode([record for record, _ in run.domain], span)[0]
     progress = run.make_progress("alignment", len(shown), "examples")
     kernels = []
-    together = DIRECTIONS_AT_ONCE if parameters == "lora" else 1
+    together, layout = directions_at_once(run), alignment_layout(run)
     for start in range(0, len(rows), together):
         part = rows[start : start + together]
         gradients = [mean_gradient(model, [row], objective, one, parameters=parameters) for row in part]
@@ -172,7 +183,7 @@ def _aligned_examples(run: Run, shown: list[Record]) -> list[dict[str, Any]]:
         gradients += [gradients[-1]] * (min(together, len(rows)) - len(part))
         directions = stack_directions(gradients)
         values = directional_scores(
-            model, [row for _, row in domain], directions, objective, run.layout, parameters=parameters
+            model, [row for _, row in domain], directions, objective, layout, parameters=parameters
         ).values
         kernels.append(values[:, : len(part)])
         progress(start + len(part), len(rows))

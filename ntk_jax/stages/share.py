@@ -20,10 +20,10 @@ SHOWN = 12  # ranges of missing blocks in a message
 
 @dataclass(frozen=True)
 class Share:
-    """Shard `index` of `count`, counted from 0; the default is everything."""
+    """Shard `index` of `count`, counted from 0."""
 
-    index: int = 0
-    count: int = 1
+    index: int
+    count: int
 
     def owns(self, block: int) -> bool:
         return block % self.count == self.index
@@ -51,10 +51,10 @@ def parse_share(text: str) -> Share:
     return Share(int(found[1]), int(found[2]))
 
 
-def work_of(store: Store, share: Share) -> Work:
-    """What there is to do in a store for one process."""
+def work_of(store: Store, share: Share | None) -> Work:
+    """What there is to do in a store for one process: its share, or all."""
     done = set(hosts.told(lambda: sorted(done_blocks(store))))
-    own = {block for block in range(store.blocks) if share.owns(block)}
+    own = {block for block in range(store.blocks) if share is None or share.owns(block)}
     return Work(frozenset(own - done), rows_of(store, own & done), rows_of(store, own), bool(done))
 
 

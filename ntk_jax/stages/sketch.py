@@ -68,7 +68,7 @@ def sketch(run: Run, folder: Path) -> dict[str, Any] | None:
     _fill(run, targets, of_domain, "sketch domain", np.arange(len(records)), blocks)
     _fill(run, pool, of_pool, "sketch", ordinals, run.pool_blocks(ordinals, of_pool.todo, size))
     hosts.meet("all blocks are written")
-    if run.share.count > 1:
+    if run.share is not None:  # the stage stays open, even where one share is all of it
         return None
     resumed = of_domain.resumed or of_pool.resumed
     return _summarise(run, folder, pool, targets, None if resumed else time.monotonic() - begun)

@@ -95,8 +95,11 @@ def create(
 
 
 def is_store(folder: str | Path) -> bool:
-    """Whether there is a store to open."""
-    return _attributes(_files(str(folder)), str(folder)) is not None
+    """Whether there is a store to open; one whose making was cut short is none yet."""
+    files = _files(str(folder))
+    attributes = _attributes(files, str(folder))
+    arrays = attributes["layout"]["arrays"] if attributes else ()
+    return bool(arrays) and all(files.read(f"{name}/{_META}").result().state != "missing" for name in arrays)
 
 
 def open_store(folder: str | Path, expect: Mapping[str, Any] | None = None) -> Store:

@@ -115,7 +115,8 @@ def _flock(path: Path, mode: int, wait: bool = False) -> Iterator[int | None]:
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise UserError(
-                    f"{path.parent} cannot be locked ({error.strerror}); give an --out on a local disk"
+                    f"{path.parent} cannot be locked ({error.strerror}); mount the file system with locks (Lustre: "
+                    "`flock`), or run one process with an --out on a local disk"
                 ) from None
             yield None
             return

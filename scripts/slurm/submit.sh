@@ -9,7 +9,7 @@ usage() {
 Usage: scripts/slurm/submit.sh --config FILE --shards N [OPTIONS] [-- --key=value ...]
 
   scripts/slurm/submit.sh --config my.yaml --out /scratch/run --shards 32 --setup env.sh \
-    --sbatch --partition=gpu --sbatch --time=12:00:00 --compute --gpus-per-node=1 -- --score.objective=probe
+    --sbatch --partition=gpu --sbatch --time=12:00:00 --sbatch --gpus-per-node=1 -- --score.objective=probe
 
 Submits, each job depending on the one before:
   1. warmup and gradient (and preselect, if it only passes the pool on)
@@ -17,8 +17,9 @@ Submits, each job depending on the one before:
   3. score, an array of shards (sketch, if select.by selects by sketches)
   4. the merge of the shards, and select
   5. finetune, evaluate and report
-The config says which of these there are: ntk_jax must be installed here too. The same command again is safe: what is
-finished is skipped, and what was cut short goes on.
+The config says which of these there are: ntk_jax must be installed here too. Each job computes with the model, and gets
+the same devices. When a chain has ended, the same command goes on: what is finished is skipped. While one of the same
+run directory's name is in the queue, another is refused.
 
 Option               Variable               Meaning
 --config FILE        NTK_CONFIG             the config
@@ -28,7 +29,6 @@ Option               Variable               Meaning
 --setup FILE         NTK_SETUP              a shell file each job sources first: module load, virtual environment
 --max-requeues N     NTK_MAX_REQUEUES       a job gives up after so many returns to the queue (default 50)
 --sbatch OPTION      NTK_SBATCH             an option of sbatch for every job; repeat it (the variable: with spaces)
---compute OPTION     NTK_SBATCH_COMPUTE     likewise, but not for job 4, which needs no accelerator
 --logs DIR           NTK_LOGS               where the jobs' output goes (default: DIR of --out, and .logs)
 --python PROGRAM     NTK_PYTHON             a Python that has ntk_jax, to read the config (default python3)
 --dry-run                                   print the commands and what each job runs, submit nothing
@@ -53,7 +53,6 @@ dry_run=no
 config=${NTK_CONFIG:-} out=${NTK_OUT:-} shards=${NTK_SHARDS:-} at_once=${NTK_AT_ONCE:-} setup=${NTK_SETUP:-}
 max_requeues=${NTK_MAX_REQUEUES:-50} logs=${NTK_LOGS:-} python=${NTK_PYTHON:-python3}
 read -ra everywhere <<<"${NTK_SBATCH:-}"
-read -ra compute <<<"${NTK_SBATCH_COMPUTE:-}"
 overrides=()
 while [ $# -gt 0 ]; do
   case $1 in
@@ -62,9 +61,9 @@ while [ $# -gt 0 ]; do
       exit 0
       ;;
     --dry-run) dry_run=yes ;;
-    --sbatch | --compute)
+    --sbatch)
       [ $# -ge 2 ] || fail "$1 needs an option of sbatch"
-      if [ "$1" = --sbatch ]; then everywhere+=("$2"); else compute+=("$2"); fi
+      everywhere+=("$2")
       shift
       ;;
     --config | --out | --shards | --at-once | --setup | --max-requeues | --logs | --python)
@@ -111,12 +110,12 @@ if [[ $out == *://* ]]; then fail "--out $out: run directories are on file syste
 logs=${logs:-${out%/}.logs}
 
 previous=
-submit() { # submit KIND NAME SBATCH_OPTIONS... -- ARGUMENTS_OF_JOB_SH...: sets `previous` to the job's id
-  local kind=$1 name=$2 line
-  shift 2
+chain=ntk-jax-$(basename "$out") # begins the name of every job
+submit() { # submit NAME SBATCH_OPTIONS... -- ARGUMENTS_OF_JOB_SH...: sets `previous` to the job's id
+  local name=$1 line
+  shift
   # --parsable prints the id alone. kill-on-invalid-dep: when a job has failed, those that wait for it go too.
-  line=(sbatch --parsable --job-name "ntk-jax-$name" --kill-on-invalid-dep=yes "${everywhere[@]}")
-  if [ "$kind" = compute ]; then line+=("${compute[@]}"); fi
+  line=(sbatch --parsable --job-name "$chain.$name" --kill-on-invalid-dep=yes "${everywhere[@]}")
   if [ -n "$previous" ]; then line+=("--dependency=afterok:$previous"); fi
   while [ "$1" != -- ]; do
     line+=("$1")
@@ -146,13 +145,16 @@ if [ "$by" = score ]; then first+=(gradient) && stage=score; else stage=sketch; 
 if [ "$preselect" = none ]; then first+=(preselect); fi
 
 if [ "$dry_run" = yes ]; then show mkdir -p "$logs"; else mkdir -p "$logs"; fi
-# singleton: a second chain for the same run directory waits until the first job of this name is over.
-submit compute "train-$(basename "$out")" --dependency=singleton "${one[@]}" -- "${first[@]}"
-if [ "$preselect" != none ]; then
-  submit compute preselect "$array" "${many[@]}" -- --shards "$shards" preselect
-  # its merge counts the votes of the domain, for which the model runs once more over the domain
-  submit compute preselect-merge "${one[@]}" -- --merge preselect
+# Two chains on one run directory would find it in use, and end each other.
+if [ "$dry_run" = no ] && queued=$(squeue --noheader --user "$(id -un)" --format='%i %j' | grep -F " $chain."); then
+  fail "jobs of $chain are in the queue (${queued%%$'\n'*}); wait, or cancel them: scancel --name or the job's id"
 fi
-submit compute "$stage" "$array" "${many[@]}" -- --shards "$shards" "$stage"
-submit light select "${one[@]}" -- --merge "$stage" select
-submit compute finetune "${one[@]}" -- finetune evaluate report
+submit train "${one[@]}" -- "${first[@]}"
+if [ "$preselect" != none ]; then
+  submit preselect "$array" "${many[@]}" -- --shards "$shards" preselect
+  # its merge counts the votes of the domain, for which the model runs once more over the domain
+  submit preselect-merge "${one[@]}" -- --merge preselect
+fi
+submit "$stage" "$array" "${many[@]}" -- --shards "$shards" "$stage"
+submit select "${one[@]}" -- --merge "$stage" select
+submit finetune "${one[@]}" -- finetune evaluate report
