@@ -53,6 +53,13 @@ def all_positive(tree: Any) -> bool:
 
 
 @pytest.mark.slow
+def test_attention(tmp_path: Path) -> None:
+    figures = run("benchmark_attention.py", tmp_path)
+    assert set(figures["programs"]) == {"forward pass alone", "plain, with tangents", "rule, with tangents"}
+    assert all_positive(figures["programs"]) and figures["rule_over_plain"] > 0 and figures["error"] < 1e-5
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_score_steps(tmp_path: Path) -> None:
     figures = run("benchmark_score.py", tmp_path, "--parts", "time", "--directions", "2")

@@ -149,6 +149,28 @@ def test_forward_mode_is_the_transpose_of_reverse_mode(family: str) -> None:
     assert float(tangent) == pytest.approx(sum(np.vdot(g, d.astype(np.float64)) for g, d in pairs), rel=1e-4)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)])
+def test_attention_of_forward_mode_is_plain_attention(dtype: Any, tolerance: float, monkeypatch: Any) -> None:
+    """The value, and the tangents along two directions at once, over several blocks of queries and masks that leave a
+    query itself only."""
+    monkeypatch.setattr(decoder, "_MIN_BLOCK", 5)
+    rng = np.random.default_rng(0)
+    segments = jnp.asarray(rng.integers(0, 3, (2, 19)).cumsum(axis=1) // 4)
+    mask = decoder.attention_mask(segments, None)
+    shapes = ((2, 19, 6, 8), (2, 19, 2, 8), (2, 19, 2, 8))  # three query heads a key head
+    primals = tuple(jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes)
+    directions = tuple(jnp.asarray(rng.standard_normal((2, *shape)), dtype) for shape in shapes)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def along(forward_mode: bool) -> Any:
+        function = lambda q, k, v: decoder.attend(q, k, v, mask, forward_mode)  # noqa: E731
+        return jax.vmap(lambda *tangents: jax.jvp(function, primals, tangents), out_axes=(None, 0))(*directions)
+
+    for plain, special in zip(along(False), along(True), strict=True):
+        assert plain.shape == special.shape and plain.dtype == special.dtype == dtype
+        assert close(np.asarray(special, np.float32), np.asarray(plain, np.float32), tolerance)
+
+
 def test_forward_mode_is_the_slope() -> None:
     model, rows = model_of("qwen3"), pack(examples())
     step = jax.tree.map(lambda leaf: 1e-3 * jnp.ones_like(leaf), model.lora)

@@ -4,7 +4,7 @@ nnx modules say what parameters there are; every transform (scan, checkpoint, an
 is plain jax over split state, because nnx transforms do not nest inside jax's. All layers share one module
 whose leaves are stacked [L, ...] and scanned: a 28-layer model compiles as fast as a one-layer model.
 
-Attention is plain XLA on purpose: fused attention kernels are custom_vjp and have no forward-mode derivative,
+Attention is plain XLA on purpose, with a forward-mode rule of its own: fused kernels are custom_vjp and have none,
 on which the directional score stands.
 """
 
@@ -70,7 +70,9 @@ class Layer(nnx.Module):
         self.post_attention_norm = nnx.Param(jnp.ones((layers, d), dtype))
         self.config = config
 
-    def __call__(self, x: jax.Array, turn: tuple[jax.Array, jax.Array], mask: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, turn: tuple[jax.Array, jax.Array], mask: jax.Array, forward_mode: bool = False
+    ) -> jax.Array:
         """x [B, T, D] in the compute dtype; turn as `rope.rotation`; mask [B, T, T], query by key."""
         c = self.config
         h = rms_norm(x, self.input_norm[...], c.norm_eps)
@@ -79,7 +81,7 @@ class Layer(nnx.Module):
         v = self.v_proj(h).reshape(*h.shape[:2], c.num_kv_heads, c.head_dim)
         q = (rope.rotate(q, turn) * c.head_dim**-0.5).astype(x.dtype)
         k = rope.rotate(k, turn).astype(x.dtype)
-        x = split_rows(x + self.o_proj(attend(q, k, v, mask)))
+        x = split_rows(x + self.o_proj(attend(q, k, v, mask, forward_mode)))
         h = rms_norm(x, self.post_attention_norm[...], c.norm_eps)
         return split_rows(x + self.down_proj(jax.nn.silu(self.gate_proj(h)) * self.up_proj(h)))
 
@@ -122,6 +124,7 @@ def hidden_states(
     *,
     dtype: Any = jnp.float32,
     remat: bool = False,
+    forward_mode: bool = False,
 ) -> jax.Array:
     """Hidden states [B, T, D] after the final norm, in the compute dtype `dtype`.
 
@@ -129,6 +132,7 @@ def hidden_states(
     tokens of its own segment; with branches, only those of branch 0 and of its own branch. Padding is a segment
     like any other (number 0): it sees itself, so no softmax is empty and nothing is NaN, nor in a gradient.
     remat: keep only each layer's input for the backward pass and compute the rest again.
+    forward_mode: for `jax.jvp`, with attention's own forward-mode rule (`attend`); it has no backward pass.
     """
     model = nnx.merge(graphdef, nnx.State(lora), nnx.State(base))
     turn = rope.rotation(model.config, jnp.asarray(positions))
@@ -136,7 +140,7 @@ def hidden_states(
     layer_def, stacked = nnx.split(model.layers)
 
     def step(x: jax.Array, slices: nnx.State) -> tuple[jax.Array, None]:
-        return nnx.merge(layer_def, slices)(x, turn, mask), None
+        return nnx.merge(layer_def, slices)(x, turn, mask, forward_mode), None
 
     if remat:
         step = jax.checkpoint(step, prevent_cse=False)  # inside a scan there is nothing for CSE to undo
@@ -153,24 +157,71 @@ def attention_mask(segments: jax.Array, branches: jax.Array | None) -> jax.Array
     return seen
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, forward_mode: bool = False) -> jax.Array:
     """Grouped-query attention [B, T, heads·H] of q [B, T, heads, H] (already scaled) and k, v [B, T, kv, H].
 
     Queries are grouped by the key/value head they share, which is never repeated. Rows are cut into blocks of
     queries, and a block meets only the keys before its end: about half the work of the full square, and scores
-    of one block at a time in memory. Softmax in fp32.
+    of one block at a time in memory. Softmax in fp32. forward_mode: the same function with `_block_with_tangent`.
     """
+    attend_block = _block_with_tangent if forward_mode else _block
     rows, length, heads, width = q.shape
     kv = k.shape[2]
     q = q.reshape(rows, length, kv, heads // kv, width)
     outputs = []
     for start, stop in query_blocks(length):
-        scores = jnp.einsum("btkgh,bskh->bktgs", q[:, start:stop], k[:, :stop], preferred_element_type=jnp.float32)
-        scores = jnp.where(mask[:, None, start:stop, None, :stop], scores, _MASKED)
-        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-        outputs.append(jnp.einsum("bktgs,bskh->btkgh", weights, v[:, :stop]))
+        seen = mask[:, None, start:stop, None, :stop]
+        outputs.append(attend_block(q[:, start:stop], k[:, :stop], v[:, :stop], seen))
     out = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
     return out.reshape(rows, length, heads * width)
+
+
+def _block(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array) -> jax.Array:
+    """[B, t, kv, g, H] of a block of queries q [B, t, kv, g, H] and the keys and values [B, s, kv, H] before its end;
+    seen [B, 1, t, 1, s]."""
+    scores = jnp.where(seen, _products(q, k), _MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bktgs,bskh->btkgh", weights, v)
+
+
+@jax.custom_jvp
+def _block_with_tangent(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array) -> jax.Array:
+    """`_block`, whose derivative passes the square of scores as seldom as it can: what a score spends on attention is
+    memory traffic. q̇k + qk̇ is one product over twice the width, and softmax's sum is divided by after the values."""
+    return _weigh(q, k, v, seen)[0]
+
+
+@_block_with_tangent.defjvp
+def _(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (q, k, v, seen), (dq, dk, dv, _) = primals, tangents
+    out, weights, total = _weigh(q, k, v, seen)
+    change = _products(jnp.concatenate([dq, q], axis=-1), jnp.concatenate([k, dk], axis=-1))
+    moved = weights * jnp.where(seen, change, 0.0)
+    by_weight = _values_of(moved, v) + _values_of(weights, dv)
+    mean_change = _per_query(moved.sum(axis=-1))
+    tangent = (by_weight - out.astype(jnp.float32) * mean_change) / total
+    return out, tangent.astype(out.dtype)
+
+
+def _weigh(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(output, unnormalised weights [B, kv, t, g, s] fp32, their sums [B, t, kv, g, 1] fp32)."""
+    scores = jnp.where(seen, _products(q, k), _MASKED)
+    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+    total = _per_query(weights.sum(axis=-1))
+    return (_values_of(weights, v) / total).astype(v.dtype), weights, total
+
+
+def _products(q: jax.Array, k: jax.Array) -> jax.Array:
+    return jnp.einsum("btkgh,bskh->bktgs", q, k, preferred_element_type=jnp.float32)
+
+
+def _values_of(weights: jax.Array, v: jax.Array) -> jax.Array:
+    return jnp.einsum("bktgs,bskh->btkgh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+
+
+def _per_query(x: jax.Array) -> jax.Array:
+    """[B, kv, t, g] → [B, t, kv, g, 1]."""
+    return x.transpose(0, 2, 1, 3)[..., None]
 
 
 def query_blocks(length: int) -> list[tuple[int, int]]:

@@ -32,12 +32,13 @@ class Step:
 
 
 def _values(
-    step: Step, theta: Tree, rest: Tree, read: jax.Array | None, batch: Batch, *, remat: bool
+    step: Step, theta: Tree, rest: Tree, read: jax.Array | None, batch: Batch, **mode: bool
 ) -> tuple[jax.Array, jax.Array | None]:
-    """([B, S, C] example values, [B, S, D] mean hidden states or None)."""
+    """([B, S, C] example values, [B, S, D] mean hidden states or None). mode: remat or forward_mode, see
+    `hidden_states`."""
     lora, base = join_parameters(theta, rest, step.parameters)
     hidden = hidden_states(
-        step.graphdef, lora, base, batch.tokens, batch.positions, batch.segments, dtype=step.dtype, remat=remat
+        step.graphdef, lora, base, batch.tokens, batch.positions, batch.segments, dtype=step.dtype, **mode
     )
     if read is None:  # the head is differentiated too
         read = readout(step.objective, head_matrix(base))
@@ -83,7 +84,7 @@ def directional_step(
 
     def along(tangent: Tree) -> tuple[jax.Array, jax.Array | None]:
         _, derivative, pooled = jax.jvp(
-            lambda theta: _values(step, theta, rest, read, batch, remat=False), (theta,), (tangent,), has_aux=True
+            lambda theta: _values(step, theta, rest, read, batch, forward_mode=True), (theta,), (tangent,), has_aux=True
         )
         return derivative, pooled
 
