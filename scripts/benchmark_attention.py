@@ -41,7 +41,7 @@ def main() -> None:
     def with_tangents(forward_mode: bool, mask: jax.Array, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
         return jax.jvp(lambda q, k, v: attend(q, k, v, mask, forward_mode), primals, tangents)
 
-    forward = jax.jit(lambda mask, primals: attend(*primals, mask))
+    forward = jax.jit(lambda mask, primals: attend(primals[0], primals[1], primals[2], mask))
     programs = {
         "forward pass alone": (ms.compile_step(forward, mask, primals)[0], (mask, primals)),
         "plain, with tangents": (

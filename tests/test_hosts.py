@@ -224,11 +224,34 @@ def test_a_killed_process_ends_the_other_and_both_go_on(config: Path, tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_two_processes_run_to_the_report(config: Path, tmp_path: Path) -> None:
+    """Training and evaluation over two processes; and again, one of them killed in the warm-up and in a fine-tuning."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for code, _, err in ends(pair(config, "run", f"--out={whole}")):
+        assert code == 0, err
+    assert "selected" in (whole / "report" / "index.html").read_text()
+    for stage in ("warmup", "finetune/random"):
+        processes = pair(config, "run", f"--out={broken}")
+        history = broken / stage / "history.jsonl"
+        until(lambda history=history: history.exists() and bool(history.read_text()), processes)  # type: ignore[misc]
+        processes[1].send_signal(signal.SIGKILL)
+        code, _, err = ends(processes, timeout=60)[0]
+        assert code == 1 and LOST in err, (code, err)
+        assert not (broken / "finetune" / "manifest.json").exists(), "killed too late to show anything"
+    assert [code for code, _, _ in ends(pair(config, "run", f"--out={broken}"))] == [0, 0]
+    adapters = sorted(path.relative_to(whole) for path in whole.glob("*/**/adapter_model.safetensors"))
+    assert len(adapters) == 4  # of the warm-up and of three arms
+    for name in (*adapters, "select/selection.jsonl", "evaluate/results.json"):
+        assert (whole / name).read_bytes() == (broken / name).read_bytes(), name
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_host_that_never_joins(config: Path, tmp_path: Path) -> None:
     """Two of three come; both end in one line that names what was expected, and nothing is written."""
     for code, out, err in ends(pair(config, "score", count=3, wait=5), timeout=120):
-        assert (code, out) == (2, "")
+        assert (code, out) == (1, "")
         line = err.strip().splitlines()[-1]
         assert line.startswith("ntk-jax: error: not all of 3 processes joined within 5 s (coordinator 127.0.0.1:")
     assert not (tmp_path / "run").exists()
