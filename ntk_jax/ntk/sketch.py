@@ -128,7 +128,7 @@ def _project(
         own = jax.random.fold_in(key, channel)
         return total + project_with_key(kind, dim, sparsity, own, part)[:, 0], None
 
-    # One after another, compiled once: unrolled, 16 probes took a minute to compile.
+    # One after another, compiled once: unrolled, 16 probes took minutes to compile.
     zero = jnp.zeros((leaves[0].shape[0], dim), jnp.float32)
     total, _ = jax.lax.scan(add, zero, jnp.arange(channels))
     # The largest entry is taken out first: squares leave fp32's range long before the entries do.
