@@ -17,6 +17,7 @@ import importlib.util
 import os
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,11 @@ def main() -> None:
     figures |= {**ms.sizes(model), "mean_length": statistics.fmean(lengths)}
     figures |= {"torch_device": None, "torch_threads": None}
 
+    results: dict[str, Any] = {}  # what is timed is also what is compared, computed once
+    for run in runs.values():
+        run()  # compiles
     if missing & {"torch", "peft"}:
-        times, _ = ms.in_turns(runs, options.repeats, warm_up=1)
+        times, _ = ms.in_turns(runs, options.repeats, warm_up=0)
         agreement = None
     else:
         peer = load_peer(model)
@@ -84,10 +88,12 @@ def main() -> None:
         loops: dict[str, Callable[[], Any]] = {"loop, gradients only": functools.partial(loop, peer, pool, options)}
         for name, projector in projectors.items():
             loops[f"loop, {name}"] = functools.partial(loop, peer, pool, options, projector)
-        times, _ = ms.in_turns({**runs, **loops}, options.repeats, warm_up=1)
+        loop(peer, pool[:1], options)  # PyTorch compiles nothing: one example warms it up
+        every = {name: functools.partial(remember, results, name, run) for name, run in {**runs, **loops}.items()}
+        times, _ = ms.in_turns(every, options.repeats, warm_up=0)
         # With the longest of the pool, so that rows have the same length and the steps above serve again.
         of_domain = our_sketches(model, [*domain, pool[-1]], options)
-        agreement = agreement_with(peer, runs, of_domain, domain, pool, options, projectors)
+        agreement = agreement_with(peer, results, of_domain, domain, pool, options, projectors)
 
     comparable = figures["torch_device"] is not None and ("cuda" in figures["torch_device"]) == (
         about["platform"] in ("gpu", "cuda")
@@ -168,6 +174,7 @@ def load_peer(model: Model) -> Peer:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))  # all that JAX has; by default it takes whole cores only
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     assert model.lora_config is not None
     with tempfile.TemporaryDirectory() as folder:
@@ -256,9 +263,17 @@ def dattri_project(gradients: Any, *, peer: Peer, options: argparse.Namespace) -
     return project(gradients)  # divided by √K already, which TRAK's is not
 
 
+def remember(results: dict[str, Any], name: str, run: Callable[[], Any]) -> Any:
+    """What the run gives, which is kept; with a line, for a dense projection takes minutes on a CPU."""
+    begin = time.perf_counter()
+    results[name] = run()
+    print(f"{name}: {time.perf_counter() - begin:.1f} s", flush=True)
+    return results[name]
+
+
 def agreement_with(
     peer: Peer,
-    runs: dict[str, Callable[[], Any]],
+    results: dict[str, Any],
     of_domain: dict[str, Callable[[], Any]],
     domain: Sequence[TokenRow],
     pool: Sequence[TokenRow],
@@ -269,11 +284,11 @@ def agreement_with(
     rounding where it is exact, less so for projections, which estimate it."""
     mean = sum(group.sum(0) for group in groups(peer, domain, options)) / len(domain)
     exact = np.concatenate([(group @ mean).cpu().numpy() for group in groups(peer, pool, options)])
-    scores = {"directional scores": runs["directional scores"]()}
+    scores = {"directional scores": results["directional scores"]}
     for kind in ("rademacher", "kronecker"):
-        scores[f"sketch, {kind}"] = runs[f"sketch, {kind}"]() @ of_domain[f"sketch, {kind}"]()[: len(domain)].mean(0)
+        scores[f"sketch, {kind}"] = results[f"sketch, {kind}"] @ of_domain[f"sketch, {kind}"]()[: len(domain)].mean(0)
     for name, projector in projectors.items():
-        scores[f"loop, {name}"] = loop(peer, pool, options, projector) @ loop(peer, domain, options, projector).mean(0)
+        scores[f"loop, {name}"] = results[f"loop, {name}"] @ loop(peer, domain, options, projector).mean(0)
     return {
         name: {
             "spearman": spearman(values, exact),

@@ -178,12 +178,12 @@ def in_turns(
     """({name: seconds of one call, a repeat each}, {name: seconds of the very first call}).
 
     A repeat calls every one of `runs` in order and waits for the device after each. warm_up calls come before and are
-    not counted; what a run compiles itself is in the first of them.
+    not counted; what a run compiles itself is in the first of them. None: the caller has seen to that.
     """
     first: dict[str, float] = {}
-    calls: dict[str, int] = {}
+    calls: dict[str, int] = dict.fromkeys(runs, 1)
     for name, run in runs.items():
-        for number in range(max(1, warm_up)):
+        for number in range(warm_up):
             seconds = _timed(run, 1)
             first.setdefault(name, seconds)
             calls[name] = 1 if number == 0 else max(1, min(MANY, math.ceil(SHORT / max(seconds, 1e-9))))
