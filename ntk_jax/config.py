@@ -109,7 +109,7 @@ class ScoreSection:
     objective: Literal["sum_logits", "probe", "cross_entropy", "target_logit"] = "sum_logits"
     span: Span = "response"
     normalize: Normalize = "mean"
-    parameters: str = "lora"  # lora, all, or a regular expression over parameter names
+    parameters: str = "lora"  # lora, lora[-4:] (of the last four layers), all, or a pattern over parameter names
     probes: Count = 4  # for objective: probe
     direction: str = "mean_gradient"  # mean_gradient, adam, or the path of a direction.safetensors
     batch_tokens: Count = 8192  # tokens of one compiled step, over all devices

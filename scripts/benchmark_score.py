@@ -27,7 +27,7 @@ from ntk_jax.models.model import Model, computing_in
 from ntk_jax.ntk.agreement import spearman
 from ntk_jax.ntk.direction import mean_gradient
 from ntk_jax.ntk.objectives import Objective
-from ntk_jax.ntk.parameters import Tree
+from ntk_jax.ntk.parameters import Tree, split_parameters
 from ntk_jax.ntk.per_example import example_gradient_step
 from ntk_jax.ntk.rows import Layout, batches_of, frozen_readout, make_step
 from ntk_jax.ntk.score import directional_scores
@@ -87,6 +87,7 @@ def of_steps(model: Model, options: argparse.Namespace) -> dict[str, Any]:
         "forward": forward_program(model, options),
         "score": score_program(model, options, SUM, 1),
         many: score_program(model, options, SUM, options.directions),
+        "score, last quarter": score_program(model, options, SUM, 1, f"lora[-{max(1, model.config.num_layers // 4)}:]"),
         "score, cross_entropy": score_program(model, options, LOSS, 1),
         "mean gradient": gradient_program(model, options),
         "per-example gradients": per_example_program(model, options),
@@ -268,21 +269,14 @@ def forward_program(model: Model, options: argparse.Namespace) -> Program:
     )
 
 
-def score_program(model: Model, options: argparse.Namespace, objective: Objective, directions: int) -> Program:
+def score_program(
+    model: Model, options: argparse.Namespace, objective: Objective, directions: int, parameters: str = "lora"
+) -> Program:
     batch, layout = uniform_batch(model.config, options, objective)
-    step, read = make_step(model, objective, layout, "lora"), frozen_readout(model, objective, "lora")
-    tangents = unit_directions(model.lora, directions)
-    return _program(
-        options,
-        layout.rows_per_batch,
-        directional_step,
-        step,
-        model.lora,
-        {"base": model.base},
-        read,
-        tangents,
-        batch,
-    )
+    step, read = make_step(model, objective, layout, parameters), frozen_readout(model, objective, parameters)
+    theta, rest = split_parameters(model, parameters)
+    tangents = unit_directions(theta, directions)
+    return _program(options, layout.rows_per_batch, directional_step, step, theta, rest, read, tangents, batch)
 
 
 def gradient_program(model: Model, options: argparse.Namespace) -> Program:

@@ -23,7 +23,15 @@ import measurement as ms  # noqa: E402
 from ntk_jax.models.config import ModelConfig  # noqa: E402
 
 SMALL = ("--shape", "tiny", "--repeats", "1", "--tokens", "128", "--length", "32")
-STEPS = {"forward", "score", "score, m = 2", "score, cross_entropy", "mean gradient", "per-example gradients"}
+STEPS = {
+    "forward",
+    "score",
+    "score, m = 2",
+    "score, last quarter",
+    "score, cross_entropy",
+    "mean gradient",
+    "per-example gradients",
+}
 
 
 def run(script: str, folder: Path, *options: str) -> dict[str, Any]:

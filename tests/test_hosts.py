@@ -148,11 +148,13 @@ def start(config: Path, devices: int, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def pair(config: Path, *arguments: str, count: int = 2, wait: int = 120) -> list[subprocess.Popen[str]]:
-    """Two processes with two devices each."""
+def group(
+    config: Path, *arguments: str, started: int = 2, devices: int = 2, count: int | None = None, wait: int = 120
+) -> list[subprocess.Popen[str]]:
+    """So many processes with so many devices each; count: how many each expects, if not those."""
     port = free_port()
-    common = [f"--coordinator=127.0.0.1:{port}", f"--processes={count}", f"--wait={wait}", "--heartbeat=10"]
-    return [start(config, 2, *arguments, *common, f"--process={index}") for index in range(2)]
+    common = [f"--coordinator=127.0.0.1:{port}", f"--processes={count or started}", f"--wait={wait}", "--heartbeat=10"]
+    return [start(config, devices, *arguments, *common, f"--process={index}") for index in range(started)]
 
 
 def ends(processes: list[subprocess.Popen[str]], timeout: float = 600) -> list[tuple[int, str, str]]:
@@ -196,7 +198,7 @@ def test_two_processes_select_as_one(config: Path, tmp_path: Path, mesh: dict[st
     sizes = [f"--mesh.{name}={size}" for name, size in mesh.items()]
     one, two = tmp_path / "one", tmp_path / "two"
     assert ends([start(config, 4, "run", "--until=select", f"--out={one}", *sizes)])[0][0] == 0
-    for code, _, err in ends(pair(config, "run", "--until=select", f"--out={two}", *sizes)):
+    for code, _, err in ends(group(config, "run", "--until=select", f"--out={two}", *sizes)):
         assert code == 0, err
     first, second = selection(one), selection(two)
     assert [record["id"] for record in first] == [record["id"] for record in second]
@@ -208,49 +210,67 @@ def test_two_processes_select_as_one(config: Path, tmp_path: Path, mesh: dict[st
 def test_a_killed_process_ends_the_other_and_both_go_on(config: Path, tmp_path: Path) -> None:
     """Each of the two is killed once, while blocks are written; the same commands then come to the same bytes."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert [code for code, _, _ in ends(pair(config, "run", "--until=select", f"--out={whole}"))] == [0, 0]
+    assert [code for code, _, _ in ends(group(config, "run", "--until=select", f"--out={whole}"))] == [0, 0]
     marks = broken / "score" / "scores.zarr" / "done"
     for victim, blocks in ((1, 1), (0, 3)):
-        processes = pair(config, "run", "--until=select", f"--out={broken}")
+        processes = group(config, "run", "--until=select", f"--out={broken}")
         until(lambda blocks=blocks: len(list(marks.glob("*"))) >= blocks, processes)  # type: ignore[misc]
         processes[victim].send_signal(signal.SIGKILL)
         code, _, err = ends(processes, timeout=60)[1 - victim]
         assert code == 1 and f"process {1 - victim} of 2: {LOST}" in err, (code, err)
         assert "this is a bug" not in err and "Traceback" not in err
         assert not (broken / "score" / "manifest.json").exists(), "killed too late to show anything"
-    assert [code for code, _, _ in ends(pair(config, "run", "--until=select", f"--out={broken}"))] == [0, 0]
+    assert [code for code, _, _ in ends(group(config, "run", "--until=select", f"--out={broken}"))] == [0, 0]
     for name in ("select/selection.jsonl", *(f"score/scores.zarr/score/c/{block}" for block in range(11))):
         assert (whole / name).read_bytes() == (broken / name).read_bytes(), name
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_two_processes_run_to_the_report(config: Path, tmp_path: Path) -> None:
-    """Training and evaluation over two processes; and again, one of them killed in the warm-up and in a fine-tuning."""
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    for code, _, err in ends(pair(config, "run", f"--out={whole}")):
+@pytest.mark.parametrize(("started", "devices"), [(2, 2), (4, 1)])
+def test_processes_run_to_the_report(config: Path, tmp_path: Path, started: int, devices: int) -> None:
+    """All stages over several processes, on four devices in all; and again, one process killed in the warm-up, one
+    between two blocks of the scores, one in a fine-tuning and one before the evaluation: the same bytes. One process
+    with four devices selects the same examples and comes to the same answers."""
+    alone, whole, broken = (tmp_path / name for name in ("alone", "whole", "broken"))
+    shape = {"started": started, "devices": devices}
+    assert ends([start(config, 4, "run", f"--out={alone}")])[0][0] == 0
+    for code, _, err in ends(group(config, "run", f"--out={whole}", **shape)):
         assert code == 0, err
     assert "selected" in (whole / "report" / "index.html").read_text()
-    for stage in ("warmup", "finetune/random"):
-        processes = pair(config, "run", f"--out={broken}")
-        history = broken / stage / "history.jsonl"
-        until(lambda history=history: history.exists() and bool(history.read_text()), processes)  # type: ignore[misc]
-        processes[1].send_signal(signal.SIGKILL)
-        code, _, err = ends(processes, timeout=60)[0]
-        assert code == 1 and LOST in err, (code, err)
-        assert not (broken / "finetune" / "manifest.json").exists(), "killed too late to show anything"
-    assert [code for code, _, _ in ends(pair(config, "run", f"--out={broken}"))] == [0, 0]
+    for number, reached in enumerate(
+        (
+            "warmup/history.jsonl",
+            "score/scores.zarr/done/*",
+            "finetune/random/history.jsonl",
+            "evaluate/fingerprint.json",
+        )
+    ):
+        processes = group(config, "run", f"--out={broken}", **shape)
+        until(lambda reached=reached: any(path.stat().st_size or path.parent.name == "done"  # type: ignore[misc]
+                                          for path in broken.glob(reached)), processes)  # fmt: skip
+        victim = started - 1 - number % started
+        processes[victim].send_signal(signal.SIGKILL)
+        for index, (code, _, err) in enumerate(ends(processes, timeout=120)):
+            assert index == victim or (code == 1 and LOST in err), (reached, index, code, err)
+        stage = reached.partition("/")[0]
+        assert not (broken / stage / "manifest.json").exists(), f"killed too late to show anything of {stage}"
+    assert [code for code, _, _ in ends(group(config, "run", f"--out={broken}", **shape))] == [0] * started
     adapters = sorted(path.relative_to(whole) for path in whole.glob("*/**/adapter_model.safetensors"))
     assert len(adapters) == 4  # of the warm-up and of three arms
     for name in (*adapters, "select/selection.jsonl", "evaluate/results.json"):
         assert (whole / name).read_bytes() == (broken / name).read_bytes(), name
+    assert [record["id"] for record in selection(alone)] == [record["id"] for record in selection(whole)]
+    np.testing.assert_allclose(
+        [record["score"] for record in selection(alone)], [record["score"] for record in selection(whole)], rtol=1e-4
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_host_that_never_joins(config: Path, tmp_path: Path) -> None:
     """Two of three come; both end in one line that names what was expected, and nothing is written."""
-    for code, out, err in ends(pair(config, "score", count=3, wait=5), timeout=120):
+    for code, out, err in ends(group(config, "score", count=3, wait=5), timeout=120):
         assert (code, out) == (1, "")
         line = err.strip().splitlines()[-1]
         assert line.startswith("ntk-jax: error: not all of 3 processes joined within 5 s (coordinator 127.0.0.1:")
@@ -273,5 +293,5 @@ def test_what_is_refused_is_refused_by_all(config: Path, tmp_path: Path) -> None
         (["score"], "stage score needs stage warmup, which is not done"),
         (["warmup", "--mesh.data=2"], "over several processes the mesh takes all of them"),
     ):
-        for code, _, err in ends(pair(config, *arguments), timeout=200):
+        for code, _, err in ends(group(config, *arguments), timeout=200):
             assert code == 2 and message in err, (arguments, err)

@@ -58,6 +58,14 @@ def test_their_mean_is_the_mean_gradient():
     assert np.abs(actual - mean).max() < 1e-5 * np.abs(mean).max()
 
 
+def test_of_the_last_layers_alone():
+    model, rows, objective = tiny_model(), random_rows(4, seed=5), Objective("sum_logits")
+    layout = Layout(24, 4, packed=False)
+    ((_, whole),) = example_gradients(model, rows, objective, layout)
+    ((_, last),) = example_gradients(model, rows, objective, layout, parameters="lora[-1:]")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[:, :, 1:], rtol=1e-4, atol=1e-6), last, whole)
+
+
 def test_padding_and_neighbours_do_not_matter():
     model, rows = tiny_model(), random_rows(6, seed=23)
     objective = Objective("sum_logits")

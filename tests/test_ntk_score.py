@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +90,53 @@ def test_other_parameters_than_lora(parameters, kind):
     direction = mean_gradient(model, domain, objective, LAYOUT, parameters=parameters)
     scores = directional_scores(model, pool, direction, objective, LAYOUT, parameters=parameters).values
     assert_close(scores, explicit_scores(model, domain, pool, objective, parameters))
+
+
+@pytest.mark.parametrize("kind", ["sum_logits", "probe"])
+def test_the_last_layers_alone(kind):
+    """Their gradient is the end of the whole one, and their scores are those along the whole one's end."""
+    model, last = tiny_model(num_layers=3), "lora[-2:]"
+    domain, pool = random_rows(3, seed=1), random_rows(5, seed=2)
+    objective = Objective(kind, probes=2)
+    axis = 1 if kind == "probe" else 0  # behind that of the probes
+
+    def cut(tree):
+        return jax.tree.map(lambda leaf: jnp.moveaxis(jnp.moveaxis(leaf, axis, 0)[1:], 0, axis), tree)
+
+    direction = mean_gradient(model, domain, objective, LAYOUT)
+    of_last = mean_gradient(model, domain, objective, LAYOUT, parameters=last)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), of_last, cut(direction))
+    padded = jax.tree.map(lambda leaf, end: leaf.at[:].set(0).at[(slice(None),) * axis + (slice(1, None),)].set(end),
+                          direction, of_last)  # fmt: skip
+    expected = directional_scores(model, pool, padded, objective, LAYOUT).values
+    assert_close(directional_scores(model, pool, of_last, objective, LAYOUT, parameters=last).values, expected)
+
+
+def test_no_tangent_enters_the_layers_before_the_last():
+    """Read from the traced step: the first scan has the products of a forward pass, the second those of a score."""
+    model, rows, objective = tiny_model(num_layers=3), random_rows(4), Objective("sum_logits")
+
+    def products(jaxpr):
+        nested = [value.jaxpr for eqn in jaxpr.eqns for value in eqn.params.values() if hasattr(value, "jaxpr")]
+        return sum(eqn.primitive.name == "dot_general" for eqn in jaxpr.eqns) + sum(map(products, nested))
+
+    def of_scans(parameters):
+        theta, rest = split_parameters(model, parameters)
+        along = jax.tree.map(lambda leaf: jnp.ones((1, 1, *leaf.shape)), theta)
+        batch = next(iter(batches_of(rows, LAYOUT, objective))).batch
+        step, read = make_step(model, objective, LAYOUT, parameters), frozen_readout(model, objective, parameters)
+        inside = jax.make_jaxpr(directional_step, static_argnums=0)(step, theta, rest, read, along, batch).jaxpr
+        return [products(eqn.params["jaxpr"].jaxpr) for eqn in scans_of(inside)]
+
+    def scans_of(jaxpr):
+        own = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan"]
+        nested = [value.jaxpr for eqn in jaxpr.eqns for value in eqn.params.values() if hasattr(value, "jaxpr")]
+        return own or [eqn for inside in nested for eqn in scans_of(inside)]
+
+    (whole,) = of_scans("lora")
+    early, late = of_scans("lora[-1:]")
+    assert late == whole
+    assert early == 7 * 3 + 2  # xW, xA and (xA)B of seven linears, and attention's two
 
 
 def test_mean_gradient_is_the_mean_of_explicit_gradients():

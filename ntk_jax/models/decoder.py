@@ -128,24 +128,44 @@ def hidden_states(
 ) -> jax.Array:
     """Hidden states [B, T, D] after the final norm, in the compute dtype `dtype`.
 
+    lora: the adapters of all layers; with "early" in it, {"early": of the first layers, "layers": of the others}, of
+    which only the others may be differentiated: then no tangent and no gradient passes the early layers.
     tokens, positions, segments, branches: [B, T] int32 as in `data.batch.Batch`. A token sees the earlier
     tokens of its own segment; with branches, only those of branch 0 and of its own branch. Padding is a segment
     like any other (number 0): it sees itself, so no softmax is empty and nothing is NaN, nor in a gradient.
     remat: keep only each layer's input for the backward pass and compute the rest again.
     forward_mode: for `jax.jvp`, with attention's own forward-mode rule (`attend`); it has no backward pass.
     """
-    model = nnx.merge(graphdef, nnx.State(lora), nnx.State(base))
+    early = lora.get("early")
+    model = nnx.merge(
+        graphdef, nnx.State({name: leaf for name, leaf in lora.items() if name != "early"}), nnx.State(base)
+    )
     turn = rope.rotation(model.config, jnp.asarray(positions))
     mask = attention_mask(jnp.asarray(segments), None if branches is None else jnp.asarray(branches))
-    layer_def, stacked = nnx.split(model.layers)
+    layer_def, adapters, weights = nnx.split(model.layers, nnx.LoRAParam, ...)  # type: ignore[misc]
 
-    def step(x: jax.Array, slices: nnx.State) -> tuple[jax.Array, None]:
-        return nnx.merge(layer_def, slices)(x, turn, mask, forward_mode), None
+    def step(x: jax.Array, own: Any) -> tuple[jax.Array, None]:
+        return nnx.merge(layer_def, *own)(x, turn, mask, forward_mode), None
 
-    if remat:
-        step = jax.checkpoint(step, prevent_cse=False)  # inside a scan there is nothing for CSE to undo
+    def step_from_stack(x: jax.Array, own: Any) -> tuple[jax.Array, None]:
+        """A layer given by its adapters and its number: a scan over a part of the frozen stack would copy that part."""
+        adapter, number = own
+        return step(x, (adapter, jax.tree.map(lambda leaf: leaf[number], weights)))
+
     x = split_rows(whole(model.embed[...])[jnp.asarray(tokens)].astype(dtype))
-    x, _ = jax.lax.scan(step, x, stacked)
+    if early is None:
+        stretches = [(step, (adapters, weights))]
+    else:
+        first = nnx.merge(graphdef, nnx.State({"layers": early}), nnx.State(base))
+        _, before, _ = nnx.split(first.layers, nnx.LoRAParam, ...)  # type: ignore[misc]
+        begin, layers = jax.tree.leaves(before)[0].shape[0], model.config.num_layers
+        stretches = [
+            (step_from_stack, (before, jnp.arange(begin))),
+            (step_from_stack, (adapters, jnp.arange(begin, layers))),
+        ]
+    for one, stack in stretches:
+        # Inside a scan there is nothing for CSE to undo.
+        x, _ = jax.lax.scan(jax.checkpoint(one, prevent_cse=False) if remat else one, x, stack)
     return rms_norm(x, model.norm[...], model.config.norm_eps)
 
 

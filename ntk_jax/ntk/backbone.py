@@ -48,28 +48,9 @@ def span_mean(model: Model, parameters: str) -> tuple[SpanMean, Tree, Tree, jax.
     linear map behind it; where the head is differentiated too, the function goes on to the logits."""
     theta, frozen = split_parameters(model, parameters)
     head = "head" if "head" in model.base else "embed"
-    learns_head = head in theta.get("base", {}) if parameters != "lora" else False
+    learns_head = head in theta.get("base", {})
     function = SpanMean(model.graphdef, model.dtype, parameters, learns_head)
     return function, theta, frozen, None if learns_head else head_matrix(model.base)
-
-
-@dataclass(frozen=True)
-class LastLayers:
-    """A function of all layers' adapters as one of the last k: the leaves of the others are frozen."""
-
-    function: SpanMean
-
-    def __call__(self, theta: Tree, frozen: Any, x: Example) -> jax.Array:
-        earlier, rest = frozen
-        whole = jax.tree.map(lambda first, last: jnp.concatenate([first, last]), earlier, theta)
-        return self.function(whole, rest, x)
-
-
-def last_layers(function: SpanMean, theta: Tree, frozen: Tree, count: int) -> tuple[LastLayers, Tree, Any]:
-    """(function, θ, frozen) of `span_mean` with only the adapters of the last `count` layers left in θ: every leaf of θ
-    is stacked over layers."""
-    earlier = jax.tree.map(lambda leaf: leaf[:-count], theta)
-    return LastLayers(function), jax.tree.map(lambda leaf: leaf[-count:], theta), (earlier, frozen)
 
 
 def stacked(rows: Sequence[TokenRow], multiple: int = 16) -> Example:

@@ -1,7 +1,9 @@
-"""Which parameters are differentiated: the LoRA leaves, all parameters, or those whose name matches a pattern.
+"""Which parameters are differentiated: the LoRA leaves, those of the last layers, all parameters, or those whose name
+matches a pattern.
 
 theta is what a gradient or a direction is shaped like; rest is what stays frozen. Under `lora` theta is the
-adapter tree itself; otherwise it is the part of {"lora": ..., "base": ...} that was chosen.
+adapter tree itself, under `lora[-k:]` that tree with leaves [k, ...], of the last k layers; otherwise it is the part of
+{"lora": ..., "base": ...} that was chosen.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from flax import traverse_util
 
 from ntk_jax.errors import UserError
@@ -18,19 +21,29 @@ from ntk_jax.models.model import Model
 
 Tree = dict[str, Any]
 
+_LAST = re.compile(r"lora\[-(\d+):\]")  # as Python slices a list of layers
+
 
 def split_parameters(model: Model, parameters: str) -> tuple[Tree, Tree]:
-    """(theta, rest) for `parameters` = "lora", "all", or a regular expression over names like
-    "lora/layers/q_proj/a" and "base/layers/q_proj/kernel" (searched, not anchored).
+    """(theta, rest) for `parameters` = "lora", "lora[-4:]" (the adapters of the last four layers), "all", or a regular
+    expression over names like "lora/layers/q_proj/a" and "base/layers/q_proj/kernel" (searched, not anchored).
 
-    Raises UserError when nothing matches, or for "lora" when the model has no adapter.
+    Raises UserError when nothing matches, for "lora" when the model has no adapter, or for more layers than there are.
     """
-    if parameters == "lora":
+    if only_adapters(parameters):
         if not model.lora:
             raise UserError(
                 f"{model.name} has no LoRA adapter; pass lora= or adapter= to load_model, or parameters='all'"
             )
-        return model.lora, {"base": model.base}
+        count, layers = _last_layers(parameters), model.config.num_layers
+        if count is None or count == layers:
+            return model.lora, {"base": model.base}
+        if not 1 <= count < layers:
+            raise UserError(
+                f"parameters = {parameters!r}: {model.name} has {layers} layers; take 1 to {layers} of them"
+            )
+        early = _layers(model.lora, slice(None, layers - count))
+        return _layers(model.lora, slice(layers - count, None)), {"base": model.base, "early": early["layers"]}
     flat = traverse_util.flatten_dict({"lora": model.lora or {}, "base": model.base})
     try:
         pattern = re.compile("" if parameters == "all" else parameters)
@@ -45,11 +58,34 @@ def split_parameters(model: Model, parameters: str) -> tuple[Tree, Tree]:
 
 
 def join_parameters(theta: Tree, rest: Tree, parameters: str) -> tuple[Tree, Tree]:
-    """(lora, base) back from the two parts; usable under every transform."""
-    if parameters == "lora":
-        return theta, rest["base"]
+    """(lora, base) back from the two parts, as `hidden_states` takes them; usable under every transform."""
+    if only_adapters(parameters):
+        return ({**theta, "early": rest["early"]} if "early" in rest else theta), rest["base"]
     whole = _merge(theta, rest)
     return whole.get("lora", {}), whole["base"]
+
+
+def only_adapters(parameters: str) -> bool:
+    """Whether theta is a tree of adapter leaves alone, all of them or those of the last layers."""
+    return parameters == "lora" or _LAST.fullmatch(parameters) is not None
+
+
+def late_share(parameters: str, layers: int) -> float:
+    """The share of the layers at and behind the first that is differentiated: tangents and backward passes go there
+    only."""
+    return (_last_layers(parameters) or layers) / layers
+
+
+def _last_layers(parameters: str) -> int | None:
+    found = _LAST.fullmatch(parameters)
+    return int(found[1]) if found else None
+
+
+def _layers(lora: Tree, taken: slice) -> Tree:
+    def cut(leaf: Any) -> Any:
+        return jax.eval_shape(lambda x: x[taken], leaf) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf[taken]
+
+    return jax.tree.map(cut, lora)
 
 
 def refuse_fresh_lora(model: Model, parameters: str) -> None:
@@ -57,7 +93,7 @@ def refuse_fresh_lora(model: Model, parameters: str) -> None:
     (DESIGN §3)."""
     if not model.lora or not is_fresh(model.lora):
         return
-    if parameters == "lora" or "base" not in split_parameters(model, parameters)[0]:
+    if only_adapters(parameters) or "base" not in split_parameters(model, parameters)[0]:
         raise UserError(
             "the LoRA adapter is fresh (every B is 0), so every A-gradient vanishes; warm it up on the domain first, "
             "load an adapter, or allow it with allow_fresh_lora"

@@ -18,7 +18,7 @@ import numpy as np
 from ntk_jax.data.batch import Batch, TokenRow
 from ntk_jax.models.model import Model
 from ntk_jax.ntk.objectives import Objective
-from ntk_jax.ntk.parameters import Tree, split_parameters
+from ntk_jax.ntk.parameters import Tree, only_adapters, split_parameters
 from ntk_jax.ntk.rows import Layout, batches_of, frozen_readout, make_step, on_devices
 from ntk_jax.ntk.step import Step, example_totals
 
@@ -42,7 +42,7 @@ def example_gradients(
 @functools.partial(jax.jit, static_argnames="step")
 def example_gradient_step(step: Step, theta: Tree, rest: Tree, read: jax.Array | None, batch: Batch) -> Tree:
     """Leaves [B, C, ...] fp32: the gradient of every row's C values."""
-    if step.parameters == "lora" or "base" not in theta:
+    if only_adapters(step.parameters) or "base" not in theta:
         return _by_copies(step, theta, rest, read, batch)
     return _by_vmap(step, theta, rest, read, batch)
 

@@ -15,6 +15,7 @@ from ntk_jax.errors import UserError
 from ntk_jax.models.head import head_matrix
 from ntk_jax.models.model import Model
 from ntk_jax.ntk.objectives import Objective, readout
+from ntk_jax.ntk.parameters import only_adapters
 from ntk_jax.ntk.step import Step
 from ntk_jax.parallel.rules import replicate, shard_batch
 
@@ -76,7 +77,7 @@ def make_step(model: Model, objective: Objective, layout: Layout, parameters: st
 def frozen_readout(model: Model, objective: Objective, parameters: str) -> jax.Array | None:
     """The read-out computed once, or None when parameters outside the adapter (perhaps the head) are differentiated.
     Its few vectors are copied to every device here, so that no step gathers them."""
-    if parameters != "lora":
+    if not only_adapters(parameters):
         return None
     read = readout(objective, head_matrix(model.base))
     mesh = getattr(read.sharding, "mesh", None)  # of weights that lie on one

@@ -20,8 +20,8 @@ from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.sources import sample_indices
 from ntk_jax.models.model import Model, computing_in
 from ntk_jax.ntk.agreement import relative_error, spearman
-from ntk_jax.ntk.backbone import last_layers, span_mean, stacked
-from ntk_jax.ntk.exact import tangent_kernel
+from ntk_jax.ntk.backbone import span_mean, stacked
+from ntk_jax.ntk.exact import Kind, tangent_kernel
 from ntk_jax.ntk.gram import gradient_features_gram
 from ntk_jax.ntk.objectives import Objective
 from ntk_jax.ntk.parameters import split_parameters
@@ -97,13 +97,10 @@ def _lines(run: Run, warm: Model, domain: list[TokenRow], pool: list[TokenRow]) 
     width, layers = config.hidden_size, config.num_layers
     lora, normalize = {"lora_parameters": run.adapter_size}, section.score.normalize
 
-    def exact(model: Model, kind: str, parameters: str = "lora", last: int | None = None, **how: Any) -> Kernels:
+    def exact(model: Model, kind: Kind, parameters: str = "lora", **how: Any) -> Kernels:
         def compute(seed: int) -> np.ndarray:
             function, theta, frozen, head = span_mean(model, parameters)
-            options: dict[str, Any] = {"kind": kind, "outputs": head, "seed": seed, **how}
-            if last is None:
-                return tangent_kernel(function, theta, frozen, a, b, **options)
-            return tangent_kernel(*last_layers(function, theta, frozen, last), a, b, **options)
+            return tangent_kernel(function, theta, frozen, a, b, kind=kind, outputs=head, seed=seed, **how)
 
         return compute
 
@@ -171,7 +168,9 @@ def _lines(run: Run, warm: Model, domain: list[TokenRow], pool: list[TokenRow]) 
     ]
     for last in sorted({1, max(1, layers // 4), max(1, layers // 2)} - {layers}):
         name = f"LoRA of the last {last} of {layers} layers"
-        found.append(Line(name, "parameters", exact(warm, "centered_trace", last=last), flops(width)))
+        found.append(
+            Line(name, "parameters", exact(warm, "centered_trace", f"lora[-{last}:]"), flops(width, late=last / layers))
+        )
     found += [
         Line("exact in bfloat16", "precision", exact(low, "centered_trace"), flops(width)),
         Line(f"{sums} in bfloat16", "precision", exact(low, "pseudo"), flops(1), own=sums),

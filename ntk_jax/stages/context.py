@@ -30,7 +30,7 @@ from ntk_jax.models.lora import LoRAConfig
 from ntk_jax.models.model import Model, load_model, with_lora
 from ntk_jax.models.peft import load_adapter
 from ntk_jax.ntk.objectives import Objective
-from ntk_jax.ntk.parameters import split_parameters
+from ntk_jax.ntk.parameters import late_share, split_parameters
 from ntk_jax.ntk.projections import Projection
 from ntk_jax.ntk.rows import Layout, layout_for
 from ntk_jax.parallel import hosts
@@ -99,12 +99,13 @@ class Run:
         return sum(leaf.size for leaf in jax.tree.leaves(self.base.lora))
 
     @functools.cached_property
-    def differentiated(self) -> dict[str, int]:
+    def differentiated(self) -> dict[str, Any]:
         """What the FLOP formulas ask of the parameters differentiated."""
         theta, _ = split_parameters(self.base, self.config.score.parameters)
         leaves = jax.tree_util.tree_flatten_with_path(theta.get("base", {}))[0]
         kernels = [leaf.size for path, leaf in leaves if path[-1] == jax.tree_util.DictKey("kernel")]
-        return {"lora_parameters": self.adapter_size, "dense_parameters": sum(kernels)}
+        late = late_share(self.config.score.parameters, self.base.config.num_layers)
+        return {"lora_parameters": self.adapter_size, "dense_parameters": sum(kernels), "late": late}
 
     @property
     def projection(self) -> Projection:

@@ -14,6 +14,7 @@ from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.records import family_of, prompt_text, response_text
 from ntk_jax.errors import UserError
 from ntk_jax.ntk.direction import mean_gradient, stack_directions
+from ntk_jax.ntk.parameters import only_adapters
 from ntk_jax.ntk.rows import Layout, layout_for
 from ntk_jax.ntk.score import directional_scores
 from ntk_jax.selection.sketches import Ranking
@@ -154,7 +155,7 @@ def _mean_of_numbers(scores: np.ndarray) -> float | None:
 
 def directions_at_once(run: Run) -> int:
     """Shown examples whose gradients are one batch of directions."""
-    return DIRECTIONS_AT_ONCE if run.config.score.parameters == "lora" else 1
+    return DIRECTIONS_AT_ONCE if only_adapters(run.config.score.parameters) else 1
 
 
 def alignment_layout(run: Run) -> Layout:

@@ -65,6 +65,7 @@ def score_flops(
     directions: int = 1,
     lora_parameters: int = 0,
     dense_parameters: int = 0,
+    late: float = 1.0,
     context: float = 0.0,
 ) -> float:
     """FLOPs of the forward-mode score: one primal pass and `directions` tangents beside it.
@@ -72,12 +73,14 @@ def score_flops(
     A tangent of a frozen matrix costs what the primal costs (2 P); of a differentiated one twice that, because
     d(xW) = dx W + x dW. Hence (1 + m) 2 P a token on the LoRA path, and 2 m times the `dense_parameters` more, those
     of the trunk's own matrices that are differentiated: (1 + 2 m) 2 P when all are. The attention tangent has two
-    products where the primal has one. `label_tokens` is 0 for the objectives that never build the head.
+    products where the primal has one. `late` is the share of the layers at and behind the first that is differentiated:
+    no tangent enters the others, and with the adapters of the last k of L layers the score costs (1 + m k/L) 2 P.
+    `label_tokens` is 0 for the objectives that never build the head.
     """
-    base = 2.0 * (1.0 + directions)
-    trunk = base * matrix_parameters(config) + 2.0 * directions * dense_parameters
-    trunk += 2.0 * (1.0 + 2.0 * directions) * lora_parameters + (1.0 + 2.0 * directions) * _attention(config, context)
-    return trunk * tokens + base * head_parameters(config) * label_tokens
+    moving = directions * late
+    trunk = 2.0 * (1.0 + moving) * matrix_parameters(config) + 2.0 * directions * dense_parameters
+    trunk += 2.0 * (1.0 + 2.0 * moving) * lora_parameters + (1.0 + 2.0 * moving) * _attention(config, context)
+    return trunk * tokens + 2.0 * (1.0 + directions) * head_parameters(config) * label_tokens
 
 
 def gradient_flops(
@@ -88,11 +91,13 @@ def gradient_flops(
     directions: int = 1,
     lora_parameters: int = 0,
     dense_parameters: int = 0,
+    late: float = 1.0,
 ) -> float:
-    """FLOPs of the mean gradient: a forward pass, and for each of the m directions (probes) the layers' second forward
-    pass and a backward pass, which costs 2 P for the activations and 2 more for each parameter differentiated."""
-    low_rank = 2.0 + 6.0 * directions
-    trunk = 2.0 * matrix_parameters(config) * (1.0 + 2.0 * directions) + low_rank * lora_parameters
+    """FLOPs of the mean gradient: a forward pass, and for each of the m directions (probes) the second forward pass of
+    the `late` layers (as in `score_flops`) and a backward pass through them, which costs 2 P for the activations and 2
+    more for each parameter differentiated."""
+    moving = directions * late
+    trunk = 2.0 * matrix_parameters(config) * (1.0 + 2.0 * moving) + (2.0 + 6.0 * moving) * lora_parameters
     trunk += 2.0 * directions * dense_parameters
     return trunk * tokens + 2.0 * head_parameters(config) * (1.0 + 2.0 * directions) * label_tokens
 
@@ -105,13 +110,15 @@ def kernel_flops(
     pairs: int = 0,
     lora_parameters: int = 0,
     dense_parameters: int = 0,
+    late: float = 1.0,
 ) -> float:
-    """FLOPs of a kernel by contraction: one forward pass over the tokens of both sets, a backward pass for each
-    cotangent, which costs 2 P for the activations and 2 for each parameter differentiated, and 2 for each parameter of
-    the contraction of a pair."""
-    trunk = 2.0 * matrix_parameters(config) * (1.0 + cotangents) + (2.0 + 4.0 * cotangents) * lora_parameters
+    """FLOPs of a kernel by contraction: one forward pass over the tokens of both sets, a backward pass through the
+    `late` layers (as in `score_flops`) for each cotangent, which costs 2 P for the activations and 2 for each parameter
+    differentiated, and 2 for each parameter of the contraction of a pair."""
+    moving = cotangents * late
+    trunk = 2.0 * matrix_parameters(config) * (1.0 + moving) + (2.0 + 4.0 * moving) * lora_parameters
     trunk += 2.0 * cotangents * dense_parameters
-    return trunk * tokens + 2.0 * pairs * cotangents * (dense_parameters or lora_parameters)
+    return trunk * tokens + 2.0 * pairs * cotangents * (dense_parameters or late * lora_parameters)
 
 
 def _attention(config: ModelConfig, context: float) -> float:
