@@ -244,6 +244,7 @@ def _command(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     from ntk_jax.progress import Progress
     from ntk_jax.stages.share import parse_share
     from ntk_jax.summary import diagnosis_lines, kernel_lines, summarize
+    from ntk_jax.xla import keep_compiled
 
     shown: list[Progress] = []
 
@@ -265,6 +266,7 @@ def _command(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
             wait=arguments.wait,
             heartbeat=arguments.heartbeat,
         )
+    keep_compiled()
     try:
         if whole:
             pipeline.run(config, until=arguments.until, progress=progress)

@@ -1,4 +1,4 @@
-"""What XLA must be told before it starts, and a check that it was.
+"""What XLA must be told: before it starts, with a check that it was, and where it keeps what it has compiled.
 
 From jaxlib 0.10.2 on, XLA for the CPU hands groups of operations that end in a sum to another library (YNNPACK), and
 some come back wrong: jax-ml/jax#39103 (0.10.2), and with 0.12.0.1 the forward-mode derivative of RMS norm from 4,096
@@ -11,10 +11,12 @@ from __future__ import annotations
 import functools
 import os
 from importlib.metadata import version
+from pathlib import Path
 
 from ntk_jax.errors import UserError
 
 _FLAG = "--xla_cpu_experimental_ynn_fusion_type"  # empty: nothing is handed over
+CACHE_BYTES = 16 * 2**30  # of compiled programs; the least recently used go first
 _CONCERNED = ((0, 10, 2), (0, 13))  # an unknown flag would end the process, so no jaxlib that was not tried
 
 
@@ -47,3 +49,20 @@ def refuse_wrong_sums() -> None:
             f"this jax computes wrong sums on the CPU (see ntk_jax/xla.py); import ntk_jax before the first jax "
             f"computation, or set XLA_FLAGS={_FLAG}="
         )
+
+
+def keep_compiled() -> None:
+    """On an accelerator, keeps compiled programs from one start to the next, in jax's own cache: in the folder
+    `JAX_COMPILATION_CACHE_DIR` if that is set, else in `$XDG_CACHE_HOME/ntk_jax/compiled`. A preempted job, and
+    every shard behind the first, then begins without compiling. `JAX_ENABLE_COMPILATION_CACHE=false` switches it off.
+
+    Bounded, because only then jax writes it under a lock: several processes may share the folder. Not on a CPU, whose
+    programs are made for one model of processor, and a home directory is seen by machines of several.
+    """
+    import jax
+
+    if jax.default_backend() == "cpu" or jax.config.jax_compilation_cache_dir:
+        return
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
+    jax.config.update("jax_compilation_cache_dir", str(home / "ntk_jax" / "compiled"))

@@ -1,4 +1,4 @@
-"""The flag that keeps XLA's sums exact on the CPU, and the check that it came in time."""
+"""The flag that keeps XLA's sums exact on the CPU, the check that it came in time, and the compilation cache."""
 
 from __future__ import annotations
 
@@ -46,3 +46,29 @@ def test_sums_are_right_when_the_package_comes_first() -> None:
 def test_too_late_is_refused() -> None:
     done = python("import jax; jax.numpy.ones(3) + 1; " + CHECK)
     assert "import ntk_jax before the first jax computation" in done.stderr
+
+
+CACHE = """
+import jax
+from ntk_jax.xla import keep_compiled
+PRETEND
+keep_compiled()
+hits = []
+jax.monitoring.register_event_listener(lambda event, **_: hits.append(event))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.jit(lambda x: (x * 3).sum())(jax.numpy.ones(7)).block_until_ready()
+print(jax.config.jax_compilation_cache_dir, "/jax/compilation_cache/cache_hits" in hits)
+"""
+
+
+def test_compiled_programs_are_kept_on_an_accelerator(tmp_path: Path) -> None:
+    """The second process finds what the first compiled; on a CPU, and where the user says so, nothing is kept."""
+    as_on_gpu = CACHE.replace("PRETEND", "jax.default_backend = lambda: 'gpu'")
+    own = tmp_path / "ntk_jax" / "compiled"
+    for hit in (False, True):
+        done = python(as_on_gpu, XDG_CACHE_HOME=str(tmp_path), JAX_COMPILATION_CACHE_DIR="")
+        assert done.stdout.split() == [str(own), str(hit)], done.stderr
+    done = python(as_on_gpu, XDG_CACHE_HOME=str(tmp_path), JAX_COMPILATION_CACHE_DIR=str(tmp_path / "mine"))
+    assert done.stdout.split() == [str(tmp_path / "mine"), "False"], done.stderr
+    done = python(CACHE.replace("PRETEND", ""), XDG_CACHE_HOME=str(tmp_path), JAX_COMPILATION_CACHE_DIR="")
+    assert done.stdout.split()[-1] == "False" and str(own) not in done.stdout, done.stderr

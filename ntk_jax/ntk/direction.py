@@ -64,7 +64,7 @@ def mean_gradient(
     return jax.tree.map(on_host, mean) if several() else mean
 
 
-@jax.jit
+@functools.partial(jax.jit, donate_argnums=0)
 def _add(a: Tree, b: Tree) -> Tree:
     return jax.tree.map(jnp.add, a, b)
 
