@@ -61,7 +61,7 @@ def keep_compiled() -> None:
     """
     import jax
 
-    if jax.default_backend() == "cpu" or jax.config.jax_compilation_cache_dir:
+    if jax.default_backend() == "cpu" or jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
