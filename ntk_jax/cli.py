@@ -266,6 +266,7 @@ def _command(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
             wait=arguments.wait,
             heartbeat=arguments.heartbeat,
         )
+    hosts.refuse_unjoined()
     keep_compiled()
     try:
         if whole:

@@ -46,6 +46,18 @@ def test_alone_everything_is_as_it_was(tmp_path: Path) -> None:
     np.testing.assert_array_equal(hosts.on_host(jax.numpy.arange(3)), [0, 1, 2])
 
 
+def test_a_host_of_a_slice_that_was_not_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hosts.refuse_unjoined()
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    config = tmp_path / "c.yaml"
+    config.write_text(f"out: {tmp_path}/out\nmodel: {{path: builtin:model}}\n")
+    assert cli.main(["score", str(config)]) == 2
+    assert "this is host 0 of a slice of 4; start all of them with --coordinator" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_only_process_0_writes(tmp_path: Path, second: None) -> None:
     atomic.write_json(tmp_path / "x.json", {"a": 1})
     assert not list(tmp_path.iterdir())

@@ -104,6 +104,16 @@ def start(
     meet("joined")
 
 
+def refuse_unjoined() -> None:
+    """Raises UserError where this process is one of several and was not told so: the hosts of a TPU slice find each
+    other without `start`, and each would take itself for the one that writes."""
+    if _here is None and jax.process_count() > 1:
+        raise UserError(
+            f"this is host {jax.process_index()} of a slice of {jax.process_count()}; start all of them with "
+            f"--coordinator host:port --processes {jax.process_count()} --process i, as tpu/worker.sh does"
+        )
+
+
 def several() -> bool:
     """Whether other processes hold a part of the arrays."""
     return _here is not None and _here.count > 1
