@@ -1,5 +1,6 @@
-"""The attention of a score step: plain XLA differentiated by JAX against the forward-mode rule of `models/decoder.py`,
-both with their tangents, beside the plain forward pass of the same attention; one layer's, at the heads of a shape.
+"""The attention of a score step: plain XLA differentiated by JAX against the forward-mode rule of
+`models/attention.py`, both with their tangents, beside the plain forward pass of the same attention; one layer's, at
+the heads of a shape.
 
     python scripts/benchmark_attention.py --shape 57m
     python scripts/benchmark_attention.py --shape 8b --dtype bfloat16 --tokens 16384 --length 1024
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import measurement as ms
 
-from ntk_jax.models.decoder import attend, attention_mask
+from ntk_jax.models.attention import attend, attention_mask
 
 
 def main() -> None:
