@@ -1,6 +1,7 @@
 """Grouped-query attention in plain XLA, inside segments and branches, and its rule for forward mode.
 
-Plain XLA on purpose: fused kernels are custom_vjp and have no forward mode, on which the directional score stands.
+Plain XLA on purpose: fused kernels are custom_vjp and have no forward mode, on which the directional score stands. The
+one kernel that has it is `attention_kernel.py`, an option.
 """
 
 from __future__ import annotations
@@ -9,6 +10,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from ntk_jax.models.attention_kernel import Kernel, attend_online, first_keys
+
+
+def visibility(segments: jax.Array, branches: jax.Array | None, forward_mode: bool | Kernel) -> jax.Array:
+    """What `attend` takes as seen: a mask [B, T, T], or for a kernel, which needs none, the [B, T] of `first_keys`."""
+    if not isinstance(forward_mode, Kernel):
+        return attention_mask(segments, branches)
+    if branches is not None:
+        raise ValueError("the attention kernel knows segments only; branches need forward_mode = True or False")
+    return first_keys(segments)
 
 
 def attention_mask(segments: jax.Array, branches: jax.Array | None) -> jax.Array:
@@ -19,21 +31,24 @@ def attention_mask(segments: jax.Array, branches: jax.Array | None) -> jax.Array
     return seen
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, forward_mode: bool = False) -> jax.Array:
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array, forward_mode: bool | Kernel = False) -> jax.Array:
     """Grouped-query attention [B, T, heads·H] of q [B, T, heads, H] (already scaled) and k, v [B, T, kv, H].
 
     Queries are grouped by the key/value head they share, which is never repeated. Rows are cut into blocks of
     queries, and a block meets only the keys before its end: about half the work of the full square, and scores
-    of one block at a time in memory. Softmax in fp32. forward_mode: the same function with `_block_with_tangent`.
+    of one block at a time in memory. Softmax in fp32. seen: as of `visibility`. forward_mode: the same function with
+    `_block_with_tangent`, or by a kernel that has tangents.
     """
-    attend_block = _block_with_tangent if forward_mode else _block
     rows, length, heads, width = q.shape
+    if isinstance(forward_mode, Kernel):
+        return attend_online(q, k, v, seen, forward_mode).reshape(rows, length, heads * width)
+    attend_block = _block_with_tangent if forward_mode else _block
     kv = k.shape[2]
     q = q.reshape(rows, length, kv, heads // kv, width)
     outputs = []
     for start, stop in query_blocks(length):
-        seen = mask[:, None, start:stop, None, :stop]
-        outputs.append(attend_block(q[:, start:stop], k[:, :stop], v[:, :stop], seen))
+        here = seen[:, None, start:stop, None, :stop]
+        outputs.append(attend_block(q[:, start:stop], k[:, :stop], v[:, :stop], here))
     out = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
     return out.reshape(rows, length, heads * width)
 

@@ -16,7 +16,8 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from ntk_jax.models import rope
-from ntk_jax.models.attention import attend, attention_mask
+from ntk_jax.models.attention import attend, visibility
+from ntk_jax.models.attention_kernel import Kernel
 from ntk_jax.models.config import ModelConfig
 from ntk_jax.models.lora import LoRAConfig, target_names
 from ntk_jax.parallel.rules import split_rows, whole
@@ -69,9 +70,9 @@ class Layer(nnx.Module):
         self.config = config
 
     def __call__(
-        self, x: jax.Array, turn: tuple[jax.Array, jax.Array], mask: jax.Array, forward_mode: bool = False
+        self, x: jax.Array, turn: tuple[jax.Array, jax.Array], seen: jax.Array, forward_mode: bool | Kernel = False
     ) -> jax.Array:
-        """x [B, T, D] in the compute dtype; turn as `rope.rotation`; mask [B, T, T], query by key."""
+        """x [B, T, D] in the compute dtype; turn as `rope.rotation`; seen as `attention.visibility`."""
         c = self.config
         h = rms_norm(x, self.input_norm[...], c.norm_eps)
         q = self._heads(self.q_proj(h), self.q_norm)
@@ -79,7 +80,7 @@ class Layer(nnx.Module):
         v = self.v_proj(h).reshape(*h.shape[:2], c.num_kv_heads, c.head_dim)
         q = (rope.rotate(q, turn) * c.head_dim**-0.5).astype(x.dtype)
         k = rope.rotate(k, turn).astype(x.dtype)
-        x = split_rows(x + self.o_proj(attend(q, k, v, mask, forward_mode)))
+        x = split_rows(x + self.o_proj(attend(q, k, v, seen, forward_mode)))
         h = rms_norm(x, self.post_attention_norm[...], c.norm_eps)
         return split_rows(x + self.down_proj(jax.nn.silu(self.gate_proj(h)) * self.up_proj(h)))
 
@@ -122,7 +123,7 @@ def hidden_states(
     *,
     dtype: Any = jnp.float32,
     remat: bool = False,
-    forward_mode: bool = False,
+    forward_mode: bool | Kernel = False,
 ) -> jax.Array:
     """Hidden states [B, T, D] after the final norm, in the compute dtype `dtype`.
 
@@ -130,15 +131,16 @@ def hidden_states(
     tokens of its own segment; with branches, only those of branch 0 and of its own branch. Padding is a segment
     like any other (number 0): it sees itself, so no softmax is empty and nothing is NaN, nor in a gradient.
     remat: keep only each layer's input for the backward pass and compute the rest again.
-    forward_mode: for `jax.jvp`, with attention's own forward-mode rule (`attend`); it has no backward pass.
+    forward_mode: for `jax.jvp`, with attention's own forward-mode rule (`attend`) or a kernel; neither has a
+    backward pass, and a kernel takes no branches.
     """
     model = nnx.merge(graphdef, nnx.State(lora), nnx.State(base))
     turn = rope.rotation(model.config, jnp.asarray(positions))
-    mask = attention_mask(jnp.asarray(segments), None if branches is None else jnp.asarray(branches))
+    seen = visibility(jnp.asarray(segments), None if branches is None else jnp.asarray(branches), forward_mode)
     layer_def, stacked = nnx.split(model.layers)
 
     def step(x: jax.Array, slices: nnx.State) -> tuple[jax.Array, None]:
-        return nnx.merge(layer_def, slices)(x, turn, mask, forward_mode), None
+        return nnx.merge(layer_def, slices)(x, turn, seen, forward_mode), None
 
     if remat:
         step = jax.checkpoint(step, prevent_cse=False)  # inside a scan there is nothing for CSE to undo
