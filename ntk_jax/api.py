@@ -17,6 +17,7 @@ import numpy as np
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.tokens import TOO_LONG, Dropped, as_rows
 from ntk_jax.errors import UserError
+from ntk_jax.models.attention_kernel import Attention
 from ntk_jax.models.model import Model, computing_in
 from ntk_jax.models.peft import load_adapter_like
 from ntk_jax.ntk import direction as directions
@@ -90,6 +91,7 @@ def directional_scores(
     batch_tokens: int = 8192,
     max_length: int | None = None,
     seed: int = 0,
+    attention: Attention = "xla",
     mesh: jax.sharding.Mesh | None = None,
 ) -> np.ndarray:
     """⟨direction, ∇θ s(θ; x)⟩ for every example: [N] fp32 in the order given, or [N, m] for m stacked directions.
@@ -97,14 +99,19 @@ def directional_scores(
     Exact: one forward-mode derivative an example, no projection, nothing stored (DESIGN §2). With
     `direction = mean_gradient(model, domain, ...)` and the same options this is the example's mean kernel with the
     domain, the score of arXiv 2511.07380. Options as in `mean_gradient`; `probe` needs the same probes and seed.
+    attention: `xla`, or on a GPU `pallas`, a kernel that keeps attention's scores out of memory (not measured yet);
+    `auto` takes it wherever it can run.
 
-    Raises UserError when the direction does not fit the parameters or a score is not finite (naming the example).
+    Raises UserError when the direction does not fit the parameters or a score is not finite (naming the example), and
+    where the kernel cannot run.
     """
     model = computing_in(model, dtype)
     rows = token_rows(model, examples, span=span, max_length=max_length)
     layout = layout_for(max(len(row.ids) for row in rows), batch_tokens, mesh)
     chosen = Objective(objective, normalize, probes, seed)
-    return score.directional_scores(model, rows, direction, chosen, layout, parameters=parameters).values
+    return score.directional_scores(
+        model, rows, direction, chosen, layout, parameters=parameters, attention=attention
+    ).values
 
 
 def ntk(

@@ -112,6 +112,9 @@ class ScoreSection:
     parameters: str = "lora"  # lora, lora[-4:] (of the last four layers), all, or a pattern over parameter names
     probes: Count = 4  # for objective: probe
     direction: str = "mean_gradient"  # mean_gradient, adam, or the path of a direction.safetensors
+    attention: Literal["auto", "xla", "pallas"] = (
+        "xla"  # pallas: a kernel for GPUs, not yet measured; auto: where it runs
+    )
     batch_tokens: Count = 8192  # tokens of one compiled step, over all devices
     block_examples: Count = 2048  # examples scored between two commits
     allow_fresh_lora: bool = False  # score with B = 0, where every A-gradient vanishes

@@ -26,6 +26,7 @@ differing keys named. A run takes one way to its selection: gradient and score i
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import platform
@@ -39,7 +40,7 @@ from typing import Any
 import jax
 import yaml
 
-from ntk_jax.config import Config, to_tree
+from ntk_jax.config import Config, ScoreSection, to_tree
 from ntk_jax.data.sources import source_hashes
 from ntk_jax.errors import UserError
 from ntk_jax.models.hub import resolve
@@ -81,11 +82,14 @@ class Stage:
     stores: tuple[str, ...] = ()
 
 
+# No gradient depends on how the score computes attention; a score does, by rounding, as on its batch_tokens.
+_SCORE = tuple(f"score.{field.name}" for field in dataclasses.fields(ScoreSection) if field.name != "attention")
+
 _STAGES = {
     "warmup": Stage(
         domain.warmup, (), ("seed", "model", "lora", "data.domain", "data.domain_limit", "warmup"), ("model", "domain")
     ),
-    "gradient": Stage(domain.gradient, ("warmup",), ("score",), ("direction",)),
+    "gradient": Stage(domain.gradient, ("warmup",), _SCORE, ("direction",)),
     "preselect": Stage(
         pool.preselect,
         ("warmup",),
@@ -93,7 +97,7 @@ _STAGES = {
         ("pool",),
         stores=("hidden.zarr",),
     ),
-    "score": Stage(pool.score, ("gradient", "preselect"), stores=("scores.zarr",)),
+    "score": Stage(pool.score, ("gradient", "preselect"), ("score.attention",), stores=("scores.zarr",)),
     "sketch": Stage(
         sketch.sketch,
         ("preselect",),
@@ -101,7 +105,7 @@ _STAGES = {
         + ("sketch",),
         stores=("pool.zarr", "domain.zarr"),
     ),
-    "select": Stage(selection.select, ("score", "sketch"), ("select",), shows=("report",)),
+    "select": Stage(selection.select, ("score", "sketch"), ("select",), shows=("report", "score.attention")),
     "finetune": Stage(arms.finetune, ("select",), ("finetune", "evaluate.arms")),
     "evaluate": Stage(arms.evaluate, ("finetune",), ("evaluate",), ("evaluate",)),
     "report": Stage(_report, ("evaluate",)),
@@ -294,6 +298,8 @@ def _check_inputs(this: Run, pending: Sequence[str]) -> None:
         )
     if "evaluate" in pending or ("diagnose" in pending and this.config.evaluate.files):
         arms.check_questions(this.config)
+    if {"score", "select"} & set(pending):
+        pool.check_attention(this)
     if "gradient" in pending:
         _ = this.differentiated  # loads the model, and refuses a pattern that matches none of its parameters
     if "diagnose" in pending:

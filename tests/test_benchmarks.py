@@ -63,8 +63,11 @@ def all_positive(tree: Any) -> bool:
 @pytest.mark.slow
 def test_attention(tmp_path: Path) -> None:
     figures = run("benchmark_attention.py", tmp_path)
-    assert set(figures["programs"]) == {"forward pass alone", "plain, with tangents", "rule, with tangents"}
-    assert all_positive(figures["programs"]) and figures["rule_over_plain"] > 0 and figures["error"] < 1e-5
+    programs = figures["programs"]
+    assert programs.pop("kernel, with tangents") is None  # no GPU
+    assert set(programs) == {"forward pass alone", "plain, with tangents", "rule, with tangents"}
+    assert programs["plain, with tangents"].pop("error") == 0.0
+    assert all_positive(programs) and figures["rule_over_plain"] > 0 and figures["error"] < 1e-5
 
 
 @pytest.mark.slow

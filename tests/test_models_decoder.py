@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_calls import run
 
-from ntk_jax.models import decoder
+from ntk_jax.models import attention
 from ntk_jax.models.config import Llama3Scaling, ModelConfig
 from ntk_jax.models.decoder import hidden_states
 from ntk_jax.models.lora import LoRAConfig
@@ -153,17 +153,17 @@ def test_forward_mode_is_the_transpose_of_reverse_mode(family: str) -> None:
 def test_attention_of_forward_mode_is_plain_attention(dtype: Any, tolerance: float, monkeypatch: Any) -> None:
     """The value, and the tangents along two directions at once, over several blocks of queries and masks that leave a
     query itself only."""
-    monkeypatch.setattr(decoder, "_MIN_BLOCK", 5)
+    monkeypatch.setattr(attention, "_MIN_BLOCK", 5)
     rng = np.random.default_rng(0)
     segments = jnp.asarray(rng.integers(0, 3, (2, 19)).cumsum(axis=1) // 4)
-    mask = decoder.attention_mask(segments, None)
+    mask = attention.attention_mask(segments, None)
     shapes = ((2, 19, 6, 8), (2, 19, 2, 8), (2, 19, 2, 8))  # three query heads a key head
     primals = tuple(jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes)
     directions = tuple(jnp.asarray(rng.standard_normal((2, *shape)), dtype) for shape in shapes)
 
     @functools.partial(jax.jit, static_argnums=0)
     def along(forward_mode: bool) -> Any:
-        function = lambda q, k, v: decoder.attend(q, k, v, mask, forward_mode)  # noqa: E731
+        function = lambda q, k, v: attention.attend(q, k, v, mask, forward_mode)  # noqa: E731
         return jax.vmap(lambda *tangents: jax.jvp(function, primals, tangents), out_axes=(None, 0))(*directions)
 
     for plain, special in zip(along(False), along(True), strict=True):
@@ -202,8 +202,8 @@ def test_blocks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     model, rows = model_of("llama"), pack(examples())
     whole = hidden_states(model.graphdef, model.lora, model.base, *rows)
     for smallest, most in ((7, 100), (1, 3)):
-        monkeypatch.setattr(decoder, "_MIN_BLOCK", smallest)
-        monkeypatch.setattr(decoder, "_MAX_BLOCKS", most)
+        monkeypatch.setattr(attention, "_MIN_BLOCK", smallest)
+        monkeypatch.setattr(attention, "_MAX_BLOCKS", most)
         assert close(np.asarray(hidden_states(model.graphdef, model.lora, model.base, *rows)), np.asarray(whole))
 
 

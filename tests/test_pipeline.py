@@ -164,6 +164,18 @@ def test_what_is_only_shown_does_not_make_training_stale(finished, inputs):
         assert pipeline._fingerprint(config, stage, inputs_) == old
 
 
+def test_how_attention_is_computed_makes_scores_stale_and_no_gradient(inputs):
+    """Scores of two kinds of attention differ by rounding, so one store holds only one kind."""
+    configs = [tiny_run_config(inputs, "attention", score={"attention": name}) for name in ("xla", "pallas")]
+    inputs_ = pipeline._input_hashes(configs[0])
+    for stage, same in (("gradient", True), ("preselect", True), ("score", False), ("finetune", False)):
+        one, other = (pipeline._fingerprint(config, stage, inputs_) for config in configs)
+        assert (one == other) == same
+    with pytest.raises(UserError, match="attention = pallas: its kernel is written for GPUs, and this is a cpu"):
+        run(configs[1])
+    assert not (Path(configs[1].out) / "warmup").exists()
+
+
 def test_votes_depend_on_the_number_to_select(inputs):
     """By default M = 4 N: another N must not find the candidates of the old one."""
     votes = {"preselect": {"method": "votes"}}

@@ -81,7 +81,7 @@ def score_once(run: Run, rows: list[TokenRow]) -> tuple[Callable[[], Any], int, 
     """(a call that sends one score step off, its tokens, its FLOPs with padding)."""
     model, parameters, objective = run.base, run.config.score.parameters, run.objective
     theta, rest = split_parameters(model, parameters)
-    step = make_step(model, objective, run.layout, parameters)
+    step = make_step(model, objective, run.layout, parameters, attention=run.config.score.attention)
     read = frozen_readout(model, objective, parameters)
     channels = objective.channels
     directions = jax.tree.map(lambda leaf: jnp.full((1, channels, *leaf.shape), 1e-3, jnp.float32), theta)

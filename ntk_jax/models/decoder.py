@@ -3,9 +3,6 @@
 nnx modules say what parameters there are; every transform (scan, checkpoint, and the caller's jit, grad, jvp)
 is plain jax over split state, because nnx transforms do not nest inside jax's. All layers share one module
 whose leaves are stacked [L, ...] and scanned: a 28-layer model compiles as fast as a one-layer model.
-
-Attention is plain XLA on purpose, with a forward-mode rule of its own: fused kernels are custom_vjp and have none,
-on which the directional score stands.
 """
 
 from __future__ import annotations
@@ -19,6 +16,8 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from ntk_jax.models import rope
+from ntk_jax.models.attention import attend, visibility
+from ntk_jax.models.attention_kernel import Kernel
 from ntk_jax.models.config import ModelConfig
 from ntk_jax.models.lora import LoRAConfig, target_names
 from ntk_jax.parallel.rules import split_rows, whole
@@ -71,9 +70,9 @@ class Layer(nnx.Module):
         self.config = config
 
     def __call__(
-        self, x: jax.Array, turn: tuple[jax.Array, jax.Array], mask: jax.Array, forward_mode: bool = False
+        self, x: jax.Array, turn: tuple[jax.Array, jax.Array], seen: jax.Array, forward_mode: bool | Kernel = False
     ) -> jax.Array:
-        """x [B, T, D] in the compute dtype; turn as `rope.rotation`; mask [B, T, T], query by key."""
+        """x [B, T, D] in the compute dtype; turn as `rope.rotation`; seen as `attention.visibility`."""
         c = self.config
         h = rms_norm(x, self.input_norm[...], c.norm_eps)
         q = self._heads(self.q_proj(h), self.q_norm)
@@ -81,7 +80,7 @@ class Layer(nnx.Module):
         v = self.v_proj(h).reshape(*h.shape[:2], c.num_kv_heads, c.head_dim)
         q = (rope.rotate(q, turn) * c.head_dim**-0.5).astype(x.dtype)
         k = rope.rotate(k, turn).astype(x.dtype)
-        x = split_rows(x + self.o_proj(attend(q, k, v, mask, forward_mode)))
+        x = split_rows(x + self.o_proj(attend(q, k, v, seen, forward_mode)))
         h = rms_norm(x, self.post_attention_norm[...], c.norm_eps)
         return split_rows(x + self.down_proj(jax.nn.silu(self.gate_proj(h)) * self.up_proj(h)))
 
@@ -124,7 +123,7 @@ def hidden_states(
     *,
     dtype: Any = jnp.float32,
     remat: bool = False,
-    forward_mode: bool = False,
+    forward_mode: bool | Kernel = False,
 ) -> jax.Array:
     """Hidden states [B, T, D] after the final norm, in the compute dtype `dtype`.
 
@@ -134,18 +133,19 @@ def hidden_states(
     tokens of its own segment; with branches, only those of branch 0 and of its own branch. Padding is a segment
     like any other (number 0): it sees itself, so no softmax is empty and nothing is NaN, nor in a gradient.
     remat: keep only each layer's input for the backward pass and compute the rest again.
-    forward_mode: for `jax.jvp`, with attention's own forward-mode rule (`attend`); it has no backward pass.
+    forward_mode: for `jax.jvp`, with attention's own forward-mode rule (`attend`) or a kernel; neither has a
+    backward pass, and a kernel takes no branches.
     """
     early = lora.get("early")
     model = nnx.merge(
         graphdef, nnx.State({name: leaf for name, leaf in lora.items() if name != "early"}), nnx.State(base)
     )
     turn = rope.rotation(model.config, jnp.asarray(positions))
-    mask = attention_mask(jnp.asarray(segments), None if branches is None else jnp.asarray(branches))
+    seen = visibility(jnp.asarray(segments), None if branches is None else jnp.asarray(branches), forward_mode)
     layer_def, adapters, weights = nnx.split(model.layers, nnx.LoRAParam, ...)  # type: ignore[misc]
 
     def step(x: jax.Array, own: Any) -> tuple[jax.Array, None]:
-        return nnx.merge(layer_def, *own)(x, turn, mask, forward_mode), None
+        return nnx.merge(layer_def, *own)(x, turn, seen, forward_mode), None
 
     def step_from_stack(x: jax.Array, own: Any) -> tuple[jax.Array, None]:
         """A layer given by its adapters and its number: a scan over a part of the frozen stack would copy that part."""
@@ -167,92 +167,6 @@ def hidden_states(
         # Inside a scan there is nothing for CSE to undo.
         x, _ = jax.lax.scan(jax.checkpoint(one, prevent_cse=False) if remat else one, x, stack)
     return rms_norm(x, model.norm[...], model.config.norm_eps)
-
-
-def attention_mask(segments: jax.Array, branches: jax.Array | None) -> jax.Array:
-    """[B, T, T] bool, query by key: causal by place in the row, same segment, compatible branch."""
-    seen = (segments[:, :, None] == segments[:, None, :]) & jnp.tri(segments.shape[1], dtype=bool)
-    if branches is not None:
-        seen &= (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
-    return seen
-
-
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, forward_mode: bool = False) -> jax.Array:
-    """Grouped-query attention [B, T, heads·H] of q [B, T, heads, H] (already scaled) and k, v [B, T, kv, H].
-
-    Queries are grouped by the key/value head they share, which is never repeated. Rows are cut into blocks of
-    queries, and a block meets only the keys before its end: about half the work of the full square, and scores
-    of one block at a time in memory. Softmax in fp32. forward_mode: the same function with `_block_with_tangent`.
-    """
-    attend_block = _block_with_tangent if forward_mode else _block
-    rows, length, heads, width = q.shape
-    kv = k.shape[2]
-    q = q.reshape(rows, length, kv, heads // kv, width)
-    outputs = []
-    for start, stop in query_blocks(length):
-        seen = mask[:, None, start:stop, None, :stop]
-        outputs.append(attend_block(q[:, start:stop], k[:, :stop], v[:, :stop], seen))
-    out = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
-    return out.reshape(rows, length, heads * width)
-
-
-def _block(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array) -> jax.Array:
-    """[B, t, kv, g, H] of a block of queries q [B, t, kv, g, H] and the keys and values [B, s, kv, H] before its end;
-    seen [B, 1, t, 1, s]."""
-    scores = jnp.where(seen, _products(q, k), _MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bktgs,bskh->btkgh", weights, v)
-
-
-@jax.custom_jvp
-def _block_with_tangent(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array) -> jax.Array:
-    """`_block`, whose derivative passes the square of scores as seldom as it can: what a score spends on attention is
-    memory traffic. q̇k + qk̇ is one product over twice the width, and softmax's sum is divided by after the values."""
-    return _weigh(q, k, v, seen)[0]
-
-
-@_block_with_tangent.defjvp
-def _(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    (q, k, v, seen), (dq, dk, dv, _) = primals, tangents
-    out, weights, total = _weigh(q, k, v, seen)
-    change = _products(jnp.concatenate([dq, q], axis=-1), jnp.concatenate([k, dk], axis=-1))
-    moved = weights * jnp.where(seen, change, 0.0)
-    by_weight = _values_of(moved, v) + _values_of(weights, dv)
-    mean_change = _per_query(moved.sum(axis=-1))
-    tangent = (by_weight - out.astype(jnp.float32) * mean_change) / total
-    return out, tangent.astype(out.dtype)
-
-
-def _weigh(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(output, unnormalised weights [B, kv, t, g, s] fp32, their sums [B, t, kv, g, 1] fp32)."""
-    scores = jnp.where(seen, _products(q, k), _MASKED)
-    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-    total = _per_query(weights.sum(axis=-1))
-    return (_values_of(weights, v) / total).astype(v.dtype), weights, total
-
-
-def _products(q: jax.Array, k: jax.Array) -> jax.Array:
-    return jnp.einsum("btkgh,bskh->bktgs", q, k, preferred_element_type=jnp.float32)
-
-
-def _values_of(weights: jax.Array, v: jax.Array) -> jax.Array:
-    return jnp.einsum("bktgs,bskh->btkgh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-
-
-def _per_query(x: jax.Array) -> jax.Array:
-    """[B, kv, t, g] → [B, t, kv, g, 1]."""
-    return x.transpose(0, 2, 1, 3)[..., None]
-
-
-def query_blocks(length: int) -> list[tuple[int, int]]:
-    """(start, stop) of the blocks of queries of a row; those of one block meet the keys [0, stop)."""
-    block = max(_MIN_BLOCK, -(-length // _MAX_BLOCKS))
-    return [(start, min(start + block, length)) for start in range(0, length, block)]
-
-
-_MIN_BLOCK = 256  # queries; smaller blocks leave matmul units idle
-_MAX_BLOCKS = 8  # the loop is unrolled, so this bounds compile time
-_MASKED = -1e30  # finite, so that no mask whatever can make NaN of a row or its derivative
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:

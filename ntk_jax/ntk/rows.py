@@ -12,6 +12,7 @@ import numpy as np
 from ntk_jax.data.batch import Batch, PackedBatch, TokenRow
 from ntk_jax.data.packing import pack, pad
 from ntk_jax.errors import UserError
+from ntk_jax.models.attention_kernel import Attention, Kernel, forward_mode_of
 from ntk_jax.models.head import head_matrix
 from ntk_jax.models.model import Model
 from ntk_jax.ntk.objectives import Objective, readout
@@ -68,10 +69,19 @@ def batches_of(rows: Sequence[TokenRow], layout: Layout, objective: Objective) -
         yield item
 
 
-def make_step(model: Model, objective: Objective, layout: Layout, parameters: str, *, pooled: bool = False) -> Step:
-    """The static half of a compiled step for this model and layout."""
+def make_step(
+    model: Model,
+    objective: Objective,
+    layout: Layout,
+    parameters: str,
+    *,
+    pooled: bool = False,
+    attention: Attention | Kernel = "xla",
+) -> Step:
+    """The static half of a compiled step for this model and layout. Raises UserError as `forward_mode_of`."""
     segments = layout.max_segments if layout.packed else 1
-    return Step(model.graphdef, model.dtype, objective, parameters, segments, pooled)
+    forward_mode = forward_mode_of(attention, layout.mesh)
+    return Step(model.graphdef, model.dtype, objective, parameters, segments, pooled, forward_mode)
 
 
 def frozen_readout(model: Model, objective: Objective, parameters: str) -> jax.Array | None:

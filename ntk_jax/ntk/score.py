@@ -18,6 +18,7 @@ import numpy as np
 
 from ntk_jax.data.batch import Batch, TokenRow
 from ntk_jax.errors import UserError
+from ntk_jax.models.attention_kernel import Attention, Kernel
 from ntk_jax.models.model import Model
 from ntk_jax.ntk.objectives import Objective
 from ntk_jax.ntk.parameters import Tree, split_parameters
@@ -43,22 +44,24 @@ def directional_scores(
     *,
     parameters: str = "lora",
     mean_hidden: bool = False,
+    attention: Attention | Kernel = "xla",
     progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
     """Scores of the rows along one direction ([N]) or a batch of m directions ([N, m]), see `Scores`.
 
     direction: shaped like theta; under `probe` with a leading channel axis [C, ...]; with one leading axis more it
-    is a batch of m directions. Accumulation over tokens is fp32 whatever the compute dtype.
+    is a batch of m directions. Accumulation over tokens is fp32 whatever the compute dtype. attention: how it is
+    computed, see `models.attention_kernel`; scores differ by rounding.
 
     Raises UserError when the direction does not fit, is zero or not finite, or a score is not finite (naming the
-    example).
+    example), and where the attention asked for cannot run.
     """
     theta, rest = split_parameters(model, parameters)
     directions, single = _as_batch(direction, theta, objective)
     directions, norms = _unit_directions(directions)
     _refuse_unusable(norms)
 
-    step = make_step(model, objective, layout, parameters, pooled=mean_hidden)
+    step = make_step(model, objective, layout, parameters, pooled=mean_hidden, attention=attention)
     read = frozen_readout(model, objective, parameters)
     values = np.zeros((len(rows), len(norms)), np.float32)
     hidden = np.zeros((len(rows), model.config.hidden_size), np.float32) if mean_hidden else None

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ntk_jax.data.batch import Batch
+from ntk_jax.models.attention_kernel import Kernel
 from ntk_jax.models.decoder import hidden_states
 from ntk_jax.models.head import head_matrix
 from ntk_jax.ntk.objectives import Objective, example_values, readout, segment_members
@@ -29,10 +30,11 @@ class Step:
     parameters: str
     max_segments: int
     pooled: bool = False  # also return each segment's mean hidden state
+    forward_mode: bool | Kernel = True  # attention of the directional derivative, see `hidden_states`
 
 
 def _values(
-    step: Step, theta: Tree, rest: Tree, read: jax.Array | None, batch: Batch, **mode: bool
+    step: Step, theta: Tree, rest: Tree, read: jax.Array | None, batch: Batch, **mode: Any
 ) -> tuple[jax.Array, jax.Array | None]:
     """([B, S, C] example values, [B, S, D] mean hidden states or None). mode: remat or forward_mode, see
     `hidden_states`."""
@@ -83,9 +85,10 @@ def directional_step(
     stacked = jax.tree.map(lambda leaf, d: d.reshape(-1, *leaf.shape).astype(leaf.dtype), theta, directions)
 
     def along(tangent: Tree) -> tuple[jax.Array, jax.Array | None]:
-        _, derivative, pooled = jax.jvp(
-            lambda theta: _values(step, theta, rest, read, batch, forward_mode=True), (theta,), (tangent,), has_aux=True
-        )
+        def values(theta: Tree) -> tuple[jax.Array, jax.Array | None]:
+            return _values(step, theta, rest, read, batch, forward_mode=step.forward_mode)
+
+        _, derivative, pooled = jax.jvp(values, (theta,), (tangent,), has_aux=True)
         return derivative, pooled
 
     derivatives, pooled = jax.vmap(along, out_axes=(0, None))(stacked)  # [m·C, B, S, C]

@@ -8,6 +8,7 @@ for that dimension, so that odd little models load on any mesh.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -86,6 +87,23 @@ def split_rows(x: jax.Array) -> jax.Array:
 def whole(x: jax.Array) -> jax.Array:
     """Pins x to a full copy on every device: one all-gather where it is split."""
     return _pin(x, PartitionSpec())
+
+
+def on_own_rows(
+    function: Callable[..., Any], arrays: Sequence[jax.Array], rows_in: Sequence[int], rows_out: Sequence[int]
+) -> Any:
+    """function(*arrays), which returns a tuple, on every device with its own rows alone, where the first array lives on
+    a mesh: for a program that the compiler cannot split, and would run with all rows on every device.
+
+    rows_in, rows_out: the axis of rows of each argument and result. Heads and widths are whole on every device.
+    """
+    mesh = jax.typeof(arrays[0]).sharding.mesh
+    if mesh.empty or mesh.size == 1 or set(mesh.axis_types) == {AxisType.Manual}:
+        return function(*arrays)
+    if set(ROWS) - set(mesh.axis_names) or set(mesh.axis_types) != {AxisType.Auto}:
+        raise ValueError(f"a mesh of axes {mesh.axis_names}, {mesh.axis_types} says not which of them split the rows")
+    specs = [tuple(PartitionSpec(*[None] * axis, ROWS) for axis in axes) for axes in (rows_in, rows_out)]
+    return jax.shard_map(function, mesh=mesh, in_specs=specs[0], out_specs=specs[1], check_vma=False)(*arrays)
 
 
 def _pin(x: jax.Array, spec: PartitionSpec) -> jax.Array:

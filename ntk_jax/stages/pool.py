@@ -15,6 +15,7 @@ from ntk_jax.data.account import ACCOUNT, DROP_REASONS, KEPT, account_of
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.statistics import PERCENTILES
 from ntk_jax.errors import UserError
+from ntk_jax.models.attention_kernel import forward_mode_of
 from ntk_jax.ntk import agreement
 from ntk_jax.ntk.objectives import LINEAR
 from ntk_jax.ntk.score import directional_scores, mean_hidden_states
@@ -51,6 +52,11 @@ def check_score(config: Config) -> None:
         )
     if preselect.method == "votes" and preselect.keep is not None and preselect.keep < config.select.count:
         raise UserError(f"preselect.keep = {preselect.keep} is below select.count = {config.select.count}; keep more")
+
+
+def check_attention(run: Run) -> None:
+    """Raises UserError where this machine cannot compute attention as score.attention says."""
+    forward_mode_of(run.config.score.attention, run.mesh)
 
 
 def resolved_votes(config: Config) -> dict[str, int]:
@@ -156,6 +162,7 @@ def score(run: Run, folder: Path) -> dict[str, Any] | None:
                 run.objective,
                 run.layout,
                 parameters=section.parameters,
+                attention=section.attention,
                 progress=shifted(progress, finished, total),
             ).values
         write_block(store, number, {"score": values, **account})

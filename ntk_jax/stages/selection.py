@@ -184,7 +184,13 @@ def _aligned_examples(run: Run, shown: list[Record]) -> list[dict[str, Any]]:
         gradients += [gradients[-1]] * (min(together, len(rows)) - len(part))
         directions = stack_directions(gradients)
         values = directional_scores(
-            model, [row for _, row in domain], directions, objective, layout, parameters=parameters
+            model,
+            [row for _, row in domain],
+            directions,
+            objective,
+            layout,
+            parameters=parameters,
+            attention=run.config.score.attention,
         ).values
         kernels.append(values[:, : len(part)])
         progress(start + len(part), len(rows))
