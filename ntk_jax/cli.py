@@ -292,7 +292,8 @@ def _out_of_memory(error: Exception) -> str:
     first = next((line for line in str(error).splitlines() if "RESOURCE_EXHAUSTED" in line), "RESOURCE_EXHAUSTED")
     return (
         f"out of device memory ({first.strip()[:160]}); lower score.batch_tokens, warmup.tokens_per_microbatch and "
-        "finetune.tokens_per_microbatch, set model.dtype=bfloat16, or shard the weights with mesh.fsdp"
+        "finetune.tokens_per_microbatch, set model.dtype=bfloat16 or model.quantization=int8, or shard the weights "
+        "with mesh.fsdp"
     )
 
 

@@ -58,6 +58,7 @@ class ModelSection:
     path: str = ""  # a Hugging Face directory, a hub id, or builtin:model
     adapter: str | None = None  # a PEFT directory to start from instead of fresh LoRA
     dtype: Literal["float32", "bfloat16"] = "float32"  # compute and frozen weights; adapters stay fp32
+    quantization: Literal["int8", "float8_e4m3fn"] | None = None  # of the layers' frozen matrices; null: none, as dtype
     max_length: Annotated[int, Range(2)] = 1024  # tokens; longer examples are dropped or truncated, and counted
     overflow: Literal["drop", "truncate"] = "drop"
     template: Literal["auto", "chat", "plain"] = "auto"  # auto: the tokenizer's chat template if it has one

@@ -21,7 +21,7 @@ from ntk_jax.data.templates import render, uses_chat
 from ntk_jax.data.tokens import ChoiceRow, Dropped, encode, encode_choices
 from ntk_jax.errors import UserError
 from ntk_jax.models.lora import LoRAConfig
-from ntk_jax.models.model import Model, load_model
+from ntk_jax.models.model import Model, dequantised, load_model, quantised
 from ntk_jax.parallel.mesh import make_mesh
 from ntk_jax.pipeline import check_settings
 from ntk_jax.stages.context import mesh_of
@@ -68,6 +68,8 @@ def examine(config: Config | None) -> None:
 def _examine_config(config: Config, check: Callable[..., bool]) -> None:
     loaded: list[Model] = []
     check("settings", _settings, config)
+    if config.model.quantization:
+        check("quantised weights", _quantised_products_agree, config.model.quantization)
     check("run directory", _run_directory, config)
     if not check("weights", _weights, config, loaded):
         return
@@ -137,6 +139,12 @@ def _centred_head_gives_zero(model: Model, domain: list[TokenRow], pool: list[To
     return f"{left:.0e} of the sum-of-logits score is left, as it must be"
 
 
+def _quantised_products_agree(kind: str) -> str:
+    model, rows = quantised(selftest.small_model(), kind), selftest.small_rows(14)
+    scores, plain = (selftest.score(m, rows[:4], rows[4:], "sum_logits") for m in (model, dequantised(model)))
+    return _agree(scores, plain, f"plain products of the same {kind} weights")
+
+
 def _agree(a: np.ndarray, b: np.ndarray, other: str) -> str:
     off = selftest.difference(a, b)
     if not off < TOLERANCE:  # also NaN
@@ -172,12 +180,22 @@ def _weights(config: Config, loaded: list[Model]) -> str:
     if not section.path:
         raise UserError("model.path is empty; give a Hugging Face folder, a hub id, or builtin:model")
     lora = None if section.adapter else LoRAConfig(config.lora.rank, config.lora.alpha, config.lora.targets)
-    model = load_model(section.path, lora=lora, adapter=section.adapter, dtype=section.dtype, mesh=mesh_of(config))
+    model = load_model(
+        section.path,
+        lora=lora,
+        adapter=section.adapter,
+        dtype=section.dtype,
+        quantization=section.quantization,
+        mesh=mesh_of(config),
+    )
     loaded.append(model)
     base, adapter = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (model.base, model.lora))
     shape = f"{model.config.num_layers} layers, width {model.config.hidden_size}"
+    held = f", the layers' matrices in {model.quantization}" if model.quantization else ""
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.base))
     return (
-        f"{model.config.model_type}, {shape}, {base / 1e6:,.1f}M parameters in {model.dtype}, "
+        f"{model.config.model_type}, {shape}, {base / 1e6:,.1f}M parameters in {model.dtype}{held} "
+        f"({size / 1e6:,.1f} MB), "
         f"LoRA {adapter / 1e6:,.2f}M ({100 * adapter / base:.2f}%)"
     )
 

@@ -127,6 +127,8 @@ _STAGES = {
         alone=True,
     ),
 }
+# Keys that run directories of earlier versions lack, with their defaults.
+_LATER = {"model.quantization": None, "score.attention": "xla"}
 STAGES = tuple(name for name, stage in _STAGES.items() if not stage.alone)
 SHARED = tuple(name for name, stage in _STAGES.items() if stage.stores)
 
@@ -312,8 +314,9 @@ def _check_inputs(this: Run, pending: Sequence[str]) -> None:
 
 def _fingerprint(config: Config, name: str, inputs: dict[str, Any]) -> dict[str, Any]:
     """Flat {key: value} of all that decides the stage's bytes: settings and hashes of inputs, its own and those of
-    the stages it builds on."""
+    the stages it builds on. Keys that came later are left out at their default, so that earlier runs go on."""
     tree = _flatten(to_tree(config)) | pool.resolved_votes(config)
+    tree = {key: value for key, value in tree.items() if key not in _LATER or value != _LATER[key]}
     stages = [_STAGES[stage] for stage in (*_before(config, name), name)]
     sections = [key for stage in stages for key in stage.reads] + list(_STAGES[name].shows)
     keys = {key: value for key, value in tree.items() if any(key == s or key.startswith(s + ".") for s in sections)}

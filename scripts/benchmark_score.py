@@ -23,8 +23,8 @@ import numpy as np
 from ntk_jax.data.batch import Batch
 from ntk_jax.models.config import ModelConfig
 from ntk_jax.models.decoder import abstract_decoder, hidden_states
-from ntk_jax.models.model import Model, computing_in
-from ntk_jax.ntk.agreement import spearman
+from ntk_jax.models.model import Model, computing_in, quantised
+from ntk_jax.models.quantization import LARGEST
 from ntk_jax.ntk.direction import mean_gradient
 from ntk_jax.ntk.objectives import Objective
 from ntk_jax.ntk.parameters import Tree, split_parameters
@@ -37,6 +37,11 @@ from ntk_jax.training.flops import forward_flops, score_flops
 
 PARTS = ("time", "packing", "vocabulary", "precision")
 SUM, LOSS = Objective("sum_logits"), Objective("cross_entropy")
+PRECISIONS: dict[str, tuple[str, str | None]] = {  # what is compared: compute dtype, kind of quantisation
+    "float32": ("float32", None),
+    "bfloat16": ("bfloat16", None),
+    **{f"{kind}, {dtype}": (dtype, kind) for kind in LARGEST for dtype in ("float32", "bfloat16")},
+}
 DOMAIN = 16  # examples whose mean gradient is the direction, where scores are compared and not only timed
 
 
@@ -385,26 +390,27 @@ def with_vocabulary(model: Model, size: int, seed: int) -> Model:
 
 
 def of_precision(model: Model, options: argparse.Namespace) -> dict[str, Any]:
-    """Scores in bfloat16 against float32 with full products: direction and scores both in that dtype, same weights."""
+    """Scores in bfloat16, and with quantised weights, against float32 with full products: direction and scores both
+    computed so, from the same weights."""
     lengths = ms.lognormal_lengths(options.examples + DOMAIN, options.length, options.seed)
     domain = ms.random_rows(lengths[:DOMAIN], model.config.vocab_size, options.seed, topic=0)
     pool = ms.random_rows(lengths[DOMAIN:], model.config.vocab_size, options.seed)
     layout = Layout(options.length, options.tokens // options.length)
-    scores = {}
+    found, table = {}, []
     for objective in (SUM, LOSS):
-        for dtype in ("bfloat16", "float32"):
+        scores = {}
+        for name, (dtype, kind) in PRECISIONS.items():
             with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
-                cast = computing_in(model, dtype)
-                direction = mean_gradient(cast, domain, objective, layout)
-                values = directional_scores(cast, pool, direction, objective, layout).values
-            scores[str(objective.kind), dtype] = values
-    found = {}
-    for kind in ("sum_logits", "cross_entropy"):
-        low, high = scores[kind, "bfloat16"], scores[kind, "float32"]
-        error = float(np.linalg.norm(low - high) / np.linalg.norm(high))
-        found[kind] = {"spearman": spearman(low, high), "relative_error": error}
-    table = [{"objective": kind, **values} for kind, values in found.items()]
-    ms.print_table(f"bfloat16 against float32 scores, {options.examples} examples", table)
+                held = computing_in(model, dtype) if kind is None else quantised(computing_in(model, dtype), kind)
+                direction = mean_gradient(held, domain, objective, layout)
+                scores[name] = directional_scores(held, pool, direction, objective, layout).values
+        exact = scores.pop("float32")
+        found[str(objective.kind)] = {name: ms.agreement(values, exact) for name, values in scores.items()}
+        table += [
+            {"objective": objective.kind, "computed in": name, **figures}
+            for name, figures in found[str(objective.kind)].items()
+        ]
+    ms.print_table(f"Scores against those in float32, {options.examples} examples", table)
     return {"examples": options.examples, **found}
 
 

@@ -33,6 +33,7 @@ from ntk_jax.models.config import ModelConfig
 from ntk_jax.models.decoder import abstract_decoder
 from ntk_jax.models.lora import LoRAConfig
 from ntk_jax.models.model import Model
+from ntk_jax.ntk.agreement import relative_error, spearman, top_overlap
 from ntk_jax.training.flops import head_parameters, matrix_parameters
 
 # vocabulary, width, inner width, layers, heads, key/value heads, head width.
@@ -245,6 +246,19 @@ def stream_rate(repeats: int) -> float:
     scale = jax.jit(lambda x: 2.0 * x)
     times, _ = in_turns({"scale": functools.partial(scale, jnp.ones(size, jnp.float32))}, repeats)
     return 2 * 4 * size / statistics.median(times["scale"])
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Agreement
+
+
+def agreement(scores: np.ndarray, exact: np.ndarray) -> dict[str, float]:
+    """How alike two lists of scores [N] are: as ranks, as a selection of the best tenth, and as numbers."""
+    return {
+        "spearman": spearman(scores, exact),
+        "top_tenth_overlap": top_overlap(scores, exact, max(1, len(exact) // 10)),
+        "relative_error": relative_error(scores, exact),
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------

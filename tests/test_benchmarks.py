@@ -90,8 +90,9 @@ def test_score_comparisons(tmp_path: Path) -> None:
     assert figures["time"] is None
     assert all_positive(figures["packing"]) and all_positive(figures["vocabulary"])
     for objective in ("sum_logits", "cross_entropy"):
-        assert figures["precision"][objective]["spearman"] > 0.9
-        assert 0 < figures["precision"][objective]["relative_error"] < 0.1
+        found = figures["precision"][objective]
+        assert {"bfloat16", "int8, float32", "float8_e4m3fn, bfloat16"} < set(found) and len(found) == 5
+        assert all(one["spearman"] > 0.9 and 0 < one["relative_error"] < 0.2 for one in found.values())
 
 
 @pytest.mark.slow

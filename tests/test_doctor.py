@@ -73,6 +73,15 @@ def config(tmp_path: Path, **sections: Any) -> Config:
     return build(Config, {**tree, **sections}, "test")
 
 
+def test_quantised_weights_are_checked_and_counted(
+    quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    doctor.examine(config(tmp_path, model={"path": "builtin:model", "max_length": 256, "quantization": "int8"}))
+    text = capsys.readouterr().out
+    assert "FAIL" not in text and "agrees with plain products of the same int8 weights" in text
+    assert "in float32, the layers' matrices in int8 (" in text
+
+
 def test_a_sound_config(quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     doctor.examine(config(tmp_path))
     text = capsys.readouterr().out

@@ -302,6 +302,18 @@ def test_weights_are_split_as_the_rules_say(sizes: tuple[int, int, int]) -> None
     assert memory.weights(one) == pytest.approx(own + gathered)
 
 
+def test_quantised_weights_count_as_they_are_held() -> None:
+    plain, held = (abstract_run(config(model={"quantization": kind}), Facts()) for kind in (None, "int8"))
+    matrices = [leaf for leaf in jax.tree.leaves(plain.base.base["layers"]) if len(leaf.shape) == 3]
+    scales = sum(4 * leaf.shape[0] * leaf.shape[2] for leaf in matrices)
+    widened = 4 * max(leaf.size for leaf in matrices) / 3  # one matrix of one of the three layers
+    saved = sum(3 * leaf.size for leaf in matrices) - scales - widened
+    assert memory.weights(plain) - memory.weights(held) == pytest.approx(saved)
+    made = measure.random_weights(held.base.base, None)
+    assert jax.tree.map(lambda leaf: leaf.dtype, made) == jax.tree.map(lambda leaf: leaf.dtype, held.base.base)
+    assert np.unique(made["layers"]["up_proj"]["kernel"]).size > 100
+
+
 def test_memory_grows_with_the_batch() -> None:
     small, large = (estimate_run(config(score={"batch_tokens": size})) for size in (512, 4096))
     assert stage(small, "score")["memory"] < stage(large, "score")["memory"]

@@ -19,7 +19,7 @@ from ntk_jax.models.config import ModelConfig
 from ntk_jax.models.decoder import hidden_states
 from ntk_jax.models.head import head_matrix, target_log_probs
 from ntk_jax.models.lora import LoRAConfig
-from ntk_jax.models.model import random_model
+from ntk_jax.models.model import Model, quantised, random_model
 from ntk_jax.ntk.objectives import Objective
 from ntk_jax.ntk.parameters import split_parameters
 from ntk_jax.ntk.rows import Layout, batches_of, frozen_readout, make_step, on_devices
@@ -30,6 +30,7 @@ from ntk_jax.parallel.rules import param_shardings, replicate, shard_batch, spli
 MODEL = random_model(
     ModelConfig("qwen2", 120, 64, 96, 3, 4, 2, 16, qkv_bias=True), lora=LoRAConfig(rank=2, alpha=4.0), std=0.15
 )
+INT8 = quantised(MODEL, "int8")
 COLLECTIVES = r"\b(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
 
 
@@ -52,6 +53,9 @@ def test_the_rules_split_what_is_large() -> None:
     assert layers["q_proj"]["kernel"].spec == PartitionSpec(None, "fsdp", "tensor")
     assert layers["down_proj"]["kernel"].spec == PartitionSpec(None, "tensor", "fsdp")
     assert layers["v_proj"]["bias"].spec == PartitionSpec(None, "tensor")
+    scales = param_shardings(INT8.base, make_mesh(2, 2, 2))["layers"]
+    assert scales["up_proj"]["kernel_scale"].spec == PartitionSpec(None, "tensor")
+    assert scales["down_proj"]["kernel_scale"].spec == PartitionSpec()
     assert shardings["embed"].spec == shardings["head"].spec == PartitionSpec(None, ("fsdp", "tensor"))
     assert layers["input_norm"].spec == shardings["norm"].spec == PartitionSpec()
     assert {s.spec for s in jax.tree.leaves(param_shardings(MODEL.lora, make_mesh(2, 2, 2)))} == {PartitionSpec()}
@@ -132,13 +136,15 @@ def test_meshes_agree_and_move_weights_not_activations(
     "sizes, gathers",
     [((8, 1, 1), 0), ((1, 8, 1), 8), ((2, 4, 1), 8)],  # fsdp: seven kernels and the embedding, each once
 )
-@pytest.mark.parametrize("directions", [1, 3])
-def test_collectives_of_the_compiled_score_step(sizes: tuple[int, int, int], gathers: int, directions: int) -> None:
+@pytest.mark.parametrize(("directions", "held", "sent"), [(1, MODEL, "f32["), (3, MODEL, "f32["), (1, INT8, "s8[")])
+def test_collectives_of_the_compiled_score_step(
+    sizes: tuple[int, int, int], gathers: int, directions: int, held: Model, sent: str
+) -> None:
     """The step itself, as `directional_scores` calls it: nothing is sent between devices that hold all weights, and
-    nothing but weights where they are split, however many directions share the primal pass."""
+    nothing but weights where they are split, however many directions share the primal pass; quantised ones as bytes."""
     mesh = make_mesh(*sizes)
-    base = jax.device_put(MODEL.base, param_shardings(MODEL.base, mesh))
-    model = dataclasses.replace(MODEL, base=base, lora=replicate(MODEL.lora, mesh))
+    base = jax.device_put(held.base, param_shardings(held.base, mesh))
+    model = dataclasses.replace(held, base=base, lora=replicate(held.lora, mesh))
     objective, layout = Objective("sum_logits"), Layout(64, 8, mesh)
     rows = [TokenRow(np.arange(20, dtype=np.int32), np.arange(20) > 5, str(n)) for n in range(30)]
     theta, rest = split_parameters(model, "lora")
@@ -151,3 +157,4 @@ def test_collectives_of_the_compiled_score_step(sizes: tuple[int, int, int], gat
     assert found == Counter({"all-gather": gathers} if gathers else {})
     inside = [line for line in text.splitlines() if re.search(COLLECTIVES, line) and "while/body" in line]
     assert len(inside) == (7 if gathers else 0)  # layer by layer: no device ever holds all of a split weight
+    assert all(f"= {sent}" in line for line in inside)

@@ -176,6 +176,15 @@ def test_how_attention_is_computed_makes_scores_stale_and_no_gradient(inputs):
     assert not (Path(configs[1].out) / "warmup").exists()
 
 
+def test_a_run_from_before_quantization_goes_on(inputs):
+    """Its fingerprints lack the key, and so do ours while it is at its default."""
+    config = tiny_run_config(inputs, "finished")
+    hashes = pipeline._input_hashes(config)
+    assert "model.quantization" not in pipeline._fingerprint(config, "score", hashes)
+    other = tiny_run_config(inputs, "finished", model={"quantization": "int8"})
+    assert pipeline._fingerprint(other, "score", hashes)["model.quantization"] == "int8"
+
+
 def test_votes_depend_on_the_number_to_select(inputs):
     """By default M = 4 N: another N must not find the candidates of the old one."""
     votes = {"preselect": {"method": "votes"}}

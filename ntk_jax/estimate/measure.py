@@ -143,6 +143,7 @@ def _model(run: Run, mesh: Any, facts: Facts) -> Model:
             lora=None if section.adapter else abstract.lora_config,
             adapter=section.adapter,
             dtype=section.dtype,
+            quantization=section.quantization,
             mesh=mesh,
             tokenizer=False,
         )
@@ -160,12 +161,14 @@ def _model(run: Run, mesh: Any, facts: Facts) -> Model:
 
 
 def random_weights(shapes: Any, mesh: Any) -> Any:
-    """Arrays of these shapes, uniform with deviation 0.02, made where they will lie, layer by layer. Not constants: the
-    power that a device draws, and with it its clock, depends on the bits it multiplies."""
+    """Arrays of these shapes, uniform with deviation 0.02 (int8: over its range), made where they will lie, layer by
+    layer. Not constants: the power that a device draws, and with it its clock, depends on the bits it multiplies."""
     leaves, structure = jax.tree.flatten(shapes)
 
     def draw(key: jax.Array, leaf: Any) -> jax.Array:
         def one(key: jax.Array, shape: tuple[int, ...] = leaf.shape[1:]) -> jax.Array:
+            if jnp.issubdtype(leaf.dtype, jnp.integer):
+                return jax.random.randint(key, shape, -127, 128, leaf.dtype)
             return jax.random.uniform(key, shape, minval=-0.035, maxval=0.035).astype(leaf.dtype)
 
         if len(leaf.shape) < 3:

@@ -70,20 +70,25 @@ def resident(run: Run, stage: str) -> float:
 
 
 def weights(run: Run) -> float:
-    """Bytes of the frozen weights on a device; where they are split, also one layer's and the embedding gathered."""
+    """Bytes of the frozen weights on a device; where they are split, also one layer's and the embedding gathered; where
+    they are quantised, also the largest matrix of a layer as it meets the activations."""
     leaves = jax.tree.leaves(run.base.base)
+    widened = 0.0
+    if run.base.quantization:
+        largest = max(leaf.size for leaf in jax.tree.leaves(run.base.base["layers"]))
+        widened = largest / run.base.config.num_layers * run.base.dtype.itemsize
     if run.mesh is None:
-        return float(sum(leaf.size * leaf.dtype.itemsize for leaf in leaves))
+        return float(sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)) + widened
     parts = jax.tree.leaves(param_shardings(run.base.base, run.mesh))
     own = sum(
         math.prod(part.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, part in zip(leaves, parts, strict=True)
     )
     if run.mesh.shape["fsdp"] * run.mesh.shape["tensor"] == 1:
-        return float(own)
+        return float(own) + widened
     layers = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(run.base.base["layers"]))
     embed = run.base.base["embed"]
     layer = layers / run.base.config.num_layers / run.mesh.shape["tensor"]
-    return float(own + layer + embed.size * embed.dtype.itemsize)
+    return float(own + layer + embed.size * embed.dtype.itemsize) + widened / run.mesh.shape["tensor"]
 
 
 def shape_of(run: Run, stage: str, pool: Examples, questions: Questions) -> Shape:

@@ -88,7 +88,7 @@ def abstract_run(config: Config, facts: Facts) -> Run:
     if config.model.adapter:
         _, lora = load_adapter(config.model.adapter, shape)
     dtype: Any = jnp.dtype(config.model.dtype)
-    graphdef, adapter, base = abstract_decoder(shape, lora, dtype)
+    graphdef, adapter, base = abstract_decoder(shape, lora, dtype, config.model.quantization)
     tokenizer = None
     if folder is not None and any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         tokenizer = load_tokenizer(folder, shape.vocab_size, shape.special_tokens)

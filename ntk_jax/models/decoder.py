@@ -20,24 +20,41 @@ from ntk_jax.models.attention import attend, visibility
 from ntk_jax.models.attention_kernel import Kernel
 from ntk_jax.models.config import ModelConfig
 from ntk_jax.models.lora import LoRAConfig, target_names
-from ntk_jax.parallel.rules import split_rows, whole
+from ntk_jax.models.quantization import times_quantised
+from ntk_jax.parallel.rules import gathered, split_rows, whole
 
 Pure = Mapping[str, Any]  # nested dicts of arrays
 
 
 class Linear(nnx.Module):
-    """y = xW (+ c) (+ (α/R)(xA)B), L of them stacked; called on one layer's slice."""
+    """y = xW (+ c) (+ (α/R)(xA)B), L of them stacked; called on one layer's slice. W may be quantised: see
+    `models/quantization.py`."""
 
-    def __init__(self, shape: tuple[int, int, int], bias: bool, lora: LoRAConfig | None, dtype: Any):
+    def __init__(
+        self,
+        name: str,
+        shape: tuple[int, int, int],
+        bias: bool,
+        lora: LoRAConfig | None,
+        dtype: Any,
+        quantization: str | None = None,
+    ):
         layers, d_in, d_out = shape
-        self.kernel = nnx.Param(jnp.zeros(shape, dtype))
+        self.name = name
+        self.kernel = nnx.Param(jnp.zeros(shape, quantization or dtype))
+        self.kernel_scale = nnx.Param(jnp.zeros((layers, d_out), jnp.float32)) if quantization else None
         self.bias = nnx.Param(jnp.zeros((layers, d_out), dtype)) if bias else None
         self.a = nnx.LoRAParam(jnp.zeros((layers, d_in, lora.rank), jnp.float32)) if lora else None
         self.b = nnx.LoRAParam(jnp.zeros((layers, lora.rank, d_out), jnp.float32)) if lora else None
         self.scale = lora.scale if lora else 0.0
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x @ self.kernel[...].astype(x.dtype)
+        if self.kernel_scale is None:
+            y = x @ self.kernel[...].astype(x.dtype)
+        else:
+            # Devices exchange the bytes that are stored, not what these become beside x.
+            values = gathered(self.kernel[...], f"layers/{self.name}/kernel")
+            y = times_quantised(x, values, self.kernel_scale[...])
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype)
         if self.a is not None and self.b is not None:
@@ -49,12 +66,12 @@ class Linear(nnx.Module):
 class Layer(nnx.Module):
     """Attention and gated MLP, each on a normed input and added back."""
 
-    def __init__(self, config: ModelConfig, lora: LoRAConfig | None, dtype: Any):
+    def __init__(self, config: ModelConfig, lora: LoRAConfig | None, dtype: Any, quantization: str | None = None):
         c, layers, d = config, config.num_layers, config.hidden_size
         targets = target_names(lora)
 
         def linear(name: str, d_in: int, d_out: int, bias: bool = False) -> Linear:
-            return Linear((layers, d_in, d_out), bias, lora if name in targets else None, dtype)
+            return Linear(name, (layers, d_in, d_out), bias, lora if name in targets else None, dtype, quantization)
 
         self.q_proj = linear("q_proj", d, c.num_heads * c.head_dim, c.qkv_bias)
         self.k_proj = linear("k_proj", d, c.num_kv_heads * c.head_dim, c.qkv_bias)
@@ -95,18 +112,26 @@ class Layer(nnx.Module):
 class Decoder(nnx.Module):
     """The whole parameter tree. `head` is absent when the embedding serves as the head."""
 
-    def __init__(self, config: ModelConfig, lora: LoRAConfig | None = None, dtype: Any = jnp.float32):
+    def __init__(
+        self,
+        config: ModelConfig,
+        lora: LoRAConfig | None = None,
+        dtype: Any = jnp.float32,
+        quantization: str | None = None,
+    ):
         shape = (config.vocab_size, config.hidden_size)
         self.embed = nnx.Param(jnp.zeros(shape, dtype))
-        self.layers = Layer(config, lora, dtype)
+        self.layers = Layer(config, lora, dtype, quantization)
         self.norm = nnx.Param(jnp.ones(config.hidden_size, dtype))
         self.head = None if config.tied else nnx.Param(jnp.zeros(shape, dtype))
         self.config = config
 
 
-def abstract_decoder(config: ModelConfig, lora: LoRAConfig | None, dtype: Any) -> tuple[Any, dict, dict]:
+def abstract_decoder(
+    config: ModelConfig, lora: LoRAConfig | None, dtype: Any, quantization: str | None = None
+) -> tuple[Any, dict, dict]:
     """(graphdef, lora shapes, base shapes): the tree without allocating anything; {} without adapters."""
-    module = nnx.eval_shape(lambda: Decoder(config, lora, dtype))
+    module = nnx.eval_shape(lambda: Decoder(config, lora, dtype, quantization))
     # LoRAParam is a Param: the narrower type must be split off first.
     graphdef, lora_state, base_state = nnx.split(module, nnx.LoRAParam, ...)  # type: ignore[misc]
     return graphdef, nnx.to_pure_dict(lora_state), nnx.to_pure_dict(base_state)

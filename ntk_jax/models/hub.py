@@ -3,10 +3,14 @@
 Weights are read with safetensors slices straight into the target shardings: each device's part of each leaf
 asks for just the bytes it needs, whatever the number of files. Reading is strict: every tensor of the
 checkpoint is used exactly once, every parameter is set exactly once, shapes agree and all values are finite.
+
+Quantised weights are made on the way, one leaf at a time, so that no device ever holds them in full precision. A
+channel's scale needs all of its numbers, so each process reads those tensors whole, though only once.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +29,7 @@ from ntk_jax.errors import UserError
 from ntk_jax.models.config import ModelConfig, config_to_hf, parse_config
 from ntk_jax.models.lora import fold
 from ntk_jax.models.names import EMBED, HEAD, Source, name_table
+from ntk_jax.models.quantization import SCALE, is_quantised, quantise, refuse_quantised
 from ntk_jax.storage.atomic import make_folder, write_bytes, write_json
 
 if TYPE_CHECKING:
@@ -33,6 +38,8 @@ if TYPE_CHECKING:
 INDEX = "model.safetensors.index.json"
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # what a snapshot needs; no .bin, no .pth
 _FLOATS = ("F32", "BF16", "F16", "F64")
+Index = tuple[slice, ...]
+Part = Callable[[str, Index], np.ndarray]  # (tensor's name, what of it) → its numbers
 _UNUSED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")  # written by old Llama files
 
 
@@ -73,19 +80,26 @@ def read_config(folder: Path) -> ModelConfig:
 def load_weights(folder: Path, config: ModelConfig, shapes: Mapping[str, Any], shardings: Any = None) -> dict[str, Any]:
     """The base tree of the checkpoint in `folder`, each leaf in the dtype of `shapes` and on its sharding.
 
-    shapes: base tree of ShapeDtypeStructs (`decoder.abstract_decoder`). shardings: the same tree of Shardings,
-    or None for the first device. Raises UserError for missing, extra, misshapen, non-float or non-finite
-    tensors, and for a head that contradicts `tie_word_embeddings`.
+    shapes: base tree of ShapeDtypeStructs (`decoder.abstract_decoder`); where it says so, linears are quantised.
+    shardings: the same tree of Shardings, or None for the first device. Raises UserError for missing, extra, misshapen,
+    non-float or non-finite tensors, and for a head that contradicts `tie_word_embeddings`.
     """
     table = name_table(config)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(shapes)
     places = jax.tree.leaves(shardings)  # same tree, so same order
     first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    expected = {_path(path): leaf.shape for path, leaf in leaves if path[-1].key != SCALE}
     with _open(folder) as tensors:
-        _check_names(folder, config, table, tensors, {_path(path): leaf.shape for path, leaf in leaves})
-        values = []
+        _check_names(folder, config, table, tensors, expected)
+        values, parts = [], dict[str, Part]()
         for i, (path, leaf) in enumerate(leaves):
-            read = _reader(folder, table[_path(path)], leaf, tensors)
+            name = _path(path)
+            source = table[name.removesuffix("_scale")]
+            if name not in parts and is_quantised(path[-1].key, leaf):
+                # The scale's leaf comes next, and is read with the kernel's.
+                parts[name], parts[f"{name}_scale"] = _quantised(folder, source, tensors, str(leaf.dtype))
+            part = parts.pop(name) if name in parts else _plain(folder, source, tensors, leaf.dtype)
+            read = _reader(source, leaf, part)
             values.append(jax.make_array_from_callback(leaf.shape, places[i] if places else first, read))
             # Reading runs ahead of copying to the device: without this, all of the model piles up on the host.
             values[-1].block_until_ready()
@@ -93,11 +107,13 @@ def load_weights(folder: Path, config: ModelConfig, shapes: Mapping[str, Any], s
 
 
 def save_weights(folder: str | Path, model: Model, *, shard_bytes: int = 4 << 30) -> None:
-    """Writes a Hugging Face folder of what the model computes: an adapter is folded into the weights.
+    """Writes a Hugging Face folder of what the model computes: an adapter is folded into the weights. Quantised weights
+    are refused: what was rounded away belongs in the file, and loading without quantization has it.
 
     Weights keep their dtype; beyond `shard_bytes` they go into several files with an index. The tokenizer comes
     along. Raises UserError when the disk is full or not writable.
     """
+    refuse_quantised(model.base, "weights cannot be written from")
     folder = make_folder(folder)
     base = fold(model.lora, model.base, model.scale) if model.lora else model.base
     leaves = {_path(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(base)[0]}
@@ -267,18 +283,35 @@ def _copy(value: np.ndarray, out: np.ndarray) -> None:
         out[..., start : start + 16] = value[..., start : start + 16]
 
 
-def _reader(folder: Path, source: Source, leaf: Any, tensors: Mapping[str, Any]) -> Callable[[Any], np.ndarray]:
+def _plain(folder: Path, source: Source, tensors: Mapping[str, Any], dtype: Any) -> Part:
+    """Parts of a leaf's tensors in our order of axes, in `dtype`."""
+
+    def part(name: str, index: Index) -> np.ndarray:
+        value = tensors[name][index[::-1] if source.transposed else index]
+        value = (value.T if source.transposed else value).astype(dtype)
+        if not np.isfinite(value).all():
+            raise UserError(f"{folder}: tensor {name} holds NaN or Inf (as {dtype}); the checkpoint is damaged")
+        return value
+
+    return part
+
+
+def _quantised(folder: Path, source: Source, tensors: Mapping[str, Any], kind: str) -> tuple[Part, Part]:
+    """(parts of the quantised values, parts of their scales), each tensor read once."""
+    plain = _plain(folder, source, tensors, np.dtype(np.float32))
+
+    @functools.cache
+    def whole(name: str) -> tuple[np.ndarray, np.ndarray]:
+        return quantise(plain(name, (slice(None), slice(None))), kind)
+
+    return lambda name, index: whole(name)[0][index], lambda name, index: whole(name)[1][index]
+
+
+def _reader(source: Source, leaf: Any, part: Part) -> Callable[[Any], np.ndarray]:
     """What jax calls for each device's part: reads that part of the leaf, once however many devices share it."""
     done: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
 
-    def part(name: str, index: tuple[slice, ...]) -> np.ndarray:
-        value = tensors[name][index[::-1] if source.transposed else index]
-        value = (value.T if source.transposed else value).astype(leaf.dtype)
-        if not np.isfinite(value).all():
-            raise UserError(f"{folder}: tensor {name} holds NaN or Inf (as {leaf.dtype}); the checkpoint is damaged")
-        return value
-
-    def read(index: tuple[slice, ...]) -> np.ndarray:
+    def read(index: Index) -> np.ndarray:
         ranges = tuple(s.indices(n)[:2] for s, n in zip(index, leaf.shape, strict=True))
         if ranges not in done:
             exact = tuple(slice(*r) for r in ranges)

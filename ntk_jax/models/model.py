@@ -17,6 +17,7 @@ from ntk_jax.models import hub
 from ntk_jax.models.config import ModelConfig
 from ntk_jax.models.decoder import abstract_decoder
 from ntk_jax.models.lora import LoRAConfig, initial_lora
+from ntk_jax.models.quantization import cast, check_kind, dequantised_base, kind_of, quantised_base, refuse_quantised
 from ntk_jax.parallel.hosts import place
 from ntk_jax.parallel.rules import param_shardings
 from ntk_jax.xla import refuse_wrong_sums
@@ -28,8 +29,8 @@ _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 class Model:
     """What every room passes around. `lora` and `base` are nested dicts of arrays (names in `decoder.py`).
 
-    lora is {} and lora_config None when there is no adapter. dtype is that of the frozen weights and of the
-    computation; adapters are fp32. tokenizer is a transformers tokenizer, or None where tokens come ready.
+    lora is {} and lora_config None when there is no adapter. dtype is that of the computation and of the frozen weights
+    but for quantised ones; adapters are fp32. tokenizer is a transformers tokenizer, or None where tokens come ready.
     """
 
     config: ModelConfig
@@ -46,6 +47,11 @@ class Model:
         """α / R of the adapter, 0 without one."""
         return self.lora_config.scale if self.lora_config else 0.0
 
+    @property
+    def quantization(self) -> str | None:
+        """How the layers' matrices are held (`models/quantization.py`); None: in `dtype`."""
+        return kind_of(self.base)
+
 
 def load_model(
     path: str,
@@ -53,6 +59,7 @@ def load_model(
     lora: LoRAConfig | None = None,
     adapter: str | None = None,
     dtype: str = "float32",
+    quantization: str | None = None,
     mesh: Mesh | None = None,
     seed: int = 0,
     tokenizer: bool = True,
@@ -60,6 +67,8 @@ def load_model(
     """Loads a Llama, Qwen2.5 or Qwen3 checkpoint: a Hugging Face folder, a hub id, or `builtin:model`.
 
     lora: add a fresh adapter drawn from `seed`; adapter: a PEFT folder to load instead; neither: no adapter.
+    quantization: hold the frozen matrices of the layers in `int8` or `float8_e4m3fn` (`models/quantization.py`); they
+    are quantised from the checkpoint's own numbers on the way to the devices.
     mesh: where the weights go (`parallel.rules`); None is the first device. tokenizer=False skips it.
     Raises UserError for anything wrong with the folder (see `hub`), for both of lora and adapter, and where XLA is
     known to compute wrong sums (see `xla`).
@@ -67,6 +76,7 @@ def load_model(
     if lora is not None and adapter is not None:
         raise UserError("give either a fresh adapter (lora) or a saved one (adapter), not both")
     kind = _dtype(dtype)
+    check_kind(quantization)
     refuse_wrong_sums()
     folder = hub.resolve(str(path))
     config = hub.read_config(folder)
@@ -75,7 +85,7 @@ def load_model(
         from ntk_jax.models.peft import load_adapter
 
         values, lora = load_adapter(adapter, config)
-    graphdef, lora_shapes, base_shapes = abstract_decoder(config, lora, kind)
+    graphdef, lora_shapes, base_shapes = abstract_decoder(config, lora, kind, quantization)
     shardings = param_shardings(base_shapes, mesh) if mesh is not None else None
     base = hub.load_weights(folder, config, base_shapes, shardings)
     if lora is not None and values is None:
@@ -118,15 +128,29 @@ def with_lora(model: Model, lora: dict[str, Any]) -> Model:
 
 
 def computing_in(model: Model, dtype: str | None) -> Model:
-    """The model with its compute dtype and frozen weights changed; adapters stay fp32."""
+    """The model with its compute dtype and frozen weights changed; adapters stay fp32, quantised weights 8 bits."""
     if dtype is None:
         return model
     if dtype not in (*_DTYPES, *_DTYPES.values()):
         raise UserError(f"dtype = {dtype!r} is not one of float32, bfloat16")
     if jnp.dtype(dtype) == jnp.dtype(model.dtype):
         return model
-    base = jax.tree.map(lambda leaf: leaf.astype(dtype), model.base)
-    return dataclasses.replace(model, base=base, dtype=jnp.dtype(dtype))
+    return dataclasses.replace(model, base=cast(model.base, dtype), dtype=jnp.dtype(dtype))
+
+
+def quantised(model: Model, kind: str) -> Model:
+    """The model with the matrices of its layers quantised where they lie: for weights that come from no checkpoint.
+    Both sets of weights exist until the given model is let go of; `load_model` never has both."""
+    check_kind(kind)
+    refuse_quantised(model.base, "cannot quantise")
+    graphdef = abstract_decoder(model.config, model.lora_config, model.dtype, kind)[0]
+    return dataclasses.replace(model, graphdef=graphdef, base=quantised_base(model.base, kind))
+
+
+def dequantised(model: Model) -> Model:
+    """The plain model of the same weights."""
+    graphdef = abstract_decoder(model.config, model.lora_config, model.dtype)[0]
+    return dataclasses.replace(model, graphdef=graphdef, base=dequantised_base(model.base, model.dtype))
 
 
 def _dtype(name: str) -> Any:

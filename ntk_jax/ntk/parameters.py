@@ -18,6 +18,7 @@ from flax import traverse_util
 from ntk_jax.errors import UserError
 from ntk_jax.models.lora import is_fresh
 from ntk_jax.models.model import Model
+from ntk_jax.models.quantization import is_quantised
 
 Tree = dict[str, Any]
 
@@ -28,7 +29,8 @@ def split_parameters(model: Model, parameters: str) -> tuple[Tree, Tree]:
     """(theta, rest) for `parameters` = "lora", "lora[-4:]" (the adapters of the last four layers), "all", or a regular
     expression over names like "lora/layers/q_proj/a" and "base/layers/q_proj/kernel" (searched, not anchored).
 
-    Raises UserError when nothing matches, for "lora" when the model has no adapter, or for more layers than there are.
+    Raises UserError when nothing matches, for "lora" when the model has no adapter, for more layers than there are, and
+    when quantised weights are among the chosen: 8-bit numbers have no derivative.
     """
     if only_adapters(parameters):
         if not model.lora:
@@ -53,6 +55,12 @@ def split_parameters(model: Model, parameters: str) -> tuple[Tree, Tree]:
     if not chosen:
         names = ", ".join(sorted("/".join(path) for path in flat)[:4])
         raise UserError(f"parameters = {parameters!r} matches no parameter; names look like {names}")
+    for path, leaf in chosen.items():
+        if is_quantised(path[-1], leaf):
+            raise UserError(
+                f"parameters = {parameters!r} would differentiate {'/'.join(path)} of weights held in "
+                f"{model.quantization}; take parameters = 'lora', or load the model without quantization"
+            )
     others = {path: leaf for path, leaf in flat.items() if path not in chosen}
     return traverse_util.unflatten_dict(chosen), traverse_util.unflatten_dict(others)
 

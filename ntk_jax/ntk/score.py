@@ -84,13 +84,11 @@ def mean_hidden_states(
 ) -> np.ndarray:
     """[N, D] fp32: the mean over an example's tokens of the final hidden state (arXiv 2511.07380, stage 1)."""
     objective = Objective("sum_logits")
-    parameters = "lora" if model.lora else "all"
-    theta, rest = split_parameters(model, parameters)
-    step = make_step(model, objective, layout, parameters)
+    step = make_step(model, objective, layout, "lora")  # nothing is differentiated, so an adapter need not be there
     hidden = np.zeros((len(rows), model.config.hidden_size), np.float32)
 
     def compute(batch: Batch) -> jax.Array:
-        return pooled_step(step, theta, rest, batch)
+        return pooled_step(step, model.lora, {"base": model.base}, batch)
 
     for index, pooled in _one_behind(compute, rows, layout, objective, progress):
         hidden[index[index >= 0]] = on_host(pooled)[index >= 0]

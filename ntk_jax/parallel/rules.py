@@ -24,6 +24,9 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"layers/(q|k|v|gate|up)_proj/kernel", PartitionSpec(None, "fsdp", "tensor")),
     (r"layers/(o|down)_proj/kernel", PartitionSpec(None, "tensor", "fsdp")),
     (r"layers/(q|k|v)_proj/bias", PartitionSpec(None, "tensor")),
+    # Scales of quantised kernels [L, Dout] go with their outputs over `tensor`; over fsdp they are not split: a gather
+    # of some KB would cost a layer more time than it saves memory.
+    (r"layers/(q|k|v|gate|up)_proj/kernel_scale", PartitionSpec(None, "tensor")),
     # [V, D] is split over D: the vocabulary axis is looked up by token and walked in chunks, both of which
     # would turn into gathers of the whole matrix if that axis were the split one.
     (r"embed|head", PartitionSpec(None, ("fsdp", "tensor"))),
@@ -104,6 +107,14 @@ def on_own_rows(
         raise ValueError(f"a mesh of axes {mesh.axis_names}, {mesh.axis_types} says not which of them split the rows")
     specs = [tuple(PartitionSpec(*[None] * axis, ROWS) for axis in axes) for axes in (rows_in, rows_out)]
     return jax.shard_map(function, mesh=mesh, in_specs=specs[0], out_specs=specs[1], check_vma=False)(*arrays)
+
+
+def gathered(x: jax.Array, name: str) -> jax.Array:
+    """Pins one layer's slice of the stacked parameter `name` to the split it has over `tensor` alone: one all-gather
+    over fsdp, here and in x's own dtype. Without it the compiler gathers where x is used, after it was widened. (The
+    CPU's compiler has no fp8 of its own, and sends it as f16.)"""
+    spec = next(spec for pattern, spec in RULES if re.fullmatch(pattern, name))
+    return _pin(x, PartitionSpec(*(None if axis == "fsdp" else axis for axis in tuple(spec)[1:])))
 
 
 def _pin(x: jax.Array, spec: PartitionSpec) -> jax.Array:

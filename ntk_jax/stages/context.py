@@ -67,6 +67,7 @@ class Run:
             lora=None if section.adapter else LoRAConfig(lora.rank, lora.alpha, lora.targets),
             adapter=section.adapter,
             dtype=section.dtype,
+            quantization=section.quantization,
             mesh=self.mesh,
             seed=self.config.seed,
         )

@@ -79,6 +79,11 @@ def check_diagnose(config: Config) -> None:
         check_config(
             dataclasses.replace(Run.train_config(config.warmup), epochs=section.epochs, max_steps=None), "warmup"
         )
+    if section.audit and config.model.quantization:
+        raise UserError(
+            f"diagnose.audit differentiates the frozen weights too, which model.quantization = "
+            f"{config.model.quantization} makes 8-bit numbers; set diagnose.audit=false or leave model.quantization out"
+        )
     if section.audit:
         for dim in section.audit_dims:
             Projection("rademacher", dim)

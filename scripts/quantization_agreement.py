@@ -1,0 +1,117 @@
+"""Do 8-bit weights rank a real pool as the weights themselves do? Scores a run's pool with and without quantisation.
+
+    python scripts/quantization_agreement.py configs/real_emotions.yaml --candidates 2000 --out agreement.json
+    python scripts/quantization_agreement.py configs/quickstart.yaml --adapter runs/quickstart/warmup/adapter
+
+The config names model, domain and pool, and the warm-up that makes the adapter, once and on plain weights: all rankings
+are along the same adapter, by its own mean gradient of the domain. With `--warm-up each` every kind of weights has an
+adapter trained on it instead, as in a run of its own. Nothing here says anything about speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import measurement as ms
+import numpy as np
+
+from ntk_jax.config import load_config
+from ntk_jax.data.batch import TokenRow
+from ntk_jax.errors import UserError
+from ntk_jax.models.model import Model, computing_in, load_model, with_lora
+from ntk_jax.models.peft import load_adapter
+from ntk_jax.models.quantization import LARGEST
+from ntk_jax.ntk.direction import mean_gradient
+from ntk_jax.ntk.objectives import Objective
+from ntk_jax.ntk.score import directional_scores
+from ntk_jax.stages.context import Run
+from ntk_jax.training.train import train
+
+OBJECTIVES = ("sum_logits", "cross_entropy")
+# What is compared with float32: kind of quantisation, compute dtype.
+HELD: dict[str, tuple[str | None, str]] = {
+    "bfloat16": (None, "bfloat16"),
+    **{f"{kind}, {dtype}": (kind, dtype) for kind in LARGEST for dtype in ("float32", "bfloat16")},
+}
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    arguments.add_argument("config", type=Path)
+    arguments.add_argument("overrides", nargs="*", help="section.key=value, as of ntk-jax")
+    arguments.add_argument("--candidates", type=int, default=2000, help="examples of the pool that are scored")
+    arguments.add_argument("--adapter", help="a PEFT folder to take instead of a warm-up")
+    arguments.add_argument("--warm-up", choices=("shared", "each"), default="shared", help="on which weights")
+    arguments.add_argument("--out", type=Path, help="file for the JSON")
+    options = arguments.parse_args()
+    if options.adapter and options.warm_up == "each":
+        raise UserError("--adapter is one adapter for all; leave out --warm-up each")
+    about = ms.environment()
+    ms.print_environment(about)
+    config = load_config(options.config, options.overrides)
+    if config.model.quantization:
+        raise UserError("model.quantization is what is compared here; leave it out of the config")
+    run = Run(config, Path(config.out), lambda *_: lambda *_: None)
+    exact = computing_in(run.base, "float32")
+    rows = run.pool_sample(options.candidates)
+    domain = [row for _, row in run.domain]
+    print(f"{config.model.path}: {len(domain)} domain examples, {len(rows)} of the pool", flush=True)
+
+    plain = adapted(run, exact, domain, options)
+    reference = {name: scores_of(run, plain, domain, rows, name) for name in OBJECTIVES}
+    figures: dict[str, Any] = {"benchmark": "quantization", **about, "model": config.model.path, "seed": config.seed}
+    figures |= {"domain": len(domain), "candidates": len(rows), "warm_up": options.adapter or options.warm_up}
+    figures |= {"bytes": weight_bytes(plain), "held": {}}
+    table = [{"weights": "float32", "bytes of all weights": weight_bytes(plain)}]
+    for name, (kind, dtype) in HELD.items():
+        own = load_model(
+            config.model.path, lora=plain.lora_config, dtype=dtype, quantization=kind, seed=config.seed, tokenizer=False
+        )
+        each = options.warm_up == "each"
+        model = adapted(run, own, domain, options) if each else with_lora(own, plain.lora)
+        found = {
+            objective: ms.agreement(scores_of(run, model, domain, rows, objective), reference[objective])
+            for objective in OBJECTIVES
+        }
+        figures["held"][name] = {"bytes": weight_bytes(model), **found}
+        table.append({"weights": name, "bytes of all weights": weight_bytes(model)})
+        for objective, values in found.items():
+            short = {"spearman": "Spearman", "top_tenth_overlap": "top tenth", "relative_error": "relative error"}
+            table[-1] |= {f"{objective}: {short[key]}": value for key, value in values.items()}
+    ms.print_table("Scores with other weights against those with float32 weights in float32", table[1:])
+    ms.finish(figures, options.out)
+
+
+def adapted(run: Run, model: Model, domain: list[TokenRow], options: argparse.Namespace) -> Model:
+    """The model with the adapter given, or with one from the config's warm-up, trained on this model's own weights."""
+    if options.adapter:
+        lora, config = load_adapter(options.adapter, model.config)
+        if config != model.lora_config:
+            raise UserError(f"--adapter {options.adapter} is {config}, the config's lora section says otherwise")
+        return with_lora(model, lora)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = run.train_config(run.config.warmup)
+        trained = train(model, domain, settings, folder=Path(folder), seed=run.config.seed, row_length=run.row_length)
+        return with_lora(model, trained.lora)
+
+
+def scores_of(run: Run, model: Model, domain: list[TokenRow], rows: list[TokenRow], objective: str) -> np.ndarray:
+    """[N] fp32: each row's mean kernel with the domain, direction and scores with this model's weights."""
+    goal = Objective(objective)
+    layout = dataclasses.replace(run.layout, mesh=None)
+    with jax.default_matmul_precision("highest" if str(model.dtype) == "float32" else "default"):
+        return directional_scores(model, rows, mean_gradient(model, domain, goal, layout), goal, layout).values
+
+
+def weight_bytes(model: Model) -> int:
+    """Bytes of the frozen weights, embedding and head included."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(model.base))
+
+
+if __name__ == "__main__":
+    ms.command_line(main)
