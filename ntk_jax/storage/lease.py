@@ -116,7 +116,7 @@ def _take(fs: Any, root: str, url: str, lease: Lease, token: str, wait: bool) ->
         others = _in_the_way(fs, root, lease)
         alive = [other for other, mark in others.items() if other in watched and watched[other][0] != mark]
         if alive and not wait:
-            raise _in_use(fs, root, url, lease, alive)
+            raise _in_use(fs, root, url, lease, list(others))
         now = time.monotonic()
         watched = {
             other: watched[other] if other in watched and other not in alive else (mark, now)
