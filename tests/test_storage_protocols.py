@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from test_shards import BLOCKS
 from test_storage_bucket import contents, finished, hurry, machine
+from tiny_run import tiny_run_config, write_config, write_inputs
 
 from ntk_jax.errors import TryAgain, UserError
 from ntk_jax.storage import atomic, bucket, lease
 from ntk_jax.storage.bucket import opened
 from ntk_jax.storage.run import shards_asked
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +92,56 @@ def test_s3_refuses_in_one_line(s3, monkeypatch):
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(UserError, match="cannot be used .NoCredentialsError"):
         bucket.look_at("s3://bucket/run")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_killed_run_goes_on_without_its_working_copy_and_shards_from_several_machines(s3, tmp_path):
+    """Real processes: SIGKILL in the middle of scoring, the machine's disk lost with it; then shards and a merge."""
+    write_inputs(tmp_path)
+    sections = {**BLOCKS, "score": {**BLOCKS["score"], "block_examples": 2}}
+    config = str(write_config(tmp_path, tiny_run_config(tmp_path, "run", **sections)))
+    count = iter(range(100))
+
+    def start(command: str, out: str, *arguments: str) -> subprocess.Popen[str]:
+        """Each on a machine of its own."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "ntk_jax", command, config, "--out", out, *arguments],
+            cwd=ROOT,
+            env={**os.environ, "NTK_JAX_SCRATCH": str(tmp_path / f"scratch {next(count)}")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def finish(process: subprocess.Popen[str]) -> str:
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, out + err
+        return out + err
+
+    def stored(url: str, name: str) -> bytes:
+        fs, root = bucket.file_system(url)
+        return fs.cat_file(f"{root}/{name}")
+
+    finish(start("run", str(tmp_path / "whole")))
+    selection = (tmp_path / "whole" / "select" / "selection.jsonl").read_bytes()
+
+    victim, fs = start("run", f"{s3}/killed"), bucket.file_system(s3)[0]
+    while victim.poll() is None and not fs.find("bucket/killed/score/scores.zarr/done"):
+        fs.invalidate_cache()
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate()
+    assert victim.returncode == -signal.SIGKILL, "it was done before it could be killed"
+    said = finish(start("run", f"{s3}/killed"))
+    assert "looking for up to 45 s whether it still runs" in said  # its lease was left behind
+    assert stored(f"{s3}/killed", "select/selection.jsonl") == selection
+    assert re.search(rf"The run directory is {s3}/killed; its working copy here is \S+", said), said
+
+    for command in ("warmup", "gradient", "preselect"):
+        finish(start(command, f"{s3}/shared"))
+    shards = [start("score", f"{s3}/shared", "--shard", f"{index}/2") for index in range(2)]
+    for shard in shards:
+        assert "this share is in" in finish(shard)
+    finish(start("score", f"{s3}/shared", "--merge"))
+    finish(start("select", f"{s3}/shared"))
+    assert stored(f"{s3}/shared", "select/selection.jsonl") == selection
