@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from ntk_jax.errors import UserError
+from ntk_jax.errors import TryAgain, UserError
 from ntk_jax.version import VERSION
 
 OVERRIDES = """\
@@ -151,7 +151,9 @@ def parser() -> argparse.ArgumentParser:
             usage=f"ntk-jax {name} {config} [--out DIR] {own}[--section.key=value ...]",
         )
         sub.add_argument("config", metavar="CONFIG", nargs="?" if name == "doctor" else None, help="a YAML file")
-        sub.add_argument("--out", metavar="DIR", help="the run directory; wins over `out` in the config")
+        sub.add_argument(
+            "--out", metavar="DIR", help="the run directory, or gs://... or s3://...; wins over `out` in the config"
+        )
         if name == "run":
             stages = [stage for stage in COMMANDS if stage not in ("run", "diagnose", "kernel", "estimate", "doctor")]
             sub.add_argument("--until", metavar="STAGE", choices=stages, help="stop after this stage")
@@ -184,6 +186,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"ntk-jax: error: {error}", file=sys.stderr)
         return _ended(2)
+    except TryAgain as error:
+        print(f"ntk-jax: error: {error}", file=sys.stderr)
+        return _ended(1)
     except KeyboardInterrupt:
         print("\nntk-jax: interrupted; the same command goes on from the last committed block", file=sys.stderr)
         return _ended(130)
@@ -243,6 +248,7 @@ def _command(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     from ntk_jax.parallel import hosts
     from ntk_jax.progress import Progress
     from ntk_jax.stages.share import parse_share
+    from ntk_jax.storage.bucket import is_address
     from ntk_jax.summary import diagnosis_lines, kernel_lines, summarize
     from ntk_jax.xla import keep_compiled
 
@@ -270,22 +276,24 @@ def _command(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     keep_compiled()
     try:
         if whole:
-            pipeline.run(config, until=arguments.until, progress=progress)
+            folder = pipeline.run(config, until=arguments.until, progress=progress)
         else:
-            pipeline.run(config, only=arguments.command, share=share, merge=merge, progress=progress)
+            folder = pipeline.run(config, only=arguments.command, share=share, merge=merge, progress=progress)
     finally:
         for line in shown:  # so that an error begins on a line of its own
             line.close()
     if not hosts.writes():
         return
     if whole or arguments.command in ("select", "evaluate"):
-        print(summarize(config.out))
+        print(summarize(folder))
     if share:
-        print(pipeline.shared_line(config, arguments.command))
+        print(pipeline.shared_line(config, folder, arguments.command))
     if arguments.command == "kernel":
-        print(kernel_lines(config.out))
+        print(kernel_lines(folder))
     if arguments.command == "diagnose":
-        print(diagnosis_lines(config.out))
+        print(diagnosis_lines(folder))
+    if is_address(config.out) and not share:
+        print(f"The run directory is {config.out}; its working copy here is {folder}")
 
 
 def _out_of_memory(error: Exception) -> str:

@@ -19,13 +19,13 @@ from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.sources import count_records, read_records
 from ntk_jax.data.templates import render, uses_chat
 from ntk_jax.data.tokens import ChoiceRow, Dropped, encode, encode_choices
-from ntk_jax.errors import UserError
+from ntk_jax.errors import TryAgain, UserError
 from ntk_jax.models.lora import LoRAConfig
 from ntk_jax.models.model import Model, dequantised, load_model, quantised
 from ntk_jax.parallel.mesh import make_mesh
 from ntk_jax.pipeline import check_settings
 from ntk_jax.stages.context import mesh_of
-from ntk_jax.storage.atomic import run_folder
+from ntk_jax.storage import bucket
 
 TOLERANCE = 1e-4  # relative, fp32
 SAMPLE = 64  # records looked at in each data file
@@ -42,7 +42,7 @@ def examine(config: Config | None) -> None:
         nonlocal failed
         try:
             detail, word = function(*arguments), "ok"
-        except UserError as error:
+        except (UserError, TryAgain) as error:
             detail, word = str(error), "FAIL"
             failed += 1
         print(f"{word:<5} {name:<24} {detail}", flush=True)
@@ -160,13 +160,17 @@ def _agree(a: np.ndarray, b: np.ndarray, other: str) -> str:
 def _run_directory(config: Config) -> str:
     if not config.out:
         raise UserError("none: give --out DIR, or set `out` in the config")
-    place = run_folder(config.out).absolute()
+    place = bucket.run_folder(config.out).absolute()
     existing = next(folder for folder in (place, *place.parents) if folder.exists())
     if not existing.is_dir():
         raise UserError(f"{existing} is a file; give another --out")
     if not os.access(existing, os.W_OK):
         raise UserError(f"{existing} is not writable; give another --out")
     free = shutil.disk_usage(existing).free / 2**30
+    if bucket.is_address(config.out):
+        count = bucket.look_at(config.out)
+        there = f"{count:,} objects" if count else "new"
+        return f"{config.out} ({there}), working copy {place}, {free:,.0f} GiB free"
     return f"{config.out} ({'exists' if existing == place else 'new'}), {free:,.0f} GiB free"
 
 

@@ -50,7 +50,8 @@ from ntk_jax.report.page import write_report
 from ntk_jax.stages import arms, diagnose, domain, kernel, pool, selection, sketch
 from ntk_jax.stages.context import MakeProgress, Run
 from ntk_jax.stages.share import Share, refuse_missing, standing
-from ntk_jax.storage.atomic import make_folder, read_json, run_folder, write_json, write_text
+from ntk_jax.storage import bucket
+from ntk_jax.storage.atomic import make_folder, read_json, write_json, write_text
 from ntk_jax.storage.hashing import hash_model, sha256_file
 from ntk_jax.storage.run import begin, commit, lock, lock_shard, look, shards_asked, starting, verify
 from ntk_jax.training.checkpoints import discard_checkpoints
@@ -148,21 +149,28 @@ def run(
     merge: bool = False,
     progress: MakeProgress = Progress,
 ) -> Path:
-    """Runs all stages (up to and with `until`), or `only` one whose predecessors are done. Returns the run directory.
+    """Runs all stages (up to and with `until`), or `only` one whose predecessors are done. Returns the run directory;
+    of one in a bucket, its working copy.
 
     `only="report"` shows whatever is there and reads nothing but the run directory.
     share: compute only these blocks of `only`, one of SHARED, and leave it open; other shares may run meanwhile.
     merge: close `only`, if all its blocks are there.
     Raises UserError for a user's mistake; everything already written is kept, and the same call goes on from there.
     """
-    folder = run_folder(config.out)
     if hosts.several() and (share or only in ("kernel", "diagnose", "report")):
         raise UserError(
             f"{only}{' --shard' if share else ''} runs in one process; start it alone, without --coordinator and not "
             "as one of a launcher's tasks"
         )
+    shard = f"{only}-{share.index}-of-{share.count}" if share else ""
+    folder, remote = bucket.run_folder(config.out, shard), bucket.is_address(config.out)
+    hold: contextlib.AbstractContextManager[Any]
+    if remote:
+        hold = bucket.opened(config.out, shard)
+    else:
+        hold = lock_shard(folder, str(only), share.index, share.count) if share else lock(folder)
     if only == "report":
-        with lock(folder):
+        with hold:
             write_report(folder)
         return folder
     whole = stages_of(config)
@@ -178,9 +186,8 @@ def run(
         raise ValueError(f"only {', '.join(SHARED)} have blocks to share, not {only}")
     if share and not _stores(config, names[0]):
         return folder
-    hold = lock_shard(folder, names[0], share.index, share.count) if share else lock(folder)
     with contextlib.ExitStack() as held:
-        hosts.told(lambda: held.enter_context(hold))  # one of several processes holds the directory for all
+        copy = hosts.told(lambda: held.enter_context(hold))  # one of several processes holds the directory for all
         this = Run(kernel.on_one_copy(config) if set(names) == {"kernel"} else config, folder, progress, share)
         inputs = _input_hashes(config, names)
         earlier = _before(config, only) if only else ()
@@ -205,12 +212,13 @@ def run(
             if states.get(name) == "done":
                 progress(name, None, "")(1, 1, "done before")
                 continue
-            with starting(folder) if share else contextlib.nullcontext():
+            alone = bucket.starting(copy, name) if remote else starting(folder)
+            with alone if share else contextlib.nullcontext():
                 if name != "report":  # the report is cheap and its code may have improved: it is always written anew
                     hosts.told(functools.partial(begin, folder / name, fingerprints[name]))
                 if share:  # behind `begin`, which refuses the second of two shards that start with different settings
                     _write_config(config, folder)
-                hosts.told(functools.partial(_record_provenance, config, inputs, name))
+                hosts.told(functools.partial(_record_provenance, config, folder, inputs, name))
             place = make_folder(folder / name)
             if name != "report":
                 hosts.seen(place / "fingerprint.json")
@@ -219,6 +227,8 @@ def run(
                 hosts.told(functools.partial(commit, place, fingerprints[name], facts))
             if name == "warmup":
                 discard_checkpoints(place)  # they were there to go on from
+            if remote:
+                bucket.push_all(copy)
         hosts.meet("the end")
     return folder
 
@@ -227,12 +237,13 @@ def _write_config(config: Config, folder: Path) -> None:
     write_text(folder / "config.yaml", yaml.safe_dump(to_tree(config), sort_keys=False, allow_unicode=True))
 
 
-def shared_line(config: Config, name: str) -> str:
-    """How much of a stage is there, after a share of it."""
-    folder = Path(config.out) / name
-    stores = _stores(config, name)
+def shared_line(config: Config, folder: Path, name: str) -> str:
+    """How much of a stage is there, after a share of it. folder: the run directory, or the share's working copy."""
+    folder, stores = folder / name, _stores(config, name)
     if not stores:
         return f"{name}: preselect.method = none leaves nothing to share; --merge closes the stage"
+    if bucket.is_address(config.out):  # what other shares wrote meanwhile is there and not here
+        return f"{name}: this share is in {config.out}; close the stage with --merge when all are"
     closed = "the stage is closed" if (folder / "manifest.json").exists() else "close the stage with --merge"
     return f"{name}: {standing(folder, stores)} are there; {closed}"
 
@@ -351,7 +362,7 @@ def _input_hashes(config: Config, names: Sequence[str] = STAGES) -> dict[str, di
     }
 
 
-def _record_provenance(config: Config, inputs: dict[str, Any], stage: str) -> None:
+def _record_provenance(config: Config, folder: Path, inputs: dict[str, Any], stage: str) -> None:
     """Writes provenance.json, and in it which environments computed each stage: one, unless a stage was resumed under
     other versions or on other devices."""
     names = ("ntk_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "tensorstore")
@@ -367,7 +378,7 @@ def _record_provenance(config: Config, inputs: dict[str, Any], stage: str) -> No
         "processes": jax.process_count(),
         "command": sys.argv,
     }
-    path = Path(config.out) / "provenance.json"
+    path = folder / "provenance.json"
     before = read_json(path) if path.exists() else {}
     stages = before.get("stages", {})
     others = [environment for environment in stages.get(stage, []) if environment != here]

@@ -158,7 +158,7 @@ def test_help_names_every_option(sandbox: Sandbox) -> None:
         (SLURM / "submit.sh", ["--config", QUICKSTART], "--shards N"),
         (SLURM / "submit.sh", ["--config", "none.yaml", "--shards", "4", "--dry-run"], "none.yaml"),
         (SLURM / "submit.sh", ["--config", QUICKSTART, "--shards", "4", "--dry-run", "--", "--sed=1"], "seed"),
-        (SLURM / "submit.sh", ["--config", QUICKSTART, "--shards", "4", "--out", "gs://a/b", "--dry-run"], "all nodes"),
+        (SLURM / "submit.sh", ["--config", QUICKSTART, "--shards", "4", "--out", "az://a/b", "--dry-run"], "all nodes"),
         (TPU / "queue.sh", [], "say what to do"),
         (TPU / "queue.sh", ["loop", "--zone", "z"], "--name NAME"),
         (TPU / "queue.sh", ["loop", "--name", "n"], "--zone ZONE"),
@@ -166,14 +166,20 @@ def test_help_names_every_option(sandbox: Sandbox) -> None:
         (TPU / "queue.sh", ["create", "--name", "n", "--zone", "z", "--type", "v9-1"], "--runtime VERSION"),
         (TPU / "queue.sh", ["loop", *QUEUE], "--config FILE"),
         (TPU / "queue.sh", ["loop", *QUEUE, "--config", "a"], "--out DIR"),
-        (TPU / "queue.sh", ["loop", *QUEUE, "--config", "a", "--out", "gs://a/b"], "--bucket gs://a/b"),
+        (TPU / "queue.sh", ["loop", *QUEUE, "--config", "a", "--out", "s3://a/b"], "gs://BUCKET/FOLDER"),
+        (
+            TPU / "queue.sh",
+            ["loop", *QUEUE, "--config", "a", "--out", "gs://a/b", "--bucket", "gs://c"],
+            "leave --bucket",
+        ),
         (TPU / "queue.sh", ["loop", *QUEUE, "--config", "a", "--out", "b", "--bucket", "a/b"], "gs://BUCKET/FOLDER"),
         (TPU / "queue.sh", ["loop", *QUEUE, "--config", "a", "--out", "b", "--spot"], "takes its disks with it"),
         (TPU / "queue.sh", ["setup", "--name", "n", "--zone", "z", "--source", "/"], "--git URL@REF"),
         (TPU / "worker.sh", [], "setup or run"),
         (TPU / "worker.sh", ["run", "--out", "b"], "--config FILE"),
         (TPU / "worker.sh", ["run", "--config", "a"], "--out DIR"),
-        (TPU / "worker.sh", ["run", "--config", "a", "--out", "s3://b"], "file systems"),
+        (TPU / "worker.sh", ["run", "--config", "a", "--out", "s3://b"], "gs://BUCKET/FOLDER"),
+        (TPU / "worker.sh", ["run", "--config", "a", "--out", "gs://b/c", "--bucket", "gs://d"], "leave --bucket out"),
         (TPU / "jobset.sh", [], "--name NAME"),
         (TPU / "jobset.sh", [*JOBSET, "--topology", "2x2x2"], "2 numbers"),
         (TPU / "jobset.sh", [*JOBSET, "--chips", "5"], "16 chips"),
@@ -222,6 +228,14 @@ def test_submit_dry_run(sandbox: Sandbox) -> None:
     jobs = [shlex.split(line) for line in out.splitlines() if line.startswith("sbatch ")]
     assert ["--array=0-3%2" in job for job in jobs] == [False, True, False, True, False, False]
     assert all({"--partition=gpu", "--gpus-per-node=1"} <= set(job) for job in jobs)  # each computes with the model
+
+
+def test_submit_takes_a_bucket(sandbox: Sandbox) -> None:
+    out, err = sandbox.run(
+        *(SLURM / "submit.sh", "--config", QUICKSTART, "--out", "s3://b/runs/a/", "--shards", "2", "--dry-run")
+    )
+    assert err == "" and out.startswith("mkdir -p a.logs\n") and "--job-name ntk-jax-a.train" in out
+    assert {tuple(line[2:4]) for line in ntk_jax_lines(out)} == {("--out", "s3://b/runs/a")}
 
 
 def test_submit_chains_its_jobs(sandbox: Sandbox) -> None:
@@ -396,6 +410,14 @@ def test_queue_dry_run(sandbox: Sandbox) -> None:
         out, _ = sandbox.run(TPU / "queue.sh", verb, *QUEUE, "--git", "https://host/ntk_jax.git@main", "--dry-run")
         assert out.startswith("gcloud compute tpus "), out
         assert verb != "setup" or "git clone --quiet 'https://host/ntk_jax.git'" in out.replace("'\\''", "'")
+
+
+def test_a_run_directory_in_a_bucket_needs_no_copying(sandbox: Sandbox) -> None:
+    out, err = sandbox.run(
+        *(TPU / "queue.sh", "loop", *QUEUE, "--spot", "--config", "a.yaml", "--out", "gs://b/runs/a", "--dry-run")
+    )
+    assert err == "" and "rsync" not in out and "[tpu,buckets]" in out
+    assert ntk_jax_lines(out) == [["run", "a.yaml", "--out", "gs://b/runs/a"]]
 
 
 # A stand-in for gcloud. A slice is the folder `host`; its states are those of the file `states`, one a look, of which

@@ -64,8 +64,7 @@ def test_mistakes_are_one_line_and_exit_2(arguments: list[str], message: str) ->
         (["--score.objective=logits"], "score.objective = 'logits' is not one of sum_logits, probe,"),
         (["extra"], "unknown argument 'extra'"),
         (["--out="], "no run directory: give --out DIR, or set `out` in the config"),
-        (["--out=gs://bucket/run"], "`gcloud storage rsync --recursive DIR gs://bucket/run`"),
-        (["--out=s3://bucket/run"], "`aws s3 sync DIR s3://bucket/run`"),
+        (["--out=http://bucket/run"], "give a folder, gs://BUCKET/FOLDER or s3://BUCKET/FOLDER"),
         (["--until=nowhere"], "argument --until: invalid choice: 'nowhere'"),
     ],
 )

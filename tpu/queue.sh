@@ -9,7 +9,7 @@ usage() {
 Usage: tpu/queue.sh COMMAND [OPTIONS] [-- --key=value ...]
 
   tpu/queue.sh loop --name my-run --zone us-east5-a --type v6e-8 --spot \
-    --config configs/qwen3_8b.yaml --out runs/qwen3 --bucket gs://my-bucket/runs/qwen3
+    --config configs/qwen3_8b.yaml --out gs://my-bucket/runs/qwen3
 
 COMMAND is one of
   loop     everything below until the run is finished, over again after every preemption; then the slice is deleted
@@ -29,8 +29,9 @@ Option               Variable            Meaning
 --spot               SPOT=yes            a spot slice: cheaper, and may be taken away at any time
 --create OPTION                          one more option of `queued-resources create`; repeat it
 --config FILE        NTK_CONFIG          the config, as a path inside the checkout
---out DIR            NTK_OUT             the run directory on the hosts; on several hosts /mnt/ntk_jax/..., with --nfs
---bucket ADDRESS     NTK_BUCKET          gs://BUCKET/FOLDER that keeps the run directory over preemptions
+--out DIR            NTK_OUT             the run directory: gs://BUCKET/FOLDER, which outlives the slice; on several hosts
+                                         /mnt/ntk_jax/..., with --nfs
+--bucket ADDRESS     NTK_BUCKET          gs://BUCKET/FOLDER that keeps a copy of a run directory on the hosts
 --every SECONDS      NTK_EVERY           how often it is copied there (default 300)
 --nfs SERVER:/PATH   NTK_NFS             an NFS share, mounted on all hosts at /mnt/ntk_jax
 --data ADDRESS       NTK_DATA            gs://BUCKET/FOLDER copied to data/ in the checkout of every host
@@ -133,11 +134,12 @@ fi
 if [[ $verb == loop || $verb == run ]]; then
   need "$config" "config" "--config FILE" NTK_CONFIG
   need "$out" "run directory" "--out DIR" NTK_OUT
-  if [[ $out == *://* ]]; then fail "--out $out: run directories are on file systems; give a folder, and --bucket $out"; fi
+  if [[ $out == *://* && $out != gs://?*/?* ]]; then fail "--out $out: give a folder, or gs://BUCKET/FOLDER"; fi
+  if [[ $out == gs://* && -n $bucket ]]; then fail "--out $out is in a bucket already; leave --bucket out"; fi
   [[ -z $bucket || $bucket == gs://?* ]] || fail "--bucket $bucket: give gs://BUCKET/FOLDER"
 fi
-if [ "$verb" = loop ] && [ "$spot" = yes ] && [ -z "$bucket" ] && [[ $out != /mnt/* ]]; then
-  fail "a spot slice takes its disks with it: give --bucket gs://BUCKET/FOLDER, or --nfs and --out /mnt/ntk_jax/..."
+if [ "$verb" = loop ] && [ "$spot" = yes ] && [ -z "$bucket" ] && [[ $out != /mnt/* && $out != gs://* ]]; then
+  fail "a spot slice takes its disks with it: give --out gs://BUCKET/FOLDER, or --nfs and --out /mnt/ntk_jax/..."
 fi
 for number in every poll requests attempts; do
   [[ ${!number} =~ ^[0-9]+(\.[0-9]+)?$ ]] || fail "--$number ${!number}: give a number"

@@ -9,14 +9,15 @@ usage() {
 Usage: tpu/worker.sh setup [--python 3.12] [--nfs SERVER:/PATH] [--data gs://BUCKET/FOLDER]
        tpu/worker.sh run --config FILE --out DIR [--bucket gs://BUCKET/FOLDER] [OPTIONS] [-- --key=value ...]
 
-setup: makes .venv in the checkout with ntk_jax[tpu], and what is asked for:
+setup: makes .venv in the checkout with ntk_jax[tpu,buckets], and what is asked for:
 --python VERSION   of the environment (default 3.12; uv fetches it where the system has none)
 --nfs SERVER:/PATH mount this NFS share (Filestore) at /mnt/ntk_jax, for run directories that all hosts see
 --data ADDRESS     copy this folder of a bucket to data/ in the checkout
 
 run: one `ntk-jax run` on this host, from the checkout's folder.
 --config FILE      the config
---out DIR          the run directory; with several hosts it must be one that all see: --nfs at setup, then /mnt/ntk_jax/...
+--out DIR          the run directory: a folder or gs://BUCKET/FOLDER; with several hosts one that all see: --nfs at setup,
+                   then /mnt/ntk_jax/...
 --bucket ADDRESS   bring the run directory from there at the start, and keep a copy there: every so often and at the end
 --every SECONDS    how often (default 300)
 --command NAME     run (default), or one stage
@@ -82,7 +83,7 @@ setup() {
   # The systems of TPU VMs come with Python 3.10, ntk_jax needs 3.11: uv brings a newer one.
   do_it python3 -m pip install --quiet --user --upgrade uv
   do_it python3 -m uv venv --quiet --allow-existing --python "$python" "$root/.venv"
-  do_it python3 -m uv pip install --quiet --python "$root/.venv/bin/python" --editable "${root}[tpu]"
+  do_it python3 -m uv pip install --quiet --python "$root/.venv/bin/python" --editable "${root}[tpu,buckets]"
   if [ -n "$nfs" ]; then
     do_it sudo apt-get install --yes --quiet nfs-common
     do_it sudo mkdir -p /mnt/ntk_jax
@@ -173,7 +174,8 @@ stopped() { # a machine that is preempted says so half a minute before: perhaps 
 run() {
   [ -n "$config" ] || fail "no config: give --config FILE"
   [ -n "$out" ] || fail "no run directory: give --out DIR"
-  if [[ $out == *://* ]]; then fail "--out $out: run directories are on file systems; give a folder here, and --bucket $out"; fi
+  if [[ $out == *://* && $out != gs://?*/?* ]]; then fail "--out $out: give a folder, or gs://BUCKET/FOLDER"; fi
+  if [[ $out == gs://* && -n $bucket ]]; then fail "--out $out is in a bucket already; leave --bucket out"; fi
   [[ -z $bucket || $bucket == gs://?* ]] || fail "--bucket $bucket: give gs://BUCKET/FOLDER"
   [[ $every =~ ^[0-9]+(\.[0-9]+)?$ ]] || fail "--every $every: give a number of seconds"
   bucket=${bucket%/}
@@ -197,7 +199,7 @@ run() {
   if [[ $addresses == *,* ]]; then
     hosts=$(tr ',' '\n' <<<"$addresses" | wc -l)
     [[ $out == /mnt/* ]] ||
-      fail "this slice has $hosts hosts, and $out is on the disk of one: give --nfs at setup and --out /mnt/ntk_jax/..."
+      fail "this slice has $hosts hosts, and $out is for one: give --nfs at setup and --out /mnt/ntk_jax/..."
     first=${addresses%%,*} # an address, or name:id:address
     line+=(--coordinator "${first##*:}:8482" --processes "$hosts" --process "$index")
   fi

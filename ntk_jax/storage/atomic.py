@@ -37,19 +37,6 @@ def user_error(error: OSError, path: str | Path) -> Exception:
     return UserError(f"cannot write {path}: {mend}") if mend else error
 
 
-def run_folder(out: str) -> Path:
-    """The path of a run directory. Raises UserError: it is an address in a bucket, where there are no file locks, and
-    no renames that happen at once."""
-    if "://" in out:
-        copy = "aws s3 sync DIR" if out.startswith("s3://") else "gcloud storage rsync --recursive DIR"
-        raise UserError(
-            f"{out} is not on a file system, where run directories must be for now; give a local --out DIR and copy it "
-            f"with `{copy} {out}`, as tpu/worker.sh does on the way, or give a mounted bucket (its file locks do not "
-            "reach other machines: one process at a time)"
-        )
-    return Path(out)
-
-
 def make_folder(folder: str | Path) -> Path:
     """Makes a folder with its parents, if it is not there. Raises UserError: it cannot be made."""
     folder = Path(folder)

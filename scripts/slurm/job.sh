@@ -26,7 +26,7 @@ What stands behind -- overrides the config, as with ntk-jax itself.
 
 Option             Variable            Meaning
 --config FILE      NTK_CONFIG          the config
---out DIR          NTK_OUT             the run directory, on a file system that all nodes see
+--out DIR          NTK_OUT             the run directory, on a file system that all nodes see, or gs://... or s3://...
 --shards N                             of one stage, compute only shard i of N, i being the array task's index
 --merge STAGE                          first put the shards of this stage together: preselect, score or sketch
 --setup FILE       NTK_SETUP           a shell file to source first: module load, the virtual environment

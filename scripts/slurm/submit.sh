@@ -23,13 +23,15 @@ run directory's name is in the queue, another is refused.
 
 Option               Variable               Meaning
 --config FILE        NTK_CONFIG             the config
---out DIR            NTK_OUT                the run directory (default: `out` of the config), seen by all nodes
+--out DIR            NTK_OUT                the run directory (default: `out` of the config): a folder that all nodes see,
+                                            gs://BUCKET/FOLDER or s3://BUCKET/FOLDER
 --shards N           NTK_SHARDS             tasks of each array
 --at-once N          NTK_AT_ONCE            at most so many tasks of an array at a time (default: no limit)
 --setup FILE         NTK_SETUP              a shell file each job sources first: module load, virtual environment
 --max-requeues N     NTK_MAX_REQUEUES       a job gives up after so many returns to the queue (default 50)
 --sbatch OPTION      NTK_SBATCH             an option of sbatch for every job; repeat it (the variable: with spaces)
---logs DIR           NTK_LOGS               where the jobs' output goes (default: DIR of --out, and .logs)
+--logs DIR           NTK_LOGS               where the jobs' output goes (default: DIR of --out, and .logs; for a bucket
+                                            its last part, here)
 --python PROGRAM     NTK_PYTHON             a Python that has ntk_jax, to read the config (default python3)
 --dry-run                                   print the commands and what each job runs, submit nothing
 HELP
@@ -106,8 +108,12 @@ PYTHON
 read -r preselect by config_out <<<"$facts"
 if [ -z "$out" ] && [ "$config_out" != - ]; then out=$config_out; fi
 [ -n "$out" ] || fail "no run directory: give --out DIR, or set NTK_OUT or \`out\` in the config"
-if [[ $out == *://* ]]; then fail "--out $out: run directories are on file systems; give a path that all nodes see"; fi
-logs=${logs:-${out%/}.logs}
+out=${out%/}
+case $out in
+  gs://*/* | s3://*/*) logs=${logs:-${out##*/}.logs} ;;
+  *://*) fail "--out $out: give a folder that all nodes see, gs://BUCKET/FOLDER or s3://BUCKET/FOLDER" ;;
+  *) logs=${logs:-$out.logs} ;;
+esac
 
 previous=
 chain=ntk-jax-$(basename "$out") # begins the name of every job
