@@ -24,7 +24,7 @@ from test_pipeline import run
 from test_shards import BLOCKS, bytes_of
 from tiny_run import tiny_run_config, write_config, write_inputs
 
-from ntk_jax import cli
+from ntk_jax import cli, doctor
 from ntk_jax.errors import TryAgain, UserError
 from ntk_jax.parallel import hosts
 from ntk_jax.parallel.hosts import Hosts
@@ -115,7 +115,7 @@ def finished(folder: Path) -> dict[str, bytes]:
     return contents(folder)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pushed=st.sets(st.integers(0, 13)), writes=st.integers(0, 40), md5=st.booleans(), again=st.booleans())
 def test_from_wherever_a_push_ended_a_run_goes_on(tmp_path_factory, pushed, writes, md5, again):
     """The machine dies after any number of changes to the bucket, and with it the working copy, unless `again`."""
@@ -637,8 +637,7 @@ def test_shards_on_several_machines(inputs, whole, tmp_path, cloud, monkeypatch,
 
 
 def test_doctor_and_estimate_take_an_address(inputs, tmp_path, cloud, capsys):
-    path = str(write_config(tmp_path, remote_config(inputs)))
-    assert cli.main(["estimate", path]) == 0
-    capsys.readouterr()
-    cli.main(["doctor", path])
-    assert re.search(rf"ok +run directory +{URL} \(new\), working copy \S+, [\d,]+ GiB free", capsys.readouterr().out)
+    config = remote_config(inputs)
+    assert cli.main(["estimate", str(write_config(tmp_path, config))]) == 0
+    says = rf"{URL} \(new\), working copy {run_folder(URL)}, [\d,]+ GiB free"
+    assert re.fullmatch(says, doctor._run_directory(config))
