@@ -5,15 +5,18 @@
 
 The loop: transformers and peft, one example at a time, backward pass of its objective, dense Rademacher projection of
 the LoRA gradients (LESS, arXiv 2402.04333). Projections: one written here, and those of traker and dattri where they
-are installed. docs/performance.md says what each figure means.
+are installed. Where bergson is, its own collector runs beside the loop, on the same PyTorch model. docs/performance.md
+says what each figure means.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import importlib.util
+import logging
 import os
 import statistics
 import tempfile
@@ -23,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch lives on the same device
+os.environ.setdefault("TQDM_DISABLE", "1")  # bergson's progress bars; read when tqdm is imported
 
 import measurement as ms
 import numpy as np
@@ -36,9 +40,15 @@ from ntk_jax.ntk.agreement import spearman
 
 Projector = Callable[[Any], Any]  # [G, P] gradients -> [G, K]
 
-# The module each needs, and how it is had. traker and dattri serve with their projections, inside the same loop.
-NEEDED = {"torch": "'ntk_jax[reference]'", "peft": "'ntk_jax[reference]'", "trak": "traker", "dattri": "dattri"}
-NOT_COVERED = "bergson: not covered; it collects gradients by a pipeline of its own, which was not run against this one"
+# The module each needs, and how it is had. traker and dattri serve with their projections, inside the same loop;
+# bergson batches, differentiates, projects and scores by itself.
+NEEDED = {
+    "torch": "'ntk_jax[reference]'",
+    "peft": "'ntk_jax[reference]'",
+    "trak": "traker",
+    "dattri": "dattri",
+    "bergson": "bergson, or the fewer packages in docs/performance.md",
+}
 
 
 def main() -> None:
@@ -50,12 +60,14 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=16, help="gradients that the loop projects at once")
     options = parser.parse_args()
     ms.check(options)
-    about = ms.environment(("torch", "transformers", "peft", "traker", "dattri", "fast_jl"))
+    about = ms.environment(("torch", "transformers", "peft", "traker", "dattri", "fast_jl", "bergson"))
     ms.print_environment(about)
     missing = {name for name in NEEDED if importlib.util.find_spec(name) is None}
     for name in sorted(missing):
-        print(f"{name}: not installed: pip install {NEEDED[name]}")
-    print(NOT_COVERED, flush=True)
+        print(f"{name}: not installed: pip install {NEEDED[name]}", flush=True)
+    if "bergson" not in missing and (reason := why_not_bergson(options.objective)):
+        print(f"bergson: {reason}", flush=True)
+        missing.add("bergson")
 
     model = ms.device_model(ms.SHAPES[options.shape], rank=options.rank, dtype=options.dtype, seed=options.seed)
     lengths = ms.lognormal_lengths(options.domain + options.examples, options.length, options.seed)
@@ -89,6 +101,8 @@ def main() -> None:
         for name, projector in projectors.items():
             loops[f"loop, {name}"] = functools.partial(loop, peer, pool, options, projector)
         loop(peer, pool[:1], options)  # PyTorch compiles nothing: one example warms it up
+        if "bergson" not in missing:
+            loops |= bergson_runs(peer, domain, pool, options)
         every = {name: functools.partial(remember, results, name, run) for name, run in {**runs, **loops}.items()}
         times, _ = ms.in_turns(every, options.repeats, warm_up=0)
         # With the longest of the pool, so that rows have the same length and the steps above serve again.
@@ -115,8 +129,8 @@ def main() -> None:
         row = {"what": name, "seconds": seconds, "examples/s": work / seconds}
         table.append({**row, "times the loop's speed": found[name]["speed_over_loop"]})
     ms.print_table(f"{options.objective}, {len(pool)} examples, K = {options.dim}, {options.dtype}", table)
-    names = ("loop, gradients only", "loop, rademacher", "loop, traker", "loop, dattri")
-    figures["runs"] = {**dict.fromkeys(names), **found, "bergson": None}
+    names = ("loop, gradients only", "loop, rademacher", "loop, traker", "loop, dattri", "bergson", "bergson, scores")
+    figures["runs"] = {**dict.fromkeys(names), **found}
     figures["agreement"] = agreement
     if agreement is not None:
         ms.print_table(
@@ -263,6 +277,108 @@ def dattri_project(gradients: Any, *, peer: Peer, options: argparse.Namespace) -
     return project(gradients)  # divided by √K already, which TRAK's is not
 
 
+# ---------------------------------------------------------------------------------------------------------------
+# bergson, with its own batches, backward pass and projection
+
+
+def why_not_bergson(objective: str) -> str | None:
+    """Why bergson, which is installed, does not run; None: it does."""
+    if objective != "cross_entropy":
+        return f"has no objective {objective}; its rows are of cross_entropy"
+    try:
+        import bergson  # noqa: F401
+    except ImportError as error:  # installed without a package that it imports
+        return f"installed, but does not import: {error}"
+    logging.disable(logging.INFO)  # importing it turns INFO on for every library, on standard output
+    return None
+
+
+def bergson_runs(
+    peer: Peer, domain: Sequence[TokenRow], pool: Sequence[TokenRow], options: argparse.Namespace
+) -> dict[str, Callable[[], Any]]:
+    """Its sketches, and its scores along the mean gradient, which is made once as ours is."""
+    mean = bergson_collect(peer, domain, options, aggregation="mean").gradients
+    bergson_collect(peer, domain[:1], options, dim=8)  # on a GPU this compiles the kernel that makes signs
+    return {
+        "bergson": functools.partial(bergson_sketch, peer, pool, options),
+        "bergson, scores": functools.partial(bergson_scores, peer, pool, options, mean),
+    }
+
+
+def bergson_sketch(peer: Peer, rows: Sequence[TokenRow], options: argparse.Namespace) -> np.ndarray:
+    """[N, K] by its "global" projection: one dense Rademacher matrix over all of the adapter, as the loop's is, and
+    divided by √K already. (Its default projects each module to p by p, which is another estimate.)"""
+    return bergson_collect(peer, rows, options, dim=options.dim).gradients["gradients"].float().numpy()
+
+
+def bergson_scores(
+    peer: Peer, rows: Sequence[TokenRow], options: argparse.Namespace, direction: dict[str, Any]
+) -> np.ndarray:
+    """[N] exact dot products with a direction, module by module during the backward pass; nothing is projected."""
+    return bergson_collect(peer, rows, options, direction=direction).scores[:, 0].float().numpy()
+
+
+def bergson_collect(
+    peer: Peer,
+    rows: Sequence[TokenRow],
+    options: argparse.Namespace,
+    *,
+    dim: int | None = None,
+    aggregation: str = "none",
+    direction: dict[str, Any] | None = None,
+) -> Any:
+    """Its collector after one pass over the rows, which has `gradients` by module or, along a direction, `scores`.
+
+    Batches are padded to their longest row and have at most --tokens tokens, as it makes them of rows sorted by length.
+    """
+    import torch
+    from bergson import CollectorComputer, GradientProcessor, IndexConfig, InMemoryCollector, PreprocessConfig, Scorer
+    from bergson.data import allocate_batches
+    from bergson.score.score_writer import InMemorySequenceScoreWriter
+    from bergson.utils.peft import detect_peft_modules
+    from datasets import Dataset
+
+    labels = [np.where(np.roll(row.span, 1), row.ids, -100).tolist() for row in rows]  # position t predicts token t + 1
+    data = Dataset.from_dict({"input_ids": [row.ids.tolist() for row in rows], "labels": labels})
+    scorer = None
+    if direction is not None:
+        writer = InMemorySequenceScoreWriter(len(rows), 1)
+        scorer = Scorer(direction, list(direction), writer, peer.device, torch.float32)
+    with tempfile.TemporaryDirectory() as folder, only_embeddings_trainable(peer):
+        config = IndexConfig(str(Path(folder) / "run"), loss_reduction="mean")  # its default, a sum, is not the loop's
+        config.partial_run_path.mkdir()
+        collector = InMemoryCollector(
+            model=peer.model.base_model,
+            target_modules=detect_peft_modules(peer.model),
+            processor=GradientProcessor(projection_dim=dim, projection_target="global", projection_seed=options.seed),
+            data=data,
+            cfg=config,
+            preprocess_cfg=PreprocessConfig(aggregation=aggregation),
+            scorer=scorer,
+        )
+        batches = allocate_batches([len(row.ids) for row in rows], options.tokens)
+        CollectorComputer(peer.model, data, collector=collector, batches=batches, cfg=config).run_with_collector_hooks()
+    return collector
+
+
+@contextlib.contextmanager
+def only_embeddings_trainable(peer: Peer) -> Iterator[None]:
+    """Parameters as bergson's own loader sets them: it makes gradients in hooks, so that PyTorch need not, and the
+    embedding's is what makes PyTorch go back to the first layer."""
+    before = {p: p.requires_grad for p in peer.model.parameters()}
+    peer.model.requires_grad_(False)
+    peer.model.get_input_embeddings().requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, value in before.items():
+            parameter.requires_grad_(value)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# What was computed
+
+
 def remember(results: dict[str, Any], name: str, run: Callable[[], Any]) -> Any:
     """What the run gives, which is kept; with a line, for a dense projection takes minutes on a CPU."""
     begin = time.perf_counter()
@@ -289,6 +405,9 @@ def agreement_with(
         scores[f"sketch, {kind}"] = results[f"sketch, {kind}"] @ of_domain[f"sketch, {kind}"]()[: len(domain)].mean(0)
     for name, projector in projectors.items():
         scores[f"loop, {name}"] = results[f"loop, {name}"] @ loop(peer, domain, options, projector).mean(0)
+    if "bergson" in results:
+        scores["bergson"] = results["bergson"] @ bergson_sketch(peer, domain, options).mean(0)
+        scores["bergson, scores"] = results["bergson, scores"]
     return {
         name: {
             "spearman": spearman(values, exact),
