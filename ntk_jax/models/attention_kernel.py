@@ -92,7 +92,7 @@ def first_keys(segments: jax.Array) -> jax.Array:
 def attend_online(q: jax.Array, k: jax.Array, v: jax.Array, first: jax.Array, kernel: Kernel) -> jax.Array:
     """Grouped-query attention [B, T, N, H] of q [B, T, N, H] (already scaled) and k, v [B, T, kv, H], causal and inside
     segments; first as of `first_keys`. For `jax.jvp`, under any `vmap`s; it has no backward pass."""
-    still = (jnp.zeros((1, *x.shape), x.dtype) for x in (q, k, v))  # never run by a score: there is always a tangent
+    still = (jnp.zeros((1, *x.shape), x.dtype) for x in (q, k, v))  # layers before the first differentiated one
     return _with_tangents(kernel)(first, q, k, v, *still)[0]
 
 
