@@ -12,7 +12,7 @@ import pytest
 
 from ntk_jax import cli, pipeline
 from ntk_jax.config import Config
-from ntk_jax.errors import UserError
+from ntk_jax.errors import TryAgain, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = """
@@ -111,9 +111,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, dict[str, Any]]
     """What the pipeline was asked to do, without doing it."""
     seen: list[tuple[Config, dict[str, Any]]] = []
 
-    def run(config: Config, **options: Any) -> None:
+    def run(config: Config, **options: Any) -> Path:
         options.pop("progress")("warmup", None, "steps")
         seen.append((config, options))
+        return Path(config.out)
 
     monkeypatch.setattr(pipeline, "run", run)
     return seen
@@ -141,6 +142,7 @@ def test_what_is_passed_on(config: str, tmp_path: Path, calls: list[tuple[Config
             2,
             "ntk-jax: error: out of device memory (RESOURCE_EXHAUSTED: 9 GiB)",
         ),
+        (TryAgain("s3://a/b cannot be reached"), 1, "ntk-jax: error: s3://a/b cannot be reached"),
         (KeyboardInterrupt(), 130, "ntk-jax: interrupted; the same command goes on from the last committed block"),
     ],
 )
@@ -159,4 +161,4 @@ def test_exit_codes(
     assert cli.main(["run", config]) == code
     text = capsys.readouterr().err
     assert text.rstrip().splitlines()[-1].startswith(last)
-    assert ("Traceback" in text) == (code == 1)
+    assert ("Traceback" in text) == isinstance(error, ValueError)

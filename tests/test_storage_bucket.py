@@ -556,7 +556,7 @@ def test_messages_of_stages_name_the_bucket(cloud):
 @pytest.mark.parametrize("out", ["gs://", "http://a/b", "s3:///"])
 def test_an_address_that_is_none(out):
     with pytest.raises(UserError, match="is no run directory; give a folder, gs://BUCKET/FOLDER or s3://BUCKET/FOLDER"):
-        bucket.file_system(out)
+        run_folder(out)
 
 
 def test_a_package_that_is_missing(monkeypatch):

@@ -23,14 +23,14 @@ from ntk_jax.storage.bucket import opened
 from ntk_jax.storage.run import shards_asked
 
 ROOT = Path(__file__).resolve().parent.parent
+INSTALL = "pip install 'ntk_jax[test-buckets]'"
 
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory) -> Iterator[str]:
     """An S3 of our own over HTTP, with the bucket `bucket`; its address is in the environment."""
-    pytest.importorskip("s3fs", reason="pip install 'ntk_jax[buckets]'")
-    pytest.importorskip("moto", reason="pip install 'moto[s3]' flask flask-cors")
-    pytest.importorskip("flask_cors", reason="pip install 'moto[s3]' flask flask-cors")
+    for name in ("s3fs", "moto", "flask_cors"):
+        pytest.importorskip(name, reason=INSTALL)
     with (
         pytest.MonkeyPatch.context() as patch,
         subprocess.Popen(
@@ -59,7 +59,7 @@ def s3(tmp_path_factory) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def gs() -> Iterator[str]:
     """A Google Cloud Storage of our own, likewise."""
-    server = pytest.importorskip("gcp_storage_emulator.server", reason="pip install gcp-storage-emulator")
+    server = pytest.importorskip("gcp_storage_emulator.server", reason=INSTALL)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -69,7 +69,7 @@ def gs() -> Iterator[str]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
             patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # by gRPC, which the server does not speak
-            pytest.importorskip("gcsfs", reason="pip install 'ntk_jax[buckets]'")
+            pytest.importorskip("gcsfs", reason=INSTALL)
             import fsspec
 
             patch.setitem(fsspec.config.conf, "gs", {"token": "anon"})

@@ -42,27 +42,29 @@ def is_address(out: str) -> bool:
 
 def run_folder(out: str, shard: str = "") -> Path:
     """Where a run works: the run directory itself, or the working copy of one in a bucket. `shard`, as in
-    `score-1-of-4`: it has a working copy of its own, so that several on one machine do not meet."""
+    `score-1-of-4`: it has a working copy of its own, so that several on one machine do not meet.
+    Raises UserError: it is an address, but of no bucket."""
     if not is_address(out):
         return Path(out)
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", out.partition("://")[2]).strip("-.")[-60:]
+    protocol, _, path = out.partition("://")
+    if protocol not in PACKAGES or not path.strip("/"):
+        raise UserError(f"{out} is no run directory; give a folder, gs://BUCKET/FOLDER or s3://BUCKET/FOLDER")
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path).strip("-.")[-60:]
     scratch = os.environ.get("NTK_JAX_SCRATCH") or Path.home() / ".cache" / "ntk_jax" / "runs"
     digest = hashlib.sha256(out.rstrip("/").encode()).hexdigest()[:8]
     return Path(scratch).absolute() / f"{name}-{digest}{'.' if shard else ''}{shard}"
 
 
 def file_system(url: str) -> tuple[Any, str]:
-    """(the fsspec file system, the path in it) of an address. Raises UserError: it is none, or a package is missing."""
-    protocol, _, path = url.partition("://")
-    if protocol not in PACKAGES or not path.strip("/"):
-        raise UserError(f"{url} is no run directory; give a folder, gs://BUCKET/FOLDER or s3://BUCKET/FOLDER")
+    """(the fsspec file system, the path in it) of an address. Raises UserError: a package is missing."""
     try:
         import fsspec
 
         # What others write must be seen: no listings from memory, and none shared with other users of the library.
         fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
     except ImportError:
-        raise UserError(f"{url} needs the package {PACKAGES[protocol]}; pip install 'ntk_jax[buckets]'") from None
+        package = PACKAGES[url.partition("://")[0]]
+        raise UserError(f"{url} needs the package {package}; pip install 'ntk_jax[buckets]'") from None
     return fs, root.rstrip("/")
 
 
