@@ -1,6 +1,6 @@
 """Do 8-bit weights rank a real pool as the weights themselves do? Scores a run's pool with and without quantisation.
 
-    python scripts/quantization_agreement.py configs/real_emotions.yaml --candidates 2000 --out agreement.json
+    python scripts/quantization_agreement.py configs/diagnose_llama7m.yaml data.domain_limit=100 --candidates 500
     python scripts/quantization_agreement.py configs/quickstart.yaml --adapter runs/quickstart/warmup/adapter
 
 The config names model, domain and pool, and the warm-up that makes the adapter, once and on plain weights: all rankings
@@ -63,11 +63,13 @@ def main() -> None:
     print(f"{config.model.path}: {len(domain)} domain examples, {len(rows)} of the pool", flush=True)
 
     plain = adapted(run, exact, domain, options)
+    print("the adapter is there", flush=True)
     reference = {name: scores_of(run, plain, domain, rows, name) for name in OBJECTIVES}
+    print("scored with float32", flush=True)
     figures: dict[str, Any] = {"benchmark": "quantization", **about, "model": config.model.path, "seed": config.seed}
     figures |= {"domain": len(domain), "candidates": len(rows), "warm_up": options.adapter or options.warm_up}
     figures |= {"bytes": weight_bytes(plain), "held": {}}
-    table = [{"weights": "float32", "bytes of all weights": weight_bytes(plain)}]
+    table: list[dict[str, Any]] = []
     for name, (kind, dtype) in HELD.items():
         own = load_model(
             config.model.path, lora=plain.lora_config, dtype=dtype, quantization=kind, seed=config.seed, tokenizer=False
@@ -78,12 +80,14 @@ def main() -> None:
             objective: ms.agreement(scores_of(run, model, domain, rows, objective), reference[objective])
             for objective in OBJECTIVES
         }
+        print(f"scored with {name}", flush=True)
         figures["held"][name] = {"bytes": weight_bytes(model), **found}
-        table.append({"weights": name, "bytes of all weights": weight_bytes(model)})
+        table.append({"weights": name, "bytes": weight_bytes(model)})
         for objective, values in found.items():
             short = {"spearman": "Spearman", "top_tenth_overlap": "top tenth", "relative_error": "relative error"}
             table[-1] |= {f"{objective}: {short[key]}": value for key, value in values.items()}
-    ms.print_table("Scores with other weights against those with float32 weights in float32", table[1:])
+    print(f"float32 weights: {weight_bytes(plain):,} bytes")
+    ms.print_table("Scores with other weights, and computed in another dtype, against those in float32", table)
     ms.finish(figures, options.out)
 
 
