@@ -64,8 +64,11 @@ def _block(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array) -> jax.Arr
 @jax.custom_jvp
 def _block_with_tangent(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array) -> jax.Array:
     """`_block`, whose derivative passes the square of scores as seldom as it can: what a score spends on attention is
-    memory traffic. q̇k + qk̇ is one product over twice the width, and softmax's sum is divided by after the values."""
-    return _weigh(q, k, v, seen)[0]
+    memory traffic. q̇k + qk̇ is one product over twice the width, and softmax's sum is divided by after the values.
+
+    Sums are of the weights as rounded as those that meet the values: a change of scores that all keys share, however
+    large, then cancels, where in bf16 its rounding would drown the rest."""
+    return _weigh(q, k, v, seen)[0].astype(v.dtype)
 
 
 @_block_with_tangent.defjvp
@@ -73,19 +76,19 @@ def _(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     (q, k, v, seen), (dq, dk, dv, _) = primals, tangents
     out, weights, total = _weigh(q, k, v, seen)
     change = _products(jnp.concatenate([dq, q], axis=-1), jnp.concatenate([k, dk], axis=-1))
-    moved = weights * jnp.where(seen, change, 0.0)
+    moved = (weights * jnp.where(seen, change, 0.0)).astype(v.dtype)
     by_weight = _values_of(moved, v) + _values_of(weights, dv)
-    mean_change = _per_query(moved.sum(axis=-1))
-    tangent = (by_weight - out.astype(jnp.float32) * mean_change) / total
-    return out, tangent.astype(out.dtype)
+    mean_change = _per_query(moved.sum(axis=-1, dtype=jnp.float32))
+    tangent = (by_weight - out * mean_change) / total
+    return out.astype(v.dtype), tangent.astype(v.dtype)
 
 
 def _weigh(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(output, unnormalised weights [B, kv, t, g, s] fp32, their sums [B, t, kv, g, 1] fp32)."""
+    """(output in fp32, unnormalised weights [B, kv, t, g, s] in v's dtype, their sums [B, t, kv, g, 1] fp32)."""
     scores = jnp.where(seen, _products(q, k), _MASKED)
-    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-    total = _per_query(weights.sum(axis=-1))
-    return (_values_of(weights, v) / total).astype(v.dtype), weights, total
+    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True)).astype(v.dtype)
+    total = _per_query(weights.sum(axis=-1, dtype=jnp.float32))
+    return _values_of(weights, v) / total, weights, total
 
 
 def _products(q: jax.Array, k: jax.Array) -> jax.Array:
@@ -93,7 +96,7 @@ def _products(q: jax.Array, k: jax.Array) -> jax.Array:
 
 
 def _values_of(weights: jax.Array, v: jax.Array) -> jax.Array:
-    return jnp.einsum("bktgs,bskh->btkgh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return jnp.einsum("bktgs,bskh->btkgh", weights, v, preferred_element_type=jnp.float32)
 
 
 def _per_query(x: jax.Array) -> jax.Array:
