@@ -69,10 +69,11 @@ def main() -> None:
 
         return jax.vmap(lambda *moved: jax.jvp(attention, primals, moved), out_axes=(None, 0))(*tangents)
 
-    forward = jax.jit(lambda seen, primals: attend(*primals, seen))
+    forward = jax.jit(lambda seen, primals: attend(primals[0], primals[1], primals[2], seen))
     mask = visibility(segments, None, False)
-    programs: dict[str, Any] = {"forward pass alone": ms.compile_step(forward, mask, primals)[0]}
-    runs: dict[str, Callable[[], Any]] = {"forward pass alone": functools.partial(*programs.values(), mask, primals)}
+    alone = ms.compile_step(forward, mask, primals)[0]
+    programs: dict[str, Any] = {"forward pass alone": alone}
+    runs: dict[str, Callable[[], Any]] = {"forward pass alone": functools.partial(alone, mask, primals)}
     modes: dict[str, bool | Kernel] = {"plain": False, "rule": True}
     if about["platform"] == "gpu":
         modes |= {kernel_name(kernel): kernel for kernel in kernels}
@@ -131,7 +132,8 @@ def kernels_of(texts: list[str], directions: int) -> list[Kernel]:
         elif text == "default":
             found.append(Kernel())
         elif len(numbers) == 5 and all(number.isdigit() and int(number) > 0 for number in numbers):
-            found.append(Kernel(*(int(number) for number in numbers)))
+            queries, keys, together, warps, stages = map(int, numbers)
+            found.append(Kernel(queries, keys, together, warps, stages))
         else:
             raise UserError(f"--kernel {text} is not default, sweep or five numbers, such as 64,32,1,4,2")
     return list(dict.fromkeys(found))

@@ -67,7 +67,7 @@ def close(value: Any, expected: Any, tolerance: float) -> bool:
     return bool(np.abs(value - expected).max() <= tolerance * np.abs(expected).max())
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     length=st.integers(1, 70),
     heads=st.sampled_from([(1, 1), (4, 2), (3, 1)]),
@@ -106,7 +106,8 @@ def test_the_kernel_is_attention_with_its_tangents(
     out, change = with_tangents(kernel, jnp.asarray(segments), primals, tangents)
     plain, moved = with_tangents(False, jnp.asarray(segments), primals, tangents)
     assert (out.shape, change.shape, out.dtype, change.dtype) == (plain.shape, moved.shape, dtype, dtype)
-    tolerance = 2e-5 if dtype == jnp.float32 else 3e-2
+    # Scores reach growth · length, and what fp32 rounds off them is an error of the weights: in XLA as in the kernel.
+    tolerance = (2e-5 if growth < 1 else 3e-4) if dtype == jnp.float32 else 2e-2
     assert close(out, plain, tolerance) and close(change, moved, tolerance)
     for number in range(count):
         right = exact(segments, primals, [x[number] for x in tangents])

@@ -2,14 +2,16 @@
 
 Of a query with scores s = qk, their changes ṡ = q̇k + qk̇ and weights p = exp(s - m), m the largest score so far,
 
-    o = Σ p v / l        ȯ = [Σ p (v̇ + ṡ v) - (Σ p ṡ) o] / l        l = Σ p
+    o = Σ p v / l        ȯ = Σ p [v̇ + (ṡ - c) v] / l        l = Σ p        c = Σ p ṡ / l
 
 are quotients of sums over keys, and a sum over keys can be taken block by block: when m moves, all of them are scaled
 by exp(m_old - m_new) (online softmax, arXiv 1805.02867; FlashAttention, arXiv 2205.14135; the tangent beside it as in
-Dao-AILab/flash-attention#1672). So no score leaves the chip: memory holds q, k, v, o and their tangents, nothing of
-size T x T, not even a mask. `models/attention.py` is the same function in plain XLA: the oracle of the tests, and the
-default, because this kernel has never run on a GPU. What is known of it comes from Pallas' interpreter and from
-lowering.
+Dao-AILab/flash-attention#1672). c is the mean so far: when it moves, the sum of ȯ loses (c_new - c_old) Σ p v. It could
+be taken off at the end alone, but changes that all keys share may be large, and in bf16 their rounding would drown the
+rest. So no score leaves the chip: memory holds q, k, v, o and their tangents, nothing of size T x T, not even a mask.
+
+`models/attention.py` is the same function in plain XLA: the oracle of the tests, and the default, because this kernel
+has never run on a GPU. What is known of it comes from Pallas' interpreter and from lowering.
 
 Letters beyond those of DESIGN: H head width, N query heads, t and s queries and keys of a block, m directions.
 """
@@ -36,18 +38,19 @@ SMALLEST = 16  # sides of a product on a GPU's matrix units
 
 @dataclass(frozen=True)
 class Kernel:
-    """How the kernel is cut up: static, and powers of two. The defaults are guesses until they are measured:
-    `scripts/benchmark_attention.py --kernel`.
+    """How the kernel is cut up: static, and powers of two from 16 on. The defaults are to be measured, by
+    `scripts/benchmark_attention.py --kernel sweep`; they are what Triton's compiler (3.9, which needs no GPU) turns
+    into code for an H100 that spills no register, in bf16 at H = 128 (half the warps spill).
 
     queries, keys: of a block. directions: tangents that one program carries along, sharing its p; each costs registers
-    for one more [queries, H] sum. warps, stages: Triton's. interpret: run the kernel's operations one by one as plain
-    XLA, which any device can, slowly: for tests.
+    for one more [queries, H] sum, so m of them by default are m programs. warps, stages: Triton's. interpret: run the
+    kernel's operations one by one as plain XLA, which any device can, slowly: for tests.
     """
 
     queries: int = 64
     keys: int = 32
     directions: int = 1
-    warps: int = 4
+    warps: int = 8
     stages: int = 2
     interpret: bool = False
 
@@ -175,12 +178,12 @@ def _blocks(kernel: Kernel, first: jax.Array, *arrays: jax.Array) -> tuple[jax.A
 
 
 def _program(
-    first: Any, q: Any, k: Any, v: Any, dq: Any, dk: Any, dv: Any, out: Any, change: Any, *, keys: int, groups: int
+    first: Any, q: Any, k: Any, v: Any, dq: Any, dk: Any, dv: Any, out: Any, moved_out: Any, *, keys: int, groups: int
 ) -> None:
     """One block of queries of one head against the keys that it may see, with the tangents of one group of directions.
 
-    References: first [T], q [t, H], k, v [T, H], dq [d, t, H], dk, dv [d, T, H], out [t, H], change [d, t, H]. Products
-    take the arrays' dtype and sum in fp32, at the matmul precision that jax is set to.
+    References: first [T], q [t, H], k, v [T, H], dq [d, t, H], dk, dv [d, T, H], out [t, H], moved_out [d, t, H].
+    Products take the arrays' dtype and sum in fp32, at the matmul precision that jax is set to.
     """
     directions, (queries, width) = range(dq.shape[0]), q.shape
     begin = pl.program_id(0) * queries
@@ -190,7 +193,7 @@ def _program(
 
     def meet(number: Any, sums: Any) -> Any:
         """Adds a block of keys to the sums over keys."""
-        largest, total, values, moved_values, slopes = sums
+        largest, total, values, means, moved_values = sums
         at = pl.ds(number * keys, keys)
         key, value = k[at, :], v[at, :]
         seen = place >= number * keys + lax.broadcasted_iota(jnp.int32, (1, keys), 1)
@@ -199,28 +202,31 @@ def _program(
         scores = jnp.where(seen, _by_width(query, key), _MASKED)
         now_largest = jnp.maximum(largest, scores.max(axis=1))
         kept = jnp.exp(largest - now_largest)
-        # A row may see none of the first blocks: exp(_MASKED - _MASKED) is 1, so what is not seen is made 0 by hand.
-        weights = jnp.where(seen, jnp.exp(scores - now_largest[:, None]), 0.0)
-        total = kept * total + weights.sum(axis=1)
-        values = kept[:, None] * values + _by_keys(weights, value)
+        # Until a query sees its first key it weighs what it does not see with exp(0); that key then scales it all away.
+        # The weights that are summed are those that meet the values, rounded: o is a mean of values exactly.
+        weights = jnp.exp(scores - now_largest[:, None]).astype(value.dtype)
+        wide = weights.astype(jnp.float32)
+        now_total = kept * total + wide.sum(axis=1)
+        now_means, now_moved_values = [], []
         for j in directions:
-            moved = weights * (_by_width(moved_query[j], key) + _by_width(query, dk[j, at, :]))
-            slopes[j] = kept * slopes[j] + moved.sum(axis=1)
-            moved_values[j] = kept[:, None] * moved_values[j] + _by_keys(moved, value) + _by_keys(weights, dv[j, at, :])
-        return now_largest, total, values, moved_values, slopes
+            change = _by_width(moved_query[j], key) + _by_width(query, dk[j, at, :])
+            mean = (kept * total * means[j] + (wide * change).sum(axis=1)) / now_total
+            moved = (wide * (change - mean[:, None])).astype(value.dtype)
+            before = moved_values[j] - (mean - means[j])[:, None] * values
+            now_means.append(mean)
+            now_moved_values.append(kept[:, None] * before + _by_keys(moved, value) + _by_keys(weights, dv[j, at, :]))
+        return now_largest, now_total, kept[:, None] * values + _by_keys(weights, value), now_means, now_moved_values
 
     none, nowhere = jnp.zeros(queries, jnp.float32), jnp.zeros((queries, width), jnp.float32)
-    start = none + _MASKED, none, nowhere, [nowhere for _ in directions], [none for _ in directions]
+    start = none + _MASKED, none, nowhere, [none for _ in directions], [nowhere for _ in directions]
     lower, upper = lax.div(jnp.min(own_first), keys), lax.div(begin + queries + keys - 1, keys)
-    _, total, values, moved_values, slopes = lax.fori_loop(lower, upper, meet, start)
-
-    mean = values / total[:, None]
+    _, total, values, _, moved_values = lax.fori_loop(lower, upper, meet, start)
     for j in directions:
-        change[j] = ((moved_values[j] - slopes[j][:, None] * mean) / total[:, None]).astype(change.dtype)
+        moved_out[j] = (moved_values[j] / total[:, None]).astype(moved_out.dtype)
 
     @pl.when(lax.rem(pl.program_id(2), groups) == 0)  # the other groups have the same output
-    def _() -> None:
-        out[...] = mean.astype(out.dtype)
+    def once() -> None:
+        out[...] = (values / total[:, None]).astype(out.dtype)
 
 
 def _by_width(queries: jax.Array, keys: jax.Array) -> jax.Array:
@@ -229,8 +235,8 @@ def _by_width(queries: jax.Array, keys: jax.Array) -> jax.Array:
 
 
 def _by_keys(weights: jax.Array, values: jax.Array) -> jax.Array:
-    """[t, H] fp32 products of weights [t, s], rounded to the values' dtype as in plain XLA, and [s, H]."""
-    return jnp.dot(weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    """[t, H] fp32 products of [t, s] and [s, H]."""
+    return jnp.dot(weights, values, preferred_element_type=jnp.float32)
 
 
 _MASKED = -1e30  # finite: a difference of two of them is 0 and not NaN
