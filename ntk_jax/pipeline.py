@@ -205,7 +205,7 @@ def run(
         if merge and states[names[0]] != "done":
             stage, stores = folder / names[0], _stores(config, names[0])
             hosts.told(lambda: refuse_missing(stage, stores, shards_asked(folder, stage.name)))
-        _check_inputs(this, [name for name in names if states.get(name) != "done"])
+        _check_inputs(this, [name for name in names if states.get(name) != "done"], closing=merge)
         if not share:
             _write_config(config, folder)
         for name in names:
@@ -301,9 +301,10 @@ def check_settings(config: Config, names: Sequence[str] = STAGES) -> None:
         sketch.check_sketch(config)
 
 
-def _check_inputs(this: Run, pending: Sequence[str]) -> None:
+def _check_inputs(this: Run, pending: Sequence[str], closing: bool) -> None:
     """Reads what later stages will read, so that a bad line is found before hours of work and not after them: its
-    mend changes the file, and with it the fingerprint of everything computed from it."""
+    mend changes the file, and with it the fingerprint of everything computed from it. closing: all blocks of the stage
+    are there, and nothing will be computed, so this machine needs no accelerator."""
     if {"preselect", "score", "select"} & set(pending) and this.config.select.count > len(this.pool_ordinals):
         raise UserError(
             f"select.count = {this.config.select.count} is larger than the pool ({len(this.pool_ordinals)} examples); "
@@ -311,7 +312,7 @@ def _check_inputs(this: Run, pending: Sequence[str]) -> None:
         )
     if "evaluate" in pending or ("diagnose" in pending and this.config.evaluate.files):
         arms.check_questions(this.config)
-    if {"score", "select"} & set(pending):
+    if {"score", "select"} & set(pending) and not closing:
         pool.check_attention(this)
     if "gradient" in pending:
         _ = this.differentiated  # loads the model, and refuses a pattern that matches none of its parameters

@@ -16,9 +16,10 @@ from ntk_reference import centred, flatten, random_rows, reference_gradients, ti
 
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.errors import UserError
+from ntk_jax.models.attention_kernel import Kernel
 from ntk_jax.models.decoder import hidden_states
 from ntk_jax.models.lora import LoRAConfig
-from ntk_jax.models.model import random_model
+from ntk_jax.models.model import quantised, random_model
 from ntk_jax.ntk.direction import adam_preconditioned, mean_gradient, stack_directions
 from ntk_jax.ntk.objectives import Objective, head_coherence
 from ntk_jax.ntk.parameters import refuse_fresh_lora, split_parameters
@@ -26,6 +27,7 @@ from ntk_jax.ntk.rows import Layout, batches_of, frozen_readout, layout_for, mak
 from ntk_jax.ntk.score import directional_scores, mean_hidden_states
 from ntk_jax.ntk.step import directional_step, gradient_step
 from ntk_jax.parallel.mesh import make_mesh
+from ntk_jax.parallel.rules import param_shardings
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 KINDS = ("sum_logits", "probe", "cross_entropy", "target_logit")
@@ -110,6 +112,27 @@ def test_the_last_layers_alone(kind):
                           direction, of_last)  # fmt: skip
     expected = directional_scores(model, pool, padded, objective, LAYOUT).values
     assert_close(directional_scores(model, pool, of_last, objective, LAYOUT, parameters=last).values, expected)
+
+
+def test_options_go_together():
+    """The last layers' adapters over quantised weights that are split over devices, and with the attention kernel."""
+    model = quantised(tiny_model(num_layers=3), "int8")
+    rows, objective, last = random_rows(8, seed=2), Objective("sum_logits"), "lora[-2:]"
+    directions = stack_directions(
+        [mean_gradient(model, rows[start : start + 2], objective, LAYOUT, parameters=last) for start in (0, 2)]
+    )
+    plain = directional_scores(model, rows, directions, objective, LAYOUT, parameters=last).values
+    kernel = Kernel(16, 16, interpret=True)
+    of_kernel = directional_scores(model, rows, directions, objective, LAYOUT, parameters=last, attention=kernel).values
+    assert_same_scores(of_kernel, plain)
+    mesh = make_mesh(1, 8, 1)
+    split = dataclasses.replace(
+        model,
+        base=jax.device_put(model.base, param_shardings(model.base, mesh)),
+        lora=jax.device_put(model.lora, param_shardings(model.lora, mesh)),
+    )
+    layout = Layout(64, 8, mesh)
+    assert_same_scores(directional_scores(split, rows, directions, objective, layout, parameters=last).values, plain)
 
 
 def test_no_tangent_enters_the_layers_before_the_last():

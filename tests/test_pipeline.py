@@ -19,6 +19,10 @@ from tiny_run import tiny_run_config, write_config, write_inputs
 from ntk_jax import cli, pipeline
 from ntk_jax.errors import UserError
 from ntk_jax.estimate.command import estimate_run
+from ntk_jax.models.attention_kernel import Kernel
+from ntk_jax.ntk import rows
+from ntk_jax.stages import pool
+from ntk_jax.stages.share import Share
 from ntk_jax.storage import atomic
 from ntk_jax.storage.arrays import open_store, read
 from ntk_jax.storage.run import lock
@@ -174,6 +178,18 @@ def test_how_attention_is_computed_makes_scores_stale_and_no_gradient(inputs):
     with pytest.raises(UserError, match="attention = pallas: its kernel is written for GPUs, and this is a cpu"):
         run(configs[1])
     assert not (Path(configs[1].out) / "warmup").exists()
+
+
+def test_blocks_of_another_machine_are_merged_without_its_gpu(inputs, monkeypatch):
+    config = tiny_run_config(inputs, "merged", score={"attention": "pallas"})
+    for stage in ("warmup", "gradient", "preselect"):
+        run(config, only=stage)
+    with monkeypatch.context() as gpu:
+        for room in (rows, pool):
+            gpu.setattr(room, "forward_mode_of", lambda attention, mesh: Kernel(16, 16, interpret=True))
+        run(config, only="score", share=Share(0, 1))
+    run(config, only="score", merge=True)
+    assert (Path(config.out) / "score" / "manifest.json").exists()
 
 
 def test_a_run_from_before_quantization_goes_on(inputs):

@@ -123,11 +123,12 @@ def temporaries(run: Run, stage: str, shape: Shape) -> float:
         return forward_bytes(model, shape, size)
     if stage in ("warmup", "finetune"):
         return backward_bytes(model, shape, size, recomputes(run))
+    kernel = run.config.score.attention == "pallas"
     if stage == "score":
-        return score_bytes(model, shape, size, channels)
+        return score_bytes(model, shape, size, channels, kernel)
     if stage == "select":  # the domain along several directions at once
-        return score_bytes(model, shape, size, directions_at_once(run) * channels)
-    backward = backward_bytes(model, shape, size, True)
+        return score_bytes(model, shape, size, directions_at_once(run) * channels, kernel)
+    backward = backward_bytes(model, shape, size, True, run.differentiated["late"])
     if stage == "sketch":  # every row has an adapter of its own, and a gradient, of which two batches are alive
         theta = split_parameters(run.base, run.config.score.parameters)[0]
         backward += 4.0 * shape.rows * (1 + 2 * channels) * sum(leaf.size for leaf in jax.tree.leaves(theta))
@@ -139,18 +140,20 @@ def forward_bytes(model: ModelConfig, shape: Shape, size: int) -> float:
     return max(1.3 * _scores(model, shape) + _mlp(model, shape, size), 1.5 * _head(model, shape))
 
 
-def score_bytes(model: ModelConfig, shape: Shape, size: int, tangents: int) -> float:
-    """A forward pass with `tangents` beside it."""
-    trunk = (1.3 + 2.2 * tangents) * _scores(model, shape) + (1 + tangents) * _mlp(model, shape, size)
+def score_bytes(model: ModelConfig, shape: Shape, size: int, tangents: int, kernel: bool = False) -> float:
+    """A forward pass with `tangents` beside it; kernel: attention keeps no scores in memory."""
+    scores = 0.0 if kernel else (1.3 + 2.2 * tangents) * _scores(model, shape)
+    trunk = scores + (1 + tangents) * _mlp(model, shape, size)
     return max(trunk, 1.5 * (1 + tangents) * _head(model, shape))
 
 
-def backward_bytes(model: ModelConfig, shape: Shape, size: int, remat: bool) -> float:
-    """A forward and a backward pass; remat: each layer's input is kept and the rest computed again."""
+def backward_bytes(model: ModelConfig, shape: Shape, size: int, remat: bool, late: float = 1.0) -> float:
+    """A forward and a backward pass; remat: each layer's input is kept and the rest computed again. late: the share of
+    the layers that the backward pass goes through."""
     scores, mlp, head = _scores(model, shape), _mlp(model, shape, size), 3.0 * _head(model, shape)
     if not remat:
         return model.num_layers * (2.45 * scores + 2.8 * mlp) + head
-    carried = float(model.num_layers * shape.rows * shape.length * size * model.hidden_size)
+    carried = late * float(model.num_layers * shape.rows * shape.length * size * model.hidden_size)
     return carried + max(1.9 * scores + 4.0 * mlp, head)
 
 

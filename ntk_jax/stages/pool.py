@@ -43,7 +43,7 @@ def check_score(config: Config) -> None:
         re.compile(score.parameters)
     except re.error as error:
         raise UserError(
-            f"score.parameters = {score.parameters!r} is not lora, all or a regular expression: {error}"
+            f"score.parameters = {score.parameters!r} is not lora, lora[-k:], all or a regular expression: {error}"
         ) from None
     if score.span == "last" and score.objective not in LINEAR:
         raise UserError(

@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding
 from ntk_jax.data.batch import Batch, PackedBatch, TokenRow
 from ntk_jax.errors import UserError
 from ntk_jax.models.model import Model
-from ntk_jax.ntk.parameters import Tree, join_parameters, split_parameters
+from ntk_jax.ntk.parameters import Tree, join_parameters, only_adapters, split_parameters
 from ntk_jax.parallel.hosts import place
 from ntk_jax.parallel.rules import param_shardings, shard_batch
 from ntk_jax.training.checkpoints import Checkpoints, Entry, training_key
@@ -109,7 +109,7 @@ def train(
 
     The loss is the mean of -log p over the label tokens of the optimiser batch (response tokens only, by the
     rows' span). parameters: "lora", "all" (adapter and base, or the base alone where there is no adapter), or a
-    pattern over names as in `ntk.parameters`.
+    pattern over names as in `ntk.parameters`; not the adapters of some layers, whose result would be no adapter.
     folder: receives checkpoints/ and history.jsonl. progress(done, total, note) is called once a step.
     remat: recompute layers in the backward pass; None: for hidden sizes from 1024 on, where activations, not
     FLOPs, are what a device runs out of. The given model is left untouched.
@@ -129,6 +129,8 @@ def train(
     shapes = plan_shapes(rows, config, steps=steps, seed=seed, row_length=row_length, groups=groups)
 
     # Parameters, on the devices
+    if parameters != "lora" and only_adapters(parameters):
+        raise UserError(f"parameters = {parameters!r}: adapters are trained in all layers; train 'lora'")
     trainable, frozen = split_parameters(model, parameters)
     # Trained parameters are fp32 masters: bf16 would round small updates away. Always a copy, because the update
     # donates its buffers and the model's own must survive.
