@@ -115,7 +115,7 @@ def finished(folder: Path) -> dict[str, bytes]:
     return contents(folder)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pushed=st.sets(st.integers(0, 13)), writes=st.integers(0, 40), md5=st.booleans(), again=st.booleans())
 def test_from_wherever_a_push_ended_a_run_goes_on(tmp_path_factory, pushed, writes, md5, again):
     """The machine dies after any number of changes to the bucket, and with it the working copy, unless `again`."""
@@ -251,6 +251,34 @@ def test_what_was_never_pushed_stays_if_nobody_changed_the_results(tmp_path, clo
     cloud.pipe_file(f"{PLACE}/a/x", b"3")  # another machine went on
     again = folder_of(cloud, tmp_path / "copy")
     assert set(contents(again.folder)) == {"a/x", "b/z", "config.yaml"} and contents(again.folder)["a/x"] == b"3"
+
+
+@pytest.mark.parametrize("md5", [True, False])
+@pytest.mark.parametrize("there", [{"seed": 0}, {"seed": 1}])
+def test_what_was_never_pushed_of_a_stage_goes_where_another_began_it(tmp_path, cloud, there, md5):
+    """The bucket was away when the stage began here; it has begun elsewhere with these settings or with others."""
+    cloud.md5 = md5
+    copy = folder_of(cloud, tmp_path / "copy")
+    begin(copy.folder / "warmup", FINGERPRINT)
+    push(copy)
+    for stage in ("score", "select"):
+        begin(copy.folder / stage, {"seed": 0})
+        atomic.write_text(copy.folder / stage / "mine", "0")
+    other = folder_of(cloud, tmp_path / "other")
+    begin(other.folder / "score", there)
+    atomic.write_text(other.folder / "score" / "theirs", "1")
+    push(other)
+    again = folder_of(cloud, tmp_path / "copy")
+    mine = {"score/mine", "select/mine", "select/fingerprint.json"} if there == {"seed": 0} else set()
+    assert set(contents(again.folder)) == {"warmup/fingerprint.json", "score/fingerprint.json", "score/theirs"} | mine
+    assert look(again.folder / "score", there) == "resume"
+
+    if mine:  # closed there, in another way
+        commit(again.folder / "score", there, {"by": "me"})
+        commit(other.folder / "score", there, {"by": "them"})
+        push(other)
+        again = folder_of(cloud, tmp_path / "copy")
+        assert contents(again.folder) == contents(other.folder)
 
 
 def test_a_directory_deleted_in_the_bucket_begins_anew(tmp_path, cloud):

@@ -6,7 +6,7 @@ left.
 
 The folder keeps account of which file was the same as which object, and when: while neither has changed since, nothing
 is copied. The bucket is the truth; but what was written here and never pushed, because the process or the network died,
-stays if nobody has changed the results in the bucket meanwhile.
+stays if nobody has changed the results in the bucket meanwhile, nor begun or ended a stage of it in another way.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import os
 import re
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,7 @@ def pull(mirror: Mirror) -> None:
     # config.yaml, provenance.json and the files of shards are no results: every shard writes them.
     results = [name for name in mirror.same if "/" in name and not name.startswith(".")]
     goes_on = mirror.trusted and all(name in equal or marks.get(name) == mirror.same[name][0] for name in results)
+    goes_on = goes_on and not _met_another(mirror, there.keys() - equal, here.keys() - equal)
     if not goes_on:
         mirror.trusted = False  # until this is done: cut short in the middle, it must not seem to go on the next time
         _remember(mirror)
@@ -113,6 +114,17 @@ def pull(mirror: Mirror) -> None:
     _sweep(mirror.folder)
     mirror.trusted = True
     _remember(mirror)
+
+
+def _met_another(mirror: Mirror, there: Set[str], here: Set[str]) -> bool:
+    """Whether a stage that has files here which the bucket lacks was begun or ended there by somebody else: then its
+    files, and those of the stages built on them, are of two runs. there, here: what is not the same in both."""
+    for stage in {name.partition("/")[0] for name in here if "/" in name}:
+        for name in {f"{stage}/fingerprint.json", f"{stage}/manifest.json"} & there:
+            path = mirror.folder / name
+            if not path.exists() or path.read_bytes() != mirror.fs.cat_file(f"{mirror.root}/{name}"):
+                return True
+    return False
 
 
 def fetch(mirror: Mirror, name: str, info: Mapping[str, Any]) -> None:
