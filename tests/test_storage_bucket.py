@@ -587,6 +587,16 @@ def test_an_address_that_is_none(out):
         run_folder(out)
 
 
+def test_a_slash_at_the_end_changes_nothing(cloud):
+    with opened(URL) as first:
+        begin(first.folder / "score", FINGERPRINT)
+    atomic.write_text(first.folder / "score" / "never pushed", "x")
+    with opened(f"{URL}//") as copy:
+        assert (copy.folder / "score" / "never pushed").exists() and copy.identity == first.identity
+    assert cloud.names(PLACE) == {"score/fingerprint.json", "score/never pushed"}
+    assert bucket.look_at(f"{URL}/") == 2
+
+
 def test_a_package_that_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(UserError, match=r"gs://a/b needs the package gcsfs; pip install 'ntk_jax\[buckets\]'"):

@@ -40,18 +40,24 @@ def is_address(out: str) -> bool:
     return "://" in out
 
 
+def _address(url: str) -> str:
+    """One spelling of what is one place."""
+    protocol, separator, path = url.partition("://")
+    return f"{protocol}{separator}{path.rstrip('/')}"
+
+
 def run_folder(out: str, shard: str = "") -> Path:
     """Where a run works: the run directory itself, or the working copy of one in a bucket. `shard`, as in
     `score-1-of-4`: it has a working copy of its own, so that several on one machine do not meet.
     Raises UserError: it is an address, but of no bucket."""
     if not is_address(out):
         return Path(out)
-    protocol, _, path = out.partition("://")
+    protocol, _, path = _address(out).partition("://")
     if protocol not in PACKAGES or not path.strip("/"):
         raise UserError(f"{out} is no run directory; give a folder, gs://BUCKET/FOLDER or s3://BUCKET/FOLDER")
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", path).strip("-.")[-60:]
     scratch = os.environ.get("NTK_JAX_SCRATCH") or Path.home() / ".cache" / "ntk_jax" / "runs"
-    digest = hashlib.sha256(out.rstrip("/").encode()).hexdigest()[:8]
+    digest = hashlib.sha256(_address(out).encode()).hexdigest()[:8]
     return Path(scratch).absolute() / f"{name}-{digest}{'.' if shard else ''}{shard}"
 
 
@@ -70,6 +76,7 @@ def file_system(url: str) -> tuple[Any, str]:
 
 def look_at(url: str) -> int:
     """How many objects a run directory in a bucket has. Raises UserError and TryAgain as `opened`."""
+    url = _address(url)
     with _explained(url):
         return len(objects(*file_system(url)))
 
@@ -80,6 +87,7 @@ def opened(url: str, shard: str = "") -> Iterator[Mirror]:
 
     Raises UserError: others hold it, or there is something to mend. TryAgain: the bucket cannot be reached.
     """
+    url = _address(url)
     if hosts.several():
         raise UserError(
             f"{url}: several processes with one mesh need a run directory on a file system that all of them see; give "

@@ -65,7 +65,7 @@ def recall(url: str, folder: Path, fs: Any, root: str) -> Mirror:
     mirror = Mirror(url, folder, fs, root, uuid.uuid4().hex[:12])
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         found = json.loads((folder / ACCOUNT).read_text(encoding="utf8"))
-        if found["url"] == url:
+        if found["url"].rstrip("/") == url:  # versions before this one took it as it was typed
             mirror.same = {name: (mark, (stat[0], stat[1], stat[2])) for name, (mark, stat) in found["same"].items()}
             mirror.identity, mirror.trusted = found["identity"], found["trusted"]
     _remember(mirror)
