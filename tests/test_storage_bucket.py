@@ -7,12 +7,14 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -372,6 +374,20 @@ def test_a_dead_process_is_found_dead(tmp_path, cloud, monkeypatch, capsys):
     assert re.search(rf"{URL} is held by another process \(process id \d+ on .*\); looking", capsys.readouterr().err)
 
 
+def test_a_copied_working_copy_is_not_the_same_holder(tmp_path, cloud, monkeypatch):
+    """The image of a disk, or a home that several machines see."""
+    with opened(URL):
+        pass
+    shutil.copytree(tmp_path / "scratch", tmp_path / "scratch 2")
+    with opened(URL) as copy:
+        machine(monkeypatch, tmp_path, 2)
+        assert recall(URL, run_folder(URL), cloud, PLACE).identity == copy.identity
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "uname", lambda: SimpleNamespace(nodename="another"))
+            with pytest.raises(UserError, match="is in use by another process"), opened(URL):
+                pass
+
+
 def test_shards_and_whole_runs_exclude_each_other(tmp_path, cloud, monkeypatch):
     with opened(URL, "score-0-of-4"), opened(URL, "score-1-of-4"):
         machine(monkeypatch, tmp_path, 2)
@@ -556,8 +572,6 @@ def test_an_interruption_and_an_error_push_what_there_is(cloud, monkeypatch):
 
 
 def test_a_working_copy_deleted_meanwhile_deletes_nothing_in_the_bucket(cloud, monkeypatch):
-    import shutil
-
     monkeypatch.setattr(bucket, "PUSH_SECONDS", 60.0)
     with pytest.raises(UserError, match="was deleted while it was in use"), opened(URL) as copy:
         atomic.write_text(atomic.make_folder(copy.folder / "a" / "checkpoints") / "x", "x")

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from ntk_jax.errors import TryAgain, UserError
 from ntk_jax.parallel import hosts
 from ntk_jax.storage import atomic
-from ntk_jax.storage.lease import STALE_SECONDS, STARTING, WHOLE, Lease, held, is_held, say
+from ntk_jax.storage.lease import STALE_SECONDS, STARTING, WHOLE, Lease, held, holder, is_held, say
 from ntk_jax.storage.mirror import Mirror, fetch_changed, objects, pull, push, recall
 from ntk_jax.storage.run import SHARDS, lock
 
@@ -101,7 +101,7 @@ def opened(url: str, shard: str = "") -> Iterator[Mirror]:
             objects(fs, root)  # a mistake in the address or the credentials shows here
             stack.enter_context(lock(folder))
             mirror = recall(url, folder, fs, root)
-            lease = Lease(shard or WHOLE, mirror.identity)
+            lease = Lease(shard or WHOLE, holder(mirror.identity))
             token = stack.enter_context(held(fs, root, url, lease, lambda: _lost(url)))
             mirror.check = lambda: is_held(fs, root, lease, token) or _lost(url)
             pull(mirror)
@@ -116,7 +116,7 @@ def opened(url: str, shard: str = "") -> Iterator[Mirror]:
 @contextlib.contextmanager
 def starting(mirror: Mirror, stage: str) -> Iterator[None]:
     """Lets the shards of a directory write what they share (config, provenance, fingerprint) one after the other."""
-    lease = Lease(STARTING, mirror.identity)
+    lease = Lease(STARTING, holder(mirror.identity))
     with held(mirror.fs, mirror.root, mirror.url, lease, lambda: _lost(mirror.url), wait=True):
         fetch_changed(mirror, ("config.yaml", "provenance.json", f"{stage}/fingerprint.json", f"{stage}/manifest.json"))
         yield

@@ -13,6 +13,7 @@ finds it gone and ends.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import random
@@ -22,6 +23,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ntk_jax.errors import UserError
@@ -54,6 +56,15 @@ class Lease(NamedTuple):
         if self.identity == other.identity:
             return False
         return self.name == other.name or (WHOLE in (self.name, other.name) and STARTING not in (self.name, other.name))
+
+
+def holder(folder: str) -> str:
+    """The identity of those who work in a folder on this machine, until it is started anew: of them there is one at a
+    time, for they lock it. `folder`: an identity of its own, which a copied disk or a shared one has elsewhere too."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    with contextlib.suppress(OSError):  # Linux has it
+        folder += boot.read_text(encoding="ascii")
+    return hashlib.sha256(f"{folder} {os.uname().nodename}".encode()).hexdigest()[:12]
 
 
 @contextlib.contextmanager

@@ -44,7 +44,7 @@ Stat = tuple[int, int, int]  # size, time in nanoseconds and inode: a replaced f
 class Mirror:
     """A folder that is kept equal to `root` of an fsspec file system.
 
-    identity: of the folder, for the leases of its processes. trusted: whether the account speaks of all that is in it.
+    identity: of the folder, for `lease.holder`. trusted: whether the account speaks of all that is in it.
     same: of every file that was the same as its object, (the object's mark, the file's stat) at that time.
     check: called before anything is written to the bucket.
     """
