@@ -46,7 +46,7 @@ class Mirror:
 
     identity: of the folder, for `lease.holder`. trusted: whether the account speaks of all that is in it.
     same: of every file that was the same as its object, (the object's mark, the file's stat) at that time.
-    check: called before anything is written to the bucket.
+    check: called before anything is written to the bucket, and again before what is of the next rank.
     """
 
     url: str
@@ -208,15 +208,17 @@ def push(mirror: Mirror) -> None:
             return
         if not (mirror.folder / ACCOUNT).exists():
             raise UserError(f"the working copy {mirror.folder} was deleted while it was in use; run again")
-        mirror.check()
         try:
             ordered = sorted(changed, key=lambda name: (_rank(name), changed[name][1], name))
             for rank, names in itertools.groupby(ordered, _rank):
+                mirror.check()
                 if rank <= BLOCKS:
                     _several(lambda name: _upload(mirror, name), list(names))
                 else:  # descriptions speak of each other: one after the other
                     for name in names:
                         _upload(mirror, name)
+            if gone:
+                mirror.check()
             for name in sorted(gone, key=_rank, reverse=True):  # first what says that a checkpoint is whole
                 with contextlib.suppress(FileNotFoundError):
                     mirror.fs.rm_file(f"{mirror.root}/{name}")
