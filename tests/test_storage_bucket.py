@@ -55,6 +55,7 @@ def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cloud:
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "RENEW_SECONDS", 0.05)
     monkeypatch.setattr(lease, "STALE_SECONDS", 0.6)
+    monkeypatch.setattr(lease, "GRACE_SECONDS", 0.1)
     monkeypatch.setattr(lease, "LOOK_SECONDS", 0.02)
     monkeypatch.setattr(bucket, "PUSH_SECONDS", 0.05)
 
@@ -333,19 +334,59 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int) -> Non
 def test_a_second_machine_is_refused_until_the_first_has_ended(tmp_path, cloud, monkeypatch, capsys):
     with opened(URL):
         machine(monkeypatch, tmp_path, 2)
-        with pytest.raises(UserError) as error, opened(URL):
+        with pytest.raises(TryAgain) as error, opened(URL):
             pass
         assert re.fullmatch(
             rf"{URL} is in use by another process \(process id {os.getpid()} on \S+\); wait until it ends, or give "
             "another --out",
             str(error.value),
         )
-        with pytest.raises(UserError, match="is in use by another process"), opened(URL, "score-0-of-2"):
+        with pytest.raises(TryAgain, match="is in use by another process"), opened(URL, "score-0-of-2"):
             pass
     capsys.readouterr()
     with opened(URL):
         assert cloud.names(PLACE) and capsys.readouterr().err == ""  # at once
     assert cloud.names(PLACE) == set()
+
+
+def test_one_that_is_about_to_end_is_waited_for(tmp_path, cloud, monkeypatch, capsys):
+    """A machine that is taken away: its process renews its lease until the last push is done."""
+    monkeypatch.setattr(lease, "GRACE_SECONDS", 5.0)
+    released, before = threading.Event(), {}
+
+    def run_until_told() -> None:
+        with held(cloud, PLACE, URL, Lease(WHOLE, "before"), lambda: None):
+            before["holds"] = True
+            released.wait(10)
+
+    thread = threading.Thread(target=run_until_told)
+    thread.start()
+    while not before:
+        time.sleep(0.01)
+    threading.Timer(0.4, released.set).start()  # eight renewals later
+    with opened(URL):
+        assert released.is_set()
+    thread.join()
+    assert re.search("is held by another process .*; waiting for up to 6 s until it ends", capsys.readouterr().err)
+
+
+def test_of_two_that_hold_it_the_one_that_came_first_ends(cloud, monkeypatch):
+    """It slept between reading its lease and writing it anew, until the other had found it dead."""
+    ended = []
+
+    def take(fs: Any, root: str, url: str, wanted: Lease, wait: bool) -> str:
+        token = {"a": "000000.f", "b": "000001.0"}[wanted.identity]
+        lease._write(fs, root, wanted, token)
+        return token
+
+    monkeypatch.setattr(lease, "_take", take)
+    first, second = (Lease(WHOLE, name) for name in "ab")
+    with (
+        held(cloud, PLACE, URL, first, lambda: ended.append("a")),
+        held(cloud, PLACE, URL, second, lambda: ended.append("b")),
+    ):
+        time.sleep(0.5)
+    assert ended == ["a"]
 
 
 def test_a_second_process_on_the_same_machine_is_refused_by_the_working_copy(cloud):
@@ -371,7 +412,9 @@ def test_a_dead_process_is_found_dead(tmp_path, cloud, monkeypatch, capsys):
     machine(monkeypatch, tmp_path, 2)
     with opened(URL):
         pass
-    assert re.search(rf"{URL} is held by another process \(process id \d+ on .*\); looking", capsys.readouterr().err)
+    assert re.search(
+        rf"{URL} is held by another process \(process id \d+ on .*\); waiting for up to", capsys.readouterr().err
+    )
 
 
 def test_a_copied_working_copy_is_not_the_same_holder(tmp_path, cloud, monkeypatch):
@@ -384,7 +427,7 @@ def test_a_copied_working_copy_is_not_the_same_holder(tmp_path, cloud, monkeypat
         assert recall(URL, run_folder(URL), cloud, PLACE).identity == copy.identity
         with monkeypatch.context() as patch:
             patch.setattr(os, "uname", lambda: SimpleNamespace(nodename="another"))
-            with pytest.raises(UserError, match="is in use by another process"), opened(URL):
+            with pytest.raises(TryAgain, match="is in use by another process"), opened(URL):
                 pass
 
 
@@ -392,10 +435,10 @@ def test_shards_and_whole_runs_exclude_each_other(tmp_path, cloud, monkeypatch):
     with opened(URL, "score-0-of-4"), opened(URL, "score-1-of-4"):
         machine(monkeypatch, tmp_path, 2)
         whole = r"in use by shard 0/4 of score \(process id .*\) and 1 more; wait until they end"
-        with pytest.raises(UserError, match=whole), opened(URL):
+        with pytest.raises(TryAgain, match=whole), opened(URL):
             pass
         same = r"shard 1/4 of score is at work already in gs.*; wait until it ends, or start another shard"
-        with pytest.raises(UserError, match=same), opened(URL, "score-1-of-4"):
+        with pytest.raises(TryAgain, match=same), opened(URL, "score-1-of-4"):
             pass
         with opened(URL, "score-3-of-4"):
             pass
@@ -423,7 +466,7 @@ def test_of_many_that_come_together_one_gets_it(cloud):
                 most.append(len(inside))
                 time.sleep(0.4)
                 inside.remove(number)
-        except UserError:
+        except TryAgain:
             refused.append(number)
 
     threads = [threading.Thread(target=come, args=(number,)) for number in range(6)]
@@ -481,6 +524,20 @@ def test_nothing_is_written_with_a_lost_lease(cloud, monkeypatch):
         atomic.write_text(copy.folder / "x", "x")
         push_all(copy)
     assert not cloud.objects
+
+
+def test_a_lease_lost_in_the_middle_of_a_push_ends_it(tmp_path, cloud):
+    copy = folder_of(cloud, tmp_path / "copy")
+    finished(copy.folder)
+
+    def check() -> None:
+        if f"{PLACE}/score/arm/weights" in cloud.objects:
+            raise Died
+
+    copy.check = check
+    with pytest.raises(Died):
+        push(copy)
+    assert not [name for name in cloud.names(PLACE) if mirror._rank(name) > mirror.DATA]
 
 
 def test_the_second_of_two_shards_with_other_settings_is_refused(tmp_path, cloud, monkeypatch):

@@ -85,7 +85,7 @@ def look_at(url: str) -> int:
 def opened(url: str, shard: str = "") -> Iterator[Mirror]:
     """Holds a run directory in a bucket, for this process alone or for one shard, with its working copy up to date.
 
-    Raises UserError: others hold it, or there is something to mend. TryAgain: the bucket cannot be reached.
+    Raises UserError: there is something to mend. TryAgain: others hold it, or the bucket cannot be reached.
     """
     url = _address(url)
     if hosts.several():
