@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -646,10 +647,51 @@ def test_several_processes_with_one_mesh_are_refused(cloud, monkeypatch):
 
 
 def test_messages_of_stages_name_the_bucket(cloud):
-    says = rf"delete the folder {URL}/score to .*\(working copy: {run_folder(URL)}\)"
+    says = rf"{URL}/score was made from something else: .* \(working copy: {run_folder(URL)}\)"
     with pytest.raises(UserError, match=says), opened(URL) as copy:
         begin(copy.folder / "score", FINGERPRINT)
+        begin(copy.folder / "score", {"seed": 1})
+
+
+def test_a_damaged_working_copy_is_to_be_deleted_not_the_bucket(cloud):
+    with opened(URL) as copy:
+        finished(copy.folder)
+    path = copy.folder / "score" / "result"
+    before, data = path.stat(), path.read_bytes()
+    path.write_bytes(bytes(len(data)))  # a bit flips: neither the size nor the time tells
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(UserError) as error, opened(URL) as copy:
         verify(copy.folder / "score")
+    assert str(error.value) == (
+        f"{URL}/score/result is not as its stage wrote it (checksum); delete the working copy {copy.folder}, for the "
+        f"bucket may be intact; if it is damaged there too, delete the folder {URL}/score to compute the stage anew"
+    )
+    shutil.rmtree(copy.folder)
+    with opened(URL) as copy:
+        verify(copy.folder / "score")
+
+
+@pytest.mark.parametrize("what", ["pull", "push"])
+def test_a_disk_that_fails_is_not_the_bucket(cloud, monkeypatch, what):
+    with opened(URL) as copy:
+        atomic.write_text(atomic.make_folder(copy.folder / "a") / "x", "1")
+    says = (
+        rf"^the working copy {copy.folder} cannot be used \(a/x: Permission denied\); mend its permissions or its disk"
+    )
+
+    def refuse(local: str, *rest: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", local)
+
+    if what == "push":
+        monkeypatch.setattr(bucket, "PUSH_SECONDS", 60.0)
+        monkeypatch.setattr(cloud, "put_file", refuse)
+        with pytest.raises(UserError, match=says), opened(URL) as copy:
+            atomic.write_text(copy.folder / "a" / "x", "2")
+    else:
+        cloud.pipe_file(f"{PLACE}/a/x", b"3")
+        monkeypatch.setattr(cloud, "get_file", lambda path, local: refuse(str(copy.folder / "a" / "x")))
+        with pytest.raises(UserError, match=says), opened(URL):
+            pass
 
 
 @pytest.mark.parametrize("out", ["gs://", "http://a/b", "s3:///"])

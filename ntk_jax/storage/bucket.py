@@ -34,6 +34,9 @@ PATIENCE_SECONDS = 300.0  # of the end of a stage with such a bucket
 _STORES = ("aiobotocore", "aiohttp", "asyncio", "botocore", "fsspec", "gcsfs", "google", "requests", "s3fs", "urllib3")
 _REFUSALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError")
 
+# How the messages of a damaged file end.
+_DAMAGED = re.compile(r"(restore it, or )?(?P<mend>delete (the folder|the store|it and run again)\b.*)$", re.DOTALL)
+
 
 def is_address(out: str) -> bool:
     """Whether a run directory is in a bucket."""
@@ -160,7 +163,9 @@ def _pushed_meanwhile(mirror: Mirror) -> Iterator[None]:
                 pause = PUSH_SECONDS
             except Exception as error:
                 if pause == PUSH_SECONDS:
-                    say(f"{mirror.url} cannot be written ({_gist(error)}); the run goes on, and tries again")
+                    ours = isinstance(error, (UserError, TryAgain))
+                    what = str(error) if ours else f"{mirror.url} cannot be written ({_gist(error)})"
+                    say(f"{what}; the run goes on, and tries again")
                 pause = min(2 * pause, SLOWEST_SECONDS)
 
     thread = threading.Thread(target=now_and_then, daemon=True, name="push")
@@ -231,14 +236,21 @@ def _gist(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _in_the_users_words(url: str, folder: Path) -> Iterator[None]:
-    """In the messages of the stages, the address that the user typed stands for the working copy."""
+    """In the messages of the stages, the address that the user typed stands for the working copy; but not where they
+    speak of its disk, or of a damaged file, for that of the bucket may be whole."""
     try:
         yield
     except UserError as error:
         text = str(error)
-        if str(folder) not in text:
+        if str(folder) not in text or re.match("cannot write |the working copy ", text):
             raise
-        raise UserError(f"{text.replace(str(folder), url)} (working copy: {folder})") from error
+        text = text.replace(str(folder), url)
+        damaged = _DAMAGED.search(text)
+        if damaged:
+            there = f"if it is damaged there too, {damaged['mend']}"
+            text = f"{text[: damaged.start()]}delete the working copy {folder}, for the bucket may be intact; {there}"
+            raise UserError(text) from error
+        raise UserError(f"{text} (working copy: {folder})") from error
 
 
 def _lost(url: str) -> NoReturn:

@@ -15,6 +15,7 @@ import base64
 import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
 import itertools
 import json
@@ -25,7 +26,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ntk_jax.errors import TryAgain, UserError
 from ntk_jax.storage import atomic
@@ -37,6 +38,8 @@ AT_ONCE = 8  # transfers
 # Locks, leases and the account; what is written to be renamed: by `storage/atomic.py`, tensorstore and orbax.
 _NOT_SHARED = re.compile(r"\.lock|\.synced\.json|\.leases/.*|(.*/)?\..*\.tmp|.*\.__lock|.*\.orbax-checkpoint-tmp.*")
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Stat = tuple[int, int, int]  # size, time in nanoseconds and inode: a replaced file differs in one of them
 
 
@@ -77,9 +80,29 @@ def _remember(mirror: Mirror) -> None:
     atomic.write_text(mirror.folder / ACCOUNT, json.dumps(tree))
 
 
+def _telling(do: Callable[Concatenate[Mirror, P], T]) -> Callable[Concatenate[Mirror, P], T]:
+    """Tells a disk that fails from a bucket that does: the errors of the folder's files name them."""
+
+    @functools.wraps(do)
+    def done(mirror: Mirror, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return do(mirror, *args, **kwargs)
+        except OSError as error:
+            name = error.filename
+            if not isinstance(name, (str, os.PathLike)) or not Path(name).is_relative_to(mirror.folder):
+                raise
+            raise UserError(
+                f"the working copy {mirror.folder} cannot be used ({os.path.relpath(name, mirror.folder)}: "
+                f"{error.strerror}); mend its permissions or its disk, or set NTK_JAX_SCRATCH to another folder"
+            ) from error
+
+    return done
+
+
 # -- from the bucket -------------------------------------------------------------------------------------------------
 
 
+@_telling
 def pull(mirror: Mirror) -> None:
     """Brings the folder to the bucket. A file that was written here and not pushed stays, if nobody has changed what
     this folder knew of the results; one that was deleted here and not there comes back."""
@@ -147,6 +170,7 @@ def fetch(mirror: Mirror, name: str, info: Mapping[str, Any]) -> None:
     mirror.same[name] = (mark_of(info), _stat(path))
 
 
+@_telling
 def fetch_changed(mirror: Mirror, names: Iterable[str]) -> None:
     """Brings these objects if they are there and others than this folder knew."""
     with mirror.turn:
@@ -165,9 +189,14 @@ def _equal(mirror: Mirror, name: str, info: Mapping[str, Any], stat: Stat) -> bo
     said = base64.b64decode(info["md5Hash"]).hex() if info.get("md5Hash") else mark
     if not re.fullmatch("[0-9a-f]{32}", said) or stat[0] != info["size"]:
         return False
-    with open(mirror.folder / name, "rb") as file:
-        if hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest() != said:
-            return False
+    try:
+        with open(mirror.folder / name, "rb") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    except OSError as error:
+        error.filename = mirror.folder / name  # a disk that cannot be read does not say of what
+        raise
+    if digest != said:
+        return False
     mirror.same[name] = (mark, stat)
     return True
 
@@ -191,6 +220,7 @@ def _rank(name: str) -> int:
     return DESCRIPTIONS if description or last == "_CHECKPOINT_METADATA" else DATA
 
 
+@_telling
 def push(mirror: Mirror) -> None:
     """Brings the bucket to the folder, as it was when this began. Raises whatever the store raises."""
     with mirror.turn:
