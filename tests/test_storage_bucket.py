@@ -792,3 +792,15 @@ def test_doctor_and_estimate_take_an_address(inputs, tmp_path, cloud, capsys):
     assert cli.main(["estimate", str(write_config(tmp_path, config))]) == 0
     says = rf"{URL} \(new\), working copy {run_folder(URL)}, [\d,]+ GiB free"
     assert re.fullmatch(says, doctor._run_directory(config))
+    assert not cloud.objects  # what it wrote to see whether it can is gone
+
+
+@pytest.mark.parametrize("verb", ["put", "rm"])
+def test_doctor_tells_a_bucket_that_can_only_be_read(inputs, cloud, verb):
+    def refuse(asked: str, path: str) -> None:
+        if asked == verb:
+            raise PermissionError("Denied")
+
+    cloud.before = refuse
+    with pytest.raises(UserError, match=f"{URL} cannot be used .* permissions .list, read, write and delete"):
+        doctor._run_directory(remote_config(inputs))

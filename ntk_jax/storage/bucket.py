@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -23,7 +24,7 @@ from typing import Any, NoReturn
 from ntk_jax.errors import TryAgain, UserError
 from ntk_jax.parallel import hosts
 from ntk_jax.storage import atomic
-from ntk_jax.storage.lease import STALE_SECONDS, STARTING, WHOLE, Lease, held, holder, is_held, say
+from ntk_jax.storage.lease import FOLDER, STALE_SECONDS, STARTING, WHOLE, Lease, held, holder, is_held, say
 from ntk_jax.storage.mirror import Mirror, fetch_changed, objects, pull, push, recall
 from ntk_jax.storage.run import SHARDS, lock
 
@@ -66,6 +67,9 @@ def run_folder(out: str, shard: str = "") -> Path:
 
 def file_system(url: str) -> tuple[Any, str]:
     """(the fsspec file system, the path in it) of an address. Raises UserError: a package is missing."""
+    # Plain buckets are meant. gcsfs would ask of every bucket whether it is one, by another API (gRPC) that not every
+    # network and no emulator lets through. It reads this when it is imported.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     try:
         import fsspec
 
@@ -78,10 +82,17 @@ def file_system(url: str) -> tuple[Any, str]:
 
 
 def look_at(url: str) -> int:
-    """How many objects a run directory in a bucket has. Raises UserError and TryAgain as `opened`."""
+    """How many objects a run directory in a bucket has; it can be read and written. Raises UserError and TryAgain as
+    `opened`."""
     url = _address(url)
     with _explained(url):
-        return len(objects(*file_system(url)))
+        fs, root = file_system(url)
+        count = len(objects(fs, root))
+        probe = f"{root}/{FOLDER}/probe-{uuid.uuid4().hex}"  # beside the leases, and none for want of a dot
+        fs.pipe_file(probe, b"probe")
+        fs.cat_file(probe)
+        fs.rm_file(probe)
+        return count
 
 
 @contextlib.contextmanager
