@@ -119,7 +119,7 @@ def finished(folder: Path) -> dict[str, bytes]:
     return contents(folder)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pushed=st.sets(st.integers(0, 13)), writes=st.integers(0, 40), md5=st.booleans(), again=st.booleans())
 def test_from_wherever_a_push_ended_a_run_goes_on(tmp_path_factory, pushed, writes, md5, again):
     """The machine dies after any number of changes to the bucket, and with it the working copy, unless `again`."""
@@ -426,10 +426,12 @@ def test_a_copied_working_copy_is_not_the_same_holder(tmp_path, cloud, monkeypat
     with opened(URL) as copy:
         machine(monkeypatch, tmp_path, 2)
         assert recall(URL, run_folder(URL), cloud, PLACE).identity == copy.identity
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "uname", lambda: SimpleNamespace(nodename="another"))
-            with pytest.raises(TryAgain, match="is in use by another process"), opened(URL):
-                pass
+        with pytest.raises(TryAgain, match="is in use by another process"), opened(URL):
+            pass
+    here = lease.holder("x", copy.folder / ".lock")
+    assert here == lease.holder("x", copy.folder / ".lock") != lease.holder("x", run_folder(URL) / ".lock")
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(nodename="another"))
+    assert lease.holder("x", copy.folder / ".lock") != here
 
 
 def test_shards_and_whole_runs_exclude_each_other(tmp_path, cloud, monkeypatch):

@@ -115,7 +115,7 @@ def opened(url: str, shard: str = "") -> Iterator[Mirror]:
             objects(fs, root)  # a mistake in the address or the credentials shows here
             stack.enter_context(lock(folder))
             mirror = recall(url, folder, fs, root)
-            lease = Lease(shard or WHOLE, holder(mirror.identity))
+            lease = Lease(shard or WHOLE, holder(mirror.identity, mirror.folder / ".lock"))
             token = stack.enter_context(held(fs, root, url, lease, lambda: _lost(url)))
             mirror.check = lambda: is_held(fs, root, lease, token) or _lost(url)
             pull(mirror)
@@ -130,7 +130,7 @@ def opened(url: str, shard: str = "") -> Iterator[Mirror]:
 @contextlib.contextmanager
 def starting(mirror: Mirror, stage: str) -> Iterator[None]:
     """Lets the shards of a directory write what they share (config, provenance, fingerprint) one after the other."""
-    lease = Lease(STARTING, holder(mirror.identity))
+    lease = Lease(STARTING, holder(mirror.identity, mirror.folder / ".lock"))
     with held(mirror.fs, mirror.root, mirror.url, lease, lambda: _lost(mirror.url), wait=True):
         fetch_changed(mirror, ("config.yaml", "provenance.json", f"{stage}/fingerprint.json", f"{stage}/manifest.json"))
         yield

@@ -62,13 +62,15 @@ class Lease(NamedTuple):
         return self.name == other.name or (WHOLE in (self.name, other.name) and STARTING not in (self.name, other.name))
 
 
-def holder(folder: str) -> str:
-    """The identity of those who work in a folder on this machine, until it is started anew: of them there is one at a
-    time, for they lock it. `folder`: an identity of its own, which a copied disk or a shared one has elsewhere too."""
+def holder(identity: str, lock: Path) -> str:
+    """The identity of those who hold this lock on this machine, until it is started anew: there is one at a time.
+    `identity`: of the folder, which a copied disk or a shared one has elsewhere too."""
+    stat = lock.stat()
+    identity += f" {stat.st_dev} {stat.st_ino} {os.uname().nodename} "
     boot = Path("/proc/sys/kernel/random/boot_id")
     with contextlib.suppress(OSError):  # Linux has it
-        folder += boot.read_text(encoding="ascii")
-    return hashlib.sha256(f"{folder} {os.uname().nodename}".encode()).hexdigest()[:12]
+        identity += boot.read_text(encoding="ascii")
+    return hashlib.sha256(identity.encode()).hexdigest()[:12]
 
 
 @contextlib.contextmanager
@@ -129,9 +131,16 @@ def mark_of(info: Mapping[str, Any]) -> str:
     return f"{info['size']} {next((info[key] for key in ('mtime', 'created') if info.get(key)), '')}"
 
 
+def _turn(fs: Any, root: str, lease: Lease) -> int:
+    """The turn of whoever comes after this lease."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):  # there is none, or it is of another version
+        return int(_token(fs, root, lease).partition(".")[0]) + 1
+    return 0
+
+
 def _take(fs: Any, root: str, url: str, lease: Lease, wait: bool) -> str:
     """Writes the lease where nobody stands in the way, now or soon; returns the token."""
-    turn, until = 0, time.monotonic() + STALE_SECONDS + GRACE_SECONDS
+    turn, until = _turn(fs, root, lease), time.monotonic() + STALE_SECONDS + GRACE_SECONDS
     watched: dict[Lease, tuple[str, float]] = {}  # a lease in the way: its mark, and when that was first seen
     said, collisions = wait, 0
     while True:
@@ -146,8 +155,7 @@ def _take(fs: Any, root: str, url: str, lease: Lease, wait: bool) -> str:
         }
         stale = [other for other, (_, since) in watched.items() if now - since > STALE_SECONDS]
         for other in stale:
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # of another version
-                turn = max(turn, int(_token(fs, root, other).partition(".")[0] or 0) + 1)
+            turn = max(turn, _turn(fs, root, other))
             with contextlib.suppress(FileNotFoundError):
                 fs.rm_file(f"{root}/{other.key}")
         if len(stale) < len(others):
