@@ -183,7 +183,9 @@ def test_help_names_every_option(sandbox: Sandbox) -> None:
         (TPU / "jobset.sh", [], "--name NAME"),
         (TPU / "jobset.sh", [*JOBSET, "--topology", "2x2x2"], "2 numbers"),
         (TPU / "jobset.sh", [*JOBSET, "--chips", "5"], "16 chips"),
-        (TPU / "jobset.sh", [*JOBSET, "--out", "runs/a"], "under /runs"),
+        (TPU / "jobset.sh", [*JOBSET, "--out", "runs/a"], "would vanish with the pod"),
+        (TPU / "jobset.sh", [*JOBSET, "--out", "gs://b/a"], "the 4 hosts need a run directory that all of them see"),
+        (TPU / "jobset.sh", [*JOBSET, "--out", "gs://b"], "gs://BUCKET/FOLDER"),
         (TPU / "jobset.sh", [*JOBSET, "--image", "a b"], "is no image"),
         (TPU / "jobset.sh", [*JOBSET, "--frobnicate"], "unknown argument"),
     ],
@@ -694,6 +696,15 @@ def test_jobset_manifest(sandbox: Sandbox, spot: bool) -> None:
     assert container["env"] == [{"name": "LIBTPU_INIT_ARGS", "value": "--xla_latency_hiding_scheduler_rerun=5"}]
     assert [volume["name"] for volume in pod["volumes"]] == [mount["name"] for mount in container["volumeMounts"]]
     assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": "runs"}
+
+
+def test_jobset_of_one_host_into_a_bucket(sandbox: Sandbox) -> None:
+    one = ["--topology", "2x2", "--out", "gs://b/runs/a"]
+    out, _ = sandbox.run(TPU / "jobset.sh", *JOBSET, *one, "--dry-run")
+    found: dict = manifest(out)
+    pod = found["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    assert accepted(pod["containers"][0]["command"][1:]) == ["run", "/runs/a.yaml", "--out", "gs://b/runs/a"]
+    assert "buckets" in (TPU / "Dockerfile").read_text()
 
 
 def test_jobset_is_applied(sandbox: Sandbox) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -53,6 +56,7 @@ def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cloud:
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "RENEW_SECONDS", 0.05)
     monkeypatch.setattr(lease, "STALE_SECONDS", 0.6)
+    monkeypatch.setattr(lease, "GRACE_SECONDS", 0.1)
     monkeypatch.setattr(lease, "LOOK_SECONDS", 0.02)
     monkeypatch.setattr(bucket, "PUSH_SECONDS", 0.05)
 
@@ -115,7 +119,7 @@ def finished(folder: Path) -> dict[str, bytes]:
     return contents(folder)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pushed=st.sets(st.integers(0, 13)), writes=st.integers(0, 40), md5=st.booleans(), again=st.booleans())
 def test_from_wherever_a_push_ended_a_run_goes_on(tmp_path_factory, pushed, writes, md5, again):
     """The machine dies after any number of changes to the bucket, and with it the working copy, unless `again`."""
@@ -253,6 +257,34 @@ def test_what_was_never_pushed_stays_if_nobody_changed_the_results(tmp_path, clo
     assert set(contents(again.folder)) == {"a/x", "b/z", "config.yaml"} and contents(again.folder)["a/x"] == b"3"
 
 
+@pytest.mark.parametrize("md5", [True, False])
+@pytest.mark.parametrize("there", [{"seed": 0}, {"seed": 1}])
+def test_what_was_never_pushed_of_a_stage_goes_where_another_began_it(tmp_path, cloud, there, md5):
+    """The bucket was away when the stage began here; it has begun elsewhere with these settings or with others."""
+    cloud.md5 = md5
+    copy = folder_of(cloud, tmp_path / "copy")
+    begin(copy.folder / "warmup", FINGERPRINT)
+    push(copy)
+    for stage in ("score", "select"):
+        begin(copy.folder / stage, {"seed": 0})
+        atomic.write_text(copy.folder / stage / "mine", "0")
+    other = folder_of(cloud, tmp_path / "other")
+    begin(other.folder / "score", there)
+    atomic.write_text(other.folder / "score" / "theirs", "1")
+    push(other)
+    again = folder_of(cloud, tmp_path / "copy")
+    mine = {"score/mine", "select/mine", "select/fingerprint.json"} if there == {"seed": 0} else set()
+    assert set(contents(again.folder)) == {"warmup/fingerprint.json", "score/fingerprint.json", "score/theirs"} | mine
+    assert look(again.folder / "score", there) == "resume"
+
+    if mine:  # closed there, in another way
+        commit(again.folder / "score", there, {"by": "me"})
+        commit(other.folder / "score", there, {"by": "them"})
+        push(other)
+        again = folder_of(cloud, tmp_path / "copy")
+        assert contents(again.folder) == contents(other.folder)
+
+
 def test_a_directory_deleted_in_the_bucket_begins_anew(tmp_path, cloud):
     copy = folder_of(cloud, tmp_path / "copy")
     finished(copy.folder)
@@ -303,19 +335,59 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int) -> Non
 def test_a_second_machine_is_refused_until_the_first_has_ended(tmp_path, cloud, monkeypatch, capsys):
     with opened(URL):
         machine(monkeypatch, tmp_path, 2)
-        with pytest.raises(UserError) as error, opened(URL):
+        with pytest.raises(TryAgain) as error, opened(URL):
             pass
         assert re.fullmatch(
             rf"{URL} is in use by another process \(process id {os.getpid()} on \S+\); wait until it ends, or give "
             "another --out",
             str(error.value),
         )
-        with pytest.raises(UserError, match="is in use by another process"), opened(URL, "score-0-of-2"):
+        with pytest.raises(TryAgain, match="is in use by another process"), opened(URL, "score-0-of-2"):
             pass
     capsys.readouterr()
     with opened(URL):
         assert cloud.names(PLACE) and capsys.readouterr().err == ""  # at once
     assert cloud.names(PLACE) == set()
+
+
+def test_one_that_is_about_to_end_is_waited_for(tmp_path, cloud, monkeypatch, capsys):
+    """A machine that is taken away: its process renews its lease until the last push is done."""
+    monkeypatch.setattr(lease, "GRACE_SECONDS", 5.0)
+    released, before = threading.Event(), {}
+
+    def run_until_told() -> None:
+        with held(cloud, PLACE, URL, Lease(WHOLE, "before"), lambda: None):
+            before["holds"] = True
+            released.wait(10)
+
+    thread = threading.Thread(target=run_until_told)
+    thread.start()
+    while not before:
+        time.sleep(0.01)
+    threading.Timer(0.4, released.set).start()  # eight renewals later
+    with opened(URL):
+        assert released.is_set()
+    thread.join()
+    assert re.search("is held by another process .*; waiting for up to 6 s until it ends", capsys.readouterr().err)
+
+
+def test_of_two_that_hold_it_the_one_that_came_first_ends(cloud, monkeypatch):
+    """It slept between reading its lease and writing it anew, until the other had found it dead."""
+    ended = []
+
+    def take(fs: Any, root: str, url: str, wanted: Lease, wait: bool) -> str:
+        token = {"a": "000000.f", "b": "000001.0"}[wanted.identity]
+        lease._write(fs, root, wanted, token)
+        return token
+
+    monkeypatch.setattr(lease, "_take", take)
+    first, second = (Lease(WHOLE, name) for name in "ab")
+    with (
+        held(cloud, PLACE, URL, first, lambda: ended.append("a")),
+        held(cloud, PLACE, URL, second, lambda: ended.append("b")),
+    ):
+        time.sleep(0.5)
+    assert ended == ["a"]
 
 
 def test_a_second_process_on_the_same_machine_is_refused_by_the_working_copy(cloud):
@@ -341,17 +413,35 @@ def test_a_dead_process_is_found_dead(tmp_path, cloud, monkeypatch, capsys):
     machine(monkeypatch, tmp_path, 2)
     with opened(URL):
         pass
-    assert re.search(rf"{URL} is held by another process \(process id \d+ on .*\); looking", capsys.readouterr().err)
+    assert re.search(
+        rf"{URL} is held by another process \(process id \d+ on .*\); waiting for up to", capsys.readouterr().err
+    )
+
+
+def test_a_copied_working_copy_is_not_the_same_holder(tmp_path, cloud, monkeypatch):
+    """The image of a disk, or a home that several machines see."""
+    with opened(URL):
+        pass
+    shutil.copytree(tmp_path / "scratch", tmp_path / "scratch 2")
+    with opened(URL) as copy:
+        machine(monkeypatch, tmp_path, 2)
+        assert recall(URL, run_folder(URL), cloud, PLACE).identity == copy.identity
+        with pytest.raises(TryAgain, match="is in use by another process"), opened(URL):
+            pass
+    here = lease.holder("x", copy.folder / ".lock")
+    assert here == lease.holder("x", copy.folder / ".lock") != lease.holder("x", run_folder(URL) / ".lock")
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(nodename="another"))
+    assert lease.holder("x", copy.folder / ".lock") != here
 
 
 def test_shards_and_whole_runs_exclude_each_other(tmp_path, cloud, monkeypatch):
     with opened(URL, "score-0-of-4"), opened(URL, "score-1-of-4"):
         machine(monkeypatch, tmp_path, 2)
         whole = r"in use by shard 0/4 of score \(process id .*\) and 1 more; wait until they end"
-        with pytest.raises(UserError, match=whole), opened(URL):
+        with pytest.raises(TryAgain, match=whole), opened(URL):
             pass
         same = r"shard 1/4 of score is at work already in gs.*; wait until it ends, or start another shard"
-        with pytest.raises(UserError, match=same), opened(URL, "score-1-of-4"):
+        with pytest.raises(TryAgain, match=same), opened(URL, "score-1-of-4"):
             pass
         with opened(URL, "score-3-of-4"):
             pass
@@ -379,7 +469,7 @@ def test_of_many_that_come_together_one_gets_it(cloud):
                 most.append(len(inside))
                 time.sleep(0.4)
                 inside.remove(number)
-        except UserError:
+        except TryAgain:
             refused.append(number)
 
     threads = [threading.Thread(target=come, args=(number,)) for number in range(6)]
@@ -437,6 +527,20 @@ def test_nothing_is_written_with_a_lost_lease(cloud, monkeypatch):
         atomic.write_text(copy.folder / "x", "x")
         push_all(copy)
     assert not cloud.objects
+
+
+def test_a_lease_lost_in_the_middle_of_a_push_ends_it(tmp_path, cloud):
+    copy = folder_of(cloud, tmp_path / "copy")
+    finished(copy.folder)
+
+    def check() -> None:
+        if f"{PLACE}/score/arm/weights" in cloud.objects:
+            raise Died
+
+    copy.check = check
+    with pytest.raises(Died):
+        push(copy)
+    assert not [name for name in cloud.names(PLACE) if mirror._rank(name) > mirror.DATA]
 
 
 def test_the_second_of_two_shards_with_other_settings_is_refused(tmp_path, cloud, monkeypatch):
@@ -528,8 +632,6 @@ def test_an_interruption_and_an_error_push_what_there_is(cloud, monkeypatch):
 
 
 def test_a_working_copy_deleted_meanwhile_deletes_nothing_in_the_bucket(cloud, monkeypatch):
-    import shutil
-
     monkeypatch.setattr(bucket, "PUSH_SECONDS", 60.0)
     with pytest.raises(UserError, match="was deleted while it was in use"), opened(URL) as copy:
         atomic.write_text(atomic.make_folder(copy.folder / "a" / "checkpoints") / "x", "x")
@@ -547,16 +649,67 @@ def test_several_processes_with_one_mesh_are_refused(cloud, monkeypatch):
 
 
 def test_messages_of_stages_name_the_bucket(cloud):
-    says = rf"delete the folder {URL}/score to .*\(working copy: {run_folder(URL)}\)"
+    says = rf"{URL}/score was made from something else: .* \(working copy: {run_folder(URL)}\)"
     with pytest.raises(UserError, match=says), opened(URL) as copy:
         begin(copy.folder / "score", FINGERPRINT)
+        begin(copy.folder / "score", {"seed": 1})
+
+
+def test_a_damaged_working_copy_is_to_be_deleted_not_the_bucket(cloud):
+    with opened(URL) as copy:
+        finished(copy.folder)
+    path = copy.folder / "score" / "result"
+    before, data = path.stat(), path.read_bytes()
+    path.write_bytes(bytes(len(data)))  # a bit flips: neither the size nor the time tells
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(UserError) as error, opened(URL) as copy:
         verify(copy.folder / "score")
+    assert str(error.value) == (
+        f"{URL}/score/result is not as its stage wrote it (checksum); delete the working copy {copy.folder}, for the "
+        f"bucket may be intact; if it is damaged there too, delete the folder {URL}/score to compute the stage anew"
+    )
+    shutil.rmtree(copy.folder)
+    with opened(URL) as copy:
+        verify(copy.folder / "score")
+
+
+@pytest.mark.parametrize("what", ["pull", "push"])
+def test_a_disk_that_fails_is_not_the_bucket(cloud, monkeypatch, what):
+    with opened(URL) as copy:
+        atomic.write_text(atomic.make_folder(copy.folder / "a") / "x", "1")
+    says = (
+        rf"^the working copy {copy.folder} cannot be used \(a/x: Permission denied\); mend its permissions or its disk"
+    )
+
+    def refuse(local: str, *rest: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", local)
+
+    if what == "push":
+        monkeypatch.setattr(bucket, "PUSH_SECONDS", 60.0)
+        monkeypatch.setattr(cloud, "put_file", refuse)
+        with pytest.raises(UserError, match=says), opened(URL) as copy:
+            atomic.write_text(copy.folder / "a" / "x", "2")
+    else:
+        cloud.pipe_file(f"{PLACE}/a/x", b"3")
+        monkeypatch.setattr(cloud, "get_file", lambda path, local: refuse(str(copy.folder / "a" / "x")))
+        with pytest.raises(UserError, match=says), opened(URL):
+            pass
 
 
 @pytest.mark.parametrize("out", ["gs://", "http://a/b", "s3:///"])
 def test_an_address_that_is_none(out):
     with pytest.raises(UserError, match="is no run directory; give a folder, gs://BUCKET/FOLDER or s3://BUCKET/FOLDER"):
         run_folder(out)
+
+
+def test_a_slash_at_the_end_changes_nothing(cloud):
+    with opened(URL) as first:
+        begin(first.folder / "score", FINGERPRINT)
+    atomic.write_text(first.folder / "score" / "never pushed", "x")
+    with opened(f"{URL}//") as copy:
+        assert (copy.folder / "score" / "never pushed").exists() and copy.identity == first.identity
+    assert cloud.names(PLACE) == {"score/fingerprint.json", "score/never pushed"}
+    assert bucket.look_at(f"{URL}/") == 2
 
 
 def test_a_package_that_is_missing(monkeypatch):
@@ -641,3 +794,15 @@ def test_doctor_and_estimate_take_an_address(inputs, tmp_path, cloud, capsys):
     assert cli.main(["estimate", str(write_config(tmp_path, config))]) == 0
     says = rf"{URL} \(new\), working copy {run_folder(URL)}, [\d,]+ GiB free"
     assert re.fullmatch(says, doctor._run_directory(config))
+    assert not cloud.objects  # what it wrote to see whether it can is gone
+
+
+@pytest.mark.parametrize("verb", ["put", "rm"])
+def test_doctor_tells_a_bucket_that_can_only_be_read(inputs, cloud, verb):
+    def refuse(asked: str, path: str) -> None:
+        if asked == verb:
+            raise PermissionError("Denied")
+
+    cloud.before = refuse
+    with pytest.raises(UserError, match=f"{URL} cannot be used .* permissions .list, read, write and delete"):
+        doctor._run_directory(remote_config(inputs))

@@ -68,7 +68,7 @@ def gs() -> Iterator[str]:
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
-            patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # by gRPC, which the server does not speak
+            patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # as `bucket.file_system`, and before the import
             pytest.importorskip("gcsfs", reason=INSTALL)
             import fsspec
 
@@ -81,7 +81,12 @@ def gs() -> Iterator[str]:
 @pytest.mark.filterwarnings("ignore:Sending a large body directly with raw bytes:ResourceWarning")  # by gcsfs
 @pytest.mark.parametrize("store", ["s3", "gs"])
 def test_copies_and_leases(store, request, tmp_path, monkeypatch):
-    for name, seconds in (("RENEW_SECONDS", 0.5), ("STALE_SECONDS", 10.0), ("LOOK_SECONDS", 0.2)):
+    for name, seconds in (
+        ("RENEW_SECONDS", 0.5),
+        ("STALE_SECONDS", 10.0),
+        ("GRACE_SECONDS", 0.0),
+        ("LOOK_SECONDS", 0.2),
+    ):
         monkeypatch.setattr(lease, name, seconds)
     machine(monkeypatch, tmp_path, 1)
     url = f"{request.getfixturevalue(store)}/copies"
@@ -91,7 +96,7 @@ def test_copies_and_leases(store, request, tmp_path, monkeypatch):
         atomic.write_bytes(copy.folder / "large", large)
         machine(monkeypatch, tmp_path, 2)
         says = rf"{url} is in use by another process \(process id {os.getpid()} on"
-        with pytest.raises(UserError, match=says), opened(url):
+        with pytest.raises(TryAgain, match=says), opened(url):
             pass
     assert bucket.look_at(url) == len(whole) + 1
     with opened(url) as copy:
@@ -159,7 +164,7 @@ def test_a_killed_run_goes_on_without_its_working_copy_and_shards_from_several_m
     victim.communicate()
     assert victim.returncode == -signal.SIGKILL, "it was done before it could be killed"
     said = finish(start("run", f"{s3}/killed"))
-    assert "looking for up to 45 s whether it still runs" in said  # its lease was left behind
+    assert "waiting for up to 75 s until it ends or is found dead" in said  # its lease was left behind
     assert stored(f"{s3}/killed", "select/selection.jsonl") == selection
     assert re.search(rf"The run directory is {s3}/killed; its working copy here is \S+", said), said
 

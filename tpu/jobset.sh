@@ -23,7 +23,8 @@ Option               Variable            Meaning
 --chips N            TPU_CHIPS           of one host: 4, or 1 or 8 on hosts of that kind
 --claim PVC          NTK_CLAIM           a ReadWriteMany volume claim (Filestore), mounted at /runs
 --config FILE        NTK_CONFIG          the config, in the image or under /runs
---out DIR            NTK_OUT             the run directory, under /runs
+--out DIR            NTK_OUT             the run directory, under /runs; on one host also gs://BUCKET/FOLDER, with the
+                                         credentials of the pod's service account (Workload Identity)
 --command NAME                           run (default), or one stage
 --namespace NAME                         of the cluster (default: default)
 --max-restarts N                         how many preemptions and other failures it survives (default 100)
@@ -81,7 +82,11 @@ need "$out" "run directory" "--out DIR" NTK_OUT '[^"\\]+'
 need "$command" "command" "--command NAME" NTK_COMMAND '[a-z]+'
 need "$namespace" "namespace" "--namespace NAME" "the default" '[a-z0-9-]+'
 need "$max_restarts" "number" "--max-restarts N" "the default" '[0-9]+'
-[[ $out == /runs/?* ]] || fail "--out $out would vanish with the pod: give a folder under /runs"
+case $out in
+  /runs/?* | gs://?*/?*) ;;
+  gs://*) fail "--out $out: give gs://BUCKET/FOLDER, or a folder under /runs" ;;
+  *) fail "--out $out would vanish with the pod: give a folder under /runs, or gs://BUCKET/FOLDER on one host" ;;
+esac
 dimensions=$(tr -dc x <<<"$topology" | wc -c)
 case $accelerator in
   tpu-v4-podslice | tpu-v5p-slice) wanted=2 ;;
@@ -91,6 +96,9 @@ esac
 [ "$dimensions" = "$wanted" ] || fail "--topology $topology: $accelerator has $((wanted + 1)) numbers in its topologies"
 all=$((${topology//x/*}))
 [ $((all % chips)) = 0 ] || fail "--topology $topology has $all chips, which $chips a host do not divide"
+if [[ $out == gs://* ]] && [ "$all" != "$chips" ]; then
+  fail "--out $out: the $((all / chips)) hosts need a run directory that all of them see; give a folder under /runs"
+fi
 [ "$dry_run" = yes ] || command -v kubectl >/dev/null || fail "no kubectl here: install it, or give --dry-run"
 
 quoted() { # a string as JSON, which is YAML

@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -23,7 +24,7 @@ from typing import Any, NoReturn
 from ntk_jax.errors import TryAgain, UserError
 from ntk_jax.parallel import hosts
 from ntk_jax.storage import atomic
-from ntk_jax.storage.lease import STALE_SECONDS, STARTING, WHOLE, Lease, held, is_held, say
+from ntk_jax.storage.lease import FOLDER, STALE_SECONDS, STARTING, WHOLE, Lease, held, holder, is_held, say
 from ntk_jax.storage.mirror import Mirror, fetch_changed, objects, pull, push, recall
 from ntk_jax.storage.run import SHARDS, lock
 
@@ -34,10 +35,19 @@ PATIENCE_SECONDS = 300.0  # of the end of a stage with such a bucket
 _STORES = ("aiobotocore", "aiohttp", "asyncio", "botocore", "fsspec", "gcsfs", "google", "requests", "s3fs", "urllib3")
 _REFUSALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError")
 
+# How the messages of a damaged file end.
+_DAMAGED = re.compile(r"(restore it, or )?(?P<mend>delete (the folder|the store|it and run again)\b.*)$", re.DOTALL)
+
 
 def is_address(out: str) -> bool:
     """Whether a run directory is in a bucket."""
     return "://" in out
+
+
+def _address(url: str) -> str:
+    """One spelling of what is one place."""
+    protocol, separator, path = url.partition("://")
+    return f"{protocol}{separator}{path.rstrip('/')}"
 
 
 def run_folder(out: str, shard: str = "") -> Path:
@@ -46,17 +56,20 @@ def run_folder(out: str, shard: str = "") -> Path:
     Raises UserError: it is an address, but of no bucket."""
     if not is_address(out):
         return Path(out)
-    protocol, _, path = out.partition("://")
+    protocol, _, path = _address(out).partition("://")
     if protocol not in PACKAGES or not path.strip("/"):
         raise UserError(f"{out} is no run directory; give a folder, gs://BUCKET/FOLDER or s3://BUCKET/FOLDER")
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", path).strip("-.")[-60:]
     scratch = os.environ.get("NTK_JAX_SCRATCH") or Path.home() / ".cache" / "ntk_jax" / "runs"
-    digest = hashlib.sha256(out.rstrip("/").encode()).hexdigest()[:8]
+    digest = hashlib.sha256(_address(out).encode()).hexdigest()[:8]
     return Path(scratch).absolute() / f"{name}-{digest}{'.' if shard else ''}{shard}"
 
 
 def file_system(url: str) -> tuple[Any, str]:
     """(the fsspec file system, the path in it) of an address. Raises UserError: a package is missing."""
+    # Plain buckets are meant. gcsfs would ask of every bucket whether it is one, by another API (gRPC) that not every
+    # network and no emulator lets through. It reads this when it is imported.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     try:
         import fsspec
 
@@ -69,17 +82,26 @@ def file_system(url: str) -> tuple[Any, str]:
 
 
 def look_at(url: str) -> int:
-    """How many objects a run directory in a bucket has. Raises UserError and TryAgain as `opened`."""
+    """How many objects a run directory in a bucket has; it can be read and written. Raises UserError and TryAgain as
+    `opened`."""
+    url = _address(url)
     with _explained(url):
-        return len(objects(*file_system(url)))
+        fs, root = file_system(url)
+        count = len(objects(fs, root))
+        probe = f"{root}/{FOLDER}/probe-{uuid.uuid4().hex}"  # beside the leases, and none for want of a dot
+        fs.pipe_file(probe, b"probe")
+        fs.cat_file(probe)
+        fs.rm_file(probe)
+        return count
 
 
 @contextlib.contextmanager
 def opened(url: str, shard: str = "") -> Iterator[Mirror]:
     """Holds a run directory in a bucket, for this process alone or for one shard, with its working copy up to date.
 
-    Raises UserError: others hold it, or there is something to mend. TryAgain: the bucket cannot be reached.
+    Raises UserError: there is something to mend. TryAgain: others hold it, or the bucket cannot be reached.
     """
+    url = _address(url)
     if hosts.several():
         raise UserError(
             f"{url}: several processes with one mesh need a run directory on a file system that all of them see; give "
@@ -93,7 +115,7 @@ def opened(url: str, shard: str = "") -> Iterator[Mirror]:
             objects(fs, root)  # a mistake in the address or the credentials shows here
             stack.enter_context(lock(folder))
             mirror = recall(url, folder, fs, root)
-            lease = Lease(shard or WHOLE, mirror.identity)
+            lease = Lease(shard or WHOLE, holder(mirror.identity, mirror.folder / ".lock"))
             token = stack.enter_context(held(fs, root, url, lease, lambda: _lost(url)))
             mirror.check = lambda: is_held(fs, root, lease, token) or _lost(url)
             pull(mirror)
@@ -108,7 +130,7 @@ def opened(url: str, shard: str = "") -> Iterator[Mirror]:
 @contextlib.contextmanager
 def starting(mirror: Mirror, stage: str) -> Iterator[None]:
     """Lets the shards of a directory write what they share (config, provenance, fingerprint) one after the other."""
-    lease = Lease(STARTING, mirror.identity)
+    lease = Lease(STARTING, holder(mirror.identity, mirror.folder / ".lock"))
     with held(mirror.fs, mirror.root, mirror.url, lease, lambda: _lost(mirror.url), wait=True):
         fetch_changed(mirror, ("config.yaml", "provenance.json", f"{stage}/fingerprint.json", f"{stage}/manifest.json"))
         yield
@@ -152,7 +174,9 @@ def _pushed_meanwhile(mirror: Mirror) -> Iterator[None]:
                 pause = PUSH_SECONDS
             except Exception as error:
                 if pause == PUSH_SECONDS:
-                    say(f"{mirror.url} cannot be written ({_gist(error)}); the run goes on, and tries again")
+                    ours = isinstance(error, (UserError, TryAgain))
+                    what = str(error) if ours else f"{mirror.url} cannot be written ({_gist(error)})"
+                    say(f"{what}; the run goes on, and tries again")
                 pause = min(2 * pause, SLOWEST_SECONDS)
 
     thread = threading.Thread(target=now_and_then, daemon=True, name="push")
@@ -223,14 +247,21 @@ def _gist(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _in_the_users_words(url: str, folder: Path) -> Iterator[None]:
-    """In the messages of the stages, the address that the user typed stands for the working copy."""
+    """In the messages of the stages, the address that the user typed stands for the working copy; but not where they
+    speak of its disk, or of a damaged file, for that of the bucket may be whole."""
     try:
         yield
     except UserError as error:
         text = str(error)
-        if str(folder) not in text:
+        if str(folder) not in text or re.match("cannot write |the working copy ", text):
             raise
-        raise UserError(f"{text.replace(str(folder), url)} (working copy: {folder})") from error
+        text = text.replace(str(folder), url)
+        damaged = _DAMAGED.search(text)
+        if damaged:
+            there = f"if it is damaged there too, {damaged['mend']}"
+            text = f"{text[: damaged.start()]}delete the working copy {folder}, for the bucket may be intact; {there}"
+            raise UserError(text) from error
+        raise UserError(f"{text} (working copy: {folder})") from error
 
 
 def _lost(url: str) -> NoReturn:

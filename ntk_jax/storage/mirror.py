@@ -6,7 +6,7 @@ left.
 
 The folder keeps account of which file was the same as which object, and when: while neither has changed since, nothing
 is copied. The bucket is the truth; but what was written here and never pushed, because the process or the network died,
-stays if nobody has changed the results in the bucket meanwhile.
+stays if nobody has changed the results in the bucket meanwhile, nor begun or ended a stage of it in another way.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import base64
 import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
 import itertools
 import json
@@ -22,10 +23,10 @@ import os
 import re
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ntk_jax.errors import TryAgain, UserError
 from ntk_jax.storage import atomic
@@ -37,6 +38,8 @@ AT_ONCE = 8  # transfers
 # Locks, leases and the account; what is written to be renamed: by `storage/atomic.py`, tensorstore and orbax.
 _NOT_SHARED = re.compile(r"\.lock|\.synced\.json|\.leases/.*|(.*/)?\..*\.tmp|.*\.__lock|.*\.orbax-checkpoint-tmp.*")
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Stat = tuple[int, int, int]  # size, time in nanoseconds and inode: a replaced file differs in one of them
 
 
@@ -44,9 +47,9 @@ Stat = tuple[int, int, int]  # size, time in nanoseconds and inode: a replaced f
 class Mirror:
     """A folder that is kept equal to `root` of an fsspec file system.
 
-    identity: of the folder, for the leases of its processes. trusted: whether the account speaks of all that is in it.
+    identity: of the folder, for `lease.holder`. trusted: whether the account speaks of all that is in it.
     same: of every file that was the same as its object, (the object's mark, the file's stat) at that time.
-    check: called before anything is written to the bucket.
+    check: called before anything is written to the bucket, and again before what is of the next rank.
     """
 
     url: str
@@ -65,7 +68,7 @@ def recall(url: str, folder: Path, fs: Any, root: str) -> Mirror:
     mirror = Mirror(url, folder, fs, root, uuid.uuid4().hex[:12])
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         found = json.loads((folder / ACCOUNT).read_text(encoding="utf8"))
-        if found["url"] == url:
+        if found["url"].rstrip("/") == url:  # versions before this one took it as it was typed
             mirror.same = {name: (mark, (stat[0], stat[1], stat[2])) for name, (mark, stat) in found["same"].items()}
             mirror.identity, mirror.trusted = found["identity"], found["trusted"]
     _remember(mirror)
@@ -77,9 +80,29 @@ def _remember(mirror: Mirror) -> None:
     atomic.write_text(mirror.folder / ACCOUNT, json.dumps(tree))
 
 
+def _telling(do: Callable[Concatenate[Mirror, P], T]) -> Callable[Concatenate[Mirror, P], T]:
+    """Tells a disk that fails from a bucket that does: the errors of the folder's files name them."""
+
+    @functools.wraps(do)
+    def done(mirror: Mirror, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return do(mirror, *args, **kwargs)
+        except OSError as error:
+            name = error.filename
+            if not isinstance(name, (str, os.PathLike)) or not Path(name).is_relative_to(mirror.folder):
+                raise
+            raise UserError(
+                f"the working copy {mirror.folder} cannot be used ({os.path.relpath(name, mirror.folder)}: "
+                f"{error.strerror}); mend its permissions or its disk, or set NTK_JAX_SCRATCH to another folder"
+            ) from error
+
+    return done
+
+
 # -- from the bucket -------------------------------------------------------------------------------------------------
 
 
+@_telling
 def pull(mirror: Mirror) -> None:
     """Brings the folder to the bucket. A file that was written here and not pushed stays, if nobody has changed what
     this folder knew of the results; one that was deleted here and not there comes back."""
@@ -89,6 +112,7 @@ def pull(mirror: Mirror) -> None:
     # config.yaml, provenance.json and the files of shards are no results: every shard writes them.
     results = [name for name in mirror.same if "/" in name and not name.startswith(".")]
     goes_on = mirror.trusted and all(name in equal or marks.get(name) == mirror.same[name][0] for name in results)
+    goes_on = goes_on and not _met_another(mirror, there.keys() - equal, here.keys() - equal)
     if not goes_on:
         mirror.trusted = False  # until this is done: cut short in the middle, it must not seem to go on the next time
         _remember(mirror)
@@ -115,6 +139,17 @@ def pull(mirror: Mirror) -> None:
     _remember(mirror)
 
 
+def _met_another(mirror: Mirror, there: Set[str], here: Set[str]) -> bool:
+    """Whether a stage that has files here which the bucket lacks was begun or ended there by somebody else: then its
+    files, and those of the stages built on them, are of two runs. there, here: what is not the same in both."""
+    for stage in {name.partition("/")[0] for name in here if "/" in name}:
+        for name in {f"{stage}/fingerprint.json", f"{stage}/manifest.json"} & there:
+            path = mirror.folder / name
+            if not path.exists() or path.read_bytes() != mirror.fs.cat_file(f"{mirror.root}/{name}"):
+                return True
+    return False
+
+
 def fetch(mirror: Mirror, name: str, info: Mapping[str, Any]) -> None:
     """Brings one object. Raises UserError: the disk is full or not writable. TryAgain: it did not come whole."""
     path = mirror.folder / name
@@ -135,6 +170,7 @@ def fetch(mirror: Mirror, name: str, info: Mapping[str, Any]) -> None:
     mirror.same[name] = (mark_of(info), _stat(path))
 
 
+@_telling
 def fetch_changed(mirror: Mirror, names: Iterable[str]) -> None:
     """Brings these objects if they are there and others than this folder knew."""
     with mirror.turn:
@@ -153,9 +189,14 @@ def _equal(mirror: Mirror, name: str, info: Mapping[str, Any], stat: Stat) -> bo
     said = base64.b64decode(info["md5Hash"]).hex() if info.get("md5Hash") else mark
     if not re.fullmatch("[0-9a-f]{32}", said) or stat[0] != info["size"]:
         return False
-    with open(mirror.folder / name, "rb") as file:
-        if hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest() != said:
-            return False
+    try:
+        with open(mirror.folder / name, "rb") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    except OSError as error:
+        error.filename = mirror.folder / name  # a disk that cannot be read does not say of what
+        raise
+    if digest != said:
+        return False
     mirror.same[name] = (mark, stat)
     return True
 
@@ -179,6 +220,7 @@ def _rank(name: str) -> int:
     return DESCRIPTIONS if description or last == "_CHECKPOINT_METADATA" else DATA
 
 
+@_telling
 def push(mirror: Mirror) -> None:
     """Brings the bucket to the folder, as it was when this began. Raises whatever the store raises."""
     with mirror.turn:
@@ -196,15 +238,17 @@ def push(mirror: Mirror) -> None:
             return
         if not (mirror.folder / ACCOUNT).exists():
             raise UserError(f"the working copy {mirror.folder} was deleted while it was in use; run again")
-        mirror.check()
         try:
             ordered = sorted(changed, key=lambda name: (_rank(name), changed[name][1], name))
             for rank, names in itertools.groupby(ordered, _rank):
+                mirror.check()
                 if rank <= BLOCKS:
                     _several(lambda name: _upload(mirror, name), list(names))
                 else:  # descriptions speak of each other: one after the other
                     for name in names:
                         _upload(mirror, name)
+            if gone:
+                mirror.check()
             for name in sorted(gone, key=_rank, reverse=True):  # first what says that a checkpoint is whole
                 with contextlib.suppress(FileNotFoundError):
                     mirror.fs.rm_file(f"{mirror.root}/{name}")
