@@ -92,6 +92,7 @@ def test_values_go_where_they_are_placed(second: None) -> None:
 def test_errors_of_a_lost_process_are_told_from_others(second: None) -> None:
     gone = hosts.explains(jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection reset by peer"))
     assert gone == f"process 1 of 2: {LOST} (coordinator there:1); start all 2 again, what is written is kept"
+    assert hosts.explains(ValueError("UNKNOWN: Gloo AllGather failed: Read error: Connection reset by peer")) == gone
     assert hosts.explains(jax.errors.JaxRuntimeError("INTERNAL: something else")) is None
     assert hosts.explains(ValueError("gloo")) is None
 

@@ -224,7 +224,11 @@ def place(tree: Any, shardings: Any) -> Any:
 
 def explains(error: BaseException) -> str | None:
     """The line for an error that another process's end caused; None for any other error."""
-    if not several() or not isinstance(error, jax.errors.JaxRuntimeError) or not _GONE.search(str(error)):
+    # At its first use of a program JAX raises what the runtime says as a ValueError, known by its status word.
+    of_runtime = isinstance(error, jax.errors.JaxRuntimeError) or (
+        isinstance(error, ValueError) and re.match(r"[A-Z_]+: ", str(error))
+    )
+    if not several() or not of_runtime or not _GONE.search(str(error)):
         return None
     assert _here is not None
     return _here.lost
