@@ -117,6 +117,7 @@ def test_sketches_of_the_api(model, projection):
     assert np.abs(z @ z.T - kernel).max() < 0.5 * norms.max()
 
 
+@pytest.mark.slow  # the docs' example, which `.ci/run` executes, calls it too
 def test_stability_over_saved_adapters(model, inputs, tmp_path):
     moved = jax.tree.map(lambda leaf: leaf * 1.1, model.lora)
     for name, lora in (("first", model.lora), ("second", moved)):

@@ -78,7 +78,7 @@ def assert_close(actual: np.ndarray, expected: np.ndarray) -> None:
     [
         ({}, {}),
         ({"kind": "centered_trace", "method": "products"}, {"kind": "centered_trace"}),
-        ({"kind": "pseudo"}, {"kind": "pseudo"}),
+        pytest.param({"kind": "pseudo"}, {"kind": "pseudo"}, marks=pytest.mark.slow),
         ({"kind": "probe", "probes": 3}, {"kind": "probe", "probes": 3}),
         ({"kind": "full", "limit": None}, {"kind": "full"}),
     ],
@@ -92,7 +92,7 @@ def test_the_matrix_is_that_of_the_api(inputs, tmp_path, section, options):
     assert str(found["kind"]) == options.get("kind", "trace")
 
 
-@pytest.mark.parametrize("kind", ["trace", "full"])
+@pytest.mark.parametrize("kind", ["trace", pytest.param("full", marks=pytest.mark.slow)])
 def test_a_set_with_itself(inputs, tmp_path, kind, capsys):
     found = made(inputs, tmp_path, kernel={"b": [], "kind": kind})
     matrix = found["kernel"]
@@ -114,6 +114,7 @@ def test_the_last_blocks_of_a_larger_set_with_itself(inputs, tmp_path):
     assert_close(found["kernel"], expected(inputs, str(tmp_path / "many.jsonl"), None, kind="pseudo"))
 
 
+@pytest.mark.slow
 def test_all_parameters_of_a_model_without_adapter(inputs, tmp_path):
     """The fresh adapter that runs carry has no part in it."""
     score = {"parameters": "all", "span": "all"}

@@ -87,7 +87,10 @@ def test_a_linear_map_behind_the_function_changes_nothing():
         assert_close(tangent_kernel(inner, short, None, a, b, kind=kind, outputs=theta["out"]), whole)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+SLOWER = [pytest.param(name, marks=() if name == "qwen3" else pytest.mark.slow) for name in FAMILIES]
+
+
+@pytest.mark.parametrize("family", SLOWER)
 def test_both_routes_agree_with_explicit_jacobians(family):
     model = tiny_model(family, vocab_size=41)
     a, b = (random_rows(2, seed=seed, vocab=41) for seed in (1, 2))  # of one shape: all is compiled once for both
@@ -102,7 +105,7 @@ def test_both_routes_agree_with_explicit_jacobians(family):
 @pytest.mark.parametrize(
     ("parameters", "family"),  # qwen2: the embedding is the head
     [
-        ("base/(head|embed)", "qwen2"),
+        pytest.param("base/(head|embed)", "qwen2", marks=pytest.mark.slow),
         ("all", "llama"),
         pytest.param("base/layers/o_proj", "qwen3", marks=pytest.mark.slow),
     ],

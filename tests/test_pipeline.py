@@ -337,7 +337,7 @@ class TestMistakes:
         "message, sections",
         [
             ("direction = adam needs a warm-up of this run", {"score": {"direction": "adam", "parameters": "all"}}),
-            (r"score.parameters = '\(' is not lora, all or a regular", {"score": {"parameters": "("}}),
+            (r"score.parameters = '\(' is not lora, lora", {"score": {"parameters": "("}}),
             ("the last position has no next token", {"score": {"span": "last", "objective": "cross_entropy"}}),
         ],
     )
