@@ -1,4 +1,4 @@
-"""The Python API: what `import ntk_jax as nj` offers. Each function turns examples into token rows and calls `ntk/`.
+"""The Python API: what `import ntk_jax as nj` offers. Each function makes token rows of examples and calls `kernels/`.
 
 Examples are a path (or glob, `builtin:`, `tfds:`, `hf:`), an iterable of records, or token rows
 `{"input_ids": [...], "span": [0/1, ...]}` that bypass templates and tokenizers.
@@ -17,19 +17,19 @@ import numpy as np
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.tokens import TOO_LONG, Dropped, as_rows
 from ntk_jax.errors import UserError
+from ntk_jax.kernels import direction as directions
+from ntk_jax.kernels import exact, score
+from ntk_jax.kernels.backbone import span_mean, stacked
+from ntk_jax.kernels.objectives import Objective
+from ntk_jax.kernels.parameters import refuse_fresh_lora, split_parameters
+from ntk_jax.kernels.projections import Projection, ProjectionKind, check_width
+from ntk_jax.kernels.rows import layout_for
+from ntk_jax.kernels.sketch import sketches
+from ntk_jax.kernels.stability import Checkpoint, StabilityReport
+from ntk_jax.kernels.stability import stability as measure_stability
 from ntk_jax.models.attention_kernel import Attention
 from ntk_jax.models.model import Model, computing_in
 from ntk_jax.models.peft import load_adapter_like
-from ntk_jax.ntk import direction as directions
-from ntk_jax.ntk import exact, score
-from ntk_jax.ntk.backbone import span_mean, stacked
-from ntk_jax.ntk.objectives import Objective
-from ntk_jax.ntk.parameters import refuse_fresh_lora, split_parameters
-from ntk_jax.ntk.projections import Projection, ProjectionKind, check_width
-from ntk_jax.ntk.rows import layout_for
-from ntk_jax.ntk.sketch import sketches
-from ntk_jax.ntk.stability import Checkpoint, StabilityReport
-from ntk_jax.ntk.stability import stability as measure_stability
 from ntk_jax.selection.sketch_store import create_sketches, longest_id, sketch_facts, write_sketches
 from ntk_jax.storage.arrays import Store, done_blocks
 from ntk_jax.storage.hashing import hash_tree

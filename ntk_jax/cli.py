@@ -197,7 +197,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"ntk-jax: error: {_out_of_memory(error)}", file=sys.stderr)
             return _ended(2)
         lost = (
-            sys.modules["ntk_jax.parallel.hosts"].explains(error) if "ntk_jax.parallel.hosts" in sys.modules else None
+            sys.modules["ntk_jax.parallel.hosts"].lost_process_line(error)
+            if "ntk_jax.parallel.hosts" in sys.modules
+            else None
         )
         if lost:
             print(f"ntk-jax: error: {lost}", file=sys.stderr)
@@ -211,8 +213,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _ended(code: int) -> int:
     """The exit code of a command that failed; one of several processes ends at once, for the others will not come."""
     hosts = sys.modules.get("ntk_jax.parallel.hosts")  # not imported yet where nothing was started
-    if hosts and hosts.several():
-        hosts.leave(code)
+    if hosts and hosts.is_distributed():
+        hosts.exit_now(code)
     return code
 
 
@@ -282,7 +284,7 @@ def _command(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     finally:
         for line in shown:  # so that an error begins on a line of its own
             line.close()
-    if not hosts.writes():
+    if not hosts.is_primary():
         return
     if whole or arguments.command in ("select", "evaluate"):
         print(summarize(folder))

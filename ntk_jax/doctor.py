@@ -21,7 +21,7 @@ from ntk_jax.data.templates import render, uses_chat
 from ntk_jax.data.tokens import ChoiceRow, Dropped, encode, encode_choices
 from ntk_jax.errors import TryAgain, UserError
 from ntk_jax.models.lora import LoRAConfig
-from ntk_jax.models.model import Model, dequantised, load_model, quantised
+from ntk_jax.models.model import Model, dequantized, load_model, quantized
 from ntk_jax.parallel.mesh import make_mesh
 from ntk_jax.pipeline import check_settings
 from ntk_jax.stages.context import mesh_of
@@ -69,7 +69,7 @@ def _examine_config(config: Config, check: Callable[..., bool]) -> None:
     loaded: list[Model] = []
     check("settings", _settings, config)
     if config.model.quantization:
-        check("quantised weights", _quantised_products_agree, config.model.quantization)
+        check("quantized weights", _quantized_products_agree, config.model.quantization)
     check("run directory", _run_directory, config)
     if not check("weights", _weights, config, loaded):
         return
@@ -139,9 +139,9 @@ def _centred_head_gives_zero(model: Model, domain: list[TokenRow], pool: list[To
     return f"{left:.0e} of the sum-of-logits score is left, as it must be"
 
 
-def _quantised_products_agree(kind: str) -> str:
-    model, rows = quantised(selftest.small_model(), kind), selftest.small_rows(14)
-    scores, plain = (selftest.score(m, rows[:4], rows[4:], "sum_logits") for m in (model, dequantised(model)))
+def _quantized_products_agree(kind: str) -> str:
+    model, rows = quantized(selftest.small_model(), kind), selftest.small_rows(14)
+    scores, plain = (selftest.score(m, rows[:4], rows[4:], "sum_logits") for m in (model, dequantized(model)))
     return _agree(scores, plain, f"plain products of the same {kind} weights")
 
 

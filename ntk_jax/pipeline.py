@@ -61,7 +61,7 @@ Facts = dict[str, Any]
 
 
 def _report(run: Run, folder: Path) -> Facts:
-    return hosts.told(lambda: {"page": write_report(run.folder).name})
+    return hosts.broadcast(lambda: {"page": write_report(run.folder).name})
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def run(
     merge: close `only`, if all its blocks are there.
     Raises UserError for a user's mistake; everything already written is kept, and the same call goes on from there.
     """
-    if hosts.several() and (share or only in ("kernel", "diagnose", "report")):
+    if hosts.is_distributed() and (share or only in ("kernel", "diagnose", "report")):
         raise UserError(
             f"{only}{' --shard' if share else ''} runs in one process; start it alone, without --coordinator and not "
             "as one of a launcher's tasks"
@@ -187,24 +187,24 @@ def run(
     if share and not _stores(config, names[0]):
         return folder
     with contextlib.ExitStack() as held:
-        copy = hosts.told(lambda: held.enter_context(hold))  # one of several processes holds the directory for all
+        copy = hosts.broadcast(lambda: held.enter_context(hold))  # one of several processes holds the directory for all
         this = Run(kernel.on_one_copy(config) if set(names) == {"kernel"} else config, folder, progress, share)
         inputs = _input_hashes(config, names)
         earlier = _before(config, only) if only else ()
         fingerprints = {name: _fingerprint(config, name, inputs) for name in (*earlier, *names)}
         # Everything is compared before anything is written: a refused command leaves the run as it was.
-        hosts.refuse_other("config or inputs", json.dumps(fingerprints, sort_keys=True, default=str))
+        hosts.require_equal("config or inputs", json.dumps(fingerprints, sort_keys=True, default=str))
         looked = [name for name in (*earlier, *names) if name != "report"]
-        states = hosts.told(lambda: {name: look(folder / name, fingerprints[name]) for name in looked})
+        states = hosts.broadcast(lambda: {name: look(folder / name, fingerprints[name]) for name in looked})
         for name in earlier:
             if states[name] != "done":
                 raise UserError(f"stage {only} needs stage {name}, which is not done in {folder}; run it first")
         for name, state in states.items():
             if state == "done":
-                hosts.told(functools.partial(verify, folder / name))
+                hosts.broadcast(functools.partial(verify, folder / name))
         if merge and states[names[0]] != "done":
             stage, stores = folder / names[0], _stores(config, names[0])
-            hosts.told(lambda: refuse_missing(stage, stores, shards_asked(folder, stage.name)))
+            hosts.broadcast(lambda: refuse_missing(stage, stores, shards_asked(folder, stage.name)))
         _check_inputs(this, [name for name in names if states.get(name) != "done"], closing=merge)
         if not share:
             _write_config(config, folder)
@@ -215,21 +215,21 @@ def run(
             alone = bucket.starting(copy, name) if remote else starting(folder)
             with alone if share else contextlib.nullcontext():
                 if name != "report":  # the report is cheap and its code may have improved: it is always written anew
-                    hosts.told(functools.partial(begin, folder / name, fingerprints[name]))
+                    hosts.broadcast(functools.partial(begin, folder / name, fingerprints[name]))
                 if share:  # behind `begin`, which refuses the second of two shards that start with different settings
                     _write_config(config, folder)
-                hosts.told(functools.partial(_record_provenance, config, folder, inputs, name))
+                hosts.broadcast(functools.partial(_record_provenance, config, folder, inputs, name))
             place = make_folder(folder / name)
             if name != "report":
-                hosts.seen(place / "fingerprint.json")
+                hosts.wait_until_visible(place / "fingerprint.json")
             facts = _STAGES[name].function(this, place)
             if facts is not None:
-                hosts.told(functools.partial(commit, place, fingerprints[name], facts))
+                hosts.broadcast(functools.partial(commit, place, fingerprints[name], facts))
             if name == "warmup":
                 discard_checkpoints(place)  # they were there to go on from
             if remote:
                 bucket.push_all(copy)
-        hosts.meet("the end")
+        hosts.barrier("the end")
     return folder
 
 

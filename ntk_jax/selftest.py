@@ -15,15 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntk_jax.data.batch import TokenRow
+from ntk_jax.kernels.direction import mean_gradient
+from ntk_jax.kernels.objectives import Objective
+from ntk_jax.kernels.rows import Layout
+from ntk_jax.kernels.score import directional_scores
 from ntk_jax.models.config import ModelConfig
 from ntk_jax.models.decoder import hidden_states
 from ntk_jax.models.head import head_matrix
 from ntk_jax.models.lora import LoRAConfig
 from ntk_jax.models.model import Model, random_model
-from ntk_jax.ntk.direction import mean_gradient
-from ntk_jax.ntk.objectives import Objective
-from ntk_jax.ntk.rows import Layout
-from ntk_jax.ntk.score import directional_scores
 
 LAYOUT = Layout(row_length=64, rows_per_batch=2)
 VOCABULARY = 97

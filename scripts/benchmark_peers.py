@@ -33,10 +33,10 @@ import numpy as np
 
 import ntk_jax as nj
 from ntk_jax.data.batch import TokenRow
+from ntk_jax.kernels.agreement import spearman
 from ntk_jax.models.hub import save_weights
 from ntk_jax.models.model import Model
 from ntk_jax.models.peft import save_adapter
-from ntk_jax.ntk.agreement import spearman
 
 Projector = Callable[[Any], Any]  # [G, P] gradients -> [G, K]
 

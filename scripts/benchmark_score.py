@@ -21,23 +21,23 @@ import measurement as ms
 import numpy as np
 
 from ntk_jax.data.batch import Batch
+from ntk_jax.kernels.direction import mean_gradient
+from ntk_jax.kernels.objectives import Objective
+from ntk_jax.kernels.parameters import Tree, split_parameters
+from ntk_jax.kernels.per_example import example_gradient_step
+from ntk_jax.kernels.rows import Layout, batches_of, frozen_readout, make_step
+from ntk_jax.kernels.score import directional_scores
+from ntk_jax.kernels.sketch import GRADIENT_BYTES, within_budget
+from ntk_jax.kernels.step import Step, directional_step, gradient_step
 from ntk_jax.models.config import ModelConfig
 from ntk_jax.models.decoder import abstract_decoder, hidden_states
-from ntk_jax.models.model import Model, computing_in, quantised
+from ntk_jax.models.model import Model, computing_in, quantized
 from ntk_jax.models.quantization import LARGEST
-from ntk_jax.ntk.direction import mean_gradient
-from ntk_jax.ntk.objectives import Objective
-from ntk_jax.ntk.parameters import Tree, split_parameters
-from ntk_jax.ntk.per_example import example_gradient_step
-from ntk_jax.ntk.rows import Layout, batches_of, frozen_readout, make_step
-from ntk_jax.ntk.score import directional_scores
-from ntk_jax.ntk.sketch import GRADIENT_BYTES, within_budget
-from ntk_jax.ntk.step import Step, directional_step, gradient_step
 from ntk_jax.training.flops import forward_flops, score_flops
 
 PARTS = ("time", "packing", "vocabulary", "precision")
 SUM, LOSS = Objective("sum_logits"), Objective("cross_entropy")
-PRECISIONS: dict[str, tuple[str, str | None]] = {  # what is compared: compute dtype, kind of quantisation
+PRECISIONS: dict[str, tuple[str, str | None]] = {  # what is compared: compute dtype, kind of quantization
     "float32": ("float32", None),
     "bfloat16": ("bfloat16", None),
     **{f"{kind}, {dtype}": (dtype, kind) for kind in LARGEST for dtype in ("float32", "bfloat16")},
@@ -390,7 +390,7 @@ def with_vocabulary(model: Model, size: int, seed: int) -> Model:
 
 
 def of_precision(model: Model, options: argparse.Namespace) -> dict[str, Any]:
-    """Scores in bfloat16, and with quantised weights, against float32 with full products: direction and scores both
+    """Scores in bfloat16, and with quantized weights, against float32 with full products: direction and scores both
     computed so, from the same weights."""
     lengths = ms.lognormal_lengths(options.examples + DOMAIN, options.length, options.seed)
     domain = ms.random_rows(lengths[:DOMAIN], model.config.vocab_size, options.seed, topic=0)
@@ -401,7 +401,7 @@ def of_precision(model: Model, options: argparse.Namespace) -> dict[str, Any]:
         scores = {}
         for name, (dtype, kind) in PRECISIONS.items():
             with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
-                held = computing_in(model, dtype) if kind is None else quantised(computing_in(model, dtype), kind)
+                held = computing_in(model, dtype) if kind is None else quantized(computing_in(model, dtype), kind)
                 direction = mean_gradient(held, domain, objective, layout)
                 scores[name] = directional_scores(held, pool, direction, objective, layout).values
         exact = scores.pop("float32")

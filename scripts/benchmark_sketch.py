@@ -16,11 +16,11 @@ import jax
 import measurement as ms
 import numpy as np
 
-from ntk_jax.ntk.objectives import Objective
-from ntk_jax.ntk.per_example import example_gradients
-from ntk_jax.ntk.projections import KINDS, Projection, check_width, projection_flops
-from ntk_jax.ntk.rows import Layout
-from ntk_jax.ntk.sketch import GRADIENT_BYTES, sketches, within_budget
+from ntk_jax.kernels.objectives import Objective
+from ntk_jax.kernels.per_example import example_gradients
+from ntk_jax.kernels.projections import KINDS, Projection, check_width, projection_flops
+from ntk_jax.kernels.rows import Layout
+from ntk_jax.kernels.sketch import GRADIENT_BYTES, sketches, within_budget
 
 
 def main() -> None:
@@ -69,7 +69,7 @@ def main() -> None:
             "first_call_seconds": first[name],
             "examples_per_second": count / seconds,
             "time_over_gradients": ms.ratio(times, name, "gradients"),
-            # What the table of ntk/projections.py counts; making the signs is not in it.
+            # What the table of kernels/projections.py counts; making the signs is not in it.
             "projection_gflop_per_example": projection_flops(projection, model.lora) / 1e9 if projection else None,
             "projection_seconds_per_example": (seconds - alone) / count if projection else None,
         }

@@ -20,10 +20,10 @@ import jax
 import measurement as ms
 
 from ntk_jax.data.batch import Batch, TokenRow
+from ntk_jax.kernels.objectives import Objective
+from ntk_jax.kernels.rows import Layout, batches_of
 from ntk_jax.models.decoder import hidden_states
 from ntk_jax.models.model import Model
-from ntk_jax.ntk.objectives import Objective
-from ntk_jax.ntk.rows import Layout, batches_of
 from ntk_jax.training.flops import training_flops
 from ntk_jax.training.loss import loss_sum
 from ntk_jax.training.optimizer import TrainConfig

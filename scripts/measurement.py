@@ -29,11 +29,11 @@ import numpy as np
 import ntk_jax  # noqa: F401 (sets XLA's flags before the first computation)
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.errors import UserError
+from ntk_jax.kernels.agreement import relative_error, spearman, top_overlap
 from ntk_jax.models.config import ModelConfig
 from ntk_jax.models.decoder import abstract_decoder
 from ntk_jax.models.lora import LoRAConfig
 from ntk_jax.models.model import Model
-from ntk_jax.ntk.agreement import relative_error, spearman, top_overlap
 from ntk_jax.training.flops import head_parameters, matrix_parameters
 
 # vocabulary, width, inner width, layers, heads, key/value heads, head width.

@@ -1,4 +1,4 @@
-"""Do 8-bit weights rank a real pool as the weights themselves do? Scores a run's pool with and without quantisation.
+"""Do 8-bit weights rank a real pool as the weights themselves do? Scores a run's pool with and without quantization.
 
     python scripts/quantization_agreement.py configs/diagnose_llama7m.yaml data.domain_limit=100 --candidates 500
     python scripts/quantization_agreement.py configs/quickstart.yaml --adapter runs/quickstart/warmup/adapter
@@ -23,17 +23,17 @@ import numpy as np
 from ntk_jax.config import load_config
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.errors import UserError
+from ntk_jax.kernels.direction import mean_gradient
+from ntk_jax.kernels.objectives import Objective
+from ntk_jax.kernels.score import directional_scores
 from ntk_jax.models.model import Model, computing_in, load_model, with_lora
 from ntk_jax.models.peft import load_adapter
 from ntk_jax.models.quantization import LARGEST
-from ntk_jax.ntk.direction import mean_gradient
-from ntk_jax.ntk.objectives import Objective
-from ntk_jax.ntk.score import directional_scores
 from ntk_jax.stages.context import Run
 from ntk_jax.training.train import train
 
 OBJECTIVES = ("sum_logits", "cross_entropy")
-# What is compared with float32: kind of quantisation, compute dtype.
+# What is compared with float32: kind of quantization, compute dtype.
 HELD: dict[str, tuple[str | None, str]] = {
     "bfloat16": (None, "bfloat16"),
     **{f"{kind}, {dtype}": (kind, dtype) for kind in LARGEST for dtype in ("float32", "bfloat16")},

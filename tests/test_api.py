@@ -8,7 +8,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from ntk_reference import random_rows, tiny_model
+from kernel_reference import random_rows, tiny_model
 from small_tokenizers import byte_tokenizer
 from tiny_run import write_inputs
 
@@ -96,11 +96,12 @@ def test_the_exact_kernel_of_a_function():
         nj.ntk(f, x)
 
 
-def test_the_room_with_the_name_of_the_function_can_be_called(model):
-    import ntk_jax.ntk.score  # binds `nj.ntk` to the package of that name
+def test_ntk_is_a_plain_function():
+    import inspect
 
-    assert nj.ntk(model, [{"input_ids": [1, 2, 3], "span": [1, 1, 0]}], kind="pseudo").shape == (1, 1)
-    assert ntk_jax.ntk.score is nj.ntk.score
+    import ntk_jax.kernels.score  # noqa: F401 (a package of that name once took its place)
+
+    assert inspect.isfunction(nj.ntk)
 
 
 @pytest.mark.parametrize("projection", ["rademacher", pytest.param("kronecker", marks=pytest.mark.slow)])

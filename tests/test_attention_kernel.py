@@ -15,21 +15,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ntk_reference import random_rows, tiny_config
+from kernel_reference import random_rows, tiny_config
 from test_parallel import COLLECTIVES
 
 from ntk_jax.config import Config
 from ntk_jax.errors import UserError
+from ntk_jax.kernels.direction import mean_gradient, stack_directions
+from ntk_jax.kernels.objectives import Objective
+from ntk_jax.kernels.parameters import split_parameters
+from ntk_jax.kernels.rows import Layout, batches_of, frozen_readout, make_step, on_devices
+from ntk_jax.kernels.score import directional_scores
+from ntk_jax.kernels.step import directional_step
 from ntk_jax.models.attention import attend, visibility
 from ntk_jax.models.attention_kernel import Kernel, attend_online, first_keys, forward_mode_of
 from ntk_jax.models.lora import LoRAConfig
 from ntk_jax.models.model import Model, random_model
-from ntk_jax.ntk.direction import mean_gradient, stack_directions
-from ntk_jax.ntk.objectives import Objective
-from ntk_jax.ntk.parameters import split_parameters
-from ntk_jax.ntk.rows import Layout, batches_of, frozen_readout, make_step, on_devices
-from ntk_jax.ntk.score import directional_scores
-from ntk_jax.ntk.step import directional_step
 from ntk_jax.parallel.mesh import make_mesh
 from ntk_jax.parallel.rules import replicate
 

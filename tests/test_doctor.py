@@ -73,7 +73,7 @@ def config(tmp_path: Path, **sections: Any) -> Config:
     return build(Config, {**tree, **sections}, "test")
 
 
-def test_quantised_weights_are_checked_and_counted(
+def test_quantized_weights_are_checked_and_counted(
     quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     doctor.examine(config(tmp_path, model={"path": "builtin:model", "max_length": 256, "quantization": "int8"}))

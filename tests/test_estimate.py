@@ -25,11 +25,11 @@ from ntk_jax.estimate.command import estimate_run
 from ntk_jax.estimate.facts import Facts
 from ntk_jax.estimate.memory import Shape, backward_bytes, score_bytes
 from ntk_jax.estimate.shape import abstract_run
+from ntk_jax.kernels.objectives import Objective
+from ntk_jax.kernels.step import Step, directional_step
 from ntk_jax.models.config import ModelConfig
 from ntk_jax.models.decoder import abstract_decoder
 from ntk_jax.models.lora import LoRAConfig
-from ntk_jax.ntk.objectives import Objective
-from ntk_jax.ntk.step import Step, directional_step
 from ntk_jax.parallel.mesh import make_mesh
 from ntk_jax.parallel.rules import param_shardings
 from ntk_jax.training.loss import loss_sum
@@ -302,7 +302,7 @@ def test_weights_are_split_as_the_rules_say(sizes: tuple[int, int, int]) -> None
     assert memory.weights(one) == pytest.approx(own + gathered)
 
 
-def test_quantised_weights_count_as_they_are_held() -> None:
+def test_quantized_weights_count_as_they_are_held() -> None:
     plain, held = (abstract_run(config(model={"quantization": kind}), Facts()) for kind in (None, "int8"))
     matrices = [leaf for leaf in jax.tree.leaves(plain.base.base["layers"]) if len(leaf.shape) == 3]
     scales = sum(4 * leaf.shape[0] * leaf.shape[2] for leaf in matrices)

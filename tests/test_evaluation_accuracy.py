@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ntk_reference import tiny_model
+from kernel_reference import tiny_model
 from small_tokenizers import byte_tokenizer
 
 from ntk_jax.errors import UserError

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ntk_reference import tiny_model
+from kernel_reference import tiny_model
 from small_tokenizers import CHAT, byte_tokenizer
 
 from ntk_jax.data.tokens import ChoiceRow

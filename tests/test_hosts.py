@@ -35,14 +35,16 @@ LOST = "another process of this run ended or cannot be reached"
 def second(monkeypatch: pytest.MonkeyPatch) -> None:
     """This process believes that it is process 1 of 2, and that process 0 is always where it is."""
     monkeypatch.setattr(hosts, "_here", Hosts(1, 2, "there:1"))
-    monkeypatch.setattr(hosts, "meet", lambda name: None)
+    monkeypatch.setattr(hosts, "barrier", lambda name: None)
 
 
 def test_alone_everything_is_as_it_was(tmp_path: Path) -> None:
-    assert hosts.writes() and not hosts.several()
-    assert hosts.told(lambda: {1, 2}) == {1, 2}  # not even JSON is asked for
-    hosts.meet("nobody")
-    assert hosts.explains(jax.errors.JaxRuntimeError("Gloo AllGather failed: Connection closed by peer")) is None
+    assert hosts.is_primary() and not hosts.is_distributed()
+    assert hosts.broadcast(lambda: {1, 2}) == {1, 2}  # not even JSON is asked for
+    hosts.barrier("nobody")
+    assert (
+        hosts.lost_process_line(jax.errors.JaxRuntimeError("Gloo AllGather failed: Connection closed by peer")) is None
+    )
     np.testing.assert_array_equal(hosts.on_host(jax.numpy.arange(3)), [0, 1, 2])
 
 
@@ -68,7 +70,7 @@ def test_only_process_0_writes(tmp_path: Path, second: None) -> None:
 def test_blocks_are_written_by_process_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layout: dict[str, Any] = {"x": ((), np.float32)}
     store = arrays.create(tmp_path, layout, 4, 2)
-    monkeypatch.setattr(hosts, "meet", lambda name: None)
+    monkeypatch.setattr(hosts, "barrier", lambda name: None)
     monkeypatch.setattr(hosts, "_here", Hosts(1, 2, "there:1"))
     arrays.write_block(arrays.create(tmp_path, layout, 4, 2), 0, {"x": np.ones(2)})
     assert arrays.done_blocks(store) == set()
@@ -90,19 +92,24 @@ def test_values_go_where_they_are_placed(second: None) -> None:
 
 
 def test_errors_of_a_lost_process_are_told_from_others(second: None) -> None:
-    gone = hosts.explains(jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection reset by peer"))
+    gone = hosts.lost_process_line(
+        jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection reset by peer")
+    )
     assert gone == f"process 1 of 2: {LOST} (coordinator there:1); start all 2 again, what is written is kept"
-    assert hosts.explains(ValueError("UNKNOWN: Gloo AllGather failed: Read error: Connection reset by peer")) == gone
-    assert hosts.explains(jax.errors.JaxRuntimeError("INTERNAL: something else")) is None
-    assert hosts.explains(ValueError("gloo")) is None
+    assert (
+        hosts.lost_process_line(ValueError("UNKNOWN: Gloo AllGather failed: Read error: Connection reset by peer"))
+        == gone
+    )
+    assert hosts.lost_process_line(jax.errors.JaxRuntimeError("INTERNAL: something else")) is None
+    assert hosts.lost_process_line(ValueError("gloo")) is None
 
 
 def test_a_run_directory_that_is_not_shared(tmp_path: Path, second: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hosts, "SEEN_SECONDS", 0.0)
+    monkeypatch.setattr(hosts, "VISIBLE_SECONDS", 0.0)
     (tmp_path / "there").touch()
-    hosts.seen(tmp_path / "there")
+    hosts.wait_until_visible(tmp_path / "there")
     with pytest.raises(UserError, match="process 1 does not see .*file system that all processes share"):
-        hosts.seen(tmp_path / "gone")
+        hosts.wait_until_visible(tmp_path / "gone")
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ FLOORS = (
     ("evaluation",),
     ("selection",),
     ("training",),
-    ("ntk",),
+    ("kernels",),
     ("llm",),
     ("models",),
     ("data",),
@@ -61,7 +61,7 @@ ROOMS = sorted(folder for folder in PACKAGE.iterdir() if folder.is_dir() and fol
 
 
 def room(path: Path) -> str:
-    """`ntk_jax/ntk/score.py` is in the room `ntk`, `ntk_jax/cli.py` stands for itself."""
+    """`ntk_jax/kernels/score.py` is in the room `ntk`, `ntk_jax/cli.py` stands for itself."""
     parts = path.relative_to(PACKAGE).parts
     return parts[0] if len(parts) > 1 else path.stem
 
@@ -122,13 +122,13 @@ def test_room_says_what_lives_there(folder: Path) -> None:
 
 
 def test_the_rules_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, source in {"ntk/a.py": "from ..cli import main", "data/b.py": "from ntk_jax import config"}.items():
+    for name, source in {"kernels/a.py": "from ..cli import main", "data/b.py": "from ntk_jax import config"}.items():
         path = tmp_path / name
         path.parent.mkdir()
         path.write_text(source)
     monkeypatch.setattr(f"{__name__}.PACKAGE", tmp_path)
     with pytest.raises(AssertionError, match="stands above"):
-        test_imports_only_point_down(tmp_path / "ntk/a.py")
+        test_imports_only_point_down(tmp_path / "kernels/a.py")
     with pytest.raises(AssertionError, match="stands above"):
         test_imports_only_point_down(tmp_path / "data/b.py")
 

@@ -15,22 +15,22 @@ from jax.sharding import AxisType, PartitionSpec
 
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.errors import UserError
+from ntk_jax.kernels.objectives import Objective
+from ntk_jax.kernels.parameters import split_parameters
+from ntk_jax.kernels.rows import Layout, batches_of, frozen_readout, make_step, on_devices
+from ntk_jax.kernels.step import directional_step
 from ntk_jax.models.config import ModelConfig
 from ntk_jax.models.decoder import hidden_states
 from ntk_jax.models.head import head_matrix, target_log_probs
 from ntk_jax.models.lora import LoRAConfig
-from ntk_jax.models.model import Model, quantised, random_model
-from ntk_jax.ntk.objectives import Objective
-from ntk_jax.ntk.parameters import split_parameters
-from ntk_jax.ntk.rows import Layout, batches_of, frozen_readout, make_step, on_devices
-from ntk_jax.ntk.step import directional_step
+from ntk_jax.models.model import Model, quantized, random_model
 from ntk_jax.parallel.mesh import make_mesh
 from ntk_jax.parallel.rules import param_shardings, replicate, shard_batch, split_rows, whole
 
 MODEL = random_model(
     ModelConfig("qwen2", 120, 64, 96, 3, 4, 2, 16, qkv_bias=True), lora=LoRAConfig(rank=2, alpha=4.0), std=0.15
 )
-INT8 = quantised(MODEL, "int8")
+INT8 = quantized(MODEL, "int8")
 COLLECTIVES = r"\b(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
 
 
@@ -141,7 +141,7 @@ def test_collectives_of_the_compiled_score_step(
     sizes: tuple[int, int, int], gathers: int, directions: int, held: Model, sent: str
 ) -> None:
     """The step itself, as `directional_scores` calls it: nothing is sent between devices that hold all weights, and
-    nothing but weights where they are split, however many directions share the primal pass; quantised ones as bytes."""
+    nothing but weights where they are split, however many directions share the primal pass; quantized ones as bytes."""
     mesh = make_mesh(*sizes)
     base = jax.device_put(held.base, param_shardings(held.base, mesh))
     model = dataclasses.replace(held, base=base, lora=replicate(held.lora, mesh))

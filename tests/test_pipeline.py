@@ -19,8 +19,8 @@ from tiny_run import tiny_run_config, write_config, write_inputs
 from ntk_jax import cli, pipeline
 from ntk_jax.errors import UserError
 from ntk_jax.estimate.command import estimate_run
+from ntk_jax.kernels import rows
 from ntk_jax.models.attention_kernel import Kernel
-from ntk_jax.ntk import rows
 from ntk_jax.stages import pool
 from ntk_jax.stages.share import Share
 from ntk_jax.storage import atomic

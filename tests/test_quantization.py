@@ -1,4 +1,4 @@
-"""Quantised weights: how far they are from the weights, and that they are computed with as plain ones are."""
+"""Quantized weights: how far they are from the weights, and that they are computed with as plain ones are."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import parity_cases as cases
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ntk_reference import random_rows, tiny_config
+from kernel_reference import random_rows, tiny_config
 
 from ntk_jax.config import Config, build
 from ntk_jax.errors import UserError
+from ntk_jax.kernels.direction import mean_gradient
+from ntk_jax.kernels.objectives import Objective
+from ntk_jax.kernels.parameters import split_parameters
+from ntk_jax.kernels.rows import Layout, batches_of, frozen_readout, make_step
+from ntk_jax.kernels.score import directional_scores, mean_hidden_states
+from ntk_jax.kernels.step import directional_step, gradient_step
 from ntk_jax.models.hub import save_weights
 from ntk_jax.models.lora import LoRAConfig, fold
-from ntk_jax.models.model import Model, computing_in, dequantised, load_model, quantised, random_model
-from ntk_jax.models.quantization import LARGEST, SCALE, kind_of, quantise
-from ntk_jax.ntk.direction import mean_gradient
-from ntk_jax.ntk.objectives import Objective
-from ntk_jax.ntk.parameters import split_parameters
-from ntk_jax.ntk.rows import Layout, batches_of, frozen_readout, make_step
-from ntk_jax.ntk.score import directional_scores, mean_hidden_states
-from ntk_jax.ntk.step import directional_step, gradient_step
+from ntk_jax.models.model import Model, computing_in, dequantized, load_model, quantized, random_model
+from ntk_jax.models.quantization import LARGEST, SCALE, kind_of, quantize
 from ntk_jax.parallel.mesh import make_mesh
 from ntk_jax.stages.diagnose import check_diagnose
 from ntk_jax.training.optimizer import TrainConfig
@@ -59,7 +59,7 @@ def test_every_channel_is_within_half_a_step(kind: str, seed: int, d_in: int, ma
     size = 10.0 ** np.array([*magnitudes, 0.0])
     kernel = (np.random.default_rng(seed).standard_normal((d_in, len(size))) * size).astype(np.float32)
     kernel[:, -1] = 0
-    values, scale = quantise(kernel, kind)
+    values, scale = quantize(kernel, kind)
     assert str(values.dtype) == kind and scale.dtype == np.float32 and scale.shape == size.shape
     assert np.isfinite(scale).all() and (scale > 0).all() and not values[:, -1].astype(np.float32).any()
     off = np.abs(values.astype(np.float64) * scale - kernel)
@@ -75,8 +75,8 @@ def test_every_channel_is_within_half_a_step(kind: str, seed: int, d_in: int, ma
 def test_scores_and_gradients_are_those_of_the_same_weights_held_plainly(
     kind: str, family: str, objective: str
 ) -> None:
-    model, goal = quantised(strong_model(family), kind), Objective(objective)
-    plain = dequantised(model)
+    model, goal = quantized(strong_model(family), kind), Objective(objective)
+    plain = dequantized(model)
     assert model.quantization == kind and plain.quantization is None
     direction = mean_gradient(model, DOMAIN, goal, LAYOUT)
     if kind == "int8":
@@ -87,21 +87,21 @@ def test_scores_and_gradients_are_those_of_the_same_weights_held_plainly(
 
 
 def test_hidden_states_without_an_adapter_and_in_bfloat16() -> None:
-    model = quantised(strong_model(adapted=False), "int8")
+    model = quantized(strong_model(adapted=False), "int8")
     hidden = mean_hidden_states(model, POOL, LAYOUT)
-    assert relative(hidden, mean_hidden_states(dequantised(model), POOL, LAYOUT)) < 1e-4
+    assert relative(hidden, mean_hidden_states(dequantized(model), POOL, LAYOUT)) < 1e-4
     half = computing_in(model, "bfloat16")
     linear = half.base["layers"]["q_proj"]
     assert (linear["kernel"].dtype, linear[SCALE].dtype, half.base["embed"].dtype) == ("int8", "float32", "bfloat16")
     assert 1e-4 < relative(mean_hidden_states(half, POOL, LAYOUT), hidden) < 0.1
 
 
-def test_an_adapter_trains_on_quantised_weights(tmp_path: Path) -> None:
-    model = quantised(strong_model(), "int8")
+def test_an_adapter_trains_on_quantized_weights(tmp_path: Path) -> None:
+    model = quantized(strong_model(), "int8")
     config = TrainConfig(max_steps=2, batch_size=4, learning_rate=1e-2, tokens_per_microbatch=64)
     one, other = (
         train(m, DOMAIN, config, folder=tmp_path / name, seed=1, row_length=32)
-        for name, m in (("8", model), ("32", dequantised(model)))
+        for name, m in (("8", model), ("32", dequantized(model)))
     )
     assert relative(one.lora, other.lora) < 1e-3 < relative(one.lora, model.lora)
     assert one.base["layers"]["up_proj"]["kernel"] is model.base["layers"]["up_proj"]["kernel"]
@@ -122,7 +122,7 @@ def test_a_backward_pass_makes_no_gradient_of_a_matrix() -> None:
         return [line for line in products if line.endswith(("-> tensor<32x48xf32>", "-> tensor<48x32xf32>"))]
 
     assert made(compiled_step(strong_model(), gradient_step, "base/layers/up_proj/kernel"))
-    assert not made(compiled_step(quantised(strong_model(), "int8"), gradient_step))
+    assert not made(compiled_step(quantized(strong_model(), "int8"), gradient_step))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -130,7 +130,7 @@ def test_the_compiled_score_holds_bytes(kind: str) -> None:
     """Arguments shrink by three of four bytes a weight, and no widened copy of all layers takes their place."""
     config = tiny_config("llama", num_layers=8, hidden_size=64, intermediate_size=256)
     plain = random_model(config, lora=LoRAConfig(rank=2))
-    model = quantised(plain, kind)
+    model = quantized(plain, kind)
     before, after = (compiled_step(m, directional_step).compile().memory_analysis() for m in (plain, model))
     layers = jax.tree.leaves(plain.base["layers"])
     matrices = sum(leaf.size for leaf in layers if leaf.ndim == 3)
@@ -145,9 +145,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_checkpoint_is_quantised_as_it_is_read(folder: Path, kind: str) -> None:
+def test_a_checkpoint_is_quantized_as_it_is_read(folder: Path, kind: str) -> None:
     loaded = load_model(str(folder), quantization=kind, tokenizer=False)
-    here = quantised(load_model(str(folder), tokenizer=False), kind)
+    here = quantized(load_model(str(folder), tokenizer=False), kind)
     assert jax.tree.structure(loaded.base) == jax.tree.structure(here.base) and loaded.graphdef == here.graphdef
     for x, y in zip(jax.tree.leaves(loaded.base), jax.tree.leaves(here.base), strict=True):
         assert x.dtype == y.dtype and relative(np.asarray(x, np.float32), np.asarray(y, np.float32)) <= 2**-4
@@ -174,7 +174,7 @@ def test_a_damaged_tensor_is_found_before_it_is_rounded(folder: Path) -> None:
 
 
 def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
-    model = quantised(strong_model(), "int8")
+    model = quantized(strong_model(), "int8")
     for parameters in ("all", "base/layers/up_proj/", "q_proj"):
         with pytest.raises(UserError, match="would differentiate base/layers/.*held in int8; take parameters = 'lora'"):
             split_parameters(model, parameters)
@@ -184,11 +184,11 @@ def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="an adapter cannot be folded into a model whose layers are held in int8"):
         fold(model.lora, model.base, model.scale)
     with pytest.raises(UserError, match="quantization 'int4' is not supported; use int8 or float8_e4m3fn"):
-        quantised(model, "int4")
-    with pytest.raises(UserError, match="cannot quantise a model whose layers are held in int8"):
-        quantised(model, "int8")
+        quantized(model, "int4")
+    with pytest.raises(UserError, match="cannot quantize a model whose layers are held in int8"):
+        quantized(model, "int8")
     settings = {"model": {"quantization": "int8"}}
     with pytest.raises(UserError, match=r"diagnose\.audit differentiates the frozen weights too"):
         check_diagnose(build(Config, settings, ""))
     check_diagnose(build(Config, {**settings, "diagnose": {"audit": False}}, ""))
-    assert kind_of(dequantised(model).base) is None
+    assert kind_of(dequantized(model).base) is None

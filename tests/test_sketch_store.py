@@ -12,17 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorstore as ts
-from ntk_reference import random_rows, reference_gradients, tiny_model
+from kernel_reference import random_rows, reference_gradients, tiny_model
 from test_pipeline import run
 from tiny_run import tiny_run_config, write_inputs
 
 import ntk_jax as nj
 from ntk_jax.errors import UserError
-from ntk_jax.ntk.objectives import Objective
-from ntk_jax.ntk.parameters import split_parameters
-from ntk_jax.ntk.projections import Projection
-from ntk_jax.ntk.rows import Layout
-from ntk_jax.ntk.sketch import sketch_batches, within_budget
+from ntk_jax.kernels.objectives import Objective
+from ntk_jax.kernels.parameters import split_parameters
+from ntk_jax.kernels.projections import Projection
+from ntk_jax.kernels.rows import Layout
+from ntk_jax.kernels.sketch import sketch_batches, within_budget
 from ntk_jax.parallel.mesh import make_mesh
 from ntk_jax.selection import sketch_store
 from ntk_jax.storage import arrays

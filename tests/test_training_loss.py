@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ntk_reference import random_rows, tiny_model
+from kernel_reference import random_rows, tiny_model
 
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.packing import pack, pad

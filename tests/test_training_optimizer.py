@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from ntk_reference import tiny_config
+from kernel_reference import tiny_config
 
 from ntk_jax.errors import UserError
 from ntk_jax.training import flops

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ntk_reference import random_rows
+from kernel_reference import random_rows
 
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.training.optimizer import TrainConfig

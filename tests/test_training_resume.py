@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import training_child as child
-from ntk_reference import random_rows, tiny_model
+from kernel_reference import random_rows, tiny_model
 
 from ntk_jax.errors import UserError
 from ntk_jax.training.checkpoints import ABSL, discard_checkpoints

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ntk_reference import random_rows, tiny_model
+from kernel_reference import random_rows, tiny_model
 
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.errors import UserError
@@ -138,7 +138,7 @@ def test_record_of_a_training(tmp_path: Path) -> None:
 
 def test_learns_all_parameters_without_an_adapter(tmp_path: Path) -> None:
     """Pre-training: the base alone, every position a label; a text of one repeated phrase is soon known."""
-    from ntk_reference import tiny_config
+    from kernel_reference import tiny_config
 
     model = random_model(tiny_config("llama"), std=0.05)
     phrase = np.arange(10, 26, dtype=np.int32)

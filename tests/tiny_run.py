@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ntk_reference import tiny_config
+from kernel_reference import tiny_config
 from small_tokenizers import byte_tokenizer
 
 from ntk_jax.config import Config, build, to_tree

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from ntk_reference import random_rows, tiny_model
+from kernel_reference import random_rows, tiny_model
 
 from ntk_jax.training.optimizer import TrainConfig
 from ntk_jax.training.train import Trained, train

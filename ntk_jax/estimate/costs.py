@@ -11,9 +11,9 @@ import jax
 from ntk_jax.config import TrainSection
 from ntk_jax.estimate.facts import Facts
 from ntk_jax.estimate.workload import Examples, Questions
+from ntk_jax.kernels.parameters import split_parameters
+from ntk_jax.kernels.projections import projection_flops
 from ntk_jax.models.attention import query_blocks
-from ntk_jax.ntk.parameters import split_parameters
-from ntk_jax.ntk.projections import projection_flops
 from ntk_jax.pipeline import stages_of
 from ntk_jax.report.amounts import metric
 from ntk_jax.stages.context import Run

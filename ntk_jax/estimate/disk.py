@@ -10,7 +10,7 @@ import numpy as np
 
 from ntk_jax.data.account import ACCOUNT
 from ntk_jax.estimate.costs import Workload, candidates
-from ntk_jax.ntk.parameters import split_parameters
+from ntk_jax.kernels.parameters import split_parameters
 from ntk_jax.stages.context import Run
 from ntk_jax.training.checkpoints import KEPT
 from ntk_jax.training.order import count_steps

@@ -20,11 +20,11 @@ from ntk_jax.estimate.memory import peak_memory
 from ntk_jax.estimate.rates import Rate
 from ntk_jax.estimate.shape import model_folder
 from ntk_jax.estimate.workload import MAX_SEGMENTS
+from ntk_jax.kernels.parameters import split_parameters
+from ntk_jax.kernels.rows import batches_of, frozen_readout, layout_for, make_step, on_devices
+from ntk_jax.kernels.step import directional_step
 from ntk_jax.models.model import Model, load_model
 from ntk_jax.models.peft import load_adapter
-from ntk_jax.ntk.parameters import split_parameters
-from ntk_jax.ntk.rows import batches_of, frozen_readout, layout_for, make_step, on_devices
-from ntk_jax.ntk.step import directional_step
 from ntk_jax.parallel.rules import param_shardings, replicate, shard_batch
 from ntk_jax.stages.context import Run, mesh_of
 from ntk_jax.training.flops import score_flops, training_flops

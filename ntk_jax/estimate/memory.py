@@ -24,11 +24,11 @@ import jax
 
 from ntk_jax.estimate.costs import keys_per_query, recomputes
 from ntk_jax.estimate.workload import Examples, Questions
+from ntk_jax.kernels.parameters import split_parameters
+from ntk_jax.kernels.projections import BLOCK
+from ntk_jax.kernels.rows import layout_for
+from ntk_jax.kernels.sketch import GRADIENT_BYTES
 from ntk_jax.models.config import ModelConfig
-from ntk_jax.ntk.parameters import split_parameters
-from ntk_jax.ntk.projections import BLOCK
-from ntk_jax.ntk.rows import layout_for
-from ntk_jax.ntk.sketch import GRADIENT_BYTES
 from ntk_jax.parallel.rules import param_shardings
 from ntk_jax.stages.context import Run
 from ntk_jax.stages.selection import alignment_layout, directions_at_once
@@ -71,7 +71,7 @@ def resident(run: Run, stage: str) -> float:
 
 def weights(run: Run) -> float:
     """Bytes of the frozen weights on a device; where they are split, also one layer's and the embedding gathered; where
-    they are quantised, also the largest matrix of a layer as it meets the activations."""
+    they are quantized, also the largest matrix of a layer as it meets the activations."""
     leaves = jax.tree.leaves(run.base.base)
     widened = 0.0
     if run.base.quantization:

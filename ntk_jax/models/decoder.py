@@ -20,14 +20,14 @@ from ntk_jax.models.attention import attend, visibility
 from ntk_jax.models.attention_kernel import Kernel
 from ntk_jax.models.config import ModelConfig
 from ntk_jax.models.lora import LoRAConfig, target_names
-from ntk_jax.models.quantization import times_quantised
+from ntk_jax.models.quantization import times_quantized
 from ntk_jax.parallel.rules import gathered, split_rows, whole
 
 Pure = Mapping[str, Any]  # nested dicts of arrays
 
 
 class Linear(nnx.Module):
-    """y = xW (+ c) (+ (α/R)(xA)B), L of them stacked; called on one layer's slice. W may be quantised: see
+    """y = xW (+ c) (+ (α/R)(xA)B), L of them stacked; called on one layer's slice. W may be quantized: see
     `models/quantization.py`."""
 
     def __init__(
@@ -54,7 +54,7 @@ class Linear(nnx.Module):
         else:
             # Devices exchange the bytes that are stored, not what these become beside x.
             values = gathered(self.kernel[...], f"layers/{self.name}/kernel")
-            y = times_quantised(x, values, self.kernel_scale[...])
+            y = times_quantized(x, values, self.kernel_scale[...])
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype)
         if self.a is not None and self.b is not None:

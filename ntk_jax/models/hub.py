@@ -4,7 +4,7 @@ Weights are read with safetensors slices straight into the target shardings: eac
 asks for just the bytes it needs, whatever the number of files. Reading is strict: every tensor of the
 checkpoint is used exactly once, every parameter is set exactly once, shapes agree and all values are finite.
 
-Quantised weights are made on the way, one leaf at a time, so that no device ever holds them in full precision. A
+Quantized weights are made on the way, one leaf at a time, so that no device ever holds them in full precision. A
 channel's scale needs all of its numbers, so each process reads those tensors whole, though only once.
 """
 
@@ -29,7 +29,7 @@ from ntk_jax.errors import UserError
 from ntk_jax.models.config import ModelConfig, config_to_hf, parse_config
 from ntk_jax.models.lora import fold
 from ntk_jax.models.names import EMBED, HEAD, Source, name_table
-from ntk_jax.models.quantization import SCALE, is_quantised, quantise, refuse_quantised
+from ntk_jax.models.quantization import SCALE, is_quantized, quantize, refuse_quantized
 from ntk_jax.storage.atomic import make_folder, write_bytes, write_json
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def read_config(folder: Path) -> ModelConfig:
 def load_weights(folder: Path, config: ModelConfig, shapes: Mapping[str, Any], shardings: Any = None) -> dict[str, Any]:
     """The base tree of the checkpoint in `folder`, each leaf in the dtype of `shapes` and on its sharding.
 
-    shapes: base tree of ShapeDtypeStructs (`decoder.abstract_decoder`); where it says so, linears are quantised.
+    shapes: base tree of ShapeDtypeStructs (`decoder.abstract_decoder`); where it says so, linears are quantized.
     shardings: the same tree of Shardings, or None for the first device. Raises UserError for missing, extra, misshapen,
     non-float or non-finite tensors, and for a head that contradicts `tie_word_embeddings`.
     """
@@ -95,9 +95,9 @@ def load_weights(folder: Path, config: ModelConfig, shapes: Mapping[str, Any], s
         for i, (path, leaf) in enumerate(leaves):
             name = _path(path)
             source = table[name.removesuffix("_scale")]
-            if name not in parts and is_quantised(path[-1].key, leaf):
+            if name not in parts and is_quantized(path[-1].key, leaf):
                 # The scale's leaf comes next, and is read with the kernel's.
-                parts[name], parts[f"{name}_scale"] = _quantised(folder, source, tensors, str(leaf.dtype))
+                parts[name], parts[f"{name}_scale"] = _quantized(folder, source, tensors, str(leaf.dtype))
             part = parts.pop(name) if name in parts else _plain(folder, source, tensors, leaf.dtype)
             read = _reader(source, leaf, part)
             values.append(jax.make_array_from_callback(leaf.shape, places[i] if places else first, read))
@@ -107,13 +107,13 @@ def load_weights(folder: Path, config: ModelConfig, shapes: Mapping[str, Any], s
 
 
 def save_weights(folder: str | Path, model: Model, *, shard_bytes: int = 4 << 30) -> None:
-    """Writes a Hugging Face folder of what the model computes: an adapter is folded into the weights. Quantised weights
+    """Writes a Hugging Face folder of what the model computes: an adapter is folded into the weights. Quantized weights
     are refused: what was rounded away belongs in the file, and loading without quantization has it.
 
     Weights keep their dtype; beyond `shard_bytes` they go into several files with an index. The tokenizer comes
     along. Raises UserError when the disk is full or not writable.
     """
-    refuse_quantised(model.base, "weights cannot be written from")
+    refuse_quantized(model.base, "weights cannot be written from")
     folder = make_folder(folder)
     base = fold(model.lora, model.base, model.scale) if model.lora else model.base
     leaves = {_path(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(base)[0]}
@@ -296,13 +296,13 @@ def _plain(folder: Path, source: Source, tensors: Mapping[str, Any], dtype: Any)
     return part
 
 
-def _quantised(folder: Path, source: Source, tensors: Mapping[str, Any], kind: str) -> tuple[Part, Part]:
-    """(parts of the quantised values, parts of their scales), each tensor read once."""
+def _quantized(folder: Path, source: Source, tensors: Mapping[str, Any], kind: str) -> tuple[Part, Part]:
+    """(parts of the quantized values, parts of their scales), each tensor read once."""
     plain = _plain(folder, source, tensors, np.dtype(np.float32))
 
     @functools.cache
     def whole(name: str) -> tuple[np.ndarray, np.ndarray]:
-        return quantise(plain(name, (slice(None), slice(None))), kind)
+        return quantize(plain(name, (slice(None), slice(None))), kind)
 
     return lambda name, index: whole(name)[0][index], lambda name, index: whole(name)[1][index]
 

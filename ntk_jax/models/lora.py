@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntk_jax.errors import UserError
-from ntk_jax.models.quantization import refuse_quantised
+from ntk_jax.models.quantization import refuse_quantized
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -78,8 +78,8 @@ def initial_lora(shapes: Mapping[str, Any], seed: int) -> dict[str, Any]:
 
 def fold(lora: Mapping[str, Any], base: Mapping[str, Any], scale: float) -> dict[str, Any]:
     """The base with W + scale·AB in place of W, computed in fp32 and rounded to W's dtype. Raises UserError for a
-    quantised W, which has no room for the sum."""
-    refuse_quantised(base, "an adapter cannot be folded into")
+    quantized W, which has no room for the sum."""
+    refuse_quantized(base, "an adapter cannot be folded into")
 
     def one_layer(leaves: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         kernel, a, b = leaves

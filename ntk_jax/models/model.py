@@ -17,7 +17,7 @@ from ntk_jax.models import hub
 from ntk_jax.models.config import ModelConfig
 from ntk_jax.models.decoder import abstract_decoder
 from ntk_jax.models.lora import LoRAConfig, initial_lora
-from ntk_jax.models.quantization import cast, check_kind, dequantised_base, kind_of, quantised_base, refuse_quantised
+from ntk_jax.models.quantization import cast, check_kind, dequantized_base, kind_of, quantized_base, refuse_quantized
 from ntk_jax.parallel.hosts import place
 from ntk_jax.parallel.rules import param_shardings
 from ntk_jax.xla import refuse_wrong_sums
@@ -30,7 +30,7 @@ class Model:
     """What every room passes around. `lora` and `base` are nested dicts of arrays (names in `decoder.py`).
 
     lora is {} and lora_config None when there is no adapter. dtype is that of the computation and of the frozen weights
-    but for quantised ones; adapters are fp32. tokenizer is a transformers tokenizer, or None where tokens come ready.
+    but for quantized ones; adapters are fp32. tokenizer is a transformers tokenizer, or None where tokens come ready.
     """
 
     config: ModelConfig
@@ -68,7 +68,7 @@ def load_model(
 
     lora: add a fresh adapter drawn from `seed`; adapter: a PEFT folder to load instead; neither: no adapter.
     quantization: hold the frozen matrices of the layers in `int8` or `float8_e4m3fn` (`models/quantization.py`); they
-    are quantised from the checkpoint's own numbers on the way to the devices.
+    are quantized from the checkpoint's own numbers on the way to the devices.
     mesh: where the weights go (`parallel.rules`); None is the first device. tokenizer=False skips it.
     Raises UserError for anything wrong with the folder (see `hub`), for both of lora and adapter, and where XLA is
     known to compute wrong sums (see `xla`).
@@ -128,7 +128,7 @@ def with_lora(model: Model, lora: dict[str, Any]) -> Model:
 
 
 def computing_in(model: Model, dtype: str | None) -> Model:
-    """The model with its compute dtype and frozen weights changed; adapters stay fp32, quantised weights 8 bits."""
+    """The model with its compute dtype and frozen weights changed; adapters stay fp32, quantized weights 8 bits."""
     if dtype is None:
         return model
     if dtype not in (*_DTYPES, *_DTYPES.values()):
@@ -138,19 +138,19 @@ def computing_in(model: Model, dtype: str | None) -> Model:
     return dataclasses.replace(model, base=cast(model.base, dtype), dtype=jnp.dtype(dtype))
 
 
-def quantised(model: Model, kind: str) -> Model:
-    """The model with the matrices of its layers quantised where they lie: for weights that come from no checkpoint.
+def quantized(model: Model, kind: str) -> Model:
+    """The model with the matrices of its layers quantized where they lie: for weights that come from no checkpoint.
     Both sets of weights exist until the given model is let go of; `load_model` never has both."""
     check_kind(kind)
-    refuse_quantised(model.base, "cannot quantise")
+    refuse_quantized(model.base, "cannot quantize")
     graphdef = abstract_decoder(model.config, model.lora_config, model.dtype, kind)[0]
-    return dataclasses.replace(model, graphdef=graphdef, base=quantised_base(model.base, kind))
+    return dataclasses.replace(model, graphdef=graphdef, base=quantized_base(model.base, kind))
 
 
-def dequantised(model: Model) -> Model:
+def dequantized(model: Model) -> Model:
     """The plain model of the same weights."""
     graphdef = abstract_decoder(model.config, model.lora_config, model.dtype)[0]
-    return dataclasses.replace(model, graphdef=graphdef, base=dequantised_base(model.base, model.dtype))
+    return dataclasses.replace(model, graphdef=graphdef, base=dequantized_base(model.base, model.dtype))
 
 
 def _dtype(name: str) -> Any:

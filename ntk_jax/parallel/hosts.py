@@ -1,8 +1,8 @@
 """Several processes, one mesh: JAX's multi-controller runtime, and who writes.
 
 Every process runs the same commands on the same inputs, walks the same blocks in the same order, and holds its part of
-the global arrays. Only process 0 writes (`storage` asks `writes()`); what only it can know, such as which blocks are
-done, it tells the others (`told`). The run directory must be visible to all of them, on a shared file system.
+the global arrays. Only the primary process writes (`storage` asks `is_primary()`); what only it can know, such as which
+blocks are done, it hands to the others (`broadcast`). All of them must see the run directory, on a shared file system.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ntk_jax.errors import UserError
 # Variables that hold the number of processes where a launcher starts several, for the environments JAX reads itself.
 _LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 GRACE_SECONDS = 2.0
-SEEN_SECONDS = 60.0  # as long as a network file system may remember that a file was not there
+VISIBLE_SECONDS = 60.0  # as long as a network file system may remember that a file was not there
 _GONE = re.compile(
     r"gloo|nccl|unavailable|heartbeat|coordination|connection (closed|reset|refused)|deadline_exceeded", re.I
 )
@@ -86,7 +86,7 @@ def start(
     if coordinator and process:
         _wait_for_coordinator(coordinator, wait, named, process)
     try:
-        with _told_of_losses():
+        with _reporting_losses():
             jax.distributed.initialize(
                 coordinator,
                 processes,
@@ -101,7 +101,7 @@ def start(
             "--coordinator and --processes and each with its own --process, or raise --wait"
         )
     _here = Hosts(jax.process_index(), jax.process_count(), place)
-    meet("joined")
+    barrier("joined")
 
 
 def refuse_unjoined() -> None:
@@ -114,30 +114,30 @@ def refuse_unjoined() -> None:
         )
 
 
-def several() -> bool:
+def is_distributed() -> bool:
     """Whether other processes hold a part of the arrays."""
     return _here is not None and _here.count > 1
 
 
-def writes() -> bool:
+def is_primary() -> bool:
     """Whether this process is the one that writes the run directory."""
     return _here is None or _here.index == 0
 
 
-def meet(name: str) -> None:
+def barrier(name: str) -> None:
     """Waits until all processes are here; what process 0 wrote before is there for all after."""
-    if several():
+    if is_distributed():
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(name)
 
 
-def acquaint(mesh: jax.sharding.Mesh) -> None:
+def connect_devices(mesh: jax.sharding.Mesh) -> None:
     """Lets the groups of devices that compute sums together find each other now. On CPUs they have 30 s for it at their
     first sum, less than what the compilation before it may take longer on one host than on another."""
-    if not several() or jax.default_backend() != "cpu":
+    if not is_distributed() or jax.default_backend() != "cpu":
         return
-    meet("mesh")
+    barrier("mesh")
     axes, spec = mesh.axis_names, jax.sharding.PartitionSpec
     ones = np.ones([mesh.shape[axis] for axis in axes], np.float32)
     x = place(ones, jax.sharding.NamedSharding(mesh, spec(*axes)))
@@ -146,25 +146,25 @@ def acquaint(mesh: jax.sharding.Mesh) -> None:
         jax.jit(jax.numpy.negative, out_shardings=gathered)(x).block_until_ready()
 
 
-def told(find: Callable[[], Any]) -> Any:
+def broadcast(find: Callable[[], Any]) -> Any:
     """The JSON value that process 0 finds, on every process. Its UserError is raised on every process."""
-    if not several():
+    if not is_distributed():
         return find()
     answer: dict[str, Any] = {}
-    if writes():
+    if is_primary():
         try:
             answer = {"value": find()}
         except UserError as error:
             answer = {"error": str(error)}
-    answer = json.loads(_broadcast(json.dumps(answer).encode()))
+    answer = json.loads(_broadcast_bytes(json.dumps(answer).encode()))
     if "error" in answer:
         raise UserError(answer["error"])
     return answer["value"]
 
 
-def refuse_other(what: str, value: str) -> None:
+def require_equal(what: str, value: str) -> None:
     """Raises UserError on a process whose value is not that of process 0."""
-    if told(lambda: value) != value:
+    if broadcast(lambda: value) != value:
         assert _here is not None
         raise UserError(
             f"process {_here.index} has another {what} than process 0; give every process the same config, data and "
@@ -192,10 +192,10 @@ def parts_on_host(x: Any, count: int = 16) -> Iterator[np.ndarray]:
         yield on_host(jax.lax.dynamic_slice_in_dim(x, start, rows))
 
 
-def seen(path: Path) -> None:
+def wait_until_visible(path: Path) -> None:
     """Raises UserError where a file that process 0 has written does not come into sight."""
-    until = time.monotonic() + SEEN_SECONDS
-    while not writes() and not path.exists():
+    until = time.monotonic() + VISIBLE_SECONDS
+    while not is_primary() and not path.exists():
         if time.monotonic() > until:
             assert _here is not None
             raise UserError(
@@ -207,7 +207,7 @@ def seen(path: Path) -> None:
 
 def place(tree: Any, shardings: Any) -> Any:
     """Puts host values, the same on every process, where `shardings` (one, or a tree of them) say."""
-    if not several():
+    if not is_distributed():
         return jax.device_put(tree, shardings)
 
     def put(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
@@ -222,13 +222,13 @@ def place(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(put, tree, shardings)
 
 
-def explains(error: BaseException) -> str | None:
+def lost_process_line(error: BaseException) -> str | None:
     """The line for an error that another process's end caused; None for any other error."""
     # At its first use of a program JAX raises what the runtime says as a ValueError, known by its status word.
     of_runtime = isinstance(error, jax.errors.JaxRuntimeError) or (
         isinstance(error, ValueError) and re.match(r"[A-Z_]+: ", str(error))
     )
-    if not several() or not of_runtime or not _GONE.search(str(error)):
+    if not is_distributed() or not of_runtime or not _GONE.search(str(error)):
         return None
     assert _here is not None
     return _here.lost
@@ -238,10 +238,10 @@ def end_now(message: str) -> NoReturn:
     """Prints the line and ends this process, from whatever thread: JAX's own end would wait for the others. The code is
     1, not 2: nothing is there to mend, and what starts processes may start them again."""
     print(f"ntk-jax: error: {message}", file=sys.stderr, flush=True)
-    leave(1)
+    exit_now(1)
 
 
-def leave(code: int) -> NoReturn:
+def exit_now(code: int) -> NoReturn:
     """Ends this process without waiting for the others, who notice."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -264,12 +264,12 @@ def _check(coordinator: str | None, processes: int | None, process: int | None) 
         )
 
 
-def _broadcast(data: bytes) -> bytes:
+def _broadcast_bytes(data: bytes) -> bytes:
     from jax.experimental import multihost_utils
 
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
     buffer = np.zeros(-(-size // 1024) * 1024, np.uint8)  # few shapes, few compilations
-    if writes():
+    if is_primary():
         buffer[:size] = np.frombuffer(data, np.uint8)
     return bytes(np.asarray(multihost_utils.broadcast_one_to_all(buffer))[:size].astype(np.uint8))
 
@@ -292,7 +292,7 @@ def _wait_for_coordinator(address: str, wait: int, named: str, process: int) -> 
 
 
 @contextlib.contextmanager
-def _told_of_losses() -> Iterator[None]:
+def _reporting_losses() -> Iterator[None]:
     """While it is entered, JAX's client is made with a callback for the news that another process is gone; by default
     JAX then exits with a page of its own. There is no public option for it: where JAX's inside is otherwise, its own
     end remains. And where its bindings cannot hand the news to Python (0.10.2), they abort: the second way to `_lost`.

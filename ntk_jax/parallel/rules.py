@@ -24,7 +24,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"layers/(q|k|v|gate|up)_proj/kernel", PartitionSpec(None, "fsdp", "tensor")),
     (r"layers/(o|down)_proj/kernel", PartitionSpec(None, "tensor", "fsdp")),
     (r"layers/(q|k|v)_proj/bias", PartitionSpec(None, "tensor")),
-    # Scales of quantised kernels [L, Dout] go with their outputs over `tensor`; over fsdp they are not split: a gather
+    # Scales of quantized kernels [L, Dout] go with their outputs over `tensor`; over fsdp they are not split: a gather
     # of some KB would cost a layer more time than it saves memory.
     (r"layers/(q|k|v|gate|up)_proj/kernel_scale", PartitionSpec(None, "tensor")),
     # [V, D] is split over D: the vocabulary axis is looked up by token and walked in chunks, both of which

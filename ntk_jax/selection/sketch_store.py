@@ -13,7 +13,7 @@ Rows are stored in float16 by default, half the disk: of unit rows u, v it moves
 0.98e-3 (some 5e-6 is typical at K = 8192), where the projection itself moves it by about 1/√K = 11e-3.
 
 Memory while writing: one block of rows, b K elements (a few copies, on their way to the disk), beside what
-`ntk/sketch.py` states: with the number of examples only ordinals and account grow, some 20 bytes each. Measured at
+`kernels/sketch.py` states: with the number of examples only ordinals and account grow, some 20 bytes each. Measured at
 K = 8192, P = 155,648, 128 rows a batch and 2,048 a block, for the whole process on the CPU: 1.35 GiB; the warm-up's
 process has 0.9.
 
@@ -34,11 +34,11 @@ from ntk_jax.data.account import ACCOUNT, KEPT, account_of
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.tokens import Dropped
 from ntk_jax.errors import UserError
+from ntk_jax.kernels.objectives import Objective
+from ntk_jax.kernels.projections import Projection
+from ntk_jax.kernels.rows import Layout
+from ntk_jax.kernels.sketch import sketch_batches
 from ntk_jax.models.model import Model
-from ntk_jax.ntk.objectives import Objective
-from ntk_jax.ntk.projections import Projection
-from ntk_jax.ntk.rows import Layout
-from ntk_jax.ntk.sketch import sketch_batches
 from ntk_jax.selection.sketches import Block, Ranking, rank
 from ntk_jax.storage.arrays import Store, create, differing_facts, open_store, read, write_block
 from ntk_jax.storage.hashing import hash_tree

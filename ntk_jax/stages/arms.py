@@ -49,7 +49,7 @@ def finetune(run: Run, folder: Path) -> dict[str, Any]:
     steps = count_steps(len(domain) + run.config.select.count, run.train_config(section))
     for arm in arms:
         place = folder / arm
-        if arm == "base" or hosts.told((place / "summary.json").exists):
+        if arm == "base" or hosts.broadcast((place / "summary.json").exists):
             continue
         place.mkdir(parents=True, exist_ok=True)
         rows = domain + extra[arm]()
@@ -91,7 +91,9 @@ def evaluate(run: Run, folder: Path) -> dict[str, Any]:
     predictions = {}
     for arm in config.evaluate.arms:
         place = folder / "predictions" / arm
-        if not hosts.told((place / "tasks.json").exists):  # written last: an arm that has it is not evaluated again
+        if not hosts.broadcast(
+            (place / "tasks.json").exists
+        ):  # written last: an arm that has it is not evaluated again
             model = run.base if arm == "base" else run.adapted(run.folder / "finetune" / arm / "adapter")
             tasks = evaluate_files(
                 model,
@@ -109,7 +111,7 @@ def evaluate(run: Run, folder: Path) -> dict[str, Any]:
             for name, task in tasks.items():
                 write_lines(place / f"{name}.jsonl", (record_line(line) for line in task["predictions"]))
             write_json(place / "tasks.json", {n: {k: t[k] for k in ("tokens", "flops")} for n, t in tasks.items()})
-        hosts.meet(f"evaluated {arm}")
+        hosts.barrier(f"evaluated {arm}")
         predictions[arm] = {name: _read_lines(place / f"{name}.jsonl") for name in read_json(place / "tasks.json")}
     results = compare(
         predictions, bootstrap=config.evaluate.bootstrap, confidence=config.evaluate.confidence, seed=config.seed

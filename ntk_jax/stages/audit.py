@@ -18,16 +18,16 @@ import numpy as np
 
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.sources import sample_indices
+from ntk_jax.kernels.agreement import relative_error, spearman
+from ntk_jax.kernels.backbone import span_mean, stacked
+from ntk_jax.kernels.exact import Kind, tangent_kernel
+from ntk_jax.kernels.gram import gradient_features_gram
+from ntk_jax.kernels.objectives import Objective
+from ntk_jax.kernels.parameters import split_parameters
+from ntk_jax.kernels.projections import KINDS, Projection, ProjectionKind, projection_flops
+from ntk_jax.kernels.rows import layout_for
+from ntk_jax.kernels.sketch import sketches
 from ntk_jax.models.model import Model, computing_in
-from ntk_jax.ntk.agreement import relative_error, spearman
-from ntk_jax.ntk.backbone import span_mean, stacked
-from ntk_jax.ntk.exact import Kind, tangent_kernel
-from ntk_jax.ntk.gram import gradient_features_gram
-from ntk_jax.ntk.objectives import Objective
-from ntk_jax.ntk.parameters import split_parameters
-from ntk_jax.ntk.projections import KINDS, Projection, ProjectionKind, projection_flops
-from ntk_jax.ntk.rows import layout_for
-from ntk_jax.ntk.sketch import sketches
 from ntk_jax.stages.context import Run, load_arrays, save_arrays
 from ntk_jax.storage.atomic import make_folder
 from ntk_jax.training.flops import gradient_flops, kernel_flops

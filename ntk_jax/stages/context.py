@@ -26,13 +26,13 @@ from ntk_jax.data.sources import read_records, sample_indices
 from ntk_jax.data.statistics import DataStatistics
 from ntk_jax.data.tokens import NO_RESPONSE, Dropped, as_rows
 from ntk_jax.errors import UserError
+from ntk_jax.kernels.objectives import Objective
+from ntk_jax.kernels.parameters import late_share, split_parameters
+from ntk_jax.kernels.projections import Projection
+from ntk_jax.kernels.rows import Layout, layout_for
 from ntk_jax.models.lora import LoRAConfig
 from ntk_jax.models.model import Model, load_model, with_lora
 from ntk_jax.models.peft import load_adapter
-from ntk_jax.ntk.objectives import Objective
-from ntk_jax.ntk.parameters import late_share, split_parameters
-from ntk_jax.ntk.projections import Projection
-from ntk_jax.ntk.rows import Layout, layout_for
 from ntk_jax.parallel import hosts
 from ntk_jax.parallel.mesh import make_mesh
 from ntk_jax.parallel.rules import param_shardings
@@ -86,7 +86,7 @@ class Run:
     def adapted(self, adapter: Path) -> Model:
         """The base model with the adapter of a stage of this run."""
         lora, _ = load_adapter(adapter, self.base.config)
-        if hosts.several() and self.mesh is not None:
+        if hosts.is_distributed() and self.mesh is not None:
             lora = hosts.place(lora, param_shardings(lora, self.mesh))
         return with_lora(self.base, lora)
 
@@ -246,7 +246,7 @@ def mesh_of(config: Config) -> jax.sharding.Mesh | None:
     to fewer devices than there are use the first of them. Raises UserError: they do not fit the devices."""
     sizes, devices = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor), jax.devices()
     if -1 not in sizes:
-        if hosts.several() and math.prod(sizes) != len(devices):
+        if hosts.is_distributed() and math.prod(sizes) != len(devices):
             raise UserError(
                 f"mesh.data x mesh.fsdp x mesh.tensor = {math.prod(sizes)}, but the processes have {len(devices)} "
                 "devices together; over several processes the mesh takes all of them"
@@ -255,7 +255,7 @@ def mesh_of(config: Config) -> jax.sharding.Mesh | None:
     if len(devices) == 1 and set(sizes) <= {1, -1}:
         return None
     mesh = make_mesh(*sizes, devices=devices)
-    hosts.acquaint(mesh)
+    hosts.connect_devices(mesh)
     return mesh
 
 

@@ -6,8 +6,8 @@ Everything is written part by part, and a part that is there is not computed aga
 |-------------------------------------|---------------------------------------------------------------------|
 | trajectories/seed-S/step-T/         | the adapters, in PEFT format                                         |
 | points/seed-S-step-T.npz            | one checkpoint's kernel and scores                                   |
-| stability.json                      | all checkpoints against each other (`ntk/stability.py`)              |
-| cross_output.json                   | signed cross-output cosines (`ntk/cross_output.py`)                  |
+| stability.json                      | all checkpoints against each other (`kernels/stability.py`)              |
+| cross_output.json                   | signed cross-output cosines (`kernels/cross_output.py`)                  |
 | prediction.json                     | which score predicts the measured loss drop (`stages/prediction.py`) |
 | audit.json                          | approximations against the exact kernel (`stages/audit.py`)          |
 | regression.json                     | kernel ridge regression against fine-tuning (`stages/regression.py`) |
@@ -27,15 +27,15 @@ import numpy as np
 from ntk_jax.config import Config
 from ntk_jax.data.sources import sample_indices
 from ntk_jax.errors import UserError
+from ntk_jax.kernels.agreement import spearman
+from ntk_jax.kernels.cross_output import cross_output_cosines
+from ntk_jax.kernels.objectives import LABEL_AWARE, LINEAR, head_coherence
+from ntk_jax.kernels.projections import Projection
+from ntk_jax.kernels.stability import Checkpoint, Measured, compare, measure
 from ntk_jax.models.head import head_matrix
 from ntk_jax.models.lora import initial_lora
 from ntk_jax.models.model import Model, computing_in, with_lora
 from ntk_jax.models.peft import load_adapter_like, save_adapter
-from ntk_jax.ntk.agreement import spearman
-from ntk_jax.ntk.cross_output import cross_output_cosines
-from ntk_jax.ntk.objectives import LABEL_AWARE, LINEAR, head_coherence
-from ntk_jax.ntk.projections import Projection
-from ntk_jax.ntk.stability import Checkpoint, Measured, compare, measure
 from ntk_jax.report.diagnosis_figures import figures
 from ntk_jax.report.figures_matrix import standalone
 from ntk_jax.report.reading import DIAGNOSES

@@ -9,11 +9,11 @@ import jax
 import numpy as np
 
 from ntk_jax.errors import UserError
+from ntk_jax.kernels.direction import adam_preconditioned, direction_norm, mean_gradient
+from ntk_jax.kernels.objectives import Objective, head_coherence
+from ntk_jax.kernels.parameters import refuse_fresh_lora, split_parameters
 from ntk_jax.models.head import head_matrix
 from ntk_jax.models.peft import save_adapter
-from ntk_jax.ntk.direction import adam_preconditioned, direction_norm, mean_gradient
-from ntk_jax.ntk.objectives import Objective, head_coherence
-from ntk_jax.ntk.parameters import refuse_fresh_lora, split_parameters
 from ntk_jax.stages.context import Run, load_tree, save_tree, tree_facts
 from ntk_jax.storage.atomic import write_json
 from ntk_jax.training.flops import gradient_flops

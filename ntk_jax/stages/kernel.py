@@ -22,9 +22,9 @@ from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.sources import read_records, sample_indices
 from ntk_jax.data.statistics import DataStatistics
 from ntk_jax.errors import UserError
-from ntk_jax.ntk.backbone import span_mean, stacked
-from ntk_jax.ntk.exact import tangent_kernel
-from ntk_jax.ntk.parameters import refuse_fresh_lora, split_parameters
+from ntk_jax.kernels.backbone import span_mean, stacked
+from ntk_jax.kernels.exact import tangent_kernel
+from ntk_jax.kernels.parameters import refuse_fresh_lora, split_parameters
 from ntk_jax.stages.context import Run
 from ntk_jax.storage.arrays import create, done_blocks, read, write_block
 from ntk_jax.storage.atomic import replacing, write_json

@@ -15,10 +15,10 @@ from ntk_jax.data.account import ACCOUNT, DROP_REASONS, KEPT, account_of
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.statistics import PERCENTILES
 from ntk_jax.errors import UserError
+from ntk_jax.kernels import agreement
+from ntk_jax.kernels.objectives import LINEAR
+from ntk_jax.kernels.score import directional_scores, mean_hidden_states
 from ntk_jax.models.attention_kernel import forward_mode_of
-from ntk_jax.ntk import agreement
-from ntk_jax.ntk.objectives import LINEAR
-from ntk_jax.ntk.score import directional_scores, mean_hidden_states
 from ntk_jax.parallel import hosts
 from ntk_jax.selection.votes import count_votes, keep_most_voted, unit_rows
 from ntk_jax.stages.context import Run, load_tree, shifted
@@ -95,7 +95,7 @@ def preselect(run: Run, folder: Path) -> dict[str, Any] | None:
         write_block(store, number, {"hidden": hidden, **account})
         finished += len(records)
         progress(finished, total)
-    hosts.meet("all blocks are written")
+    hosts.barrier("all blocks are written")
     if run.share is not None:  # the stage stays open, even where one share is all of it
         return None
 
@@ -168,7 +168,7 @@ def score(run: Run, folder: Path) -> dict[str, Any] | None:
         write_block(store, number, {"score": values, **account})
         finished += len(records)
         progress(finished, total)
-    hosts.meet("all blocks are written")
+    hosts.barrier("all blocks are written")
     if run.share is not None:  # the stage stays open, even where one share is all of it
         return None
     return _summarise(run, folder, store, None if work.resumed else time.monotonic() - begun)

@@ -17,11 +17,11 @@ from ntk_jax.data.records import family_of
 from ntk_jax.data.sources import read_records, sample_indices
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.accuracy import task_files
+from ntk_jax.kernels.agreement import spearman
+from ntk_jax.kernels.direction import mean_gradient
+from ntk_jax.kernels.objectives import Objective
+from ntk_jax.kernels.score import directional_scores
 from ntk_jax.models.model import Model
-from ntk_jax.ntk.agreement import spearman
-from ntk_jax.ntk.direction import mean_gradient
-from ntk_jax.ntk.objectives import Objective
-from ntk_jax.ntk.score import directional_scores
 from ntk_jax.stages.context import Run, load_arrays, save_arrays, shifted
 from ntk_jax.storage.atomic import make_folder
 from ntk_jax.training.influence import loss_drops

@@ -18,12 +18,12 @@ from ntk_jax.data.sources import sample_indices
 from ntk_jax.data.tokens import ChoiceRow, encode_choices
 from ntk_jax.evaluation.accuracy import read_questions, task_files
 from ntk_jax.evaluation.choice import choice_log_likelihoods
+from ntk_jax.kernels.gram import gradient_features_gram
+from ntk_jax.kernels.objectives import Objective
+from ntk_jax.kernels.regression import accuracy, choose_ridge, kernel_ridge, one_hot, predict
+from ntk_jax.kernels.rows import layout_for
+from ntk_jax.kernels.stability import Checkpoint
 from ntk_jax.models.model import Model, with_lora
-from ntk_jax.ntk.gram import gradient_features_gram
-from ntk_jax.ntk.objectives import Objective
-from ntk_jax.ntk.regression import accuracy, choose_ridge, kernel_ridge, one_hot, predict
-from ntk_jax.ntk.rows import layout_for
-from ntk_jax.ntk.stability import Checkpoint
 from ntk_jax.stages.context import Record, Run
 
 PROBES = 4  # of the centred trace's estimate: more cost memory and change little here

@@ -13,10 +13,10 @@ from ntk_jax.data.account import KEPT
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.records import family_of, prompt_text, response_text
 from ntk_jax.errors import UserError
-from ntk_jax.ntk.direction import mean_gradient, stack_directions
-from ntk_jax.ntk.parameters import only_adapters
-from ntk_jax.ntk.rows import Layout, layout_for
-from ntk_jax.ntk.score import directional_scores
+from ntk_jax.kernels.direction import mean_gradient, stack_directions
+from ntk_jax.kernels.parameters import only_adapters
+from ntk_jax.kernels.rows import Layout, layout_for
+from ntk_jax.kernels.score import directional_scores
 from ntk_jax.selection.sketches import Ranking
 from ntk_jax.selection.top import random_n, record_line, selected_records, top_n
 from ntk_jax.stages.context import Record, Run

@@ -53,7 +53,7 @@ def parse_share(text: str) -> Share:
 
 def work_of(store: Store, share: Share | None) -> Work:
     """What there is to do in a store for one process: its share, or all."""
-    done = set(hosts.told(lambda: sorted(done_blocks(store))))
+    done = set(hosts.broadcast(lambda: sorted(done_blocks(store))))
     own = {block for block in range(store.blocks) if share is None or share.owns(block)}
     return Work(frozenset(own - done), rows_of(store, own & done), rows_of(store, own), bool(done))
 

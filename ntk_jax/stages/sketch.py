@@ -12,11 +12,11 @@ import numpy as np
 from ntk_jax.config import Config
 from ntk_jax.data.account import KEPT
 from ntk_jax.errors import UserError
+from ntk_jax.kernels.objectives import head_coherence
+from ntk_jax.kernels.parameters import refuse_fresh_lora, split_parameters
+from ntk_jax.kernels.projections import Projection, check_width, projection_flops
+from ntk_jax.kernels.rows import layout_for
 from ntk_jax.models.head import head_matrix
-from ntk_jax.ntk.objectives import head_coherence
-from ntk_jax.ntk.parameters import refuse_fresh_lora, split_parameters
-from ntk_jax.ntk.projections import Projection, check_width, projection_flops
-from ntk_jax.ntk.rows import layout_for
 from ntk_jax.parallel import hosts
 from ntk_jax.selection.sketch_store import (
     create_sketches,
@@ -67,7 +67,7 @@ def sketch(run: Run, folder: Path) -> dict[str, Any] | None:
     blocks = ((number, records[slice(*targets.block_range(number))]) for number in sorted(of_domain.todo))
     _fill(run, targets, of_domain, "sketch domain", np.arange(len(records)), blocks)
     _fill(run, pool, of_pool, "sketch", ordinals, run.pool_blocks(ordinals, of_pool.todo, size))
-    hosts.meet("all blocks are written")
+    hosts.barrier("all blocks are written")
     if run.share is not None:  # the stage stays open, even where one share is all of it
         return None
     resumed = of_domain.resumed or of_pool.resumed

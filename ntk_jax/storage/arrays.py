@@ -74,8 +74,8 @@ def create(
         "block_rows": int(block_rows),
         "arrays": {name: [list(map(int, shape)), np.dtype(dtype).name] for name, (shape, dtype) in arrays.items()},
     }
-    if not hosts.writes():
-        hosts.meet(f"store {folder}")
+    if not hosts.is_primary():
+        hosts.barrier(f"store {folder}")
         return open_store(folder)
     if "://" not in str(folder):
         atomic.make_folder(folder)
@@ -90,7 +90,7 @@ def create(
         difference = _difference(found["layout"], layout)
         raise UserError(f"{folder} holds a store of another layout ({difference}); delete it")
     store = _open(str(folder), files, found, new=True)
-    hosts.meet(f"store {folder}")
+    hosts.barrier(f"store {folder}")
     return store
 
 
@@ -137,14 +137,14 @@ def write_block(store: Store, block: int, arrays: Mapping[str, Any]) -> None:
         values = np.asarray(arrays[name], array.dtype.numpy_dtype)
         if values.shape != (stop - start, *array.shape[1:]):
             raise ValueError(f"{name}: block {block} has shape {(stop - start, *array.shape[1:])}, got {values.shape}")
-        if hosts.writes():
+        if hosts.is_primary():
             pending.append((name, array[start:stop].write(values)))
     for name, future in pending:
         try:
             future.result()
         except ValueError as error:
             raise _write_error(f"{store.folder}/{name}, block {block}", error) from None
-    if hosts.writes():
+    if hosts.is_primary():
         _write_key(store.folder, store.files, f"{_MARK}{block:08d}", b"")
 
 

@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from ntk_jax.errors import UserError
-from ntk_jax.parallel.hosts import writes
+from ntk_jax.parallel.hosts import is_primary
 
 # What the user can mend, and how. Any other error of the operating system is passed on as it is.
 _MENDS = {
@@ -58,7 +58,7 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
     Where several processes compute together, what all but the first one write goes nowhere.
     Raises UserError: the disk is full or not writable.
     """
-    if not writes():
+    if not is_primary():
         yield io.BytesIO()
         return
     path = Path(path)

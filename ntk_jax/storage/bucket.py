@@ -102,7 +102,7 @@ def opened(url: str, shard: str = "") -> Iterator[Mirror]:
     Raises UserError: there is something to mend. TryAgain: others hold it, or the bucket cannot be reached.
     """
     url = _address(url)
-    if hosts.several():
+    if hosts.is_distributed():
         raise UserError(
             f"{url}: several processes with one mesh need a run directory on a file system that all of them see; give "
             "such an --out, or run shards"

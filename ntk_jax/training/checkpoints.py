@@ -25,7 +25,7 @@ from orbax.checkpoint import v1 as ocp
 
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.errors import UserError
-from ntk_jax.parallel.hosts import writes
+from ntk_jax.parallel.hosts import is_primary
 from ntk_jax.storage.atomic import make_folder, user_error, write_lines
 from ntk_jax.training.optimizer import TrainConfig
 
@@ -144,7 +144,7 @@ class Checkpoints:
 
 def discard_checkpoints(folder: Path) -> None:
     """Deletes the checkpoints of a training whose result is safely stored elsewhere; the history stays."""
-    if writes():
+    if is_primary():
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 

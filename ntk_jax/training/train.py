@@ -22,8 +22,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from ntk_jax.data.batch import Batch, PackedBatch, TokenRow
 from ntk_jax.errors import UserError
+from ntk_jax.kernels.parameters import Tree, join_parameters, only_adapters, split_parameters
 from ntk_jax.models.model import Model
-from ntk_jax.ntk.parameters import Tree, join_parameters, only_adapters, split_parameters
 from ntk_jax.parallel.hosts import place
 from ntk_jax.parallel.rules import param_shardings, shard_batch
 from ntk_jax.training.checkpoints import Checkpoints, Entry, training_key

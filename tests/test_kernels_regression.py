@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ntk_jax.errors import UserError
-from ntk_jax.ntk.regression import accuracy, choose_ridge, kernel_ridge, one_hot, predict
+from ntk_jax.kernels.regression import accuracy, choose_ridge, kernel_ridge, one_hot, predict
 
 
 @st.composite

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntk_jax.data.batch import TokenRow
+from ntk_jax.kernels.parameters import Tree, join_parameters, split_parameters
 from ntk_jax.models.decoder import hidden_states
 from ntk_jax.models.head import head_matrix
 from ntk_jax.models.model import Model
-from ntk_jax.ntk.parameters import Tree, join_parameters, split_parameters
 
 Example = dict[str, Any]  # "tokens", "segment", "span": [T] each
 

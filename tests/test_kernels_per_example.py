@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from crossed import crossed
-from ntk_reference import flatten, random_rows, reference_gradients, tiny_model
+from kernel_reference import flatten, random_rows, reference_gradients, tiny_model
 
 from ntk_jax.errors import UserError
-from ntk_jax.ntk.direction import mean_gradient
-from ntk_jax.ntk.objectives import Objective
-from ntk_jax.ntk.per_example import example_gradients
-from ntk_jax.ntk.projections import Projection
-from ntk_jax.ntk.rows import Layout
-from ntk_jax.ntk.sketch import sketches
+from ntk_jax.kernels.direction import mean_gradient
+from ntk_jax.kernels.objectives import Objective
+from ntk_jax.kernels.per_example import example_gradients
+from ntk_jax.kernels.projections import Projection
+from ntk_jax.kernels.rows import Layout
+from ntk_jax.kernels.sketch import sketches
 from ntk_jax.parallel.mesh import make_mesh
 
 PADDED = Layout(row_length=64, rows_per_batch=4, packed=False)

@@ -18,7 +18,7 @@ from flax import traverse_util
 from ntk_jax.errors import UserError
 from ntk_jax.models.lora import is_fresh
 from ntk_jax.models.model import Model
-from ntk_jax.models.quantization import is_quantised
+from ntk_jax.models.quantization import is_quantized
 
 Tree = dict[str, Any]
 
@@ -30,7 +30,7 @@ def split_parameters(model: Model, parameters: str) -> tuple[Tree, Tree]:
     expression over names like "lora/layers/q_proj/a" and "base/layers/q_proj/kernel" (searched, not anchored).
 
     Raises UserError when nothing matches, for "lora" when the model has no adapter, for more layers than there are, and
-    when quantised weights are among the chosen: 8-bit numbers have no derivative.
+    when quantized weights are among the chosen: 8-bit numbers have no derivative.
     """
     if only_adapters(parameters):
         if not model.lora:
@@ -56,7 +56,7 @@ def split_parameters(model: Model, parameters: str) -> tuple[Tree, Tree]:
         names = ", ".join(sorted("/".join(path) for path in flat)[:4])
         raise UserError(f"parameters = {parameters!r} matches no parameter; names look like {names}")
     for path, leaf in chosen.items():
-        if is_quantised(path[-1], leaf):
+        if is_quantized(path[-1], leaf):
             raise UserError(
                 f"parameters = {parameters!r} would differentiate {'/'.join(path)} of weights held in "
                 f"{model.quantization}; take parameters = 'lora', or load the model without quantization"

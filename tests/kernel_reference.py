@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntk_jax.data.batch import TokenRow
+from ntk_jax.kernels.objectives import Objective, probe_signs
+from ntk_jax.kernels.parameters import join_parameters, split_parameters
 from ntk_jax.models.config import ModelConfig
 from ntk_jax.models.decoder import hidden_states
 from ntk_jax.models.head import head_matrix
 from ntk_jax.models.lora import LoRAConfig
 from ntk_jax.models.model import Model, random_model
-from ntk_jax.ntk.objectives import Objective, probe_signs
-from ntk_jax.ntk.parameters import join_parameters, split_parameters
 
 
 def tiny_config(family: str, **changes: Any) -> ModelConfig:

@@ -16,8 +16,7 @@ import numpy as np
 
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.errors import UserError
-from ntk_jax.models.model import Model, with_lora
-from ntk_jax.ntk.agreement import (
+from ntk_jax.kernels.agreement import (
     centered_alignment,
     effective_rank,
     frobenius_cosine,
@@ -26,14 +25,15 @@ from ntk_jax.ntk.agreement import (
     spectrum,
     top_overlap,
 )
-from ntk_jax.ntk.backbone import span_mean, stacked
-from ntk_jax.ntk.direction import mean_gradient
-from ntk_jax.ntk.exact import MEMORY, Kind, tangent_kernel
-from ntk_jax.ntk.linearization import linearization_gap
-from ntk_jax.ntk.objectives import Objective
-from ntk_jax.ntk.parameters import Tree
-from ntk_jax.ntk.rows import Layout
-from ntk_jax.ntk.score import directional_scores
+from ntk_jax.kernels.backbone import span_mean, stacked
+from ntk_jax.kernels.direction import mean_gradient
+from ntk_jax.kernels.exact import MEMORY, Kind, tangent_kernel
+from ntk_jax.kernels.linearization import linearization_gap
+from ntk_jax.kernels.objectives import Objective
+from ntk_jax.kernels.parameters import Tree
+from ntk_jax.kernels.rows import Layout
+from ntk_jax.kernels.score import directional_scores
+from ntk_jax.models.model import Model, with_lora
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from ntk_reference import random_rows, tiny_model
+from kernel_reference import random_rows, tiny_model
 
 from ntk_jax.errors import UserError
-from ntk_jax.ntk.objectives import Objective
-from ntk_jax.ntk.projections import BLOCK, Projection, check_width, dense_columns, project, project_with_key, sides
-from ntk_jax.ntk.rows import Layout
-from ntk_jax.ntk.sketch import sketches
+from ntk_jax.kernels.objectives import Objective
+from ntk_jax.kernels.projections import BLOCK, Projection, check_width, dense_columns, project, project_with_key, sides
+from ntk_jax.kernels.rows import Layout
+from ntk_jax.kernels.sketch import sketches
 from ntk_jax.parallel.mesh import make_mesh
 
 SEEDS = 1000

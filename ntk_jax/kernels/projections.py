@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from ntk_jax.errors import UserError
-from ntk_jax.ntk.parameters import Tree
+from ntk_jax.kernels.parameters import Tree
 
 ProjectionKind = Literal["rademacher", "countsketch", "kronecker"]
 KINDS: tuple[ProjectionKind, ...] = get_args(ProjectionKind)

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ntk_reference import flatten, random_rows, reference_logit_jacobian, tiny_model
+from kernel_reference import flatten, random_rows, reference_logit_jacobian, tiny_model
 
 from ntk_jax.errors import UserError
-from ntk_jax.ntk.backbone import span_mean, stacked
-from ntk_jax.ntk.exact import probe_vectors, tangent_kernel
-from ntk_jax.ntk.parameters import split_parameters
+from ntk_jax.kernels.backbone import span_mean, stacked
+from ntk_jax.kernels.exact import probe_vectors, tangent_kernel
+from ntk_jax.kernels.parameters import split_parameters
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 KINDS = ("trace", "centered_trace", "pseudo")

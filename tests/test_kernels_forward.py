@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from ntk_reference import random_rows, tiny_model
+from kernel_reference import random_rows, tiny_model
 
 from ntk_jax.errors import UserError
-from ntk_jax.ntk.forward import forward_sketches
-from ntk_jax.ntk.objectives import Objective
-from ntk_jax.ntk.projections import Projection
-from ntk_jax.ntk.rows import Layout
-from ntk_jax.ntk.sketch import sketches
+from ntk_jax.kernels.forward import forward_sketches
+from ntk_jax.kernels.objectives import Objective
+from ntk_jax.kernels.projections import Projection
+from ntk_jax.kernels.rows import Layout
+from ntk_jax.kernels.sketch import sketches
 
 PADDED = Layout(row_length=64, rows_per_batch=4, packed=False)
 PACKED = Layout(row_length=64, rows_per_batch=2)

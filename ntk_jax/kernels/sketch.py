@@ -19,12 +19,12 @@ import numpy as np
 
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.errors import UserError
+from ntk_jax.kernels.objectives import Objective
+from ntk_jax.kernels.parameters import Tree, split_parameters
+from ntk_jax.kernels.per_example import example_gradients
+from ntk_jax.kernels.projections import Projection, check_width, project_with_key
+from ntk_jax.kernels.rows import Layout
 from ntk_jax.models.model import Model
-from ntk_jax.ntk.objectives import Objective
-from ntk_jax.ntk.parameters import Tree, split_parameters
-from ntk_jax.ntk.per_example import example_gradients
-from ntk_jax.ntk.projections import Projection, check_width, project_with_key
-from ntk_jax.ntk.rows import Layout
 from ntk_jax.parallel.hosts import on_host
 
 GRADIENT_BYTES = 2**30  # of the gradients of one batch, a device: where P is large, fewer rows make a batch

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntk_jax.data.batch import Batch, TokenRow
+from ntk_jax.kernels.objectives import Objective
+from ntk_jax.kernels.parameters import Tree, only_adapters, split_parameters
+from ntk_jax.kernels.rows import Layout, batches_of, frozen_readout, make_step, on_devices
+from ntk_jax.kernels.step import Step, example_totals
 from ntk_jax.models.model import Model
-from ntk_jax.ntk.objectives import Objective
-from ntk_jax.ntk.parameters import Tree, only_adapters, split_parameters
-from ntk_jax.ntk.rows import Layout, batches_of, frozen_readout, make_step, on_devices
-from ntk_jax.ntk.step import Step, example_totals
 
 
 def example_gradients(

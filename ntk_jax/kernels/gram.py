@@ -14,11 +14,11 @@ import numpy as np
 
 from ntk_jax.data.batch import PackedBatch, TokenRow
 from ntk_jax.errors import UserError
+from ntk_jax.kernels.objectives import Objective
+from ntk_jax.kernels.parameters import Tree, split_parameters
+from ntk_jax.kernels.per_example import example_gradient_step
+from ntk_jax.kernels.rows import Layout, batches_of, frozen_readout, make_step, on_devices
 from ntk_jax.models.model import Model
-from ntk_jax.ntk.objectives import Objective
-from ntk_jax.ntk.parameters import Tree, split_parameters
-from ntk_jax.ntk.per_example import example_gradient_step
-from ntk_jax.ntk.rows import Layout, batches_of, frozen_readout, make_step, on_devices
 
 MEMORY = 2**30  # bytes of gradients held at once
 TERMS, PIECES = 512, 256  # of one fp32 sum, and of sums added at once: a plain sum over all parameters loses digits

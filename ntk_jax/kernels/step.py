@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from ntk_jax.data.batch import Batch
+from ntk_jax.kernels.objectives import Objective, example_values, readout, segment_members
+from ntk_jax.kernels.parameters import Tree, join_parameters
 from ntk_jax.models.attention_kernel import Kernel
 from ntk_jax.models.decoder import hidden_states
 from ntk_jax.models.head import head_matrix
-from ntk_jax.ntk.objectives import Objective, example_values, readout, segment_members
-from ntk_jax.ntk.parameters import Tree, join_parameters
 
 
 @dataclass(frozen=True)

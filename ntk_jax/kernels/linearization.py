@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntk_jax.data.batch import TokenRow
+from ntk_jax.kernels.backbone import SpanMean, span_mean, stacked
+from ntk_jax.kernels.parameters import Tree
 from ntk_jax.models.head import head_matrix
 from ntk_jax.models.model import Model
-from ntk_jax.ntk.backbone import SpanMean, span_mean, stacked
-from ntk_jax.ntk.parameters import Tree
 
 AT_ONCE = 16  # examples pushed forward together
 

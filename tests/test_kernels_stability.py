@@ -11,13 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ntk_reference import centred, random_rows, tiny_model
+from kernel_reference import centred, random_rows, tiny_model
 from scipy.stats import spearmanr
 
 from ntk_jax.errors import UserError
-from ntk_jax.models.lora import LoRAConfig
-from ntk_jax.models.model import random_model, with_lora
-from ntk_jax.ntk.agreement import (
+from ntk_jax.kernels.agreement import (
     centered_alignment,
     effective_rank,
     frobenius_cosine,
@@ -26,13 +24,15 @@ from ntk_jax.ntk.agreement import (
     spectrum,
     top_overlap,
 )
-from ntk_jax.ntk.backbone import span_mean, stacked
-from ntk_jax.ntk.cross_output import cross_output_cosines
-from ntk_jax.ntk.exact import tangent_kernel
-from ntk_jax.ntk.linearization import linearization_gap
-from ntk_jax.ntk.objectives import Objective, head_coherence
-from ntk_jax.ntk.rows import layout_for
-from ntk_jax.ntk.stability import Checkpoint, stability
+from ntk_jax.kernels.backbone import span_mean, stacked
+from ntk_jax.kernels.cross_output import cross_output_cosines
+from ntk_jax.kernels.exact import tangent_kernel
+from ntk_jax.kernels.linearization import linearization_gap
+from ntk_jax.kernels.objectives import Objective, head_coherence
+from ntk_jax.kernels.rows import layout_for
+from ntk_jax.kernels.stability import Checkpoint, stability
+from ntk_jax.models.lora import LoRAConfig
+from ntk_jax.models.model import random_model, with_lora
 
 matrices = hnp.arrays(np.float64, (5, 3), elements=st.floats(-3, 3, width=16)).filter(lambda x: np.abs(x).max() > 0.1)
 

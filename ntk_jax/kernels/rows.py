@@ -12,12 +12,12 @@ import numpy as np
 from ntk_jax.data.batch import Batch, PackedBatch, TokenRow
 from ntk_jax.data.packing import pack, pad
 from ntk_jax.errors import UserError
+from ntk_jax.kernels.objectives import Objective, readout
+from ntk_jax.kernels.parameters import only_adapters
+from ntk_jax.kernels.step import Step
 from ntk_jax.models.attention_kernel import Attention, Kernel, forward_mode_of
 from ntk_jax.models.head import head_matrix
 from ntk_jax.models.model import Model
-from ntk_jax.ntk.objectives import Objective, readout
-from ntk_jax.ntk.parameters import only_adapters
-from ntk_jax.ntk.step import Step
 from ntk_jax.parallel.rules import replicate, shard_batch
 
 

@@ -17,9 +17,9 @@ import jax
 import numpy as np
 
 from ntk_jax.errors import UserError
+from ntk_jax.kernels.backbone import span_mean, stacked
+from ntk_jax.kernels.exact import MEMORY, tangent_kernel
 from ntk_jax.models.model import Model
-from ntk_jax.ntk.backbone import span_mean, stacked
-from ntk_jax.ntk.exact import MEMORY, tangent_kernel
 
 BINS = np.linspace(-1.0, 1.0, 81)
 

@@ -18,12 +18,12 @@ import numpy as np
 
 from ntk_jax.data.batch import Batch, TokenRow
 from ntk_jax.errors import UserError
+from ntk_jax.kernels.objectives import Objective
+from ntk_jax.kernels.parameters import Tree, split_parameters
+from ntk_jax.kernels.rows import Layout, batches_of, frozen_readout, make_step, on_devices
+from ntk_jax.kernels.step import directional_step, pooled_step
 from ntk_jax.models.attention_kernel import Attention, Kernel
 from ntk_jax.models.model import Model
-from ntk_jax.ntk.objectives import Objective
-from ntk_jax.ntk.parameters import Tree, split_parameters
-from ntk_jax.ntk.rows import Layout, batches_of, frozen_readout, make_step, on_devices
-from ntk_jax.ntk.step import directional_step, pooled_step
 from ntk_jax.parallel.hosts import on_host
 
 

@@ -15,12 +15,12 @@ import numpy as np
 
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.errors import UserError
+from ntk_jax.kernels.objectives import Objective
+from ntk_jax.kernels.parameters import Tree, split_parameters
+from ntk_jax.kernels.projections import Projection, check_width, dense_columns
+from ntk_jax.kernels.rows import Layout
+from ntk_jax.kernels.score import directional_scores
 from ntk_jax.models.model import Model
-from ntk_jax.ntk.objectives import Objective
-from ntk_jax.ntk.parameters import Tree, split_parameters
-from ntk_jax.ntk.projections import Projection, check_width, dense_columns
-from ntk_jax.ntk.rows import Layout
-from ntk_jax.ntk.score import directional_scores
 
 AT_ONCE = 8  # rows of Π that share a primal pass; divides every K, which is a multiple of 32
 

@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntk_jax.errors import UserError
-from ntk_jax.ntk.parameters import Tree
+from ntk_jax.kernels.parameters import Tree
 
 Kind = Literal["full", "trace", "centered_trace", "pseudo", "probe"]
 KINDS = ("full", "trace", "centered_trace", "pseudo", "probe")

@@ -12,20 +12,20 @@ import pytest
 from crossed import crossed
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from ntk_reference import centred, flatten, random_rows, reference_gradients, tiny_model
+from kernel_reference import centred, flatten, random_rows, reference_gradients, tiny_model
 
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.errors import UserError
+from ntk_jax.kernels.direction import adam_preconditioned, mean_gradient, stack_directions
+from ntk_jax.kernels.objectives import Objective, head_coherence
+from ntk_jax.kernels.parameters import refuse_fresh_lora, split_parameters
+from ntk_jax.kernels.rows import Layout, batches_of, frozen_readout, layout_for, make_step
+from ntk_jax.kernels.score import directional_scores, mean_hidden_states
+from ntk_jax.kernels.step import directional_step, gradient_step
 from ntk_jax.models.attention_kernel import Kernel
 from ntk_jax.models.decoder import hidden_states
 from ntk_jax.models.lora import LoRAConfig
-from ntk_jax.models.model import quantised, random_model
-from ntk_jax.ntk.direction import adam_preconditioned, mean_gradient, stack_directions
-from ntk_jax.ntk.objectives import Objective, head_coherence
-from ntk_jax.ntk.parameters import refuse_fresh_lora, split_parameters
-from ntk_jax.ntk.rows import Layout, batches_of, frozen_readout, layout_for, make_step
-from ntk_jax.ntk.score import directional_scores, mean_hidden_states
-from ntk_jax.ntk.step import directional_step, gradient_step
+from ntk_jax.models.model import quantized, random_model
 from ntk_jax.parallel.mesh import make_mesh
 from ntk_jax.parallel.rules import param_shardings
 
@@ -115,8 +115,8 @@ def test_the_last_layers_alone(kind):
 
 
 def test_options_go_together():
-    """The last layers' adapters over quantised weights that are split over devices, and with the attention kernel."""
-    model = quantised(tiny_model(num_layers=3), "int8")
+    """The last layers' adapters over quantized weights that are split over devices, and with the attention kernel."""
+    model = quantized(tiny_model(num_layers=3), "int8")
     rows, objective, last = random_rows(8, seed=2), Objective("sum_logits"), "lora[-2:]"
     directions = stack_directions(
         [mean_gradient(model, rows[start : start + 2], objective, LAYOUT, parameters=last) for start in (0, 2)]

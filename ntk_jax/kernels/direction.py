@@ -15,12 +15,12 @@ import numpy as np
 
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.errors import UserError
+from ntk_jax.kernels.objectives import Objective
+from ntk_jax.kernels.parameters import Tree, split_parameters
+from ntk_jax.kernels.rows import Layout, batches_of, frozen_readout, make_step, on_devices
+from ntk_jax.kernels.step import gradient_step
 from ntk_jax.models.model import Model
-from ntk_jax.ntk.objectives import Objective
-from ntk_jax.ntk.parameters import Tree, split_parameters
-from ntk_jax.ntk.rows import Layout, batches_of, frozen_readout, make_step, on_devices
-from ntk_jax.ntk.step import gradient_step
-from ntk_jax.parallel.hosts import on_host, several
+from ntk_jax.parallel.hosts import is_distributed, on_host
 
 Progress = Callable[[int, int], None]
 
@@ -61,7 +61,7 @@ def mean_gradient(
             "with `ntk-jax doctor`, or compute in float32"
         )
     # As host arrays where several processes hold it: it goes to the disk, and meets other placements.
-    return jax.tree.map(on_host, mean) if several() else mean
+    return jax.tree.map(on_host, mean) if is_distributed() else mean
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ntk_reference import random_rows, reference_gradients, tiny_model
+from kernel_reference import random_rows, reference_gradients, tiny_model
 
 import ntk_jax as nj
 from ntk_jax.errors import UserError
-from ntk_jax.ntk import gram
-from ntk_jax.ntk.gram import gradient_features_gram
-from ntk_jax.ntk.objectives import Objective
-from ntk_jax.ntk.parameters import split_parameters
-from ntk_jax.ntk.rows import Layout
+from ntk_jax.kernels import gram
+from ntk_jax.kernels.gram import gradient_features_gram
+from ntk_jax.kernels.objectives import Objective
+from ntk_jax.kernels.parameters import split_parameters
+from ntk_jax.kernels.rows import Layout
 from ntk_jax.parallel.mesh import make_mesh
 
 LAYOUT = Layout(row_length=64, rows_per_batch=2, packed=False)
