@@ -1,0 +1,79 @@
+"""What every way of selecting has in common: what it may look at, what it gives back, and how it is described.
+
+A ranker is one file with a function `rank(candidates, options) -> Ranking` and one line in `selection/rankers.py`. What
+is dear about a ranker (scores, sketches, hidden states of a whole pool) is computed by stages, block by block and
+resumable; the function only turns what they stored into scores and an order, and touches no device for long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ntk_jax.data.records import Record
+from ntk_jax.storage.arrays import Store
+
+
+@dataclass(frozen=True)
+class Sketches:
+    """The stores of the sketch stage. places: [n] ascending places in the pool of the rows of `pool`."""
+
+    pool: Store
+    domain: Store
+    places: np.ndarray
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What a ranker may look at. N is the number of pool examples of the run, and a place is an index below it.
+
+    count: how many are asked for. seed: the run's. usable: [N] bool, the places that may be selected. length, span: [N]
+    int32, tokens of the whole example and of its response, 0 where not usable. records: streams all N records in order,
+    anew at each call. domain: the domain's usable records. selected: what earlier rankers of the same run selected,
+    places best first, by the ranker's name. scores: [N] fp32 exact kernel scores, NaN where there is none. sketches,
+    votes: what those stages stored. Of the last three only what the ranker `needs` is there; the others are None.
+    """
+
+    count: int
+    seed: int
+    usable: np.ndarray
+    length: np.ndarray
+    span: np.ndarray
+    records: Callable[[], Iterator[Record]]
+    domain: Sequence[Record]
+    selected: Mapping[str, np.ndarray] = field(default_factory=dict)
+    scores: np.ndarray | None = None
+    sketches: Sketches | None = None
+    votes: tuple[np.ndarray, np.ndarray] | None = None  # [N] votes (-1 where not usable) and [N] mean similarity
+    progress: Callable[[int, int], None] = lambda done, total: None
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """scores: [N] fp32 by place, NaN where the ranker has none. order: [count] places, best first."""
+
+    scores: np.ndarray
+    order: np.ndarray
+
+
+@dataclass(frozen=True)
+class Ranker:
+    """A way of selecting.
+
+    name: in `select.methods`, as an arm and as a file name. title: for people. help: what it does, with its paper.
+    rank: the function. options: the dataclass of its settings, which become the section `select.<name>`. needs: what of
+    `scores`, `sketches`, `votes` must be there, and so which stages run before it. after: the rankers whose selections
+    it looks at, by its options. label: what a selected record says in "method"; settings: {"objective": ...}.
+    """
+
+    name: str
+    title: str
+    help: str
+    rank: Callable[[Candidates, Any], Ranking]
+    options: type
+    needs: tuple[str, ...] = ()
+    after: Callable[[Any], tuple[str, ...]] = lambda options: ()
+    label: Callable[[Any, Mapping[str, Any]], str] | None = None  # None: the name
