@@ -1,8 +1,11 @@
-"""The exceptions that are one line for the user; every room may raise them, only `cli.py` catches them."""
+"""The exceptions that are one line for the user; every package may raise them, and the command line catches them."""
 
 
-class UserError(Exception):
-    """One clear line: what is wrong, where (file, line, key or example id), and the mend. Exit code 2."""
+class UserError(ValueError):
+    """One clear line: what is wrong, where (file, line, parameter or example id), and how to put it right. Exit code 2.
+
+    A ValueError too, so that a notebook or a service may catch it without knowing this package.
+    """
 
 
 class TryAgain(Exception):

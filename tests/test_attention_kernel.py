@@ -236,5 +236,5 @@ def test_heads_are_not_split(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(forward_mode_of("pallas", make_mesh()), Kernel)
     assert isinstance(forward_mode_of("auto", make_mesh(2, 4, 1)), Kernel)
     assert forward_mode_of("auto", make_mesh(4, 1, 2)) is True
-    with pytest.raises(UserError, match="mesh.tensor splits them; set it to xla"):
+    with pytest.raises(UserError, match="tensor axis splits them; take attention = xla"):
         forward_mode_of("pallas", make_mesh(4, 1, 2))

@@ -145,7 +145,7 @@ def test_nothing_packs_to_nothing() -> None:
 def test_an_example_longer_than_a_row_is_named() -> None:
     row = TokenRow(np.ones(9, np.int32), np.ones(9, bool), "long-one")
     for call in (pack, pad):
-        with pytest.raises(UserError, match="example long-one has 9 tokens, a row 8; raise the row length or set"):
+        with pytest.raises(UserError, match="example long-one has 9 tokens, a row 8; raise the row length or encode"):
             list(call([row], row_length=8, rows_per_batch=1))
     question = ChoiceRow(np.ones(5, np.int32), (np.ones(2, np.int32), np.ones(2, np.int32)), "long-question")
     with pytest.raises(UserError, match="example long-question has 9 tokens, a row 8"):

@@ -121,7 +121,7 @@ def test_a_lead_before_the_answer_is_told_apart() -> None:
 def test_templates_that_cannot_be_used(template: str, message: str) -> None:
     with pytest.raises(UserError) as error:
         render(RECORD, byte_tokenizer(chat=template))
-    assert message in str(error.value) and "set model.template to plain" in str(error.value)
+    assert message in str(error.value) and "take template = plain" in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -134,7 +134,7 @@ def test_a_template_that_changes_with_the_answer_has_no_choices() -> None:
 def test_which_template() -> None:
     assert uses_chat(byte_tokenizer(chat=CHAT)) and not uses_chat(byte_tokenizer())
     assert not uses_chat(byte_tokenizer(chat=CHAT), "plain")
-    with pytest.raises(UserError, match="has no chat template; set model.template to plain or auto"):
+    with pytest.raises(UserError, match="has no chat template; take template = plain or auto"):
         uses_chat(byte_tokenizer(), "chat")
     with pytest.raises(UserError, match="template 'fancy' is not one of auto, chat, plain"):
         uses_chat(byte_tokenizer(), "fancy")

@@ -56,13 +56,13 @@ def test_targets_are_patterns_over_whole_names(patterns: tuple[str, ...], names:
 @pytest.mark.parametrize(
     "lora, message",
     [
-        (LoRAConfig(targets=("q_proj", "query")), "lora.targets: 'query' matches no layer; the names are q_proj"),
+        (LoRAConfig(targets=("q_proj", "query")), "targets: 'query' matches no layer; the names are q_proj"),
         (LoRAConfig(targets=("q_pro",)), "'q_pro' matches no layer"),
         (LoRAConfig(targets=("(",)), "'(' is not a regular expression"),
-        (LoRAConfig(targets=()), "lora.targets is empty"),
-        (LoRAConfig(rank=0), "lora.rank must be a whole number of at least 1, got 0"),
-        (LoRAConfig(rank="a"), "lora.rank must be a whole number of at least 1, got 'a'"),  # type: ignore[arg-type]
-        (LoRAConfig(alpha=float("nan")), "lora.alpha must be a number above 0, got nan"),
+        (LoRAConfig(targets=()), "targets is empty"),
+        (LoRAConfig(rank=0), "rank must be a whole number of at least 1, got 0"),
+        (LoRAConfig(rank="a"), "rank must be a whole number of at least 1, got 'a'"),  # type: ignore[arg-type]
+        (LoRAConfig(alpha=float("nan")), "alpha must be a number above 0, got nan"),
     ],
 )
 def test_a_target_that_matches_nothing_is_a_mistake(lora: LoRAConfig, message: str) -> None:

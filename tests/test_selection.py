@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ntk_jax.errors import UserError
-from ntk_jax.selection.top import random_n, record_line, selected_records, top_n
+from ntk_jax.selection.random import random_n
+from ntk_jax.selection.records import record_line, selected_records
+from ntk_jax.selection.top import top_n
 from ntk_jax.selection.votes import Votes, count_votes, keep_most_voted
 
 
@@ -75,7 +77,7 @@ def test_selected_records_keep_every_key_and_are_in_rank_order():
 
 class TestMistakes:
     def test_count_larger_than_the_pool(self):
-        with pytest.raises(UserError, match=r"select.count = 5 is larger than the pool \(3 usable examples\)"):
+        with pytest.raises(UserError, match=r"^count = 5 is larger than the pool \(3 usable examples\)"):
             top_n(np.zeros(3), 5)
         with pytest.raises(UserError, match="larger than the pool"):
             random_n(3, 5, 0)
@@ -95,7 +97,7 @@ class TestMistakes:
             count_votes(np.ones((0, 2)), [np.ones((1, 2))], 1)
 
     def test_keep_larger_than_the_pool(self):
-        with pytest.raises(UserError, match="preselect.keep = 9 is larger than the pool"):
+        with pytest.raises(UserError, match="^keep = 9 is larger than the pool"):
             keep_most_voted(Votes(np.ones(2), np.ones(2)), 9)
 
     def test_a_record_that_vanished(self):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ntk_jax.errors import UserError
-from ntk_jax.selection.sketches import KINDS, best_per_target, rank, take_turns
+from ntk_jax.selection.sketch import KINDS, best_per_target, rank_blocks, take_turns
 
 # Small whole numbers: sums are exact in any order, and ties are many.
 matrices = st.integers(0, 2**32 - 1).map(np.random.default_rng)
@@ -68,7 +68,7 @@ def test_every_score_is_what_its_name_says(by, rng, rows, targets, size, data):
     if np.count_nonzero(target_norms) == 3 or targets == 3:
         wanted, target_norms = wanted[:1], target_norms[:1]
     scores, order = by_definition(by, units, norms, wanted, target_norms, count)
-    found = rank(by, (wanted, target_norms), in_blocks(size, units, norms), count)
+    found = rank_blocks(by, (wanted, target_norms), in_blocks(size, units, norms), count)
     np.testing.assert_array_equal(found.order, order)
     np.testing.assert_allclose(found.scores, scores, rtol=1e-6)
     assert found.scores.dtype == np.float32
@@ -95,12 +95,12 @@ class TestMistakes:
         one, norm = np.ones((1, 4)), np.ones(1)
         for by in KINDS:
             with pytest.raises(UserError, match="there are no targets"):
-                rank(by, (one[:0], norm[:0]), [(one, norm)], 1)
+                rank_blocks(by, (one[:0], norm[:0]), [(one, norm)], 1)
             with pytest.raises(UserError, match="sketches of all targets are zero"):
-                rank(by, (one, 0 * norm), [(one, norm)], 1)
+                rank_blocks(by, (one, 0 * norm), [(one, norm)], 1)
             with pytest.raises(UserError, match="the pool is empty"):
-                rank(by, (one, norm), [], 1)
-            with pytest.raises(UserError, match="count = 2, but the pool has 1 usable"):
-                rank(by, (one, norm), [(one, norm)], 2)
+                rank_blocks(by, (one, norm), [], 1)
+            with pytest.raises(UserError, match=r"count = 2 is larger than the pool \(1 usable examples\)"):
+                rank_blocks(by, (one, norm), [(one, norm)], 2)
         with pytest.raises(UserError, match="'best' is not one of mean, cosine"):
-            rank("best", (one, norm), [(one, norm)], 1)
+            rank_blocks("best", (one, norm), [(one, norm)], 1)

@@ -210,7 +210,7 @@ class TestMistakes:
         store = nj.open_sketches(tmp_path / "s")
         with pytest.raises(UserError, match="s/sketch/c/1/0: block 1 is damaged .*delete this file"):
             nj.rank_sketches(store, nj.open_sketches(whole), "mean", 2)
-        chunk.unlink()  # the mend that the message gives
+        chunk.unlink()  # as the message says
         store_in(tmp_path / "s")
         assert bytes_of(tmp_path / "s") == bytes_of(whole)
 

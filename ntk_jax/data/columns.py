@@ -121,6 +121,8 @@ def _batches(path: Path) -> Iterator[Any]:
                 return
             for number in range(file.num_record_batches):
                 yield file.get_batch(number)
+    except UserError:  # a ValueError too, but it says already what is wrong
+        raise
     except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
         raise _unreadable(path, error) from None
 

@@ -181,7 +181,7 @@ def _check_length(length: int, name: str, row_length: int) -> None:
     if length > row_length:
         raise UserError(
             f"example {name or '(no id)'} has {length} tokens, a row {row_length};"
-            " raise the row length or set model.overflow to truncate"
+            " raise the row length or encode it with overflow = truncate"
         )
 
 

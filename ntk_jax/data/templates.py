@@ -36,7 +36,7 @@ def uses_chat(tokenizer: Any, template: str = "auto") -> bool:
     has_one = getattr(tokenizer, "chat_template", None) is not None
     if template == "chat" and not has_one:
         name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
-        raise UserError(f"the tokenizer {name} has no chat template; set model.template to plain or auto")
+        raise UserError(f"the tokenizer {name} has no chat template; take template = plain or auto")
     return template != "plain" and has_one
 
 
@@ -78,7 +78,7 @@ def render_choices(record: Mapping[str, Any], tokenizer: Any, template: str = "a
         if not found or prompt_again != prompt or not text.startswith(lead) or not text.endswith(tail):
             raise UserError(
                 f"{record['id']}: the chat template changes with the answer, so choices cannot share a prompt;"
-                " set model.template to plain"
+                " take template = plain"
             )
         texts.append(text[len(lead) : len(text) - len(tail)])  # templates may strip the content
     return prompt, lead, texts
@@ -94,7 +94,7 @@ def _render_chat(messages: Sequence[Mapping[str, str]], tokenizer: Any, name: st
             return prompt, full[len(prompt) :]
     raise UserError(
         f"{name}: the chat template writes the prompt differently once the response is there,"
-        " so prompt and response cannot be told apart; set model.template to plain"
+        " so prompt and response cannot be told apart; take template = plain"
     )
 
 
@@ -110,7 +110,7 @@ def _apply(tokenizer: Any, messages: Sequence[Mapping[str, str]], name: str, **o
         )
     except (jinja2.TemplateError, TypeError, KeyError, IndexError) as error:
         raise UserError(
-            f"{name}: the chat template refuses the messages ({error}); mend them or set model.template to plain"
+            f"{name}: the chat template refuses the messages ({error}); correct them or take template = plain"
         ) from None
 
 

@@ -121,7 +121,7 @@ def compare(
         answered = {arm: [p for p in arms[arm][task] if "dropped" not in p] for arm in names}
         questions = answered[names[0]]
         if not questions:
-            raise UserError(f"evaluation: no question of {task} is short enough for the model; raise model.max_length")
+            raise UserError(f"evaluation: no question of {task} is short enough for the model; raise max_length")
         for arm in names[1:]:
             if [p["id"] for p in answered[arm]] != [p["id"] for p in questions]:
                 raise UserError(f"evaluation: arms {names[0]} and {arm} answered other questions of {task}; redo both")
@@ -189,9 +189,9 @@ def task_files(files: Sequence[str]) -> dict[str, str]:
         found += _spread(file) if glob.has_magic(file) else [file]
     repeated = [file for file, count in Counter(found).items() if count > 1]
     if repeated:
-        raise UserError(f"evaluate.files: {repeated[0]} is given twice; give each file once")
+        raise UserError(f"files: {repeated[0]} is given twice; give each file once")
     if not found:
-        raise UserError("evaluate.files: no files to evaluate on; give at least one multiple-choice file")
+        raise UserError("files: no files to evaluate on; give at least one multiple-choice file")
     short = [_stem(file) for file in found]
     names = [
         name if short.count(name) == 1 else f"{Path(file).parent.name}-{name}"
@@ -199,7 +199,7 @@ def task_files(files: Sequence[str]) -> dict[str, str]:
     ]
     clash = [name for name, count in Counter(names).items() if count > 1]
     if clash:
-        raise UserError(f"evaluate.files: two files would both be called {clash[0]}; rename one")
+        raise UserError(f"files: two files would both be called {clash[0]}; rename one")
     return dict(zip(names, found, strict=True))
 
 
@@ -211,7 +211,7 @@ def _spread(pattern: str) -> list[str]:
     else:
         matches = glob.glob(pattern, recursive=True)
     if not matches:
-        raise UserError(f"evaluate.files: {pattern} matches no file; mend the pattern")
+        raise UserError(f"files: {pattern} matches no file; correct the pattern")
     return sorted(matches)
 
 

@@ -89,6 +89,8 @@ def adam_preconditioned(direction: Tree, second_moment: Tree, epsilon: float = 1
 
     try:
         return jax.tree.map(divide, direction, second_moment)
+    except UserError:  # a ValueError too, but it says already what is wrong
+        raise
     except ValueError:
         raise UserError("second moments and direction have different leaves; both must come from one adapter") from None
 

@@ -68,9 +68,9 @@ def forward_mode_of(attention: Attention | Kernel, mesh: jax.sharding.Mesh | Non
     if platform != "gpu":
         reason = f"its kernel is written for GPUs, and this is a {platform}"
     elif mesh is not None and mesh.shape["tensor"] > 1:
-        reason = "its kernel wants all heads of a row on one device, and mesh.tensor splits them"
+        reason = "its kernel wants all heads of a row on one device, and the mesh's tensor axis splits them"
     if attention == "pallas" and reason:
-        raise UserError(f"attention = pallas: {reason}; set it to xla (score.attention in a config)")
+        raise UserError(f"attention = pallas: {reason}; take attention = xla")
     return True if attention == "xla" or reason else Kernel()
 
 

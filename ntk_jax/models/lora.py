@@ -42,19 +42,19 @@ def target_names(lora: LoRAConfig | None) -> tuple[str, ...]:
     if lora is None:
         return ()
     if not isinstance(lora.rank, int) or lora.rank < 1:
-        raise UserError(f"lora.rank must be a whole number of at least 1, got {lora.rank!r}")
+        raise UserError(f"rank must be a whole number of at least 1, got {lora.rank!r}")
     if not isinstance(lora.alpha, (int, float)) or not 0 < lora.alpha < math.inf:
-        raise UserError(f"lora.alpha must be a number above 0, got {lora.alpha!r}")
+        raise UserError(f"alpha must be a number above 0, got {lora.alpha!r}")
     if not lora.targets:
-        raise UserError(f"lora.targets is empty; name some of {', '.join(LINEARS)}")
+        raise UserError(f"targets is empty; name some of {', '.join(LINEARS)}")
     found: set[str] = set()
     for pattern in lora.targets:
         try:
             matched = {name for name in LINEARS if re.fullmatch(pattern, name)}
         except re.error as error:
-            raise UserError(f"lora.targets: {pattern!r} is not a regular expression ({error})") from None
+            raise UserError(f"targets: {pattern!r} is not a regular expression ({error})") from None
         if not matched:
-            raise UserError(f"lora.targets: {pattern!r} matches no layer; the names are {', '.join(LINEARS)}")
+            raise UserError(f"targets: {pattern!r} matches no layer; the names are {', '.join(LINEARS)}")
         found |= matched
     return tuple(name for name in LINEARS if name in found)
 

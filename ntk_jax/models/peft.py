@@ -134,7 +134,7 @@ def load_adapter_like(folder: str | Path, model_config: ModelConfig, like: LoRAC
         if has[key] != value:
             raise UserError(
                 f"{folder}: this adapter's {key} is {has[key]}, the model's {value}; load the model with the same LoRA "
-                "shape (lora.rank, lora.alpha, lora.targets)"
+                "shape (rank, alpha, targets)"
             )
     return lora
 

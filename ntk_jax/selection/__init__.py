@@ -1,5 +1,7 @@
-"""From scores to a selection: the paper's pre-selection by votes, top-N, stores of sketches and the ranking by
-them, and the random control.
+"""From scores to a selection: the ways of ranking a pool, the stores of sketches, and how a selection is written.
 
-May import `training`, `ntk`, `models`, `data`, `storage`, `parallel` and `errors`.
+A way of ranking is a `Ranker` (`ranker.py`): one file, and one line in `rankers.py`. The rankers' files import neither
+jax nor tensorstore before they rank, because the command line reads their options to print its help.
+
+May import `training`, `kernels`, `models`, `data`, `storage`, `parallel`, `settings` and `errors`.
 """

@@ -1,7 +1,7 @@
 """What every way of selecting has in common: what it may look at, what it gives back, and how it is described.
 
 A ranker is one file with a function `rank(candidates, options) -> Ranking` and one line in `selection/rankers.py`. What
-is dear about a ranker (scores, sketches, hidden states of a whole pool) is computed by stages, block by block and
+is costly about a ranker (scores, sketches, hidden states of a whole pool) is computed by stages, block by block and
 resumable; the function only turns what they stored into scores and an order, and touches no device for long.
 """
 
@@ -9,12 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from ntk_jax.data.records import Record
-from ntk_jax.storage.arrays import Store
+from ntk_jax.errors import UserError
+
+if TYPE_CHECKING:  # options are read before anything is computed: tensorstore must not be waited for
+    from ntk_jax.storage.arrays import Store
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Ranking:
-    """scores: [N] fp32 by place, NaN where the ranker has none. order: [count] places, best first."""
+    """scores: [N] fp32 by place, NaN where the ranker has none. order: [count] distinct usable places, best first."""
 
     scores: np.ndarray
     order: np.ndarray
@@ -63,9 +68,9 @@ class Ranking:
 class Ranker:
     """A way of selecting.
 
-    name: in `select.methods`, as an arm and as a file name. title: for people. help: what it does, with its paper.
-    rank: the function. options: the dataclass of its settings, which become the section `select.<name>`. needs: what of
-    `scores`, `sketches`, `votes` must be there, and so which stages run before it. after: the rankers whose selections
+    name: what it is asked for by, and the name of its files. title: for people. help: what it does, with its paper.
+    rank: the function. options: the dataclass of its settings, each a `setting` with a default. needs: what of
+    `scores`, `sketches`, `votes` must be there, and so what is computed before it. after: the rankers whose selections
     it looks at, by its options. label: what a selected record says in "method"; settings: {"objective": ...}.
     """
 
@@ -77,3 +82,19 @@ class Ranker:
     needs: tuple[str, ...] = ()
     after: Callable[[Any], tuple[str, ...]] = lambda options: ()
     label: Callable[[Any, Mapping[str, Any]], str] | None = None  # None: the name
+
+    def label_of(self, options: Any, settings: Mapping[str, Any]) -> str:
+        """What a record that it selected says in "method"."""
+        return self.label(options, settings) if self.label else self.name
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """Nothing to set."""
+
+
+def needed(value: T | None, name: str, ranker: str) -> T:
+    """What a ranker needs of its candidates. Raises UserError where it is not there."""
+    if value is None:
+        raise UserError(f"the ranker {ranker} needs {name}; give them")
+    return value

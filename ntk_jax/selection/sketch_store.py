@@ -39,8 +39,8 @@ from ntk_jax.kernels.projections import Projection
 from ntk_jax.kernels.rows import Layout
 from ntk_jax.kernels.sketch import sketch_batches
 from ntk_jax.models.model import Model
-from ntk_jax.selection.sketches import Block, Ranking, rank
-from ntk_jax.storage.arrays import Store, create, differing_facts, open_store, read, write_block
+from ntk_jax.selection.sketch import Block
+from ntk_jax.storage.arrays import Store, create, open_store, read, write_block
 from ntk_jax.storage.hashing import hash_tree
 
 MAX_ID = 1024  # bytes; every row has room for the longest id
@@ -134,33 +134,18 @@ def open_sketches(folder: str | Path, expect: Mapping[str, Any] | None = None) -
     return store
 
 
-def rank_sketches(pool: Store, targets: Store, by: str, count: int) -> Ranking:
-    """The best `count` rows of a store against all rows of another, as `sketches.rank`; scores are NaN for what was
-    dropped. One block of the pool and the targets are in memory, 4 m K bytes.
-
-    Raises UserError: the stores were not made by the same model, objective, projection and seed (the differing key is
-    named with both values), or a block is damaged or not written.
-    """
-    difference = differing_facts(_comparable(pool), _comparable(targets))
-    if difference:
-        raise UserError(
-            f"{pool.folder} was made with {difference} as {targets.folder}; sketches compare only when all but the "
-            "examples is the same: sketch one of them again"
-        )
-    usable = np.flatnonzero(read(pool, "status") == KEPT)
-    parts = list(unit_rows(targets))
-    wanted = (np.concatenate([rows for rows, _ in parts]), np.concatenate([norms for _, norms in parts]))
-    found = rank(by, wanted, unit_rows(pool), count)
-    scores = np.full(pool.rows, np.nan, np.float32)
-    scores[usable] = found.scores
-    return Ranking(scores, usable[found.order])
+def ranked_rows(store: Store, among: np.ndarray | None = None) -> np.ndarray:
+    """[rows] bool: the rows that were not dropped and, where `among` is given, are among those."""
+    kept = read(store, "status") == KEPT
+    return kept if among is None else kept & among
 
 
-def unit_rows(store: Store) -> Iterator[Block]:
-    """(unit rows, norms) of the rows of each block that were not dropped, block by block."""
+def unit_rows(store: Store, among: np.ndarray | None = None) -> Iterator[Block]:
+    """(unit rows, norms) of the `ranked_rows` of each block, block by block."""
+    ranked = ranked_rows(store, among)
     for block in range(store.blocks):
         place = store.block_range(block)
-        kept = read(store, "status", *place) == KEPT
+        kept = ranked[slice(*place)]
         yield read(store, "sketch", *place)[kept], read(store, "sketch_norm", *place)[kept]
 
 
@@ -184,5 +169,6 @@ def _padded(ids: Sequence[str], width: int) -> np.ndarray:
     return np.frombuffer(b"".join(id_bytes(id).ljust(width, b"\0") for id in ids), np.uint8).reshape(len(ids), width)
 
 
-def _comparable(store: Store) -> dict[str, Any]:
+def comparable_facts(store: Store) -> dict[str, Any]:
+    """What must agree before sketches are compared: all that made the store but its examples."""
     return {key: value for key, value in store.facts.items() if key != "examples"}

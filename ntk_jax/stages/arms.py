@@ -25,7 +25,7 @@ from ntk_jax.evaluation.accuracy import compare, read_questions, task_files
 from ntk_jax.evaluation.accuracy import evaluate as evaluate_files
 from ntk_jax.models.peft import save_adapter
 from ntk_jax.parallel import hosts
-from ntk_jax.selection.top import record_line
+from ntk_jax.selection.records import record_line
 from ntk_jax.stages.context import Run
 from ntk_jax.storage.atomic import read_json, write_json, write_lines
 from ntk_jax.training.checkpoints import discard_checkpoints

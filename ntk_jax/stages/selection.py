@@ -17,8 +17,10 @@ from ntk_jax.kernels.direction import mean_gradient, stack_directions
 from ntk_jax.kernels.parameters import only_adapters
 from ntk_jax.kernels.rows import Layout, layout_for
 from ntk_jax.kernels.score import directional_scores
-from ntk_jax.selection.sketches import Ranking
-from ntk_jax.selection.top import random_n, record_line, selected_records, top_n
+from ntk_jax.selection.random import random_n
+from ntk_jax.selection.ranker import Ranking
+from ntk_jax.selection.records import record_line, selected_records
+from ntk_jax.selection.top import top_n
 from ntk_jax.stages.context import Record, Run
 from ntk_jax.stages.pool import candidates_of, spearman
 from ntk_jax.stages.sketch import rank_candidates

@@ -18,15 +18,15 @@ from ntk_jax.kernels.projections import Projection, check_width, projection_flop
 from ntk_jax.kernels.rows import layout_for
 from ntk_jax.models.head import head_matrix
 from ntk_jax.parallel import hosts
+from ntk_jax.selection.ranker import Ranking
+from ntk_jax.selection.sketch import rank_sketches
 from ntk_jax.selection.sketch_store import (
     create_sketches,
     longest_id,
     open_sketches,
-    rank_sketches,
     sketch_facts,
     write_sketches,
 )
-from ntk_jax.selection.sketches import Ranking
 from ntk_jax.stages.context import Record, Run, shifted
 from ntk_jax.stages.pool import candidates_of, data_of
 from ntk_jax.stages.share import Work, work_of

@@ -7,34 +7,102 @@
 | `max`         | max cos(z, z_t): near to one target is enough (LESS, arXiv 2402.04333, takes such a maximum) |
 | `round_robin` | targets take turns, each takes its best remaining example by cosine                        |
 
-Sketches come as unit rows and their norms. Beside the targets, memory is one block: 4 n (K + m) bytes, and for
-`round_robin` 12 m k for the k best of each target. NumPy only: no disk, no device.
+Source: the stores of sketches of pool and domain (`sketch_store.py`), unit rows and their norms. Cost: N m K products
+for `max` and `round_robin`, N K for the others, and one reading of the pool's store. Memory beside the targets, 4 m K
+bytes: one block, 4 n (K + m), and for `round_robin` 12 m k for the k best of each target. NumPy only, no device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from ntk_jax.errors import UserError
+from ntk_jax.selection.ranker import Candidates, Ranker, Ranking, needed
+from ntk_jax.selection.top import check_count
+from ntk_jax.settings import setting
+
+if TYPE_CHECKING:  # the options are read without tensorstore
+    from ntk_jax.storage.arrays import Store
 
 Block = tuple[np.ndarray, np.ndarray]  # unit rows [n, K] of any float dtype, norms [n]
 KINDS = ("mean", "cosine", "max", "round_robin")
 
 
 @dataclass(frozen=True)
-class Ranking:
-    """scores: [N] fp32, in pool order. order: [count] indices, best first (`round_robin`: as they were picked, and
-    `scores` has their cosine with the target that picked them; for all others, the largest cosine)."""
+class SketchOptions:
+    """Sketches of gradients, compared with those of the domain's examples."""
 
-    scores: np.ndarray
-    order: np.ndarray
+    by: Literal["mean", "cosine", "max", "round_robin"] = setting(
+        "cosine",
+        "mean kernel or mean cosine with the domain, the largest cosine with one example, or examples taking turns",
+    )
 
 
-def rank(by: str, targets: Block, blocks: Iterable[Block], count: int) -> Ranking:
-    """The `count` best examples of a pool, and the scores of all; equal scores in pool order.
+def rank(candidates: Candidates, options: SketchOptions) -> Ranking:
+    """The `count` best usable examples of those that have a sketch; the others have no score.
+
+    Raises UserError: as `rank_sketches`.
+    """
+    sketches = needed(candidates.sketches, "sketches", "sketch")
+    places = sketches.places
+    found = rank_sketches(sketches.pool, sketches.domain, options.by, candidates.count, among=candidates.usable[places])
+    scores = np.full(len(candidates.usable), np.nan, np.float32)
+    scores[places] = found.scores
+    return Ranking(scores, places[found.order])
+
+
+def rank_sketches(pool: Store, targets: Store, by: str, count: int, *, among: np.ndarray | None = None) -> Ranking:
+    """The best `count` rows of a store of sketches against all rows of another.
+
+    Args:
+        pool, targets: open stores, from `sketch(..., out=)` or `open_sketches`. In memory are one block of the pool
+            and the targets, 4 m K bytes.
+        by: `mean`, `cosine`, `max` or `round_robin`, see the table of `ntk_jax/selection/sketch.py`.
+        count: how many rows. among: [rows] bool, the rows that may be ranked; by default all that were not dropped.
+
+    Returns:
+        A `Ranking`: scores [rows] fp32, NaN for what was not ranked, and order [count], best first.
+
+    Raises:
+        UserError: the stores were not made by the same model, objective, projection and seed (the differing key is
+            named with both values), a block is damaged or not written, or there are fewer rows than `count`.
+
+    Example:
+        >>> import ntk_jax as nj
+        >>> model = nj.load_model("builtin:model", lora=nj.LoRAConfig(rank=2))
+        >>> records = [{"prompt": "A cat", "response": "purrs"}, {"prompt": "A dog", "response": "barks"}]
+        >>> options = {"dim": 64, "allow_fresh_lora": True}
+        >>> pool = nj.sketch(model, records, out="pool.zarr", **options)
+        >>> targets = nj.sketch(model, records[1:], out="targets.zarr", **options)
+        >>> nj.rank_sketches(pool, targets, "cosine", 1).order.tolist()
+        [1]
+    """
+    from ntk_jax.selection.sketch_store import comparable_facts, ranked_rows, unit_rows
+    from ntk_jax.storage.arrays import differing_facts
+
+    difference = differing_facts(comparable_facts(pool), comparable_facts(targets))
+    if difference:
+        raise UserError(
+            f"{pool.folder} was made with {difference} as {targets.folder}; sketches compare only when all but the "
+            "examples is the same: sketch one of them again"
+        )
+    usable = np.flatnonzero(ranked_rows(pool, among))
+    parts = list(unit_rows(targets))
+    wanted = (np.concatenate([rows for rows, _ in parts]), np.concatenate([norms for _, norms in parts]))
+    found = rank_blocks(by, wanted, unit_rows(pool, among), count)
+    scores = np.full(pool.rows, np.nan, np.float32)
+    scores[usable] = found.scores
+    return Ranking(scores, usable[found.order])
+
+
+def rank_blocks(by: str, targets: Block, blocks: Iterable[Block], count: int) -> Ranking:
+    """The `count` best examples of a pool, and the scores of all; equal scores in pool order. Under `round_robin` the
+    order is as they were picked, and a picked example's score is its cosine with the target that picked it, any other's
+    its largest cosine.
 
     targets: ([m, K], [m]); blocks: ([n, K], [n]) each, in pool order.
     Raises UserError: no targets, targets that are all zero, an empty pool, or fewer examples than `count`.
@@ -51,7 +119,7 @@ def rank(by: str, targets: Block, blocks: Iterable[Block], count: int) -> Rankin
     if by == "round_robin":
         return _round_robin(rows, blocks, count)
     scores = np.concatenate([np.zeros(0, np.float32), *_scores(by, rows, norms, blocks)])
-    _check_count(count, len(scores))
+    check_count(count, len(scores))
     # One score an example: the scores alone are small, and a stable sort keeps ties in pool order.
     return Ranking(scores, np.argsort(-scores, kind="stable")[:count])
 
@@ -68,7 +136,7 @@ def best_per_target(blocks: Iterable[np.ndarray], count: int) -> tuple[np.ndarra
             best[target] = _merge(*best[target], column, seen, count)
         seen += len(block)
     if best is None:
-        raise UserError("the pool is empty: nothing to rank")
+        raise UserError("the pool is empty: it has no usable example to select")
     return np.stack([values for values, _ in best]), np.stack([where for _, where in best])
 
 
@@ -98,7 +166,7 @@ def _round_robin(targets: np.ndarray, blocks: Iterable[Block], count: int) -> Ra
 
     values, where = best_per_target(cosines(), count)
     scores = np.concatenate(largest)
-    _check_count(count, len(scores))
+    check_count(count, len(scores))
     order, scores_of_picked = take_turns(values, where, count)
     scores[order] = scores_of_picked
     return Ranking(scores, order)
@@ -128,10 +196,16 @@ def _merge(
     return values[order], where[order]
 
 
-def _check_count(count: int, pool: int) -> None:
-    if not pool:
-        raise UserError("the pool is empty: nothing to rank")
-    if not 1 <= count <= pool:
-        raise UserError(
-            f"select.count = {count}, but the pool has {pool} usable examples; it must be between 1 and that"
-        )
+def _label(options: Any, settings: Mapping[str, Any]) -> str:
+    return f"sketch:{options.by}"
+
+
+RANKER = Ranker(
+    name="sketch",
+    title="gradient sketches",
+    help="nearness of projected gradients to those of the domain's examples (LESS, arXiv 2402.04333, is by: max)",
+    rank=rank,
+    options=SketchOptions,
+    needs=("sketches",),
+    label=_label,
+)
