@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import doctest
+import inspect
 import json
+import re
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -13,6 +18,8 @@ from small_tokenizers import byte_tokenizer
 from tiny_run import write_inputs
 
 import ntk_jax as nj
+from ntk_jax.models.decoder import hidden_states
+from ntk_jax.models.head import head_matrix
 from ntk_jax.models.model import random_model
 from ntk_jax.models.peft import save_adapter
 
@@ -34,9 +41,7 @@ def test_path_records_and_token_rows_give_the_same_scores(inputs, model):
     path = inputs / "domain.jsonl"
     records = [json.loads(line) for line in path.read_text().splitlines()]
     direction = nj.mean_gradient(model, str(path))
-    from ntk_jax.api import token_rows
-
-    rows = [{"input_ids": r.ids.tolist(), "span": r.span.astype(int).tolist()} for r in token_rows(model, str(path))]
+    rows = [{"input_ids": r.ids.tolist(), "span": r.span.astype(int).tolist()} for r in nj.token_rows(model, str(path))]
     by_path, by_record, by_row = (nj.directional_scores(model, e, direction) for e in (str(path), records, rows))
     assert by_path.shape == (8,) and by_path.dtype == np.float32
     assert by_path.tolist() == by_record.tolist() == by_row.tolist()
@@ -55,7 +60,7 @@ def test_options_reach_the_kernel(model):
     plain = nj.mean_gradient(model, rows)
     summed = nj.mean_gradient(model, rows, normalize="sum")
     everything = nj.mean_gradient(model, rows, parameters="all")
-    probes = nj.mean_gradient(model, rows, objective="probe", probes=3, seed=5)
+    probes = nj.mean_gradient(model, rows, objective=nj.Objective("probe", probes=3), seed=5)
     low = nj.mean_gradient(model, rows, dtype="bfloat16")
     size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))  # noqa: E731
     assert size(probes) == 3 * size(plain) and size(everything) > 2 * size(plain)
@@ -97,8 +102,6 @@ def test_the_exact_kernel_of_a_function():
 
 
 def test_ntk_is_a_plain_function():
-    import inspect
-
     import ntk_jax.kernels.score  # noqa: F401 (a package of that name once took its place)
 
     assert inspect.isfunction(nj.ntk)
@@ -118,7 +121,7 @@ def test_sketches_of_the_api(model, projection):
     assert np.abs(z @ z.T - kernel).max() < 0.5 * norms.max()
 
 
-@pytest.mark.slow  # the docs' example, which `.ci/run` executes, calls it too
+@pytest.mark.slow  # the docs' example calls it too
 def test_stability_over_saved_adapters(model, inputs, tmp_path):
     moved = jax.tree.map(lambda leaf: leaf * 1.1, model.lora)
     for name, lora in (("first", model.lora), ("second", moved)):
@@ -139,6 +142,251 @@ def test_stability_over_saved_adapters(model, inputs, tmp_path):
         nj.stability(model, rows[:3], [tmp_path / "other"])
     with pytest.raises(nj.UserError, match="steps: 1 for 2 checkpoints"):
         nj.stability(model, rows[:3], folders, steps=[1])
+
+
+def test_objectives_and_spans_long_and_short(model):
+    rows = [{"input_ids": r.ids, "span": r.span} for r in random_rows(3)]
+    short = nj.mean_gradient(model, rows, objective="cross_entropy", normalize="sum", span="response")
+    long = nj.mean_gradient(model, rows, objective=nj.Objective("cross_entropy", "sum"), span=nj.Span("response"))
+    both = nj.mean_gradient(model, rows, objective=nj.Objective("cross_entropy", "none"), normalize="sum")
+    for other in (long, both):
+        jax.tree.map(np.testing.assert_array_equal, short, other)
+    probes = nj.Objective("probe", probes=2, seed=4)
+    given = nj.mean_gradient(model, rows, objective=dataclasses.replace(probes, seed=1), seed=4)
+    jax.tree.map(np.testing.assert_array_equal, nj.mean_gradient(model, rows, objective=probes), given)
+
+
+class TestWhatASpanLeavesOut:
+    """Two examples, the second too long for 64 tokens."""
+
+    RECORDS = [
+        {"id": "short", "prompt": "Which?", "response": "this one"},
+        {"id": "long", "prompt": "x" * 100, "response": "y"},
+        {"id": "empty", "prompt": "Nothing?", "response": ""},
+    ]
+    DROP = nj.Span(max_length=64, overflow="drop")
+    CUT = nj.Span(max_length=64, overflow="truncate")
+
+    def test_rows(self, model):
+        found = nj.token_rows(model, self.RECORDS, span=self.DROP)
+        assert found[0] is not None and found[1:] == [None, None]
+        cut = nj.token_rows(model, self.RECORDS, span=self.CUT)
+        assert len(cut[1].ids) == 64 and cut[1].truncated and cut[2] is None
+
+    def test_scores_and_gradients(self, model):
+        direction = nj.mean_gradient(model, self.RECORDS, span=self.DROP)
+        alone = nj.mean_gradient(model, self.RECORDS[:1])
+        jax.tree.map(np.testing.assert_array_equal, direction, alone)
+        scores = nj.directional_scores(model, self.RECORDS, direction, span=self.DROP)
+        assert scores[0] > 0 and np.isnan(scores).tolist() == [False, True, True] and scores.dtype == np.float32
+        cut = nj.directional_scores(model, self.RECORDS, direction, span=self.CUT)
+        assert np.isnan(cut).tolist() == [False, False, True] and cut[0] == pytest.approx(scores[0], rel=1e-4)
+        as_row = nj.token_rows(model, self.RECORDS[:2], span=self.CUT)[1]
+        assert cut[1] == pytest.approx(nj.directional_scores(model, [as_row], direction)[0], rel=1e-4)
+
+    def test_stacked_directions_kernels_and_logits(self, model):
+        direction = nj.mean_gradient(model, self.RECORDS[:1])
+        both = nj.directional_scores(model, self.RECORDS, nj.stack_directions([direction] * 2), span=self.DROP)
+        assert both.shape == (3, 2) and np.isnan(both[1:]).all() and np.isfinite(both[0]).all()
+        gram = nj.ntk(model, self.RECORDS, kind="pseudo", span=self.DROP)
+        assert np.isfinite(gram).tolist() == [[True, False, False], [False] * 3, [False] * 3]
+        found = nj.logits(model, self.RECORDS, span=self.DROP)
+        assert [len(values) for values in found] == [len("this one"), 0, 0] or len(found[0]) > 0
+
+    def test_sketches(self, model, tmp_path):
+        z = nj.sketch(model, self.RECORDS, dim=256, span=self.DROP)
+        assert np.isfinite(z[0]).all() and np.isnan(z[1:]).all()
+        store = nj.sketch(model, self.RECORDS, dim=256, span=self.DROP, out=tmp_path / "s", out_dtype="float32")
+        assert store.read("status").tolist() == [0, 1, 2]
+        np.testing.assert_allclose(store.read("sketch", 0, 1) * store.read("sketch_norm", 0, 1), z[:1], rtol=1e-4)
+        projection = nj.Projection("rademacher", 256, seed=1)
+        again = nj.sketch(model, self.RECORDS[:1], projection=projection)
+        np.testing.assert_array_equal(again, nj.sketch(model, self.RECORDS[:1], dim=256, seed=1))
+
+    def test_error_is_the_default_and_nothing_left_is_one(self, model):
+        with pytest.raises(nj.UserError, match=r"example long: too long; leave it out \(at most 64 tokens; the model"):
+            nj.token_rows(model, self.RECORDS, span=nj.Span(max_length=64))
+        with pytest.raises(nj.UserError, match="example empty: no response tokens; leave it out, or take"):
+            nj.mean_gradient(model, self.RECORDS[2:])
+        with pytest.raises(nj.UserError, match=r"none of 2 examples can be used \(1 no response tokens, 1 too long\)"):
+            nj.mean_gradient(model, self.RECORDS[1:], span=self.DROP)
+        for options, message in (
+            ({"which": "answer"}, "which = 'answer' is not one of response, all, last"),
+            ({"overflow": "cut"}, "overflow = 'cut' is not one of error, drop, truncate"),
+            ({"template": "chatml"}, "template = 'chatml' is not one of auto, chat, plain"),
+            ({"max_length": 1}, "max_length = 1; an example needs at least 2"),
+        ):
+            with pytest.raises(nj.UserError, match=message):
+                nj.Span(**options)
+        with pytest.raises(nj.UserError, match="which = 'answer' is not one of"):
+            nj.token_rows(model, self.RECORDS, span="answer")
+
+
+def test_logits_are_those_of_each_example_alone(model):
+    rows = random_rows(5)
+    found = nj.logits(model, [{"input_ids": r.ids, "span": r.span} for r in rows])
+    for row, values in zip(rows, found, strict=True):
+        own = {
+            "tokens": row.ids[None],
+            "positions": np.arange(len(row.ids))[None],
+            "segments": np.ones((1, len(row.ids))),
+        }
+        hidden = hidden_states(model.graphdef, model.lora, model.base, *own.values())
+        expected = np.asarray(hidden[0].astype(np.float32) @ head_matrix(model.base).T)[row.span]
+        assert values.shape == (row.span.sum(), model.config.vocab_size) and values.dtype == np.float32
+        np.testing.assert_allclose(values, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+class TestSelecting:
+    SCORES = np.array([0.5, np.nan, 2.0, 1.0, 0.0], np.float32)
+
+    def test_by_score(self):
+        found = nj.select(self.SCORES, 3)
+        assert isinstance(found, nj.Ranking) and found.order.tolist() == [2, 3, 0]
+        np.testing.assert_array_equal(found.scores, self.SCORES)
+
+    def test_at_random(self, model):
+        assert set(nj.select(self.SCORES, 4, by="random").order.tolist()) == {0, 2, 3, 4}, "only what has a score"
+        rows = nj.token_rows(model, TestWhatASpanLeavesOut.RECORDS, span=TestWhatASpanLeavesOut.CUT)
+        found = nj.select(np.array([np.nan, np.nan, 1.0]), 2, by="random", rows=rows)
+        assert set(found.order.tolist()) == {0, 1}, "what was not scored may be drawn, what is no row may not"
+
+    def test_of_matched_lengths(self, model):
+        records = [{"prompt": "p", "response": "y" * length} for length in (3, 9, 3, 9, 4)]
+        rows = nj.token_rows(model, records)
+        scores = np.array([1.0, 2.0, 0.0, 0.0, 0.0])
+        assert nj.select(scores, 2, by="length_matched", rows=rows).order.tolist() == [3, 2]
+        to = nj.select(None, 1, by="length_matched", rows=rows, selected={"kernel": [0]})
+        assert to.order.tolist() == [2]
+        with pytest.raises(nj.UserError, match="have no response length; give the lengths"):
+            nj.select(scores, 2, by="length_matched")
+        with pytest.raises(nj.UserError, match="the ranker length_matched cannot look at its own selection"):
+            nj.select(scores, 2, by="length_matched", options={"to": "length_matched"}, rows=rows)
+
+    def test_by_words(self, inputs):
+        pool, domain = inputs / "pool.jsonl", str(inputs / "domain.jsonl")
+        found = nj.select(None, 6, by="bm25", pool=str(pool), domain=domain, options={"k1": 2.0})
+        streamed = nj.select(None, 6, by="bm25", pool=nj.read_records(str(pool)), domain=domain, options={"k1": 2.0})
+        assert found.order.max() < 20 and found.order.tolist() == streamed.order.tolist(), "the first 20 are balls"
+
+    def test_by_sketches_and_votes(self, model, tmp_path):
+        rows = [{"input_ids": r.ids, "span": r.span} for r in random_rows(5)]
+        stores = [
+            nj.sketch(model, part, dim=256, out=tmp_path / name) for name, part in (("p", rows), ("t", rows[3:4]))
+        ]
+        assert nj.select(None, 1, by="sketch", sketches=stores, options={"by": "max"}).order.tolist() == [3]
+        assert nj.select(None, 2, by="votes", votes=([1, -1, 3], [0.0, 0.0, 0.0])).order.tolist() == [2, 0]
+
+    def test_mistakes(self, model):
+        for message, arguments in (
+            ("'best' is not a ranker; there are: kernel, sketch, ", {"by": "best"}),
+            ("the ranker kernel has no option 'by'; its options: none", {"options": {"by": "max"}}),
+            ("by = 'most' is not one of mean, cosine", {"by": "sketch", "options": {"by": "most"}}),
+            ("b = 2 must be between 0 and 1", {"by": "bm25", "options": {"b": 2}}),
+            ("the ranker sketch needs sketches", {"by": "sketch"}),
+            ("hold no word to compare", {"by": "bm25"}),
+            ("the ranker bm25 reads the pool's records; give pool", {"by": "bm25", "domain": [{"prompt": "a", "response": "b"}]}),
+            ("not of one pool: 5 scores, 2 votes", {"votes": ([1, 1], [0, 0])}),
+            ("count = 9 is larger than the pool", {"count": 9}),
+            (r"scores have shape \(5, 1\)", {"scores": self.SCORES[:, None]}),
+            ("nothing says how many examples there are", {"scores": None}),
+        ):  # fmt: skip
+            with pytest.raises(nj.UserError, match=message):
+                nj.select(**{"scores": self.SCORES, "count": 2, **arguments})
+
+
+class TestTraining:
+    def test_a_whole_selection_in_a_notebook(self, inputs, tmp_path):
+        """Warm-up, gradient, scores, selection, fine-tuning and evaluation, without a run directory."""
+        base = nj.load_model(str(inputs / "model"), lora=nj.LoRAConfig(rank=2))
+        few = nj.TrainConfig(max_steps=2, batch_size=4, learning_rate=1e-2, tokens_per_microbatch=256)
+        domain, span = list(nj.read_records(str(inputs / "domain.jsonl"))), nj.Span(max_length=64, overflow="drop")
+        pool = list(nj.read_records(str(inputs / "pool.jsonl")))
+        warm = nj.finetune(base, domain, training=few, span=span, out=tmp_path / "warm")
+        assert len(warm.history) == 2 and warm.examples == 8 and warm.flops > 0 and not warm.dropped
+        saved = nj.load_model(str(inputs / "model"), adapter=str(tmp_path / "warm" / "adapter"))
+        jax.tree.map(np.testing.assert_array_equal, saved.lora, warm.model.lora)
+        direction = nj.adam_preconditioned(nj.mean_gradient(warm.model, domain, span=span), warm.second_moment)
+        scores = nj.directional_scores(warm.model, pool, direction, span=span)
+        chosen = [pool[place] for place in nj.select(scores, 5).order]
+        final = nj.finetune(base, [*domain, *chosen, pool[-1]], training=few, span=span)
+        assert final.examples == 13 and final.dropped == {"too long": 1}
+        found = nj.evaluate({"base": base, "final": final.model}, str(inputs / "test.jsonl"), bootstrap=20)
+        assert [task["name"] for task in found["tasks"]] == ["test"] and set(found["average"]) == {"base", "final"}
+        assert len(found["predictions"]["final"]["test"]) == 12
+        jax.tree.map(
+            np.testing.assert_array_equal, base.lora["layers"]["q_proj"]["b"], 0 * base.lora["layers"]["q_proj"]["b"]
+        )
+        again = nj.finetune(base, domain, training=few, span=span, out=tmp_path / "warm")  # it was done before
+        jax.tree.map(np.testing.assert_array_equal, again.model.lora, warm.model.lora)
+
+    def test_records_are_one_task(self, inputs):
+        base = nj.load_model(str(inputs / "model"))
+        records = list(nj.read_records(str(inputs / "test.jsonl")))
+        by_file = nj.evaluate(base, [inputs / "test.jsonl"], limit=5, bootstrap=20)
+        by_record = nj.evaluate(base, records, limit=5, bootstrap=20)
+        assert by_record["predictions"]["model"]["questions"] == by_file["predictions"]["model"]["test"]
+        assert len(by_record["predictions"]["model"]["questions"]) == 5
+
+    def test_mistakes(self, inputs):
+        bare = nj.load_model(str(inputs / "model"))
+        with pytest.raises(nj.UserError, match="has no LoRA adapter"):
+            nj.finetune(bare, str(inputs / "domain.jsonl"))
+        with pytest.raises(nj.UserError, match="there are no models"):
+            nj.evaluate({}, str(inputs / "test.jsonl"))
+        with pytest.raises(nj.UserError, match="files: no files to evaluate on"):
+            nj.evaluate(bare, [])
+        with pytest.raises(nj.UserError, match="has no choices"):
+            nj.evaluate(bare, [{"prompt": "a", "response": "b"}])
+
+
+WITH_EXAMPLE = [
+    *("directional_scores", "evaluate", "finetune", "logits", "mean_gradient", "ntk", "rank_sketches"),
+    *("select", "sketch", "stability", "token_rows", "Span"),
+]
+
+
+@pytest.mark.parametrize("name", WITH_EXAMPLE)
+def test_the_docstring_says_all_and_its_example_runs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # stores are written where the example is run
+    found = getattr(nj, name)
+    sections = re.findall(r"^ *(Args|Returns|Raises|Example):$", inspect.getdoc(found), re.MULTILINE)
+    assert sections == [
+        part for part in ("Args", "Returns", "Raises", "Example") if part != "Returns" or name != "Span"
+    ]
+    (test,) = [test for test in doctest.DocTestFinder(recurse=False).find(found, name, globs={}) if test.examples]
+    said: list[str] = []
+    assert doctest.DocTestRunner().run(test, out=said.append).failed == 0, "".join(said)
+
+
+@pytest.mark.parametrize("name", sorted(set(WITH_EXAMPLE) - {"Span"}))
+def test_every_parameter_is_described(name):
+    text = inspect.getdoc(getattr(nj, name)).split("Returns:")[0]
+    for parameter in inspect.signature(getattr(nj, name)).parameters:
+        assert re.search(rf"\b{parameter}\b", text), f"{name} does not say what {parameter} is"
+
+
+def test_the_options_that_all_share():
+    """What the functions of gradients take, by the same names."""
+    shared = {"objective", "span", "normalize", "parameters", "dtype", "batch_tokens", "seed", "mesh"}
+    for function in (nj.mean_gradient, nj.directional_scores, nj.sketch):
+        assert shared <= set(inspect.signature(function).parameters)
+
+
+def test_the_package_is_imported_without_jax():
+    code = "import sys, ntk_jax; sys.exit('jax' in sys.modules or set(ntk_jax.__all__) - set(dir(ntk_jax)) != set())"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert set(nj.__all__) == set(nj._DEFINED_IN)
+
+
+def test_a_user_error_is_a_value_error():
+    with pytest.raises(ValueError, match="is not a ranker"):
+        nj.select(np.ones(2), 1, by="best")
+    tree = {"a": np.ones((2, 3), np.float32)}
+    with pytest.raises(
+        nj.UserError, match=r"second moments of shape \(3, 2\) do not fit a direction of shape \(2, 3\)"
+    ):
+        nj.adam_preconditioned(tree, {"a": np.ones((3, 2), np.float32)})
 
 
 class TestMistakes:
@@ -166,7 +414,7 @@ class TestMistakes:
 
     def test_too_long(self, model, inputs):
         with pytest.raises(nj.UserError, match="box-0: too long; leave it out"):
-            nj.mean_gradient(model, str(inputs / "domain.jsonl"), max_length=5)
+            nj.mean_gradient(model, str(inputs / "domain.jsonl"), span=nj.Span(max_length=5))
 
     def test_longer_than_the_model(self, model):
         length = model.config.max_positions + 1

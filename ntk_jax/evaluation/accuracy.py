@@ -59,7 +59,7 @@ def evaluate(
         chosen = sample_indices(len(records), limit, seed)
         if chosen is not None:
             records = [records[i] for i in chosen]
-        scores = choice_log_likelihoods(
+        results[name] = evaluate_records(
             model,
             records,
             max_length=max_length,
@@ -70,20 +70,46 @@ def evaluate(
             where=file,
             progress=progress(name) if progress else None,
         )
-        results[name] = {
-            "predictions": [
-                {"id": record["id"], "dropped": reason}
-                if values is None or lengths is None
-                else predict(record, values, lengths) | ({"truncated": True} if truncated else {})
-                for record, values, lengths, reason, truncated in zip(
-                    records, scores.log_likelihoods, scores.lengths, scores.reasons, scores.truncated, strict=True
-                )
-            ],
-            "dropped": scores.dropped,
-            "tokens": scores.tokens,
-            "flops": scores.flops,
-        }
     return results
+
+
+def evaluate_records(
+    model: Model,
+    records: Sequence[Mapping[str, Any]],
+    *,
+    max_length: int,
+    template: str = "auto",
+    overflow: str = "drop",
+    batch_tokens: int = 8192,
+    mesh: Mesh | None = None,
+    where: str = "the questions",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """What `evaluate` gives for one file, of records in memory. Raises `UserError` as there, naming `where`."""
+    scores = choice_log_likelihoods(
+        model,
+        records,
+        max_length=max_length,
+        template=template,
+        overflow=overflow,
+        batch_tokens=batch_tokens,
+        mesh=mesh,
+        where=where,
+        progress=progress,
+    )
+    return {
+        "predictions": [
+            {"id": record["id"], "dropped": reason}
+            if values is None or lengths is None
+            else predict(record, values, lengths) | ({"truncated": True} if truncated else {})
+            for record, values, lengths, reason, truncated in zip(
+                records, scores.log_likelihoods, scores.lengths, scores.reasons, scores.truncated, strict=True
+            )
+        ],
+        "dropped": scores.dropped,
+        "tokens": scores.tokens,
+        "flops": scores.flops,
+    }
 
 
 def predict(record: Mapping[str, Any], values: np.ndarray, lengths: np.ndarray) -> Prediction:

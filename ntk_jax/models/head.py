@@ -29,7 +29,7 @@ def target_log_probs(hidden: jax.Array, targets: jax.Array, head: jax.Array, *, 
     """
     vocab = head.shape[0]
     if vocab <= vocab_chunk:
-        logits = _logits(hidden, head)
+        logits = all_logits(hidden, head)
         return _pick(logits, targets) - jax.nn.logsumexp(logits, axis=-1)
 
     # Equal chunks without padding or copying the head: the last one reaches back over rows that the one before
@@ -37,7 +37,7 @@ def target_log_probs(hidden: jax.Array, targets: jax.Array, head: jax.Array, *, 
     def step(carry: tuple[jax.Array, ...], index: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
         top, total, own = carry
         first = jnp.minimum(index * vocab_chunk, vocab - vocab_chunk)
-        logits = _logits(hidden, jax.lax.dynamic_slice_in_dim(head, first, vocab_chunk))
+        logits = all_logits(hidden, jax.lax.dynamic_slice_in_dim(head, first, vocab_chunk))
         owned = (first + jnp.arange(vocab_chunk)) // vocab_chunk == index
         logits = jnp.where(owned, logits, -jnp.inf)
         here = targets // vocab_chunk == index
@@ -58,7 +58,7 @@ def _pick(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
 
 
-def _logits(hidden: jax.Array, rows: jax.Array) -> jax.Array:
+def all_logits(hidden: jax.Array, rows: jax.Array) -> jax.Array:
     """[..., C] fp32 logits of C head rows [C, D], which are first made whole where a mesh splits them."""
     rows = whole(rows.astype(hidden.dtype))
     return jnp.einsum("...d,vd->...v", hidden, rows, preferred_element_type=jnp.float32)

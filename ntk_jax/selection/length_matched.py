@@ -41,7 +41,8 @@ class LengthMatchedOptions:
 def rank(candidates: Candidates, options: LengthMatchedOptions) -> Ranking:
     """`count` usable places, the n-th as long as the n-th that `to` selected; no place has a score.
 
-    Raises UserError: `to` has selected nothing yet or fewer than `count`, or there are fewer usable examples.
+    Raises UserError: `to` has selected nothing yet or fewer than `count`, there are fewer usable examples, or the
+    lengths are not there.
     """
     if options.to not in candidates.selected:
         known = ", ".join(candidates.selected) or "none"
@@ -50,6 +51,8 @@ def rank(candidates: Candidates, options: LengthMatchedOptions) -> Ranking:
     check_count(candidates.count, int(candidates.usable.sum()))
     if len(model) < candidates.count:
         raise UserError(f"count = {candidates.count}, but {options.to} selected {len(model)}; ask for as many")
+    if not candidates.span[candidates.usable].all():
+        raise UserError("some usable examples have no response length; give the lengths in tokens of all of them")
     rng = np.random.default_rng([candidates.seed, _STREAM])
     outside = candidates.usable.copy()
     outside[model] = False

@@ -1,0 +1,28 @@
+"""The Python API: what `import ntk_jax as nj` offers. Each function makes token rows of examples and calls the library.
+
+Examples are a path (or glob, `builtin:`, `tfds:`, `hf:`), an iterable of records, or token rows
+`{"input_ids": [...], "span": [0/1, ...]}` that bypass templates and tokenizers.
+
+May import every package below the pipelines.
+"""
+
+from ntk_jax.api.choosing import select
+from ntk_jax.api.gradients import directional_scores, logits, mean_gradient
+from ntk_jax.api.inputs import token_rows
+from ntk_jax.api.sketching import sketch
+from ntk_jax.api.tangent import ntk, stability
+from ntk_jax.api.training import Finetuned, evaluate, finetune
+
+__all__ = [
+    "Finetuned",
+    "directional_scores",
+    "evaluate",
+    "finetune",
+    "logits",
+    "mean_gradient",
+    "ntk",
+    "select",
+    "sketch",
+    "stability",
+    "token_rows",
+]

@@ -1,0 +1,190 @@
+"""Fine-tuning an adapter and measuring what it is worth, in a notebook as in a run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ntk_jax.api.inputs import SpanLike, dropped_of, encoded
+from ntk_jax.data.packing import row_length_for
+from ntk_jax.data.sources import read_records, sample_indices
+from ntk_jax.errors import UserError
+from ntk_jax.evaluation.accuracy import compare, evaluate_records, read_questions, task_files
+from ntk_jax.models.model import Model, computing_in
+from ntk_jax.models.peft import save_adapter
+from ntk_jax.training.optimizer import TrainConfig
+from ntk_jax.training.train import train
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetuned:
+    """What fine-tuning gives back.
+
+    model: the model with the trained adapter. second_moment: Adam's bias-corrected v, shaped like the adapter (for
+    `adam_preconditioned`). history: a dict a step: step (from 1), loss, learning_rate, grad_norm, tokens, label_tokens.
+    examples: how many were trained on. dropped: how many the span left out, by reason. tokens, flops: of all steps.
+    """
+
+    model: Model
+    second_moment: dict[str, Any]
+    history: list[dict[str, Any]]
+    examples: int
+    dropped: dict[str, int]
+    tokens: int
+    flops: float
+
+
+def finetune(
+    model: Model,
+    examples: Any,
+    *,
+    training: TrainConfig | None = None,
+    span: SpanLike = "response",
+    dtype: str | None = None,
+    seed: int = 0,
+    mesh: jax.sharding.Mesh | None = None,
+    out: str | Path | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Finetuned:
+    """Fine-tunes the model's LoRA adapter on examples; the model that is given stays as it is.
+
+    Args:
+        model: from `load_model` with lora= or adapter=.
+        examples: as in `mean_gradient`; several sets are one list, `[*domain, *selection]`.
+        training: a `TrainConfig`: epochs or max_steps, learning_rate, batch_size, schedule, .... None: its defaults,
+            the paper's.
+        span: the positions whose next token is learned, and how examples become tokens (`Span`).
+        dtype, mesh: as in `mean_gradient`. seed: of the order of examples.
+        out: a folder for checkpoints, history.jsonl and the adapter in PEFT's format (adapter/); the same call goes on
+            from the last checkpoint after an interruption. None keeps nothing; over several processes give one.
+        progress: called with (steps done, of how many, a note).
+
+    Returns:
+        A `Finetuned`, whose `model` is what the other functions take.
+
+    Raises:
+        UserError: no adapter, no examples, one that cannot be used (under the span's overflow `error`), settings that
+            cannot be trained with, a loss or gradient that is not finite (naming step and example), a folder of another
+            training.
+
+    Example:
+        >>> import ntk_jax as nj
+        >>> model = nj.load_model("builtin:model", lora=nj.LoRAConfig(rank=2))
+        >>> domain = [{"prompt": "A cat", "response": "purrs"}]
+        >>> warm = nj.finetune(model, domain, training=nj.TrainConfig(max_steps=5, learning_rate=1e-2))
+        >>> warm.history[-1]["loss"] < warm.history[0]["loss"]
+        True
+    """
+    model = computing_in(model, dtype)
+    given = encoded(model, examples, span)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()) if out is None else out)
+        trained = train(
+            model,
+            given.kept,
+            training or TrainConfig(),
+            folder=folder,
+            seed=seed,
+            row_length=row_length_for(given.longest),
+            mesh=mesh,
+            progress=progress,
+        )
+        assert model.lora_config is not None  # `train` refuses a model without an adapter
+        if out is not None:
+            save_adapter(folder / "adapter", trained.lora, model.lora_config, model.config, model.name)
+    return Finetuned(
+        model=dataclasses.replace(model, lora=trained.lora),
+        second_moment=trained.second_moment,
+        history=trained.history,
+        examples=len(given.kept),
+        dropped=dropped_of(given.examples),
+        tokens=trained.tokens,
+        flops=trained.flops,
+    )
+
+
+def evaluate(
+    models: Model | Mapping[str, Model],
+    questions: Any,
+    *,
+    max_length: int | None = None,
+    template: str = "auto",
+    overflow: str = "drop",
+    limit: int | None = None,
+    seed: int = 0,
+    dtype: str | None = None,
+    batch_tokens: int = 8192,
+    mesh: jax.sharding.Mesh | None = None,
+    bootstrap: int = 1000,
+    confidence: float = 0.95,
+) -> dict[str, Any]:
+    """Multiple choice by likelihood, of one model or of several on the same questions.
+
+    Args:
+        models: a model, or several by name.
+        questions: files or globs of multiple-choice records (`"choices": [...], "answer": index`), each file one task;
+            or records, which are one task, `questions`.
+        max_length: tokens of a prompt with one choice; None: as many as the model has positions. Of longer ones
+            `overflow` says: `drop`, or `truncate` the start of the prompt. template: as in `Span`.
+        limit: a sample of each task by `seed`, which also draws the bootstrap's resamples.
+        dtype, batch_tokens, mesh: as in `mean_gradient`.
+        bootstrap, confidence: resamples, and the level of the intervals.
+
+    Returns:
+        A dict. "average": {model: {"raw" or "normalized": {"accuracy", "low", "high"}}}, where `normalized` divides a
+        choice's log likelihood by its tokens (one model that is given without a name is called `model`). "tasks": the
+        same for each task, with counts of predicted labels. "paired": differences of all pairs of models.
+        "predictions": {model: {task: [a dict a question]}}.
+
+    Raises:
+        UserError: no questions, a record that is none (naming file and id), a task of which no question is short
+            enough.
+
+    Example:
+        >>> import ntk_jax as nj
+        >>> model = nj.load_model("builtin:model")
+        >>> question = {"prompt": "A cat", "choices": ["purrs", "barks"], "answer": 0}
+        >>> found = nj.evaluate(model, [question])
+        >>> found["average"]["model"]["raw"]["accuracy"] in (0.0, 1.0)
+        True
+    """
+    arms = {"model": models} if isinstance(models, Model) else dict(models)
+    if not arms:
+        raise UserError("there are no models to evaluate; give at least one")
+    tasks = {}
+    for name, (where, records) in _tasks(questions).items():
+        chosen = sample_indices(len(records), limit, seed)
+        tasks[name] = (where, records if chosen is None else [records[i] for i in chosen])
+    predictions = {
+        arm: {
+            name: evaluate_records(
+                computing_in(model, dtype),
+                records,
+                max_length=min(max_length or model.config.max_positions, model.config.max_positions),
+                template=template,
+                overflow=overflow,
+                batch_tokens=batch_tokens,
+                mesh=mesh,
+                where=where,
+            )["predictions"]
+            for name, (where, records) in tasks.items()
+        }
+        for arm, model in arms.items()
+    }
+    found = compare(predictions, bootstrap=bootstrap, confidence=confidence, seed=seed)
+    return {**found, "predictions": predictions}
+
+
+def _tasks(questions: Any) -> dict[str, tuple[str, list[dict[str, Any]]]]:
+    """{task: (where its questions come from, they)}."""
+    items = [questions] if isinstance(questions, (str, Path, Mapping)) else list(questions)
+    if items and all(isinstance(item, Mapping) for item in items):
+        return {"questions": ("the questions", list(read_records(items)))}
+    files = task_files([str(item) for item in items])
+    return {name: (file, read_questions(file)) for name, file in files.items()}

@@ -1,0 +1,47 @@
+"""How examples become token rows: template, length rule, and the positions that count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ntk_jax.errors import UserError
+
+WHICH = ("response", "all", "last")
+OVERFLOWS = ("error", "drop", "truncate")
+TEMPLATES = ("auto", "chat", "plain")
+
+
+@dataclass(frozen=True)
+class Span:
+    """How an example's text becomes tokens, and which of their positions count.
+
+    Args:
+        which: `response`, the positions that predict response tokens; `all`; or `last`.
+        max_length: tokens of an example; None: as many as the model has positions.
+        overflow: what becomes of a longer example, or of one without a response token. `error` refuses it. `drop`
+            leaves it out. `truncate` cuts a longer one (first the start of the prompt's own words, then the end of the
+            response) and leaves out what has no response token.
+        template: `chat`, the tokenizer's chat template; `plain`, prompt and response behind each other; `auto`, the
+            chat template where there is one. add_eos: close a plain response with the tokenizer's EOS token.
+
+    Raises:
+        UserError: a value that is none of these.
+
+    Example:
+        >>> import ntk_jax as nj
+        >>> nj.Span(max_length=512, overflow="truncate")
+        Span(which='response', max_length=512, overflow='truncate', template='auto', add_eos=True)
+    """
+
+    which: str = "response"
+    max_length: int | None = None
+    overflow: str = "error"
+    template: str = "auto"
+    add_eos: bool = True
+
+    def __post_init__(self) -> None:
+        for name, known in (("which", WHICH), ("overflow", OVERFLOWS), ("template", TEMPLATES)):
+            if getattr(self, name) not in known:
+                raise UserError(f"span: {name} = {getattr(self, name)!r} is not one of {', '.join(known)}")
+        if self.max_length is not None and self.max_length < 2:
+            raise UserError(f"span: max_length = {self.max_length}; an example needs at least 2 tokens")
