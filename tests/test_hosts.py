@@ -26,6 +26,7 @@ from ntk_jax.storage import arrays, atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 LOST = "another process of this run ended or cannot be reached"
+LOST_BY_JAX = "JAX distributed service detected fatal errors"  # it ends the process itself, by SIGABRT
 
 
 # -- one process ---------------------------------------------------------------------------------------------------
@@ -48,7 +49,7 @@ def test_alone_everything_is_as_it_was(tmp_path: Path) -> None:
     np.testing.assert_array_equal(hosts.on_host(jax.numpy.arange(3)), [0, 1, 2])
 
 
-def test_a_host_of_a_slice_that_was_not_told_so(
+def test_a_host_of_a_slice_that_does_not_know_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hosts.refuse_unjoined()
@@ -91,7 +92,7 @@ def test_values_go_where_they_are_placed(second: None) -> None:
     assert hosts.place([value], split)[0].sharding == split
 
 
-def test_errors_of_a_lost_process_are_told_from_others(second: None) -> None:
+def test_errors_of_a_lost_process_have_a_line_of_their_own(second: None) -> None:
     gone = hosts.lost_process_line(
         jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection reset by peer")
     )
@@ -191,6 +192,11 @@ def ends(processes: list[subprocess.Popen[str]], timeout: float = 600) -> list[t
     return found
 
 
+def noticed_a_loss(code: int, err: str) -> bool:
+    """A process that lost another: it may be started again (neither 0 nor 2), and says why it ended."""
+    return (code == 1 and LOST in err) or (code == -signal.SIGABRT and LOST_BY_JAX in err)
+
+
 def until(reached: Callable[[], bool], processes: list[subprocess.Popen[str]], seconds: float = 400) -> None:
     end = time.monotonic() + seconds
     while not reached():
@@ -237,7 +243,7 @@ def test_a_killed_process_ends_the_other_and_both_go_on(config: Path, tmp_path: 
         until(lambda blocks=blocks: len(list(marks.glob("*"))) >= blocks, processes)  # type: ignore[misc]
         processes[victim].send_signal(signal.SIGKILL)
         code, _, err = ends(processes, timeout=60)[1 - victim]
-        assert code == 1 and f"process {1 - victim} of 2: {LOST}" in err, (code, err)
+        assert noticed_a_loss(code, err), (code, err)
         assert "this is a bug" not in err and "Traceback" not in err
         assert not (broken / "score" / "manifest.json").exists(), "killed too late to show anything"
     assert [code for code, _, _ in ends(group(config, "run", "--until=select", f"--out={broken}"))] == [0, 0]
@@ -272,7 +278,7 @@ def test_processes_run_to_the_report(config: Path, tmp_path: Path, started: int,
         victim = started - 1 - number % started
         processes[victim].send_signal(signal.SIGKILL)
         for index, (code, _, err) in enumerate(ends(processes, timeout=120)):
-            assert index == victim or (code == 1 and LOST in err), (reached, index, code, err)
+            assert index == victim or noticed_a_loss(code, err), (reached, index, code, err)
         stage = reached.partition("/")[0]
         assert not (broken / stage / "manifest.json").exists(), f"killed too late to show anything of {stage}"
     assert [code for code, _, _ in ends(group(config, "run", f"--out={broken}", **shape))] == [0] * started
@@ -284,6 +290,35 @@ def test_processes_run_to_the_report(config: Path, tmp_path: Path, started: int,
     np.testing.assert_allclose(
         [record["score"] for record in selection(alone)], [record["score"] for record in selection(whole)], rtol=1e-4
     )
+
+
+def sleep_joined(port: int, index: int) -> None:
+    """What a process does that computes for long without the others: nothing fails but the heartbeat."""
+    hosts.start(f"127.0.0.1:{port}", 2, index, wait=60, heartbeat=10)
+    print("joined", flush=True)
+    time.sleep(120)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_waits_for_nobody_ends_within_the_heartbeat(victim: int) -> None:
+    port = free_port()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", f"import test_hosts; test_hosts.sleep_joined({port}, {index})"],
+            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    for process in processes:
+        assert process.stdout is not None and "joined" in process.stdout.readline()
+    processes[victim].send_signal(signal.SIGKILL)
+    code, _, err = ends(processes, timeout=40)[1 - victim]
+    assert noticed_a_loss(code, err), (code, err)
 
 
 @pytest.mark.slow

@@ -3,17 +3,18 @@
 Every process runs the same commands on the same inputs, walks the same blocks in the same order, and holds its part of
 the global arrays. Only the primary process writes (`storage` asks `is_primary()`); what only it can know, such as which
 blocks are done, it hands to the others (`broadcast`). All of them must see the run directory, on a shared file system.
+
+When a process is lost, the others end too, with an exit code that is neither 0 nor 2, so that a launcher may start all
+of them again. If a collective fails first, that is 1, with a line of ours (`lost_process_line`). Otherwise JAX ends the
+process within the heartbeat, by SIGABRT (134 in a shell) and with "Terminating process because the JAX distributed
+service detected fatal errors": it has no public option for another end.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import functools
 import json
 import os
 import re
-import signal
 import socket
 import sys
 import time
@@ -43,14 +44,6 @@ class Hosts:
     index: int
     count: int
     coordinator: str
-
-    @property
-    def lost(self) -> str:
-        """What to say when another process is gone."""
-        return (
-            f"process {self.index} of {self.count}: another process of this run ended or cannot be reached "
-            f"(coordinator {self.coordinator}); start all {self.count} again, what is written is kept"
-        )
 
 
 _here: Hosts | None = None
@@ -86,15 +79,14 @@ def start(
     if coordinator and process:
         _wait_for_coordinator(coordinator, wait, named, process)
     try:
-        with _reporting_losses():
-            jax.distributed.initialize(
-                coordinator,
-                processes,
-                process,
-                initialization_timeout=wait,
-                heartbeat_timeout_seconds=heartbeat,
-                cluster_detection_method="deactivate" if coordinator else None,
-            )
+        jax.distributed.initialize(
+            coordinator,
+            processes,
+            process,
+            initialization_timeout=wait,
+            heartbeat_timeout_seconds=heartbeat,
+            cluster_detection_method="deactivate" if coordinator else None,
+        )
     except (RuntimeError, ValueError):  # what it says of itself depends on the version
         end_now(
             f"not all of {named} joined within {wait} s (coordinator {place}); start all of them with the same "
@@ -105,7 +97,7 @@ def start(
 
 
 def refuse_unjoined() -> None:
-    """Raises UserError where this process is one of several and was not told so: the hosts of a TPU slice find each
+    """Raises UserError where this process is one of several and does not know it: the hosts of a TPU slice find each
     other without `start`, and each would take itself for the one that writes."""
     if _here is None and jax.process_count() > 1:
         raise UserError(
@@ -125,7 +117,7 @@ def is_primary() -> bool:
 
 
 def barrier(name: str) -> None:
-    """Waits until all processes are here; what process 0 wrote before is there for all after."""
+    """Waits until all processes are here; what the primary process wrote before is there for all after."""
     if is_distributed():
         from jax.experimental import multihost_utils
 
@@ -147,7 +139,7 @@ def connect_devices(mesh: jax.sharding.Mesh) -> None:
 
 
 def broadcast(find: Callable[[], Any]) -> Any:
-    """The JSON value that process 0 finds, on every process. Its UserError is raised on every process."""
+    """The JSON value that the primary process finds, on every process. Its UserError is raised on every process."""
     if not is_distributed():
         return find()
     answer: dict[str, Any] = {}
@@ -163,7 +155,7 @@ def broadcast(find: Callable[[], Any]) -> Any:
 
 
 def require_equal(what: str, value: str) -> None:
-    """Raises UserError on a process whose value is not that of process 0."""
+    """Raises UserError on a process whose value is not that of the primary process."""
     if broadcast(lambda: value) != value:
         assert _here is not None
         raise UserError(
@@ -182,7 +174,7 @@ def on_host(x: Any) -> np.ndarray:
 
 
 def parts_on_host(x: Any, count: int = 16) -> Iterator[np.ndarray]:
-    """An array in order along its first axis, in parts where processes share it, so that no host holds all of it."""
+    """An array in order along its first axis, in parts where several processes hold it: no host holds all of it."""
     if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated or not x.ndim:
         yield on_host(x)
         return
@@ -193,7 +185,7 @@ def parts_on_host(x: Any, count: int = 16) -> Iterator[np.ndarray]:
 
 
 def wait_until_visible(path: Path) -> None:
-    """Raises UserError where a file that process 0 has written does not come into sight."""
+    """Raises UserError where a file that the primary process has written does not become visible."""
     until = time.monotonic() + VISIBLE_SECONDS
     while not is_primary() and not path.exists():
         if time.monotonic() > until:
@@ -231,12 +223,15 @@ def lost_process_line(error: BaseException) -> str | None:
     if not is_distributed() or not of_runtime or not _GONE.search(str(error)):
         return None
     assert _here is not None
-    return _here.lost
+    return (
+        f"process {_here.index} of {_here.count}: another process of this run ended or cannot be reached "
+        f"(coordinator {_here.coordinator}); start all {_here.count} again, what is written is kept"
+    )
 
 
 def end_now(message: str) -> NoReturn:
     """Prints the line and ends this process, from whatever thread: JAX's own end would wait for the others. The code is
-    1, not 2: nothing is there to mend, and what starts processes may start them again."""
+    1, not 2: the user has made no mistake, and a launcher may start the processes again."""
     print(f"ntk-jax: error: {message}", file=sys.stderr, flush=True)
     exit_now(1)
 
@@ -286,35 +281,6 @@ def _wait_for_coordinator(address: str, wait: int, named: str, process: int) -> 
             if time.monotonic() > until:
                 end_now(
                     f"process {process} of {named}: the coordinator {address} was not there within {wait} s ({error}); "
-                    "start process 0 there, or mend --coordinator"
+                    "start process 0 there, or correct --coordinator"
                 )
         time.sleep(0.2)
-
-
-@contextlib.contextmanager
-def _reporting_losses() -> Iterator[None]:
-    """While it is entered, JAX's client is made with a callback for the news that another process is gone; by default
-    JAX then exits with a page of its own. There is no public option for it: where JAX's inside is otherwise, its own
-    end remains. And where its bindings cannot hand the news to Python (0.10.2), they abort: the second way to `_lost`.
-    """
-    from jax._src import distributed
-
-    module: Any = getattr(distributed, "_jax", None)
-    make: Any = getattr(module, "get_distributed_runtime_client", None)
-    if "missed_heartbeat_callback" not in (getattr(make, "__doc__", None) or ""):
-        yield
-        return
-    ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
-    module.get_distributed_runtime_client = functools.partial(make, missed_heartbeat_callback=_lost)
-    try:
-        yield
-    finally:
-        module.get_distributed_runtime_client = make
-
-
-def _lost(*_: object) -> None:
-    end_now(_here.lost if _here else "another process of this run ended or cannot be reached; start all of them again")
-
-
-# Not a handler of Python's, which would wait for the main thread, and that waits for the process that is gone.
-_aborted = ctypes.CFUNCTYPE(None, ctypes.c_int)(_lost)
