@@ -1,6 +1,7 @@
-"""The command `ntk-jax`: parses, calls one function, and turns errors into exit codes.
+"""The command line: `ntk-jax COMMAND CONFIG`, with the commands of the pipelines' tables of stages.
 
-0 is success, 2 a user's mistake (one line on stderr), 1 anything else, 130 an interruption from the keyboard.
+Exit codes: 0 success; 2 a user's mistake, one line that says what, where and the remedy; 130 an interruption from the
+keyboard; 1 anything else, such as another process that is lost.
 """
 
 from __future__ import annotations
@@ -14,15 +15,18 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from ntk_jax.engine.stage import Pipeline, Stage, nothing
 from ntk_jax.errors import TryAgain, UserError
+from ntk_jax.pipelines import all_pipelines, report_parts
 from ntk_jax.version import VERSION
 
+WIDTH = 110
 OVERRIDES = """\
 Any value of the config can be set on the command line, and wins over the file:
 
-  ntk-jax {name} configs/quickstart.yaml --seed=1 --score.objective=probe --data.pool='[a.jsonl, b.parquet]'
+  ntk-jax {name} configs/quickstart.yaml --seed=1 --section.key=value --data.pool='[a.jsonl, b.parquet]'
 
 A stage that is finished in the run directory is skipped, one that was cut short goes on from its last committed
 block. Changing a value that a finished stage depends on stops with the names of the keys that differ.
@@ -35,85 +39,28 @@ goes on. Blocks that are there are skipped whatever n they were computed with, s
 has the same bytes as that of one process.
 """
 
-# sub-command -> (one line for the list, what its own --help says). All but `doctor` take a config, and all but
-# `doctor` and `estimate` a run directory.
-COMMANDS = {
-    "run": (
-        "all stages in order, resumable",
-        "Runs warmup, gradient, preselect, score, select, finetune, evaluate and report in order (with select.by other "
-        "than score: sketch instead of gradient and score), skips what is finished in the run directory, and prints "
-        "the table of accuracies at the end.",
-    ),
-    "warmup": (
-        "fine-tune LoRA on the domain",
-        "Fine-tunes a LoRA adapter on the domain examples, so that the kernel is taken at a point that has seen the "
-        "domain. Reads data.domain and the section warmup; writes warmup/.",
-    ),
-    "gradient": (
-        "the domain's mean gradient",
-        "One backward pass over the domain set at the warm-up adapter. Reads warmup/; writes "
-        "gradient/direction.safetensors.",
-    ),
-    "preselect": (
-        "the paper's votes, or nothing",
-        "With preselect.method votes: each domain example votes for its nearest pool examples by mean hidden state, "
-        "and those with most votes go on. With none, the default, the whole pool goes on. Writes preselect/.",
-    ),
-    "score": (
-        "the kernel score of every candidate",
-        "The mean kernel of every candidate with the domain: one forward-mode derivative along the direction of "
-        "gradient/. Writes score/scores.zarr block by block.",
-    ),
-    "sketch": (
-        "projected gradients of pool and domain, in zarr stores",
-        "The gradient of every candidate and of every domain example, projected to sketch.dim numbers, whose inner "
-        "products estimate the kernel. Reads warmup/ and preselect/; writes sketch/pool.zarr and sketch/domain.zarr "
-        "block by block. select.by mean, cosine, max or round_robin selects by them.",
-    ),
-    "select": (
-        "the top N as records",
-        "Takes the select.count best by select.by: score, the exact kernel score of score/, or mean, cosine, max or "
-        "round_robin of the stores of sketch/; ties in pool order. Writes select/selection.jsonl: the records with "
-        "score, rank and method added.",
-    ),
-    "finetune": (
-        "one adapter for each arm",
-        "Fine-tunes one LoRA adapter an arm of evaluate.arms: domain only, domain + random, domain + selected, with "
-        "the same number of steps. Writes finetune/<arm>/adapter, which peft loads.",
-    ),
-    "evaluate": (
-        "accuracy of every arm",
-        "Multiple-choice accuracy on evaluate.files with bootstrap intervals, and prints the table. Writes evaluate/.",
-    ),
+# Commands that serve every pipeline: (one line for the list, what its own --help says).
+COMMON = {
     "report": (
         "one HTML page of the whole run",
-        "Makes report/index.html, a self-contained page, from what the other stages wrote.",
-    ),
-    "diagnose": (
-        "does fine-tuning stay in the NTK regime?",
-        "Fine-tunes on the domain from several LoRA seeds, keeps adapters on the way, and compares their kernels and "
-        "the rankings they make of the pool: stability, cross-output cosines, approximations against the exact kernel, "
-        "which score predicts the measured drop of the loss, and kernel regression against fine-tuning. Needs no other "
-        "stage and is no part of `run`. Writes diagnose/: JSON and figures; `ntk-jax report` shows them.",
-    ),
-    "kernel": (
-        "a kernel matrix between two files",
-        "The exact neural tangent kernel of model.path, with the adapter model.adapter, between the examples of "
-        "kernel.a and those of kernel.b, or kernel.a itself: over score.span and score.parameters, of kernel.kind "
-        "trace, centered_trace, pseudo, probe or full. Needs no other stage and is no part of `run`. Writes kernel/: "
-        "kernel.npz (kernel, ids_a, ids_b, kind), summary.json and data.json.",
+        "Makes report/index.html, a self-contained page, from what the stages wrote. Reads the run directory only.",
     ),
     "estimate": (
         "what a run will cost, before it starts",
-        "Tokens, FLOPs, device-hours, memory a device and disk of every stage, from what is on this machine (the "
+        "Tokens, FLOPs, device time, memory a device and disk of every stage, from what is on this machine (the "
         "model's config.json, its tokenizer, the records) and, for what is not, from the section estimate; lists every "
-        "value it rests on. Writes nothing but FILE of --json FILE, and downloads nothing. --measure runs the score "
-        "step and the training step on this machine's devices for a few seconds instead of taking a stated rate.",
+        "value it rests on. Writes nothing but FILE of --json FILE, and downloads nothing. --measure runs the "
+        "score step and the training step on this machine's devices for a few seconds instead of taking a stated rate.",
     ),
     "doctor": (
         "check devices, numerics, weights and data",
-        "Checks devices and versions, the numerics of the kernel on a small random model, and with a config also "
-        "that its weights, tokenizer and data files load and fit together. Exits 2 if a check fails.",
+        "Checks devices and versions, the numerics of the kernel on a small random model, and with a config also that "
+        "its weights, tokenizer and data files load and fit together. Exits 2 if a check fails.",
+    ),
+    "help": (
+        "what the keys of a config mean",
+        "Lists every key of every pipeline's config with its default, its range and its meaning, or those whose name "
+        "begins with KEY: ntk-jax help score.objective, ntk-jax help finetune.",
     ),
 }
 
@@ -130,52 +77,82 @@ def parser() -> argparse.ArgumentParser:
     top = _Parser(
         prog="ntk-jax",
         description="Which general examples, added to a scarce domain, make the model better there?",
-        epilog="`ntk-jax COMMAND --help` says what a command reads and writes.",
+        epilog="`ntk-jax COMMAND --help` says what a command reads and writes, `ntk-jax help KEY` what a key of a "
+        "config means.",
         allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=110),
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=WIDTH),
     )
     top.add_argument("-V", "--version", action=_Versions, nargs=0, help="print the versions and exit")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
-    for name, (line, description) in COMMANDS.items():
-        config = "[CONFIG]" if name == "doctor" else "CONFIG"
-        shared = name in ("preselect", "score", "sketch")
-        own = {"run": "[--until STAGE] ", "estimate": "[--json FILE] [--measure] "}.get(name, "")
-        own = "[--shard i/n | --merge] " if shared else own
-        sub = commands.add_parser(
-            name,
-            help=line,
-            description=textwrap.fill(description, 110),
-            epilog=OVERRIDES.format(name=name) + (SHARDS if shared else ""),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-            usage=f"ntk-jax {name} {config} [--out DIR] {own}[--section.key=value ...]",
-        )
-        sub.add_argument("config", metavar="CONFIG", nargs="?" if name == "doctor" else None, help="a YAML file")
-        sub.add_argument(
-            "--out", metavar="DIR", help="the run directory, or gs://... or s3://...; wins over `out` in the config"
-        )
-        if name == "run":
-            stages = [stage for stage in COMMANDS if stage not in ("run", "diagnose", "kernel", "estimate", "doctor")]
-            sub.add_argument("--until", metavar="STAGE", choices=stages, help="stop after this stage")
+    for pipeline in all_pipelines():
+        stages = [stage for stage in pipeline.stages if stage.name != pipeline.command]
+        sub = _add(commands, pipeline.command, pipeline.help, pipeline.description, "[--until STAGE] " * bool(stages))
+        sub.add_argument("-h", "--help", action=_HelpWithKeys, nargs=0, pipeline=pipeline, help="show this and exit")
+        if stages:
+            sub.add_argument("--until", metavar="STAGE", help="stop after this stage")
+        _add_processes(sub)
+        for stage in stages:
+            if stage.name not in commands.choices:  # where pipelines share a name, the config says which is meant
+                _add_stage(commands, stage)
+    for name, (line, description) in COMMON.items():
+        own = {"estimate": "[--json FILE] [--measure] "}.get(name, "")
+        sub = _add(commands, name, line, description, own, config={"doctor": "[CONFIG]", "help": "[KEY]"}.get(name))
+        sub.add_argument("-h", "--help", action="help", help="show this and exit")
         if name == "estimate":
             sub.add_argument("--json", metavar="FILE", help="also write all numbers and their grounds there")
             sub.add_argument("--measure", action="store_true", help="measure the rate on this machine's devices")
-        if name not in ("doctor", "estimate"):
-            several = sub.add_argument_group(
-                "several processes with one mesh (found without these under Slurm, Open MPI and on GKE's TPU slices)"
-            )
-            several.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
-            several.add_argument("--processes", metavar="N", type=int, help="how many there are")
-            several.add_argument("--process", metavar="I", type=int, help="which of them this is, counted from 0")
-            several.add_argument("--wait", metavar="S", type=int, default=300, help="seconds to wait for the others")
-            several.add_argument(
-                "--heartbeat", metavar="S", type=int, default=100, help="seconds until a silent one is given up"
-            )
-        if shared:
-            either = sub.add_mutually_exclusive_group()
-            either.add_argument("--shard", metavar="i/n", help="compute shard i of n only, counted from 0")
-            either.add_argument("--merge", action="store_true", help="close the stage if all blocks are there")
     return top
+
+
+def _add(
+    commands: Any, name: str, line: str, description: str, own: str, *, config: str | None = None, epilog: str = ""
+) -> argparse.ArgumentParser:
+    """A sub-command. own: its options in the usage. config: how its argument is written, CONFIG by default."""
+    place = config or "CONFIG"
+    rest = "" if place == "[KEY]" else f" [--out DIR] {own}[--section.key=value ...]"
+    sub: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=line,
+        description=textwrap.fill(description, WIDTH),
+        epilog="" if place == "[KEY]" else OVERRIDES.format(name=name) + epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+        usage=f"ntk-jax {name} {place}{rest}",
+    )
+    if place == "[KEY]":
+        sub.add_argument("config", metavar="KEY", nargs="?", default="", help="a key or the beginning of one")
+        return sub
+    sub.add_argument("config", metavar="CONFIG", nargs="?" if place == "[CONFIG]" else None, help="a YAML file")
+    sub.add_argument(
+        "--out", metavar="DIR", help="the run directory, or gs://... or s3://...; wins over `out` in the config"
+    )
+    return sub
+
+
+def _add_stage(commands: Any, stage: Stage) -> None:
+    shards = stage.stores is not nothing
+    own, epilog = ("[--shard i/n | --merge] ", SHARDS) if shards else ("", "")
+    sub = _add(commands, stage.name, stage.help, stage.description, own, epilog=epilog)
+    sub.add_argument("-h", "--help", action="help", help="show this and exit")
+    _add_processes(sub)
+    if shards:
+        either = sub.add_mutually_exclusive_group()
+        either.add_argument("--shard", metavar="i/n", help="compute shard i of n only, counted from 0")
+        either.add_argument("--merge", action="store_true", help="close the stage if all blocks are there")
+
+
+def _add_processes(sub: argparse.ArgumentParser) -> None:
+    several = sub.add_argument_group(
+        "several processes with one mesh (found without these under Slurm, Open MPI and on GKE's TPU slices)"
+    )
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+    several.add_argument("--processes", metavar="N", type=int, help="how many there are")
+    several.add_argument("--process", metavar="I", type=int, help="which of them this is, counted from 0")
+    several.add_argument("--wait", metavar="S", type=int, default=300, help="seconds to wait for the others")
+    several.add_argument(
+        "--heartbeat", metavar="S", type=int, default=100, help="seconds until a silent one is given up"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -196,11 +173,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "RESOURCE_EXHAUSTED" in str(error):  # jax has no exception of its own for this
             print(f"ntk-jax: error: {_out_of_memory(error)}", file=sys.stderr)
             return _ended(2)
-        lost = (
-            sys.modules["ntk_jax.parallel.hosts"].lost_process_line(error)
-            if "ntk_jax.parallel.hosts" in sys.modules
-            else None
-        )
+        hosts = sys.modules.get("ntk_jax.parallel.hosts")  # not imported yet where nothing was started
+        lost = hosts.lost_process_line(error) if hosts else None
         if lost:
             print(f"ntk-jax: error: {lost}", file=sys.stderr)
             return _ended(1)  # no mistake: the same command again goes on
@@ -212,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _ended(code: int) -> int:
     """The exit code of a command that failed; one of several processes ends at once, for the others will not come."""
-    hosts = sys.modules.get("ntk_jax.parallel.hosts")  # not imported yet where nothing was started
+    hosts = sys.modules.get("ntk_jax.parallel.hosts")
     if hosts and hosts.is_distributed():
         hosts.exit_now(code)
     return code
@@ -222,36 +196,73 @@ def _command(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     for argument in rest:
         if not argument.startswith("--") or "=" not in argument:
             raise UserError(f"unknown argument {argument!r}; a config value is set as --section.key=value")
-
+    if arguments.command == "help":
+        print(explained(arguments.config))
+        return
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found": only tokenizers are used
-    # Imported late, so that --help and a mistyped option answer at once.
-    from ntk_jax.config import Config, load_config
-
-    config = load_config(arguments.config, rest) if arguments.config else None
-    if config is None and rest:
-        raise UserError(f"{rest[0]} overrides a config, but no CONFIG is given")
-    if config is not None and arguments.out is not None:
-        config = dataclasses.replace(config, out=arguments.out)
+    pipeline, config = _configured(arguments, rest)
     if arguments.command == "doctor":
-        from ntk_jax import doctor
+        _doctor(pipeline, config)
+    elif arguments.command == "estimate":
+        from ntk_jax.engine.estimate import estimate
 
-        doctor.examine(config)
-        return
-    assert isinstance(config, Config)
-    if arguments.command == "estimate":
-        from ntk_jax.estimate.command import estimate
+        assert pipeline is not None
+        estimate(pipeline, config, json=arguments.json, measure=arguments.measure)
+    elif arguments.command == "report":
+        from ntk_jax.engine.run import report
 
-        estimate(config, json=arguments.json, measure=arguments.measure)
-        return
+        print(f"Report: {report(config, report_parts()) / 'report' / 'index.html'}")
+    else:
+        assert pipeline is not None
+        _run(arguments, pipeline, config)
+
+
+def _configured(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple[Pipeline | None, Any]:
+    """The pipeline that a command line is about, and its config; neither where `doctor` has none."""
+    if arguments.config is None:
+        if overrides:
+            raise UserError(f"{overrides[0]} overrides a config, but no CONFIG is given")
+        return None, None
+    from ntk_jax.engine.config import PIPELINE, load_config, read_tree
+
+    everyone = {pipeline.name: pipeline for pipeline in all_pipelines()}
+    able = [
+        pipeline
+        for pipeline in everyone.values()
+        if arguments.command in (pipeline.command, *(stage.name for stage in pipeline.stages), *COMMON)
+    ]
+    named = read_tree(arguments.config, overrides).get(PIPELINE)
+    if named is not None and named not in everyone:
+        raise UserError(f"{arguments.config}: pipeline = {named!r} is not one of {', '.join(everyone)}")
+    found = next((pipeline for pipeline in able if pipeline.name == named), able[0])
+    if named is not None and found.name != named and arguments.command == found.command:
+        raise UserError(
+            f"{arguments.config} is for pipeline {named}; type `ntk-jax {everyone[named].command} {arguments.config}`"
+        )
+    others = [pipeline.config.resolve() for pipeline in everyone.values() if pipeline is not found]
+    config = load_config(arguments.config, found.config.resolve(), overrides, others)
+    if arguments.out is not None:
+        config = dataclasses.replace(config, out=arguments.out)
+    return found, config
+
+
+def _doctor(pipeline: Pipeline | None, config: Any) -> None:
+    from ntk_jax.engine.doctor import examine
+    from ntk_jax.pipelines.common.doctor import numerics
+
+    examine(numerics, pipeline, config)
+
+
+def _run(arguments: argparse.Namespace, pipeline: Pipeline, config: Any) -> None:
+    """A whole pipeline, or one of its stages."""
     if not config.out:
         raise UserError("no run directory: give --out DIR, or set `out` in the config")
-
-    from ntk_jax import pipeline
+    from ntk_jax.engine import run as engine
+    from ntk_jax.engine.plan import Command
+    from ntk_jax.engine.progress import Progress
+    from ntk_jax.engine.shards import parse_shard
     from ntk_jax.parallel import hosts
-    from ntk_jax.progress import Progress
-    from ntk_jax.stages.share import parse_share
     from ntk_jax.storage.bucket import is_address
-    from ntk_jax.summary import diagnosis_lines, kernel_lines, summarize
     from ntk_jax.xla import keep_compiled
 
     shown: list[Progress] = []
@@ -260,15 +271,12 @@ def _command(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
         shown.append(Progress(stage, total, unit))
         return shown[-1]
 
-    whole = arguments.command == "run"
-    shard = getattr(arguments, "shard", None)
-    share, merge = parse_share(shard) if shard is not None else None, getattr(arguments, "merge", False)
-    if (
-        arguments.coordinator
-        or arguments.processes
-        or arguments.process is not None
-        or (not share and hosts.detected())
-    ):
+    only = None if arguments.command == pipeline.command else arguments.command
+    text = getattr(arguments, "shard", None)
+    shard = parse_shard(text) if text is not None else None
+    command = Command(only, getattr(arguments, "until", None), shard, getattr(arguments, "merge", False))
+    asked = arguments.coordinator or arguments.processes or arguments.process is not None
+    if asked or (not shard and hosts.detected()):
         hosts.start(
             *(arguments.coordinator, arguments.processes, arguments.process),
             wait=arguments.wait,
@@ -277,25 +285,30 @@ def _command(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     hosts.refuse_unjoined()
     keep_compiled()
     try:
-        if whole:
-            folder = pipeline.run(config, until=arguments.until, progress=progress)
-        else:
-            folder = pipeline.run(config, only=arguments.command, share=share, merge=merge, progress=progress)
+        folder = engine.run(pipeline, config, command, parts=report_parts(), progress=progress)
     finally:
         for line in shown:  # so that an error begins on a line of its own
             line.close()
     if not hosts.is_primary():
         return
-    if whole or arguments.command in ("select", "evaluate"):
-        print(summarize(folder))
-    if share:
-        print(pipeline.shared_line(config, folder, arguments.command))
-    if arguments.command == "kernel":
-        print(kernel_lines(folder))
-    if arguments.command == "diagnose":
-        print(diagnosis_lines(folder))
-    if is_address(config.out) and not share:
+    if only is not None and only not in pipeline.of(config):
+        print(f"{only}: this config has no use for it; its stages are {', '.join(pipeline.of(config))}")
+    elif only is not None and shard:
+        print(engine.progress_of_shards(pipeline, config, folder, only))
+    elif pipeline.terminal and (only is None or only in pipeline.spoken):
+        print(pipeline.terminal(folder))
+    if is_address(config.out) and not shard:
         print(f"The run directory is {config.out}; its working copy here is {folder}")
+
+
+def explained(beginning: str = "", pipelines: Sequence[Pipeline] | None = None) -> str:
+    """The keys of configs, with default, values and meaning: those whose name begins so, of all pipelines by default.
+
+    Raises UserError: there is no such key (the nearest one is offered).
+    """
+    from ntk_jax.engine.config import explain_keys
+
+    return explain_keys({p.name: p.config.resolve() for p in pipelines or all_pipelines()}, beginning, WIDTH)
 
 
 def _out_of_memory(error: Exception) -> str:
@@ -305,6 +318,19 @@ def _out_of_memory(error: Exception) -> str:
         "finetune.tokens_per_microbatch, set model.dtype=bfloat16 or model.quantization=int8, or shard the weights "
         "with mesh.fsdp"
     )
+
+
+class _HelpWithKeys(argparse.Action):
+    """The help of a pipeline's command, which lists every key of its config."""
+
+    def __init__(self, *arguments: Any, pipeline: Pipeline, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.pipeline = pipeline
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        print(parser.format_help())
+        print(f"The keys of its config:\n\n{explained('', [self.pipeline])}")
+        parser.exit()
 
 
 class _Versions(argparse.Action):

@@ -18,12 +18,30 @@ FAMILIES = 59
 POOL = 24_000
 SELECTED = 900
 DROPPED = 3  # rows of the score store that were not scored
+ARMS = (
+    ("base", "base model"),
+    ("domain", "domain only"),
+    ("kernel", "domain + kernel"),
+    ("random", "domain + random"),
+)
+METHODS = (("kernel", "NTK kernel score", "ntk:sum_logits"), ("random", "random", "random"))
+STAGES = (
+    ("warmup", "Warm-up"),
+    ("gradient", "Domain gradient"),
+    ("preselect", "Pre-selection"),
+    ("score", "Scoring"),
+    ("select", "Selection"),
+    ("align", "Alignment"),
+    ("finetune", "Fine-tuning"),
+    ("evaluate", "Evaluation"),
+)
 
 
 def make(folder: Path, seed: int = 0) -> Path:
     """Writes a whole finished run and returns its folder."""
     rng = np.random.default_rng(seed)
     _text(folder / "config.yaml", yaml.safe_dump(_config(seed), sort_keys=False, allow_unicode=True))
+    _json(folder / "plan.json", {"schema": 1, "pipelines": {"select": _plan(seed)}})
     hashes = {f"data/general/{name}.train.jsonl.gz": f"{i:064x}" for i, name in enumerate(("aqua", "esnli", "ecqa"))}
     _json(
         folder / "provenance.json",
@@ -37,6 +55,7 @@ def make(folder: Path, seed: int = 0) -> Path:
     )
     _json(folder / "warmup/data.json", _statistics(1000, 998, {"no response tokens": 2}, 87, 4))
     _history(folder / "warmup/history.jsonl", rng, 24, 4.4, 3.1)
+    _json(folder / "warmup/summary.json", {"steps": 24, "tokens": 216_300, "flops": 8.8e12, "seconds": 61.5})
     leaves = {
         f"layers/{name}/{part}": float(norm)
         for name, norm in zip(
@@ -49,7 +68,16 @@ def make(folder: Path, seed: int = 0) -> Path:
     norm = float(np.sqrt(sum(v * v for v in leaves.values())))
     _json(
         folder / "gradient/summary.json",
-        {"objective": "sum_logits", "rho": 3812.4, "norm": norm, "leaf_norms": leaves, "examples": 998},
+        {
+            "objective": "sum_logits",
+            "rho": 3812.4,
+            "norm": norm,
+            "leaf_norms": leaves,
+            "examples": 998,
+            "tokens": 87_000,
+            "flops": 3.3e12,
+            "seconds": 40.0,
+        },
     )
     _json(
         folder / "preselect/summary.json",
@@ -65,23 +93,39 @@ def make(folder: Path, seed: int = 0) -> Path:
         },
     )
     _scores(folder, rng)
-    for arm, end, tokens in (("domain", 2.6, 1_310_720), ("random", 2.9, 5_104_331), ("selected", 2.4, 2_201_118)):
+    for arm, end, tokens, labels in (
+        ("domain", 2.6, 1_310_720, 29_000),
+        ("random", 2.9, 5_104_331, 26_424),
+        ("kernel", 2.4, 2_201_118, 3_940),
+    ):
         _history(folder / f"finetune/{arm}/history.jsonl", rng, 450, 4.2, end)
         summary = {
             "steps": 450,
             "examples": 1000 if arm == "domain" else 1000 + SELECTED,
             "tokens": tokens,
-            "label_tokens": tokens // 7,
+            "label_tokens": labels,
+            "domain_label_tokens": labels if arm == "domain" else 1_931,
             "flops": tokens * 6.8e6 * 6,
             "seconds": tokens / 2100,
             "final_loss": end,
         }
         _json(folder / f"finetune/{arm}/summary.json", summary)
     _json(folder / "evaluate/results.json", _results(rng))
-    for stage in ("warmup", "gradient", "preselect", "score", "select", "evaluate", "finetune"):
-        facts = {"steps": 24, "tokens": 216_300, "flops": 8.8e12} if stage == "warmup" else {}
-        _json(folder / stage / "manifest.json", {"schema": 1, "fingerprint": {}, "facts": facts})
+    for stage, _ in STAGES:
+        _json(folder / stage / "manifest.json", {"schema": 1, "fingerprint": {}, "facts": {}})
     return folder
+
+
+def _plan(seed: int) -> dict[str, Any]:
+    return {
+        "title": "NTK-Selector",
+        "config": _config(seed),
+        "stages": [{"name": name, "title": title, "after": []} for name, title in STAGES],
+        "facts": {
+            "arms": [{"name": name, "title": title} for name, title in ARMS],
+            "methods": [{"name": name, "title": title, "label": label} for name, title, label in METHODS],
+        },
+    }
 
 
 def _config(seed: int) -> dict[str, Any]:
@@ -95,8 +139,8 @@ def _config(seed: int) -> dict[str, Any]:
         },
         "score": {"objective": "sum_logits", "span": "response", "normalize": "mean", "direction": "mean_gradient"},
         "preselect": {"method": "votes", "keep": 3600, "neighbours": 900},
-        "select": {"count": SELECTED},
-        "evaluate": {"arms": ["base", "domain", "random", "selected"], "bootstrap": 1000, "confidence": 0.95},
+        "select": {"count": SELECTED, "methods": [name for name, *_ in METHODS]},
+        "evaluate": {"arms": [name for name, _ in ARMS], "bootstrap": 1000, "confidence": 0.95},
         "report": {"examples": 20, "group_by": "task", "useful": list(USEFUL)},
         "comment": HOSTILE.replace("\x00", "").replace("\ud800", ""),
     }
@@ -182,8 +226,7 @@ def _scores(folder: Path, rng: np.random.Generator) -> None:
         {
             "name": names[i],
             "pool": int(inside.sum()),
-            "selected": int((inside & chosen).sum()),
-            "random": int((inside & control).sum()),
+            "selected": {"kernel": int((inside & chosen).sum()), "random": int((inside & control).sum())},
             "mean_score": float(score[inside].mean()),
             "median_tokens": float(np.median(total[inside])),
         }
@@ -202,25 +245,49 @@ def _scores(folder: Path, rng: np.random.Generator) -> None:
             "tokens": int(total.sum()),
             "flops": 4.1e14,
             "seconds": 812.4,
-            "spearman_span_length": -0.81,
-            "spearman_total_length": -0.42,
             "rho": 3812.4,
             "direction_norm": 0.83,
         },
     )
     useful = np.isin(family, [0, 1])
+    selections = {"kernel": chosen, "random": control}
+    by_method: dict[str, dict[str, Any]] = {
+        name: {
+            "label": label,
+            "count": SELECTED,
+            "threshold": None,
+            "useful_share": float(useful[selections[name]].mean()),
+            "median_tokens": float(np.median(total[selections[name]])),
+            "median_span": float(np.median(span[selections[name]])),
+            "spearman_span_length": None,
+            "spearman_total_length": None,
+            "histogram": None,
+            "scatter": None,
+        }
+        for name, _, label in METHODS
+    }
+    by_method["kernel"] |= {
+        "threshold": float(score[order[-1]]),
+        "histogram": histogram,
+        "spearman_span_length": -0.81,
+        "spearman_total_length": -0.42,
+        "scatter": {"tokens": total[:1500].tolist(), "score": score[:1500].tolist()},
+    }
     _json(
         folder / "select/summary.json",
         {
+            "methods": list(by_method),
             "count": SELECTED,
-            "threshold": float(score[order[-1]]),
-            "histogram": histogram,
-            "families": families,
+            "pool": POOL,
+            "pool_records": POOL + 1207,
+            "pool_total": 216_926,
+            "scored": POOL,
+            "useful": list(USEFUL),
             "useful_share_pool": float(useful.mean()),
-            "useful_share_selected": float(useful[chosen].mean()),
-            "useful_share_random": float(useful[control].mean()),
-            "median_tokens": {"pool": float(np.median(total)), "selected": float(np.median(total[chosen]))},
-            "scatter": {"tokens": total[:1500].tolist(), "score": score[:1500].tolist()},
+            "median_tokens_pool": float(np.median(total)),
+            "median_span_pool": float(np.median(span)),
+            "families": families,
+            "by_method": by_method,
         },
     )
     examples = []
@@ -250,12 +317,12 @@ def _scores(folder: Path, rng: np.random.Generator) -> None:
                 "aligned": aligned,
             }
         )
-    _json(folder / "select/examples.json", examples)
+    _json(folder / "align/examples.json", examples)
 
 
 def _results(rng: np.random.Generator) -> dict[str, Any]:
     """Three tasks; the domain arm collapses onto one label on the first, length-normalised."""
-    centre = {"base": 0.231, "domain": 0.262, "random": 0.331, "selected": 0.384}
+    centre = {"base": 0.231, "domain": 0.262, "kernel": 0.384, "random": 0.331}
     tasks: list[dict[str, Any]] = []
     for name, questions, labels in (
         ("goemotions_ekman", 700, LABELS),
@@ -285,7 +352,7 @@ def _results(rng: np.random.Generator) -> dict[str, Any]:
                 "name": name,
                 "questions": questions,
                 "dropped": {"too long": 7},
-                "truncated": 11,
+                "truncated": 134 if name == "dreaddit_stress" else 2,
                 "choices": len(labels),
                 "chance": 1 / len(labels),
                 "results": results,
@@ -308,33 +375,15 @@ def _results(rng: np.random.Generator) -> dict[str, Any]:
         for kind in ("raw", "normalized")
         for d in [average[a][kind]["accuracy"] - average[b][kind]["accuracy"]]
     ]
-    arms = [
-        {"name": "base", "title": "base model", "examples": 0, "steps": 0, "tokens": 0, "flops": 0},
-        {
-            "name": "domain",
-            "title": "domain only",
-            "examples": 1000,
-            "steps": 450,
-            "tokens": 1_310_720,
-            "flops": 5.35e13,
-        },
-        {
-            "name": "random",
-            "title": "domain + random",
-            "examples": 1900,
-            "steps": 450,
-            "tokens": 5_104_331,
-            "flops": 2.08e14,
-        },
-        {
-            "name": "selected",
-            "title": "domain + selected",
-            "examples": 1900,
-            "steps": 450,
-            "tokens": 2_201_118,
-            "flops": 8.98e13,
-        },
-    ]
+    titles = dict(ARMS)
+    trained = {
+        "base": (0, 0, 0, 0, 0, 0.0),
+        "domain": (1000, 450, 1_310_720, 29_000, 29_000, 5.35e13),
+        "kernel": (1900, 450, 2_201_118, 3_940, 1_931, 8.98e13),
+        "random": (1900, 450, 5_104_331, 26_424, 1_931, 2.08e14),
+    }
+    keys = ("examples", "steps", "tokens", "label_tokens", "domain_label_tokens", "flops")
+    arms = [{"name": arm, "title": titles[arm], **dict(zip(keys, trained[arm], strict=True))} for arm in centre]
     return {"arms": arms, "tasks": tasks, "average": average, "paired": paired, "confidence": 0.95, "bootstrap": 1000}
 
 

@@ -1,60 +1,27 @@
-"""The report: true to the numbers, safe with any text, whole without a network, and never stopped by a missing file."""
+"""The page: sound HTML, safe with any text, whole without a network, and never stopped by a missing or damaged file."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 import synthetic_run
 from hypothesis import given
 from hypothesis import strategies as st
+from report_page import PARTS, Page, edit, page_of
 
 from ntk_jax.errors import UserError
-from ntk_jax.report import amounts
-from ntk_jax.report.findings import collapses, headline, pairs, warnings
+from ntk_jax.report.layout import Cell, Fact, Figure, Notice, Part, Section, Table, render
 from ntk_jax.report.markup import Html, clean, tag
-from ntk_jax.report.page import CONTENTS, write_report
+from ntk_jax.report.page import render_page, write_report
 from ntk_jax.report.reading import read_run
 
-VOID = {"meta", "br", "hr", "link", "img"}
-
-
-class Page(HTMLParser):
-    """Checks that elements nest, and gathers elements, attributes and text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(text)
-        self.close()
-        assert not self.open, f"not closed: {self.open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
-        self.open.pop()
-
-    def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
-            self.words.append(data)
-
-    def all(self, name: str, key: str) -> list[str]:
-        return [a[key] or "" for n, a in self.elements if n == name and key in a]
-
-    @property
-    def text(self) -> str:
-        return re.sub(r"\s+", " ", "".join(self.words))
+STAGES = [name for name, _ in synthetic_run.STAGES]
 
 
 @pytest.fixture(scope="module")
@@ -68,23 +35,11 @@ def run(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
-def edit(path: Path, change: Any) -> None:
-    value = json.loads(path.read_text())
-    change(value)
-    path.write_text(json.dumps(value))
-
-
-def page_of(folder: Path) -> tuple[str, Page]:
-    text = write_report(folder).read_text(encoding="utf8")
-    return text, Page(text)
-
-
-def test_page_is_sound_html_with_every_section(finished: Path) -> None:
+def test_page_is_sound_html(finished: Path) -> None:
     text, page = page_of(finished)
     assert text.startswith("<!doctype html>")
     ids = [a["id"] for _, a in page.elements if "id" in a]
     assert len(ids) == len(set(ids))
-    assert {anchor for anchor, _ in CONTENTS} - {"diagnosis"} <= set(ids)  # which is no stage of a run
     assert {href for href in page.all("a", "href")} <= {f"#{i}" for i in ids}
     assert page.all("html", "lang") == ["en"]
     assert len([1 for n, _ in page.elements if n == "figcaption"]) >= 9
@@ -92,45 +47,6 @@ def test_page_is_sound_html_with_every_section(finished: Path) -> None:
         if name == "svg":
             assert attributes["role"] == "img" and attributes["aria-label"]
     assert not re.search(r"\b(nan|inf|None|null)\b", page.text.split("Configuration (config.yaml)")[0], re.IGNORECASE)
-
-
-def test_page_shows_the_numbers_that_matter(finished: Path) -> None:
-    _, page = page_of(finished)
-    results = json.loads((finished / "evaluate/results.json").read_text())
-    for task in results["tasks"]:
-        assert f"{task['name']}{task['questions']} questions" in page.text
-        for kinds in task["results"].values():
-            for entry in kinds.values():
-                low, high = (amounts.percent(entry[k]).rstrip("%") for k in ("low", "high"))
-                assert f"{amounts.percent(entry['accuracy'])}{low} to {high}" in page.text
-                for n in entry["predicted"].values():
-                    assert amounts.count(n) in page.text
-    for pair in results["paired"]:
-        assert amounts.points(pair["difference"]) in page.text
-    for arm in results["arms"]:
-        assert amounts.count(arm["tokens"]) in page.text and amounts.metric(arm["flops"], "FLOP") in page.text
-    selection = json.loads((finished / "select/summary.json").read_text())
-    assert len(selection["families"]) == synthetic_run.FAMILIES
-    pool = sum(f["pool"] for f in selection["families"])
-    for family in selection["families"]:
-        lift = (family["selected"] / selection["count"]) / (family["pool"] / pool)
-        row = f"{amounts.count(family['selected'])} {amounts.percent(family['selected'] / selection['count'])}"
-        row += f"{amounts.count(family['pool'])} {amounts.percent(family['pool'] / pool)}{amounts.times(lift)}"
-        assert row in page.text
-    for said in (
-        "900 selected",
-        f"the lowest selected score is {amounts.general(selection['threshold'])}",
-        f"{amounts.percent(selection['useful_share_selected'])} of the selection",
-        "−0.81 with the response length (strong)",
-        "ρ of the head is 3,812, far from 1",
-        "1,200 too long",
-        "layers/down_proj/b0.51040.0%",  # parameter, norm, share
-        "goemotions_ekman with llama-7m",
-        "Rank 20",
-        "24,000 of them scored",
-        "216,300",  # tokens of the warm-up
-    ):
-        assert said in page.text, said
     assert clean((finished / "config.yaml").read_text()) in "".join(page.words)
 
 
@@ -143,6 +59,20 @@ def test_hostile_text_stays_text(finished: Path) -> None:
     assert "\x00" not in text and "<script" not in text
 
 
+def test_titles_of_the_plan_are_only_text(run: Path) -> None:
+    def spoil(plan: dict[str, Any]) -> None:
+        entry = plan["pipelines"]["select"]
+        entry["title"] = entry["stages"][0]["title"] = synthetic_run.HOSTILE
+        for kind in ("arms", "methods"):
+            entry["facts"][kind][1]["title"] = synthetic_run.HOSTILE
+        plan["pipelines"]["other"] = {"title": synthetic_run.HOSTILE}
+
+    edit(run / "plan.json", spoil)
+    text, page = page_of(run)
+    assert "<script" not in text and "\x00" not in text
+    assert "".join(page.words).count(clean(synthetic_run.HOSTILE)) > 5
+
+
 def test_page_needs_nothing_from_outside(finished: Path) -> None:
     text, page = page_of(finished)
     for _, attributes in page.elements:
@@ -152,44 +82,32 @@ def test_page_needs_nothing_from_outside(finished: Path) -> None:
     assert ["default-src 'none'" in c for c in page.all("meta", "content") if "src" in c] == [True]
 
 
-def test_only_scored_examples_are_drawn(finished: Path) -> None:
-    scores = read_run(finished).scores
-    assert scores is not None and scores.what == "response"
-    assert len(scores.score) == len(scores.length) == synthetic_run.POOL - synthetic_run.DROPPED
-
-
-def test_long_texts_are_cut_and_whole_on_demand(finished: Path) -> None:
-    _, page = page_of(finished)
-    assert "all 8,000 characters" in page.text
-    assert "A very long prompt. " * 400 in "".join(page.words)
-
-
 def test_same_inputs_give_the_same_bytes(run: Path) -> None:
-    first = write_report(run).read_bytes()
-    assert write_report(run).read_bytes() == first
-    edit(run / "score/summary.json", lambda s: s.update(spearman_span_length=0.12))
-    assert write_report(run).read_bytes() != first
+    first = write_report(run, PARTS).read_bytes()
+    assert write_report(run, PARTS).read_bytes() == first
+    edit(run / "gradient/summary.json", lambda s: s.update(norm=0.12))
+    assert write_report(run, PARTS).read_bytes() != first
 
 
-@pytest.mark.parametrize("kept", range(8))
+@pytest.mark.parametrize("kept", range(len(STAGES) + 1))
 def test_half_finished_runs_say_what_is_missing(run: Path, kept: int) -> None:
-    stages = ["warmup", "gradient", "preselect", "score", "select", "finetune", "evaluate"]
-    for stage in stages[kept:]:
+    for stage in STAGES[kept:]:
         shutil.rmtree(run / stage)
     if kept:
-        (run / stages[kept - 1] / "manifest.json").unlink()  # killed in the middle of this one
+        (run / STAGES[kept - 1] / "manifest.json").unlink()  # killed in the middle of this one
     _, page = page_of(run)
-    assert page.text.count("✗ not run") == 7 - kept
+    assert page.text.count("✗ not run") == len(STAGES) - kept
     assert page.text.count("… unfinished") == (1 if kept else 0)
-    assert ("Nothing has been evaluated yet" in page.text) == (kept < 7)
-    assert ("No selection yet: the stage “Selection” has not run." in page.text) == (kept < 5)
+    assert ("Nothing has been evaluated yet" in page.text) == (kept < len(STAGES))
+    missing = "No selection yet: the stage “Selection” has not run."
+    assert (missing in page.text) == (kept <= STAGES.index("select"))
     assert ("No direction yet: the stage “Domain gradient” has not run." in page.text) == (kept < 2)
     assert not re.search(r"\b(nan|None)\b", page.text.split("Configuration (config.yaml)")[0])
 
 
 def test_damaged_files_are_named_and_the_rest_is_shown(run: Path) -> None:
     (run / "evaluate/results.json").write_text('{"arms": [')
-    (run / "select/examples.json").write_text("{}")
+    (run / "align/examples.json").write_text("{}")
     (run / "gradient/summary.json").write_text("[1]")
     with (run / "finetune/random/history.jsonl").open("a") as file:
         file.write('{"step": 451, "lo')
@@ -197,7 +115,7 @@ def test_damaged_files_are_named_and_the_rest_is_shown(run: Path) -> None:
     _, page = page_of(run)
     for said in (
         "evaluate/results.json cannot be read",
-        "select/examples.json holds a dict, not a list",
+        "align/examples.json holds a dict, not a list",
         "gradient/summary.json holds a list, not a dict",
         "finetune/random/history.jsonl: 1 line(s) could not be read",
         "score/scores.zarr cannot be read",
@@ -206,11 +124,12 @@ def test_damaged_files_are_named_and_the_rest_is_shown(run: Path) -> None:
         "Score by example length",  # the sample in select/summary.json stands in for the store
     ):
         assert said in page.text, said
+    assert page.text.index("Files that could not be read") < page.text.index("Did it help?")
 
 
 def test_odd_values_never_reach_the_page(run: Path) -> None:
     def spoil(results: dict[str, Any]) -> None:
-        results["average"]["selected"]["raw"]["accuracy"] = float("nan")
+        results["average"]["kernel"]["raw"]["accuracy"] = float("nan")
         results["average"]["random"] = None
         results["tasks"][0]["results"]["base"]["raw"] = {"accuracy": "high", "low": None, "predicted": [1]}
         results["tasks"][1]["truth"] = None
@@ -219,108 +138,94 @@ def test_odd_values_never_reach_the_page(run: Path) -> None:
         results["arms"].append({"title": "no name"})
 
     edit(run / "evaluate/results.json", spoil)
-    edit(run / "select/summary.json", lambda s: s.update(families=None, histogram={"edges": [1], "pool": "x"}))
+    edit(run / "select/summary.json", lambda s: s["by_method"]["kernel"].update(histogram={"edges": [1], "pool": "x"}))
+    edit(run / "select/summary.json", lambda s: s.update(families=None, by_method={"kernel": [1], "odd": None}))
     edit(run / "gradient/summary.json", lambda s: s.update(rho=float("nan"), leaf_norms=[1]))
     edit(run / "score/data.json", lambda s: s.update(dropped=None, kept="many", lengths={"50": None, "max": 3}))
+    edit(run / "plan.json", lambda p: p["pipelines"]["select"].update(facts={"arms": 3, "methods": [{"name": 4}]}))
     _, page = page_of(run)
     assert not re.search(r"\b(nan|inf)\b", page.text, re.IGNORECASE)
 
 
+@pytest.mark.parametrize(
+    "plan",
+    ["{", "[]", '{"schema": 1}', '{"schema": 1, "pipelines": {"select": 3}}']
+    + [json.dumps({"schema": 1, "pipelines": {"select": {"stages": [{"name": "../x"}, {"title": "y"}, 4]}}})],
+)
+def test_a_damaged_plan_still_gives_a_page(run: Path, plan: str) -> None:
+    (run / "plan.json").write_text(plan)
+    _, page = page_of(run)
+    assert "Configuration and provenance" in page.text and "../x" not in page.text.split("Did it help?")[0]
+
+
 def test_a_folder_that_is_no_run_directory(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent: no such run directory; give the --out folder of a run"):
-        write_report(tmp_path / "absent")
-    with pytest.raises(
-        UserError, match=r"not a run directory \(no config.yaml in it\); give the --out folder of a run"
-    ):
-        write_report(tmp_path)
+        write_report(tmp_path / "absent", PARTS)
+    with pytest.raises(UserError, match=r"not a run directory \(no plan.json in it\); give the --out folder of a run"):
+        write_report(tmp_path, PARTS)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("low", "difference", "high", "words"),
-    [
-        (0.011, 0.034, 0.057, "“Domain + selected” beats “Domain + random”"),
-        (-0.006, 0.018, 0.041, "No difference between “Domain + selected” and “Domain + random” is shown"),
-        (0.0, 0.018, 0.041, "No difference between “Domain + selected” and “Domain + random” is shown"),
-        (-0.052, -0.031, -0.008, "“Domain + selected” is worse than “Domain + random”"),
-    ],
-)
-def test_headline_follows_the_interval(run: Path, low: float, difference: float, high: float, words: str) -> None:
-    entry = {"difference": difference, "low": low, "high": high, "kind": "normalized"}
-    turned = {"difference": -difference, "low": -high, "high": -low, "kind": "normalized"}
-    for pair in ({**entry, "a": "selected", "b": "random"}, {**turned, "a": "random", "b": "selected"}):
-        edit(run / "evaluate/results.json", lambda r, pair=pair: r.update(paired=[pair]))
-        sentence = headline(read_run(run))[0]
-        assert words in sentence
-        assert amounts.points(difference) + " points (95% interval" in sentence
-        assert ("includes zero" in sentence) == (low <= 0 <= high)
+def test_a_run_directory_of_another_version_is_refused(run: Path) -> None:
+    (run / "plan.json").unlink()
+    with pytest.raises(UserError, match="made by an earlier version") as caught:
+        write_report(run, PARTS)
+    assert "type the same `ntk-jax run` command again" in str(caught.value) and "\n" not in str(caught.value)
+    (run / "plan.json").write_text('{"schema": 2, "pipelines": {}}')
+    with pytest.raises(UserError, match="plan.json has schema 2, this version reads 1"):
+        write_report(run, PARTS)
 
 
-def test_headline_owns_up_to_a_different_verdict(run: Path) -> None:
-    same = {"a": "selected", "b": "random"}
-    good = {**same, "difference": 0.05, "low": 0.02, "high": 0.08, "kind": "normalized"}
-    unclear = {**same, "difference": 0.01, "low": -0.02, "high": 0.04, "kind": "raw"}
-    edit(run / "evaluate/results.json", lambda r: r.update(paired=[unclear, good]))
-    sentences = " ".join(headline(read_run(run)))
-    assert "By raw likelihood the difference is +1.0 points (−2.0 to +4.0), which is a different verdict." in sentences
-    assert "not another training seed" in sentences
+def test_the_page_knows_no_pipeline_by_name(run: Path) -> None:
+    """What a part is made of is all that the page needs to know."""
+
+    def part(found: Any) -> Part:
+        return Part(
+            kicker="Anything",
+            title="A title",
+            facts=[Fact("Fact", 3, "with a note")],
+            verdict=["First line.", "Second line."],
+            warnings=[Notice("there", "Careful", "For a reason.", ("here", "there"))],
+            sections=[Section("there", "There", Html('<section id="there"></section>'))],
+        )
+
+    stages = [{"name": "finetune", "title": "Tuning"}, {"name": "never", "title": "Never"}]
+    plan = {"schema": 1, "pipelines": {"new": {"title": "N", "stages": stages}, "unknown": {"title": "Unheard of"}}}
+    (run / "plan.json").write_text(json.dumps(plan))
+    page = Page(render_page(read_run(run), {"new": part, "select": PARTS["select"]}))
+    for said in (
+        "Anything",
+        "A title",
+        "with a note",
+        "Second line.",
+        "Tuning ✓ done",
+        "Never ✗ not run",
+        "Careful.",
+        "holds “Unheard of”, which this page does not show",
+    ):
+        assert said in page.text, said
+    assert page.all("a", "href") == ["#there", "#there", "#provenance"]
 
 
-def test_the_selection_comes_first_among_the_pairs(finished: Path) -> None:
-    found = [(p["a"], p["b"]) for p in pairs(read_run(finished))]
-    assert found[::2][:3] == [("selected", "random"), ("selected", "domain"), ("selected", "base")]
-    assert len(found) == 12
+def test_templates_escape_and_misspelt_names_are_errors() -> None:
+    table = Table(["<a>", "n"], [["<b>", Cell("<c>", "<d>", flag="<e>", badge="<f>")]], "<g>", groups=[("<h>", 2)])
+    figure = Figure("<i>", Html("<svg></svg>"), "<j>", "<k>")
+    made = _from_text(
+        "{% import 'macros.html' as m %}{{ m.table(t) }}{{ m.figure(f) }}{{ x }}", t=table, f=figure, x=None
+    )
+    for letter in "abcdefghijk":
+        assert f"&lt;{letter}&gt;" in made and f"<{letter}>" not in made.replace("<b>How to read", "").replace(
+            "<b>Found", ""
+        )
+    assert "<svg></svg>" in made and "None" not in made
+    with pytest.raises(jinja2.UndefinedError):
+        render("configuration.html", anchor="x", facts=[])
 
 
-def test_collapse_is_seen_only_where_truth_disagrees(run: Path) -> None:
-    found = collapses(read_run(run))
-    assert [(c.arm, c.task, c.kind, c.label) for c in found] == [
-        ("domain", "goemotions_ekman", "normalized", "surprise")
-    ]
-    assert "⚠ 95% “surprise”" in page_of(run)[1].text
+def _from_text(text: str, **values: Any) -> str:
+    from ntk_jax.report import layout
 
-    def skew(results: dict[str, Any]) -> None:
-        task = results["tasks"][0]
-        task["truth"] = {"surprise": 650, "joy": 50}
-
-    edit(run / "evaluate/results.json", skew)  # now nearly everything truly is a surprise
-    assert collapses(read_run(run)) == []
-    assert "collapsed" not in page_of(run)[1].text
-
-
-def test_headline_leads_with_the_likelihood_that_did_not_collapse(run: Path) -> None:
-    def collapse(results: dict[str, Any], kinds: tuple[str, ...]) -> None:
-        for task in results["tasks"]:
-            first = next(iter(task["truth"]))
-            for arm in ("random", "selected"):
-                for kind in kinds:
-                    task["results"][arm][kind]["predicted"] = {first: task["questions"]}
-
-    edit(run / "evaluate/results.json", lambda r: collapse(r, ("normalized",)))
-    assert "average accuracy, raw): " in headline(read_run(run))[0]
-    edit(run / "evaluate/results.json", lambda r: collapse(r, ("normalized", "raw")))
-    assert headline(read_run(run))[0].startswith("This run cannot tell the arms apart")
-    cases = warnings(read_run(run))[0].cases
-    assert any("dreaddit_stress, raw: “no”" in c and "“Domain + selected” (100%)" in c for c in cases)
-
-
-@pytest.mark.parametrize(
-    ("objective", "rho", "warned"),
-    [("sum_logits", 3812.0, True), ("sum_logits", 1.3, False), ("sum_logits", 1e-9, True), ("probe", 3812.0, False)],
-)
-def test_rho_warning_only_where_rho_matters(run: Path, objective: str, rho: float, warned: bool) -> None:
-    edit(run / "gradient/summary.json", lambda s: s.update(objective=objective, rho=rho))
-    edit(run / "score/summary.json", lambda s: s.update(rho=rho))
-    assert any("far from 1" in w.title for w in warnings(read_run(run))) == warned
-
-
-def test_warnings_of_length_and_budget_come_and_go(run: Path) -> None:
-    anchors = [w.anchor for w in warnings(read_run(run))]
-    assert "length" in anchors and "cost" in anchors
-    edit(run / "score/summary.json", lambda s: s.update(spearman_span_length=-0.2))
-    edit(run / "finetune/selected/summary.json", lambda s: s.update(tokens=5_000_000))
-    anchors = [w.anchor for w in warnings(read_run(run))]
-    assert "length" not in anchors and "cost" not in anchors
+    return layout._environment(layout.TEMPLATES).from_string(text).render(**values)
 
 
 @given(st.text())
@@ -331,3 +236,5 @@ def test_any_text_survives_as_text(text: str) -> None:
     assert "".join(page.words) == clean(text)
     assert page.all("p", "title") == [clean(text)]
     assert tag("p", Html("<b></b>")) == "<p><b></b></p>"
+    written = Page(_from_text('<p title="{{ x }}">{{ x }}</p>', x=text))
+    assert "".join(written.words) == clean(text) and written.all("p", "title") == [clean(text)]

@@ -6,13 +6,14 @@ duplicates. The order is the order of the specification, then of each file; a gl
 
 from __future__ import annotations
 
+import functools
 import glob
 import gzip
 import hashlib
 import json
 import lzma
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +26,7 @@ from ntk_jax.errors import UserError
 from ntk_jax.storage.hashing import hash_tree, sha256_file
 
 Spec = str | Path | Iterable[Any]
+Located = tuple[Any, str, str | None, str]  # object, where it stands, default id, default source
 
 _LINES = (".jsonl", ".ndjson", ".json")
 _KNOWN = "JSONL (.jsonl, .jsonl.gz, .jsonl.xz), .parquet, .arrow, tfds:NAME/SPLIT or hf:NAME/SPLIT"
@@ -48,6 +50,28 @@ def read_records(spec: Spec) -> Iterator[Record]:
         yield record
     if not seen:
         raise UserError(f"{_name(spec)}: no records; give a source with at least one")
+
+
+def read_chosen(spec: Spec, ordinals: Iterable[int]) -> Iterator[Record]:
+    """The records at these ascending positions of what `read_records` gives. The others are passed over, not parsed: of
+    text lines only the line ends are looked at.
+
+    Raises UserError: as `read_records` for what is read; a position behind the end.
+    """
+    wanted = iter(ordinals)
+    target = next(wanted, None)
+    place = 0
+    for source in _sources(spec):
+        for line in source():
+            if target is None:
+                return
+            if place == target:
+                obj, where, default_id, default_source = line()
+                yield check_record(obj, where, default_id=default_id, default_source=default_source)
+                target = next(wanted, None)
+            place += 1
+    if target is not None:
+        raise UserError(f"{_name(spec)}: record {target + 1} is no longer there; did a file change during the run?")
 
 
 def count_records(spec: Spec) -> int:
@@ -120,26 +144,42 @@ def _items(spec: Spec, counting: bool = False) -> Iterator[Any]:
         yield item
 
 
-def _located(spec: Spec) -> Iterator[tuple[Any, str, str | None, str]]:
-    """(object, where it stands, default id, default source) of everything in the specification."""
+def _located(spec: Spec) -> Iterator[Located]:
+    """Everything in the specification, in order."""
+    for source in _sources(spec):
+        for line in source():
+            yield line()
+
+
+def _sources(spec: Spec) -> Iterator[Callable[[], Iterator[Callable[[], Located]]]]:
+    """The parts of a specification, each as a function that streams functions that parse one record."""
     given = 0
     for item in _items(spec):
         if isinstance(item, Mapping):
             given += 1
-            yield item, f"record {given}", f"records-{given}", "records"
+            yield functools.partial(_rows, functools.partial(tuple, [item]), "record", "records", given)
         elif remote := columns.remote_kind(item):
             stem = columns.remote_stem(item)
-            for number, obj in enumerate(columns.read_remote(remote, item), start=1):
-                yield obj, f"{item} row {number}", f"{stem}-{number}", stem
+            yield functools.partial(_rows, functools.partial(columns.read_remote, remote, item), f"{item} row", stem)
         else:
             for path in _paths(item):
                 stem = path.name.split(".")[0] if path.name.split(".")[0] else path.name
                 if columns.is_columnar(path):
-                    for number, obj in enumerate(columns.read_file(path), start=1):
-                        yield obj, f"{path} row {number}", f"{stem}-{number}", stem
+                    yield functools.partial(_rows, functools.partial(columns.read_file, path), f"{path} row", stem)
                 else:
-                    for number, obj in _read_lines(path):
-                        yield obj, f"{path}:{number}", f"{stem}-{number}", stem
+                    yield functools.partial(_json_lines, path, stem)
+
+
+def _rows(read: Callable[[], Iterable[Any]], name: str, stem: str, first: int = 1) -> Iterator[Callable[[], Located]]:
+    """Rows that come as objects, numbered from `first`: there is nothing to parse."""
+    for number, obj in enumerate(read(), start=first):
+        found = (obj, f"{name} {number}", f"{stem}-{number}", stem)
+        yield lambda found=found: found
+
+
+def _json_lines(path: Path, stem: str) -> Iterator[Callable[[], Located]]:
+    for number, line in _lines(path):
+        yield functools.partial(_parse_line, path, number, line, stem)
 
 
 def _name(spec: Spec) -> str:
@@ -205,16 +245,15 @@ def _count_lines(path: Path) -> int:
     return sum(1 for _ in _lines(path))
 
 
-def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in _lines(path):
-        try:
-            obj = json.loads(line.decode("utf8"))
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}:{number}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path}:{number}: not JSON ({error.msg}, column {error.colno}); mend or remove the line"
-            ) from None
-        except (RecursionError, ValueError) as error:  # nested too deep, or a number of too many digits
-            raise UserError(f"{path}:{number}: cannot be read as JSON ({error}); remove the line") from None
-        yield number, obj
+def _parse_line(path: Path, number: int, line: bytes, stem: str) -> Located:
+    try:
+        obj = json.loads(line.decode("utf8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}:{number}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}:{number}: not JSON ({error.msg}, column {error.colno}); correct or remove the line"
+        ) from None
+    except (RecursionError, ValueError) as error:  # nested too deep, or a number of too many digits
+        raise UserError(f"{path}:{number}: cannot be read as JSON ({error}); remove the line") from None
+    return obj, f"{path}:{number}", f"{stem}-{number}", stem

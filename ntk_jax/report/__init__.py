@@ -1,4 +1,5 @@
-"""One self-contained HTML page from a finished run directory: tables, figures, examples, and the whole config.
+"""How a run directory is shown: one self-contained HTML page, and how numbers, tables and figures look on it.
 
-Reads files only, so it can be made again from an old run; may import every room below it, and `errors`.
+It reads files only, so a page can be made again from an old run, and knows no pipeline: each brings its own part of
+the page. May import `storage`, `errors` and what stands below them.
 """

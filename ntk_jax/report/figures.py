@@ -32,7 +32,7 @@ from ntk_jax.report.axes import (
 from ntk_jax.report.markup import Html, tag
 
 Kind = Literal["normalized", "raw"]
-KIND_NAMES: dict[str, str] = {"normalized": "length-normalised", "raw": "raw"}
+KINDS: tuple[Kind, ...] = ("normalized", "raw")  # of likelihood
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def whiskers(
     width: float = 560,
     description: str,
 ) -> Html:
-    """Dots with whiskers, one row per arm; filled dots are length-normalised, hollow ones raw.
+    """Dots with whiskers, one row per arm; filled dots are normalized, hollow ones raw.
 
     `reference` is a vertical dashed line (chance, or zero difference) with its name. Values times `scale_by`
     (100 for percent) are what the axis shows.
@@ -80,12 +80,12 @@ def whiskers(
     x = Scale(low - margin, high + margin, name_width + 14, width - value_width - 6)
     values = ticks(x.low, x.high, 5 if width > 450 else 4)
     parts: list[Html] = [*bottom_axis(x, bottom, values, tick_labels(values), title, top)]
-    kinds = [k for k in KIND_NAMES if any(m.kind == k for r in rows for m in r.marks)]
+    kinds = [k for k in KINDS if any(m.kind == k for r in rows for m in r.marks)]
     at = x.start
-    for kind in kinds:
+    for kind in kinds if len(kinds) > 1 else ():  # one kind needs no key
         parts += [tag("circle", cx=px(at + 5), cy="10", r="4.5", class_=f"dot {kind} c-key")]
-        parts += [label(at + 14, 14, KIND_NAMES[kind], "tick")]
-        at += 30 + text_width(KIND_NAMES[kind], 11.5)
+        parts += [label(at + 14, 14, kind, "tick")]
+        at += 30 + text_width(kind, 11.5)
     if reference:
         at_x = x(reference[0] * scale_by)
         parts += [line(at_x, top - 4, at_x, bottom, "reference")]

@@ -83,13 +83,11 @@ def score_by_length(
             up = [(m, y(b.quantiles[inner] / unit)) for m, b in zip(middles, bins, strict=True)]
             down = [(m, y(b.quantiles[outer] / unit)) for m, b in zip(middles, bins, strict=True)]
             parts += [path(up + down[::-1], class_, close=True)]
-        parts += [path([(m, y(b.quantiles[2] / unit)) for m, b in zip(middles, bins, strict=True)], "line c-selected")]
+        parts += [path([(m, y(b.quantiles[2] / unit)) for m, b in zip(middles, bins, strict=True)], "line c-blue")]
     for m, b in zip(middles, bins, strict=True):
         about = f"{_range(b)} tokens: {count(b.members)} examples, median score {general(b.quantiles[2])}"
         parts += [
-            tag(
-                "circle", tag("title", about), cx=px(m), cy=px(y(b.quantiles[2] / unit)), r="3", class_="dot c-selected"
-            )
+            tag("circle", tag("title", about), cx=px(m), cy=px(y(b.quantiles[2] / unit)), r="3", class_="dot c-blue")
         ]
     if threshold is not None:
         at = y(threshold / unit)

@@ -127,7 +127,7 @@ def scatter(
     if y.low < 0 < y.high:
         parts.append(line(left, y(0), width - 12, y(0), "reference"))
     for (_, _, name), a, b in zip(points, xs, ys, strict=True):
-        dot = tag("circle", tag("title", name), cx=px(x(a)), cy=px(y(b)), r="4", class_="dot raw c-selected")
+        dot = tag("circle", tag("title", name), cx=px(x(a)), cy=px(y(b)), r="4", class_="dot raw c-blue")
         parts.append(dot)
     return svg(width, height + 42, description, *parts)
 

@@ -1,24 +1,27 @@
-"""HTML built from functions that escape by default, so that no record's text can become markup.
+"""SVG built from functions that escape by default, and the text that HTML cannot carry.
 
-Why not templates: the page is mostly tables and figures made from numbers, and one rule ("a plain `str` is
-escaped, an `Html` is not") is easier to keep than remembering a filter at each place text enters.
+The figures are made of computed coordinates, for which functions read better than templates; everything else on the
+page is a template (`layout.py`).
 """
 
 from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 
 class Html(str):
-    """Text that already is markup. Only this module's functions and literal markup should make one."""
+    """Text that already is markup. Only this module, the templates and literal markup should make one."""
+
+    def __html__(self) -> str:
+        """What jinja2 asks for before it would escape."""
+        return str(self)
 
 
 # C0 controls (except tab and newline), DEL and C1 are parse errors in HTML; lone surrogates cannot be written as UTF-8.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _UNPRINTABLE = re.compile("[\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
-_VOID = frozenset({"meta", "br", "hr", "link", "img"})
 
 
 def clean(text: str) -> str:
@@ -47,58 +50,4 @@ def tag(name: str, /, *children: object, **attributes: object) -> Html:
         for key, value in attributes.items()
         if value is not None
     )
-    if name in _VOID:
-        return Html(f"<{name}{written}>")
     return Html(f"<{name}{written}>{join(children)}</{name}>")
-
-
-def pre(text: str, **attributes: object) -> Html:
-    """Preformatted text. The line feed after the tag is eaten by the parser, so that one in the text is not."""
-    return tag("pre", Html("\n"), text, **attributes)
-
-
-def table(
-    header: Sequence[object],
-    rows: Iterable[Sequence[object]],
-    *,
-    caption: object = None,
-    text_columns: int = 1,
-    groups: Sequence[tuple[object, int]] = (),
-) -> Html:
-    """A table whose first column heads the rows; columns from `text_columns` on are numbers, set flush right.
-
-    A cell that already is a `<td>`/`<th>` element is taken as it is. `groups` puts a row of (title, columns spanned)
-    above the header.
-    """
-
-    def cell(value: object, column: int) -> Html:
-        if isinstance(value, Html) and value.startswith(("<td", "<th")):
-            return value
-        kind = None if column < text_columns else "number"
-        if column == 0:
-            return tag("th", value, scope="row", class_=kind)
-        return tag("td", value, class_=kind)
-
-    head = join(
-        tag("th", name, scope="col", class_=None if i < text_columns else "number") for i, name in enumerate(header)
-    )
-    spans = [
-        tag("th", t, colspan=n, scope="colgroup", class_="group") if t else tag("td", colspan=n) for t, n in groups
-    ]
-    above = tag("tr", *spans) if spans else None
-    body = join((tag("tr", join(cell(value, i) for i, value in enumerate(row))) for row in rows), "\n")
-    inner = tag(
-        "table", tag("caption", caption) if caption else None, tag("thead", above, tag("tr", head)), tag("tbody", body)
-    )
-    # A wide table scrolls inside its own box, which takes the keyboard focus so that no mouse is needed.
-    return tag("div", inner, class_="scroll", tabindex="0", role="region", aria_label=_label(caption))
-
-
-def _label(caption: object) -> str:
-    return html.unescape(re.sub("<[^>]*>", "", str(caption))) if caption else "table"
-
-
-def fold(summary: object, *children: object, open_: bool = False, class_: str | None = None) -> Html:
-    """Content that opens on demand, without scripts."""
-    markup = tag("details", tag("summary", summary), *children, class_=class_)
-    return Html(markup.replace("<details", "<details open", 1)) if open_ else markup

@@ -1,84 +1,99 @@
-"""Puts the sections on one page and writes it: `write_report(run_folder)`."""
+"""One page of a whole run directory: every pipeline's part, then how the run was configured and where it ran."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from ntk_jax.report import section_diagnose, section_evaluation, section_examples, section_run, section_selection
-from ntk_jax.report.markup import Html, join, tag
-from ntk_jax.report.reading import Run, read_run
+from ntk_jax.report.layout import Notice, Part, Section, Table, render
+from ntk_jax.report.markup import Html
+from ntk_jax.report.reading import Pipeline, RunDirectory, read_run
 from ntk_jax.storage.atomic import make_folder, write_text
 
-# Anchor and short name of every section, in the order of the page: the answer first, then why, then how.
-CONTENTS = (
-    ("evaluation", "Evaluation"),
-    ("families", "Selection"),
-    ("scores", "Scores"),
-    ("length", "Length"),
-    ("examples", "Examples"),
-    ("cost", "Cost"),
-    ("training", "Training"),
-    ("data", "Data"),
-    ("kernel", "Kernel"),
-    ("diagnosis", "Diagnosis"),
-    ("provenance", "Configuration"),
-)
+Parts = Mapping[str, Callable[[RunDirectory], Part]]
+CONFIGURATION = "provenance"
 # The page needs nothing from anywhere; with this line a browser would also refuse to fetch or to run anything.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+_STATES = {"done": "✓ done", "unfinished": "… unfinished", "missing": "✗ not run"}
+_FACTS = ("command", "versions", "devices", "seeds", "hashes")  # of the provenance, in this order; the rest follows
 
 
-def write_report(run_folder: Path) -> Path:
+def write_report(run_folder: Path, parts: Parts) -> Path:
     """Writes `report/index.html` into a run directory and returns its path.
 
     The page holds everything it shows (no scripts, no network) and has the same bytes for the same inputs. It can be
     written at any moment of a run: what is not there yet is said in words.
 
+    Args:
+        parts: what makes each pipeline's part of the page, by the pipeline's name; the page follows their order.
+
     Raises:
-        UserError: the folder is not a run directory, or the page cannot be written.
+        UserError: the folder is not a run directory, another version made it, or the page cannot be written.
     """
     target = Path(run_folder) / "report" / "index.html"
-    text = render(read_run(Path(run_folder)))
+    text = render_page(read_run(Path(run_folder)), parts)
     make_folder(target.parent)
     write_text(target, text)
     return target
 
 
-def render(run: Run) -> str:
+def render_page(run: RunDirectory, parts: Parts) -> str:
     """The whole page as text."""
-    head = section_run.head(run)
-    sections = [
-        section_evaluation.evaluation(run),
-        section_selection.families(run),
-        section_selection.scores(run),
-        section_selection.lengths(run),
-        section_examples.examples(run),
-        section_evaluation.cost(run),
-        section_run.training(run),
-        section_run.data(run),
-        section_run.kernel(run),
-        section_diagnose.diagnosis(run),
-        section_run.provenance(run),
-    ]
-    contents = [(anchor, name) for anchor, name in CONTENTS if anchor != "diagnosis" or run.diagnose]
-    title = f"Selection report: {section_run.title(run)}"
-    entries = [tag("li", tag("a", name, href=f"#{anchor}")) for anchor, name in contents]
-    page = tag(
-        "html",
-        tag(
-            "head",
-            tag("meta", charset="utf-8"),
-            tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-            tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-            tag("title", title),
-            tag("style", Html(Path(__file__).with_name("style.css").read_text(encoding="utf8"))),
-        ),
-        tag(
-            "body",
-            head,
-            tag("nav", tag("ul", *entries), aria_label="Sections"),
-            tag("main", join(sections, "\n")),
-            tag("footer", "Made by ntk_jax from the files of the run directory; write it again with `ntk-jax report`."),
-        ),
-        lang="en",
+    shown = [(run.pipelines[name], make(run)) for name, make in parts.items() if name in run.pipelines]
+    unknown = [pipeline for name, pipeline in run.pipelines.items() if name not in parts]
+    heads = [{"part": part, "stages": _stages(pipeline), "anchor": f"part-{pipeline.name}"} for pipeline, part in shown]
+    last = _configuration(run)  # after the parts: reading them may have met further problems
+    sections = [section for _, part in shown for section in part.sections]
+    return render(
+        "page.html",
+        title=f"Report: {shown[0][1].title if shown else run.folder.name}",
+        policy=_POLICY,
+        style=Html(Path(__file__).with_name("style.css").read_text(encoding="utf8")),
+        heads=heads,
+        unknown=[pipeline.title for pipeline in unknown],
+        problems=_problems(run),
+        contents=[*sections, last],
+        last=last,
     )
-    return f"<!doctype html>\n{page}\n"
+
+
+def _stages(pipeline: Pipeline) -> list[tuple[str, str, str]]:
+    """(title, CSS class, words) of every stage that the plan names."""
+    return [(stage.title, stage.state, _STATES[stage.state]) for stage in pipeline.stages]
+
+
+def _problems(run: RunDirectory) -> Notice | None:
+    if not run.problems:
+        return None
+    return Notice(CONFIGURATION, "Files that could not be read", "What they hold is missing here.", tuple(run.problems))
+
+
+def _configuration(run: RunDirectory) -> Section:
+    """Versions, devices, hashes and the whole configuration, folded."""
+    known = [(key.capitalize(), run.provenance[key]) for key in _FACTS if key in run.provenance]
+    rest = {k: v for k, v in run.provenance.items() if k not in _FACTS}
+    facts = [(title, _facts(title, value)) for title, value in [*known, *([("Other facts", rest)] if rest else [])]]
+    html = render("configuration.html", anchor=CONFIGURATION, facts=facts, run=run)
+    return Section(CONFIGURATION, "Configuration", html)
+
+
+def _facts(title: str, value: Any) -> Table | str:
+    if isinstance(value, dict) and value:
+        return Table(["Name", "Value"], [[name, _plain(v)] for name, v in _flat(value)], title, text_columns=2)
+    return _plain(value)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested facts as (path of names, value), in their order."""
+    found = []
+    for key, value in tree.items():
+        found += _flat(value, f"{prefix}{key}: ") if isinstance(value, dict) and value else [(f"{prefix}{key}", value)]
+    return found
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return "\n".join(value) if any(len(item) > 40 for item in value) else " ".join(value)
+    return value if isinstance(value, str) else json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True)

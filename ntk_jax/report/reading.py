@@ -1,106 +1,87 @@
-"""Reads a run directory into one `Run`, forgiving everything but a folder that is not one.
+"""Reads a run directory of any pipelines, forgiving everything but a folder that is not one.
 
 A report is most wanted when a run went wrong or is half done, so a missing, half-written or damaged file becomes
-a line in `Run.problems` (shown on the page) and an empty value, never an error.
+a line in `RunDirectory.problems` (shown on the page) and an empty value, never an error.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import yaml
-
 from ntk_jax.errors import UserError
 from ntk_jax.report.amounts import finite
-from ntk_jax.storage import arrays
 
-# Stage folders in the order they run, with the name people read.
-STAGES = {
-    "warmup": "Warm-up",
-    "gradient": "Domain gradient",
-    "preselect": "Pre-selection",
-    "score": "Scoring",
-    "sketch": "Sketching",
-    "select": "Selection",
-    "finetune": "Fine-tuning",
-    "evaluate": "Evaluation",
-}
-DIAGNOSES = ("stability", "cross_output", "prediction", "audit", "regression")
-ARM_TITLES = {
-    "base": "Base model",
-    "domain": "Domain only",
-    "random": "Domain + random",
-    "selected": "Domain + NTK-selected",
-}
+SCHEMA = 1  # of plan.json
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Score and length in tokens of pool examples, [N] each; `what` says of which part of an example."""
+class Stage:
+    """One stage of a pipeline; `state` is done, unfinished or missing."""
 
-    score: np.ndarray
-    length: np.ndarray
-    what: str
+    name: str
+    title: str
+    state: str
 
 
 @dataclass(frozen=True)
-class Run:
-    """Everything the page shows. An empty dict or list stands for a file that is not there."""
+class Pipeline:
+    """What plan.json says of one pipeline: its resolved config, its stages in order, and facts for people."""
+
+    name: str
+    title: str
+    config: dict[str, Any]
+    stages: tuple[Stage, ...]
+    facts: dict[str, Any]
+
+    def setting(self, section: str, key: str) -> Any:
+        """A value of the resolved config; None where the plan does not have it."""
+        return mapping(self.config.get(section)).get(key)
+
+    def has(self, stage: str) -> bool:
+        """Whether this config uses the stage."""
+        return any(item.name == stage for item in self.stages)
+
+
+@dataclass
+class RunDirectory:
+    """The files of a run directory. An empty dict or list stands for a file that is not there."""
 
     folder: Path
-    config: dict[str, Any]
-    config_text: str
+    pipelines: dict[str, Pipeline]
     provenance: dict[str, Any]
-    state: dict[str, str]  # stage -> done, unfinished, missing or unused
-    domain_data: dict[str, Any]
-    pool_data: dict[str, Any]
-    warmup: dict[str, Any]  # what the warm-up's manifest records: steps, tokens, flops
-    warmup_history: list[dict[str, Any]]
-    gradient: dict[str, Any]
-    preselect: dict[str, Any]
-    score: dict[str, Any]  # of the stage that `scoring` names
-    select: dict[str, Any]
-    examples: list[dict[str, Any]]
-    scores: Scores | None
-    arms: dict[str, dict[str, Any]]  # finetune/<arm>/summary.json
-    histories: dict[str, list[dict[str, Any]]]  # finetune/<arm>/history.jsonl
-    results: dict[str, Any]
-    diagnose: dict[str, dict[str, Any]]  # the JSON files of diagnose/, by name; empty where it did not run
+    config_text: str
     problems: list[str] = field(default_factory=list)
+    _read: dict[str, Any] = field(default_factory=dict)
 
-    def setting(self, section: str, key: str, default: Any = None) -> Any:
-        """A value of config.yaml, or the default when it is not written there."""
-        part = self.config.get(section)
-        value = part.get(key) if isinstance(part, Mapping) else None
-        return default if value is None else value
+    def json(self, path: str, kind: type = dict) -> Any:
+        """The value in a JSON file, or an empty `kind`."""
+        if path not in self._read:
+            self._read[path] = _json(self.folder, path, kind, self.problems)
+        return self._read[path]
 
-    def arm_title(self, name: str) -> str:
-        """What an arm is called on the page."""
-        for arm in records(self.results.get("arms")):
-            if arm.get("name") == name and arm.get("title"):
-                title = str(arm["title"])
-                return title[0].upper() + title[1:]
-        return ARM_TITLES.get(name, name)
+    def json_lines(self, path: str) -> list[dict[str, Any]]:
+        """The objects in a file of JSON lines; a line cut short by a kill is skipped and mentioned."""
+        if path not in self._read:
+            self._read[path] = _json_lines(self.folder, path, self.problems)
+        return self._read[path]
 
-    @property
-    def scoring(self) -> str:
-        """The stage that the selection was made from."""
-        return scoring_stage(self.config)
+    def stage(self, name: str) -> Stage | None:
+        """The stage of that name, whichever pipeline uses it: pipelines share folders of the same name."""
+        return next((s for p in self.pipelines.values() for s in p.stages if s.name == name), None)
 
-    @property
-    def selection(self) -> dict[str, Any]:
-        """The summaries of scoring and selection in one; what `select` says wins."""
-        return {**self.score, **{key: value for key, value in self.select.items() if value is not None}}
-
-
-def scoring_stage(config: Mapping[str, Any]) -> str:
-    """`score`, or `sketch` where the config selects by sketches."""
-    return "score" if mapping(config.get("select")).get("by", "score") == "score" else "sketch"
+    def missing(self, stage: str, what: str) -> str:
+        """Plain words for a part that cannot be shown because its stage has not (fully) run."""
+        found = self.stage(stage)
+        if found is None:
+            return f"No {what}: the stage “{stage}” is not part of this run."
+        if found.state == "done":
+            return f"No {what}: the stage “{found.title}” is done but did not record it."
+        why = "was started and is not finished" if found.state == "unfinished" else "has not run"
+        return f"No {what} yet: the stage “{found.title}” {why}."
 
 
 def records(value: Any) -> list[dict[str, Any]]:
@@ -113,77 +94,79 @@ def mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def read_run(folder: Path) -> Run:
-    """Reads the run directory. Raises UserError when `folder` is not one (no config.yaml)."""
+def numbers(items: Any) -> list[float] | None:
+    """A list of finite numbers, or None when it is anything else or empty."""
+    if not isinstance(items, list) or not items:
+        return None
+    values = [finite(item) for item in items]
+    return None if any(v is None for v in values) else [v for v in values if v is not None]
+
+
+def read_run(folder: Path) -> RunDirectory:
+    """Reads the run directory. Raises UserError when `folder` is none, or was made by another version."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run directory; give the --out folder of a run")
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder}: not a run directory (no config.yaml in it); give the --out folder of a run")
+    if not (folder / "plan.json").is_file():
+        if not (folder / "config.yaml").is_file():
+            raise UserError(f"{folder}: not a run directory (no plan.json in it); give the --out folder of a run")
+        raise UserError(
+            f"{folder}: made by an earlier version (no plan.json in it); type the same `ntk-jax run` command again to "
+            "bring it up to date, or use the version that made it"
+        )
     problems: list[str] = []
-    config_text, config = _config(folder / "config.yaml", problems)
-    arms = [path.name for path in _folders(folder / "finetune")]
-
-    def load(path: str, kind: type = dict) -> Any:
-        return _json(folder, path, kind, problems)
-
-    select, scoring = load("select/summary.json"), scoring_stage(config)
-    return Run(
+    plan = _json(folder, "plan.json", dict, problems)
+    if plan and plan.get("schema") != SCHEMA:
+        raise UserError(
+            f"{folder}: plan.json has schema {plan.get('schema')!r}, this version reads {SCHEMA}; use the version that "
+            "made it"
+        )
+    return RunDirectory(
         folder=folder,
-        config=config,
-        config_text=config_text,
-        provenance=load("provenance.json"),
-        state=_state(folder, config),
-        domain_data=load("warmup/data.json"),
-        pool_data=load("preselect/data.json") or load(f"{scoring}/data.json"),  # with votes, that sees only candidates
-        warmup=mapping(load("warmup/manifest.json").get("facts")) if (folder / "warmup").is_dir() else {},
-        warmup_history=_history(folder, "warmup/history.jsonl", problems),
-        gradient=load("gradient/summary.json"),
-        preselect=load("preselect/summary.json"),
-        score=load(f"{scoring}/summary.json"),
-        select=select,
-        examples=records(load("select/examples.json", list)),
-        scores=_scores(folder, scoring, select, problems),
-        arms={arm: load(f"finetune/{arm}/summary.json") for arm in arms},
-        histories={arm: _history(folder, f"finetune/{arm}/history.jsonl", problems) for arm in arms},
-        results=load("evaluate/results.json"),
-        diagnose={name: load(f"diagnose/{name}.json") for name in DIAGNOSES} if (folder / "diagnose").is_dir() else {},
+        pipelines=dict(_pipelines(folder, plan)),
+        provenance=_json(folder, "provenance.json", dict, problems),
+        config_text=_text(folder / "config.yaml"),
         problems=problems,
     )
 
 
-def _state(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+def _pipelines(folder: Path, plan: dict[str, Any]) -> Iterator[tuple[str, Pipeline]]:
+    for name, entry in mapping(plan.get("pipelines")).items():
+        listed = [s for s in records(mapping(entry).get("stages")) if _is_folder_name(s.get("name"))]
+        yield (
+            name,
+            Pipeline(
+                name=name,
+                title=str(mapping(entry).get("title") or name),
+                config=mapping(mapping(entry).get("config")),
+                stages=tuple(
+                    Stage(s["name"], str(s.get("title") or s["name"]), _state(folder / s["name"])) for s in listed
+                ),
+                facts=mapping(mapping(entry).get("facts")),
+            ),
+        )
+
+
+def _is_folder_name(name: Any) -> bool:
+    """A damaged plan must not lead out of the run directory."""
+    return isinstance(name, str) and bool(name) and not set(name) & set("/\\\x00") and name not in (".", "..")
+
+
+def _state(home: Path) -> str:
     """A stage is done when its manifest is there: it is written last."""
-    state = {}
-    unused = {"sketch"} if scoring_stage(config) == "score" else {"gradient", "score"}
-    if mapping(config.get("preselect")).get("method", "none") == "none":
-        unused.add("preselect")
-    for stage in STAGES:
-        home = folder / stage
-        if stage in unused:
-            state[stage] = "unused"
-        elif (home / "manifest.json").is_file():
-            state[stage] = "done"
-        else:
-            state[stage] = "unfinished" if home.is_dir() and any(home.iterdir()) else "missing"
-    return state
-
-
-def _folders(path: Path) -> list[Path]:
-    """Sub-folders, the known arms first and in the usual order, so that tables and figures agree."""
-    order = list(ARM_TITLES)
-    found = [child for child in path.iterdir() if child.is_dir()] if path.is_dir() else []
-    return sorted(found, key=lambda p: (order.index(p.name) if p.name in order else len(order), p.name))
-
-
-def _config(path: Path, problems: list[str]) -> tuple[str, dict[str, Any]]:
-    text = path.read_text(encoding="utf8", errors="replace")
     try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError:
-        problems.append("config.yaml is not valid YAML; its text is shown below, its values are not used")
-        tree = None
-    return text, mapping(tree)
+        if (home / "manifest.json").is_file():
+            return "done"
+        return "unfinished" if home.is_dir() and any(home.iterdir()) else "missing"
+    except (OSError, ValueError):
+        return "missing"
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf8", errors="replace")
+    except OSError:
+        return ""
 
 
 def _json(folder: Path, path: str, kind: type, problems: list[str]) -> Any:
@@ -200,44 +183,21 @@ def _json(folder: Path, path: str, kind: type, problems: list[str]) -> Any:
     return value
 
 
-def _history(folder: Path, path: str, problems: list[str]) -> list[dict[str, Any]]:
-    """The lines with a step and a loss; a line cut short by a kill is skipped and mentioned."""
+def _json_lines(folder: Path, path: str, problems: list[str]) -> list[dict[str, Any]]:
     try:
-        lines = (folder / path).read_text(encoding="utf8", errors="replace").splitlines()
-    except OSError:
+        lines = (folder / path).read_text(encoding="utf8", errors="replace").split("\n")
+    except (OSError, ValueError):
         return []
     kept, broken = [], 0
     for line in filter(str.strip, lines):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
-        if isinstance(row, dict) and finite(row.get("step")) is not None:
+        if isinstance(row, dict):
             kept.append(row)
         else:
             broken += 1
     if broken:
-        problems.append(f"{path}: {broken} line(s) could not be read and are left out of the curve")
+        problems.append(f"{path}: {broken} line(s) could not be read and are left out")
     return kept
-
-
-def _scores(folder: Path, scoring: str, select: Mapping[str, Any], problems: list[str]) -> Scores | None:
-    """All scores with response lengths from the store; where a run was kept without its store, or selected by sketches,
-    the sample of scores with whole lengths that `select` recorded; else None."""
-    home = folder / "score" / "scores.zarr"
-    if scoring == "score" and home.is_dir() and (folder / "score" / "manifest.json").is_file():
-        try:
-            store = arrays.open_store(home)
-            score, span, status = (arrays.read(store, name) for name in ("score", "span", "status"))
-            kept = (status == 0) & np.isfinite(score) & (span > 0)
-            if kept.any():
-                return Scores(score[kept].astype(np.float64), span[kept], "response")
-        except (UserError, KeyError) as error:
-            problems.append(f"score/scores.zarr cannot be read ({error})")
-    sample = mapping(select.get("scatter"))
-    length, value = sample.get("tokens"), sample.get("score")
-    if not isinstance(length, list) or not isinstance(value, list):
-        return None
-    points = [(finite(v), finite(n)) for v, n in zip(value, length, strict=False)]
-    known = np.array([(v, n) for v, n in points if v is not None and n is not None and n > 0])
-    return Scores(known[:, 0], known[:, 1], "example") if len(known) else None

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from ntk_jax.data.account import ACCOUNT, KEPT, account_of
+from ntk_jax.data.account import ACCOUNT, KEPT
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.tokens import Dropped
 from ntk_jax.errors import UserError
@@ -40,7 +40,7 @@ from ntk_jax.kernels.rows import Layout
 from ntk_jax.kernels.sketch import sketch_batches
 from ntk_jax.models.model import Model
 from ntk_jax.selection.sketch import Block
-from ntk_jax.storage.arrays import Store, create, open_store, read, write_block
+from ntk_jax.storage.arrays import Store, create, open_store, read
 from ntk_jax.storage.hashing import hash_tree
 
 MAX_ID = 1024  # bytes; every row has room for the longest id
@@ -73,9 +73,18 @@ def sketch_facts(
 
 
 def create_sketches(
-    folder: str | Path, rows: int, block_rows: int, *, dim: int, dtype: str, longest_id: int, facts: Mapping[str, Any]
+    folder: str | Path,
+    rows: int,
+    block_rows: int,
+    *,
+    dim: int,
+    dtype: str,
+    longest_id: int,
+    facts: Mapping[str, Any],
+    account: Mapping[str, Any] = ACCOUNT,
 ) -> Store:
-    """Makes a store of `rows` sketches, or opens the one that is there to go on with it. longest_id: bytes.
+    """Makes a store of `rows` sketches, or opens the one that is there to go on with it. longest_id: bytes. account:
+    the arrays that say what became of an example, {name: (shape of a row, dtype)}.
 
     Raises UserError: no rows, an id that is too long, or a store made by something else (the differing key is named).
     """
@@ -89,16 +98,14 @@ def create_sketches(
         "norm": ((), np.float32),
         "id": ((max(1, longest_id),), np.uint8),
         "ordinal": ((), np.int64),
-        **ACCOUNT,
+        **account,
     }
     return create(folder, arrays, rows, min(block_rows, rows), facts)  # a chunk is as long as a block, even if alone
 
 
-def write_sketches(
+def sketch_block(
     store: Store,
-    block: int,
     encoded: Sequence[tuple[str, TokenRow | Dropped]],
-    ordinals: np.ndarray,
     model: Model,
     objective: Objective,
     layout: Layout,
@@ -106,13 +113,13 @@ def write_sketches(
     *,
     parameters: str,
     progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Computes and writes one block. encoded: (id, token row or why there is none) of its examples.
+) -> dict[str, np.ndarray]:
+    """The arrays of a block but for `ordinal` and the account. encoded: (id, token row or why there is none) of its
+    examples.
 
-    Raises UserError: K larger than P, a gradient that is not finite (naming the example), or the disk refuses.
+    Raises UserError: K larger than P, or a gradient that is not finite (naming the example).
     """
-    account = account_of([row for _, row in encoded])
-    kept = np.flatnonzero(account["status"] == KEPT)
+    kept = np.array([place for place, (_, row) in enumerate(encoded) if isinstance(row, TokenRow)], np.int64)
     sketch = np.zeros((len(encoded), projection.dim), store.arrays["sketch"].dtype.numpy_dtype)
     sketch_norm, norm = (np.zeros(len(encoded), np.float32) for _ in range(2))
     rows = [row for _, row in encoded if isinstance(row, TokenRow)]
@@ -122,8 +129,7 @@ def write_sketches(
         sketch[kept[places]] = z / np.where(lengths > 0, lengths, 1.0)[:, None].astype(np.float32)
         sketch_norm[kept[places]], norm[kept[places]] = lengths, exact
     ids = _padded([id for id, _ in encoded], store.arrays["id"].shape[1])
-    known = {"sketch": sketch, "sketch_norm": sketch_norm, "norm": norm, "id": ids, "ordinal": ordinals}
-    write_block(store, block, {**known, **account})
+    return {"sketch": sketch, "sketch_norm": sketch_norm, "norm": norm, "id": ids}
 
 
 def open_sketches(folder: str | Path, expect: Mapping[str, Any] | None = None) -> Store:

@@ -26,9 +26,9 @@ from ntk_jax.storage.hashing import sha256_file
 SUMS = "SHA256SUMS"
 SHARDS = ".shards"  # the locks of shards, one file each
 LOOKS, LOOK_SECONDS = 5, 0.05  # how often a shard asks for its lock, which somebody may hold only to see whose it is
-SCHEMA = 2  # of fingerprint.json and manifest.json
+SCHEMA = 3  # of fingerprint.json and manifest.json
 
-State = Literal["done", "resume", "new"]
+State = Literal["done", "resume", "refresh", "new"]
 
 
 @contextlib.contextmanager
@@ -138,50 +138,64 @@ def _signature(path: Path) -> str:
     return "unknown"
 
 
-def look(folder: str | Path, fingerprint: Mapping[str, Any]) -> State:
-    """The state of a stage: `done` (its manifest matches), `resume` (begun with this fingerprint), or `new`.
+def look(folder: str | Path, fingerprint: Mapping[str, Any], shown: Mapping[str, Any] | None = None) -> State:
+    """The state of a stage: `done` (its manifest matches), `resume` (begun with this fingerprint), `refresh` (it
+    matches, but for what only decides how results are shown), or `new`.
 
-    fingerprint: nested JSON values that decide the stage's result, and nothing else.
+    fingerprint: nested JSON values that decide the stage's result, and nothing else. shown: those that only decide what
+    it writes for people.
     Raises UserError: the folder holds results of another fingerprint; the differing keys are named with both values.
     """
     folder = Path(folder)
     for name, state in (("manifest.json", "done"), ("fingerprint.json", "resume")):
         path = folder / name
         if path.exists():
-            _compare(folder, path, fingerprint)
-            return state  # type: ignore[return-value]
+            found = _compare(folder, path, fingerprint)
+            same = found.get("shown", {}) == json.loads(json.dumps(atomic.plain(shown or {})))
+            return state if same else "refresh"  # type: ignore[return-value]
     return "new"
 
 
-def begin(folder: str | Path, fingerprint: Mapping[str, Any]) -> State:
+def begin(folder: str | Path, fingerprint: Mapping[str, Any], shown: Mapping[str, Any] | None = None) -> State:
     """Opens a stage, so that from now on it belongs to this fingerprint; returns and raises as `look`."""
     folder = atomic.make_folder(folder)
-    state = look(folder, fingerprint)
-    if state == "new":
-        atomic.write_json(folder / "fingerprint.json", {"schema": SCHEMA, "fingerprint": fingerprint})
+    state = look(folder, fingerprint, shown)
+    if state == "refresh":  # open it before anything in it changes
+        (folder / "manifest.json").unlink(missing_ok=True)
+    if state in ("new", "refresh"):
+        atomic.write_json(folder / "fingerprint.json", _signed(fingerprint, shown))
     return state
 
 
-def commit(folder: str | Path, fingerprint: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+def commit(
+    folder: str | Path,
+    fingerprint: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    shown: Mapping[str, Any] | None = None,
+) -> None:
     """Closes a stage: the checksums of its files, then `manifest.json`, its last file. The manifest holds no time, so
     that equal commands have equal manifests. Raises UserError: the disk is full or not writable."""
     folder = Path(folder)
     atomic.write_lines(folder / SUMS, (f"{sha256_file(folder / name)}  {name}" for name in _results(folder)))
-    atomic.write_json(folder / "manifest.json", {"schema": SCHEMA, "fingerprint": fingerprint, "facts": facts})
+    atomic.write_json(folder / "manifest.json", {**_signed(fingerprint, shown), "facts": facts})
+
+
+def _signed(fingerprint: Mapping[str, Any], shown: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {"schema": SCHEMA, "fingerprint": fingerprint} | ({"shown": shown} if shown else {})
 
 
 def verify(folder: str | Path) -> None:
     """Raises UserError naming the file: a result of a finished stage is gone, damaged or was edited."""
     folder = Path(folder)
-    mend = f"restore it, or delete the folder {folder} to compute the stage anew"
+    remedy = f"restore it, or delete the folder {folder} to compute the stage anew"
     if not (folder / SUMS).exists():
-        raise UserError(f"{folder / SUMS} is gone; {mend}")
+        raise UserError(f"{folder / SUMS} is gone; {remedy}")
     for line in (folder / SUMS).read_text(encoding="utf8").splitlines():
         digest, _, name = line.partition("  ")
         if not (folder / name).exists():
-            raise UserError(f"{folder / name} is gone; {mend}")
+            raise UserError(f"{folder / name} is gone; {remedy}")
         if sha256_file(folder / name) != digest:
-            raise UserError(f"{folder / name} is not as its stage wrote it (checksum); {mend}")
+            raise UserError(f"{folder / name} is not as its stage wrote it (checksum); {remedy}")
 
 
 def _results(folder: Path) -> list[str]:
@@ -203,7 +217,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     return atomic.read_json(path) if path.exists() else None
 
 
-def _compare(folder: Path, path: Path, fingerprint: Mapping[str, Any]) -> None:
+def _compare(folder: Path, path: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     found = atomic.read_json(path)
     if not isinstance(found, dict) or not isinstance(found.get("fingerprint"), dict):
         raise UserError(f"{path} is damaged, it holds no fingerprint; delete the folder {folder} and run again")
@@ -223,6 +237,7 @@ def _compare(folder: Path, path: Path, fingerprint: Mapping[str, Any]) -> None:
             f"{folder} was made from something else: {changes};"
             " give another --out, or delete that folder to compute the stage anew"
         )
+    return found
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

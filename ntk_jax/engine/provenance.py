@@ -1,0 +1,46 @@
+"""provenance.json: the versions, devices, seeds and inputs that a run directory was made with."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import jax
+
+from ntk_jax.storage.atomic import read_json, write_json
+
+_PACKAGES = ("ntk_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "tensorstore")
+
+
+def versions() -> dict[str, str]:
+    """The version of Python and of every package that results may depend on."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed as a package"
+    return found
+
+
+def record_provenance(folder: Path, stage: str, seed: int | None, inputs: Mapping[str, Mapping[str, str]]) -> None:
+    """Writes provenance.json, and in it which environments computed each stage: one, unless a stage was resumed under
+    other versions or on other devices. inputs: {kind: {path: SHA-256}}."""
+    here = {
+        "versions": versions(),
+        "devices": [str(device) for device in jax.devices()],
+        "processes": jax.process_count(),
+        "command": sys.argv,
+    }
+    path = folder / "provenance.json"
+    before = read_json(path) if path.exists() else {}
+    stages = before.get("stages", {})
+    others = [environment for environment in stages.get(stage, []) if environment != here]
+    stages[stage] = [*others, here]
+    # The inputs of several pipelines in the same folder stay beside each other.
+    hashes = {kind: found for kind, found in {**before.get("hashes", {}), **inputs}.items() if found}
+    seeds = {} if seed is None else {"seed": seed}
+    write_json(path, {**here, "seeds": seeds, "hashes": hashes, "stages": stages})

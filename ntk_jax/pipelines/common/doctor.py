@@ -1,0 +1,217 @@
+"""What `ntk-jax doctor` checks: the numerics of the kernel on this machine, and whether a config's files fit
+together."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from ntk_jax.data.batch import TokenRow
+from ntk_jax.data.sources import count_records, read_chosen, sample_indices
+from ntk_jax.data.templates import render, uses_chat
+from ntk_jax.data.tokens import ChoiceRow, Dropped, encode, encode_choices
+from ntk_jax.engine.doctor import Check, Doubt
+from ntk_jax.errors import UserError
+from ntk_jax.kernels import selftest
+from ntk_jax.models.model import Model, dequantized, quantized
+from ntk_jax.parallel.mesh import make_mesh
+from ntk_jax.pipelines.common.model import run_model
+
+TOLERANCE = 1e-4  # relative, fp32
+SAMPLE = 64  # records looked at in each set of files, a seeded sample of all
+MUCH = 0.05  # share of examples or questions that are cut or dropped above which a check fails
+
+
+def numerics() -> list[Check]:
+    """Does this machine compute the kernel right?"""
+    model, rows = selftest.small_model(), selftest.small_rows(14)
+    domain, pool = rows[:4], rows[4:]
+    found: list[Check] = [
+        ("score, sum of logits", lambda: _scores_are_exact(model, domain, pool, "sum_logits")),
+        ("score, cross-entropy", lambda: _scores_are_exact(model, domain, pool, "cross_entropy")),
+        ("packing", lambda: _packing_changes_nothing(model, domain, pool)),
+        ("centred head", lambda: _centred_head_gives_zero(model, domain, pool)),
+    ]
+    if len(jax.devices()) > 1:
+        found.append(("several devices", lambda: _devices_agree(model, domain, pool)))
+    return found
+
+
+def checks(config: Any) -> list[Check]:
+    """Of a config with the sections model, lora, data, score and evaluate."""
+    files = _Files(config)
+    quantization = config.model.quantization
+    return [
+        *([("quantized weights", lambda: _quantized_products_agree(quantization))] if quantization else []),
+        ("weights", files.weights),
+        ("tokenizer", files.tokenizer),
+        ("data.domain", lambda: files.examples("domain", config.data.domain, config.data.domain_limit)),
+        ("data.pool", lambda: files.examples("pool", config.data.pool, config.data.pool_limit)),
+        *(("evaluate.files", functools.partial(files.questions, path)) for path in config.evaluate.files),
+    ]
+
+
+# -- the numerics ----------------------------------------------------------------------------------------------------
+
+
+def _scores_are_exact(model: Model, domain: list[TokenRow], pool: list[TokenRow], objective: str) -> str:
+    fast = selftest.score(model, domain, pool, objective)
+    return _agree(fast, selftest.explicit_score(model, domain, pool, objective), "explicit per-example gradients")
+
+
+def _packing_changes_nothing(model: Model, domain: list[TokenRow], pool: list[TokenRow]) -> str:
+    packed = selftest.score(model, domain, pool, "sum_logits")
+    return _agree(packed, selftest.score(model, domain, pool, "sum_logits", packed=False), "one example a row")
+
+
+def _devices_agree(model: Model, domain: list[TokenRow], pool: list[TokenRow]) -> str:
+    count = len(jax.devices())
+    many = selftest.score(model, domain, pool, "sum_logits", mesh=make_mesh(), rows_per_batch=count)
+    return _agree(many, selftest.score(model, domain, pool, "sum_logits"), f"one device, from {count}")
+
+
+def _centred_head_gives_zero(model: Model, domain: list[TokenRow], pool: list[TokenRow]) -> str:
+    whole = np.abs(selftest.score(model, domain, pool, "sum_logits")).max()
+    left = np.abs(selftest.score(selftest.centred(model), domain, pool, "sum_logits")).max() / whole
+    if not left < TOLERANCE:
+        raise UserError(f"sum-of-logits scores should vanish, but {left:.1e} of them is left; do not trust this device")
+    return f"{left:.0e} of the sum-of-logits score is left, as it must be"
+
+
+def _quantized_products_agree(kind: str) -> str:
+    model, rows = quantized(selftest.small_model(), kind), selftest.small_rows(14)
+    scores, plain = (selftest.score(m, rows[:4], rows[4:], "sum_logits") for m in (model, dequantized(model)))
+    return _agree(scores, plain, f"plain products of the same {kind} weights")
+
+
+def _agree(a: np.ndarray, b: np.ndarray, other: str) -> str:
+    off = selftest.difference(a, b)
+    if not off < TOLERANCE:  # also NaN
+        raise UserError(
+            f"differs from {other} by {off:.1e} relative, more than {TOLERANCE:g}; do not trust this device"
+        )
+    return f"agrees with {other} to {off:.0e} relative"
+
+
+# -- the config's files ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Files:
+    """A config's model, loaded by the first check that needs it, and the checks that look at it and at the data."""
+
+    config: Any
+
+    @functools.cached_property
+    def model(self) -> Model:
+        """The model. Raises UserError: it cannot be loaded."""
+        if not self.config.model.path:
+            raise UserError("model.path is empty; give a Hugging Face folder, a hub id, or builtin:model")
+        return run_model(self.config).base
+
+    def weights(self) -> str:
+        """Shape, sizes and the adapter's share."""
+        model = self.model
+        base, adapter = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (model.base, model.lora))
+        shape = f"{model.config.num_layers} layers, width {model.config.hidden_size}"
+        held = f", the layers' matrices in {model.quantization}" if model.quantization else ""
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.base))
+        return (
+            f"{model.config.model_type}, {shape}, {base / 1e6:,.1f}M parameters in {model.dtype}{held} "
+            f"({size / 1e6:,.1f} MB), LoRA {adapter / 1e6:,.2f}M ({100 * adapter / base:.2f}%)"
+        )
+
+    def tokenizer(self) -> str:
+        """Ids, template, BOS."""
+        model, section = self.model, self.config.model
+        tokenizer, template = model.tokenizer, section.template
+        if tokenizer is None:
+            raise UserError(f"{section.path} has no tokenizer files; put tokenizer.json beside the weights")
+        # render refuses a template that rewrites the prompt once the response is there
+        record = {"id": "probe", "source": "doctor", "prompt": "How many legs has a spider?", "response": "It has 8."}
+        prompt, response = render(record, tokenizer, template, section.add_eos)
+        row = encode(record, tokenizer, template=template, add_eos=section.add_eos)
+        assert isinstance(row, TokenRow)
+        bos = tokenizer.bos_token_id
+        count = 0 if bos is None else int((row.ids[:8] == bos).sum())
+        if count > 1 and bos != tokenizer.eos_token_id:
+            raise UserError(
+                f"an example starts with {count} BOS tokens ({tokenizer.bos_token}); check the chat template"
+            )
+        if not response.strip():
+            raise UserError("the template gives an empty response; set model.template=plain")
+        kind = "chat template" if uses_chat(tokenizer, template) else "plain template"
+        ids = f"{len(tokenizer):,} of {model.config.vocab_size:,} ids"
+        return f"{ids}, {kind}, {count} BOS, prompt ends {prompt[-20:]!r}"
+
+    def examples(self, name: str, files: tuple[str, ...], limit: int | None) -> str | Doubt:
+        """A seeded sample over all files of a set: lengths, what is cut and what is dropped."""
+        if not files:
+            raise UserError(f"data.{name} is empty; give at least one file")
+        section = self.config.model
+        total = count_records(files)
+        rows = [
+            encode(
+                record,
+                self.model.tokenizer,
+                max_length=section.max_length,
+                span=self.config.score.span,
+                overflow=section.overflow,
+                template=section.template,
+                add_eos=section.add_eos,
+            )
+            for record in _sampled(files, total)
+        ]
+        kept = [row for row in rows if not isinstance(row, Dropped)]
+        if not kept:
+            raise UserError(f"none of {len(rows)} sampled examples is usable; check model.max_length and the responses")
+        cut, dropped, lengths = sum(row.truncated for row in kept), len(rows) - len(kept), [len(r.ids) for r in kept]
+        used = f", a sample of {limit:,} used" if limit is not None and limit < total else ""
+        return _judged(
+            f"{total:,} records{used}; of {len(rows)} sampled over all files: {dropped} dropped, {cut} truncated, "
+            f"median {int(np.median(lengths))} tokens, longest {max(lengths)}",
+            cut + dropped,
+            len(rows),
+        )
+
+    def questions(self, path: str) -> str | Doubt:
+        """Likewise of a file of questions."""
+        section = self.config.model
+        total = count_records(path)
+        rows = [
+            encode_choices(
+                record,
+                self.model.tokenizer,
+                max_length=section.max_length,
+                template=section.template,
+                overflow=section.overflow,
+            )
+            for record in _sampled(path, total)
+        ]
+        kept = [row for row in rows if isinstance(row, ChoiceRow)]
+        if not kept:
+            raise UserError(f"{path}: none of {len(rows)} sampled questions is usable; check model.max_length")
+        cut, dropped = sum(row.truncated for row in kept), len(rows) - len(kept)
+        choices = {len(row.choices) for row in kept}
+        span = f"{min(choices)}" if len(choices) == 1 else f"{min(choices)} to {max(choices)}"
+        return _judged(
+            f"{path}: {total:,} questions, {span} choices; of {len(rows)} sampled: {dropped} dropped, {cut} truncated",
+            cut + dropped,
+            len(rows),
+        )
+
+
+def _sampled(files: Any, total: int) -> list[Any]:
+    chosen = sample_indices(total, SAMPLE, 0)
+    return list(read_chosen(files, range(total) if chosen is None else chosen.tolist()))
+
+
+def _judged(text: str, lost: int, looked_at: int) -> str | Doubt:
+    """The text, in doubt where much is lost: results would be of other texts than the files hold."""
+    if lost <= MUCH * looked_at:
+        return text
+    return Doubt(f"{text}; {100 * lost / looked_at:.0f}% is much: raise model.max_length")

@@ -1,0 +1,19 @@
+"""What a fingerprint holds of the models that a run reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ntk_jax.models.hub import resolve
+from ntk_jax.pipelines.common.sections import ModelSection
+from ntk_jax.storage.hashing import hash_model
+
+
+def model_hashes(section: ModelSection) -> dict[str, str]:
+    """SHA-256 of the model and of the adapter it starts from, by the names the config gives them."""
+    return folder_hashes([section.path, *([section.adapter] if section.adapter else [])])
+
+
+def folder_hashes(paths: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of folders in Hugging Face or PEFT format."""
+    return {path: hash_model(resolve(path)) for path in paths}

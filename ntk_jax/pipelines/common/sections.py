@@ -1,0 +1,135 @@
+"""The sections of a config that pipelines share. Every default is stated here, or beside the section of one
+pipeline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from ntk_jax.settings import Count, Fraction, Natural, NotNegative, Positive, Range, setting
+
+Axis = Annotated[int, Range(-1)]  # of the mesh; `make_mesh` has the last word
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    """The backbone, and how text becomes its tokens."""
+
+    path: str = setting("", "a Hugging Face directory, a hub id, or builtin:model")
+    adapter: str | None = setting(None, "a PEFT directory to start from instead of fresh LoRA; lora.* then has no say")
+    dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", "of computation and frozen weights; adapters stay float32"
+    )
+    quantization: Literal["int8", "float8_e4m3fn"] | None = setting(
+        None, "hold the layers' frozen matrices in 8 bits; adapters train and score over them; null: as dtype"
+    )
+    max_length: Annotated[int, Range(2)] = setting(
+        1024, "tokens of an example; longer ones are dropped or truncated, and counted"
+    )
+    overflow: Literal["drop", "truncate"] = setting(
+        "drop", "what becomes of a longer example: left out, or the start of its prompt's text is cut"
+    )
+    template: Literal["auto", "chat", "plain"] = setting("auto", "auto: the tokenizer's chat template where it has one")
+    add_eos: bool = setting(True, "plain template only: close the response with the tokenizer's EOS token")
+
+
+@dataclass(frozen=True)
+class LoRASection:
+    """Adapter shape, unless model.adapter brings its own. The paper states only "about 0.5% of parameters": rank 16 on
+    all seven linears fits."""
+
+    rank: Count = setting(16, "R")
+    alpha: Positive = setting(32.0, "the adapter's output is scaled by alpha / rank")
+    targets: tuple[str, ...] = setting(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        "linear layers that get an adapter; patterns",
+    )
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """The examples of the domain and of the pool. Relative paths start at the working directory."""
+
+    domain: tuple[str, ...] = setting((), "files, globs, builtin:NAME, tfds:NAME/SPLIT or hf:NAME/SPLIT")
+    pool: tuple[str, ...] = setting((), "likewise")
+    domain_limit: Count | None = setting(None, "a seeded sample of so many of the domain; null: all of it")
+    pool_limit: Count | None = setting(None, "likewise of the pool")
+
+
+@dataclass(frozen=True)
+class TrainSection:
+    """One LoRA fine-tuning."""
+
+    epochs: NotNegative = setting(3.0, "passes over the examples")
+    max_steps: Natural | None = setting(
+        None, "optimiser steps instead of epochs; warmup.max_steps = 0 takes model.adapter as it is"
+    )
+    learning_rate: NotNegative = setting(2e-5, "its peak")
+    batch_size: Count = setting(128, "examples of an optimiser step")
+    schedule: Literal["linear", "cosine", "constant"] = setting("linear", "of the learning rate after its warm-up")
+    warmup_ratio: Fraction = setting(0.03, "share of the steps over which the learning rate rises; below 1")
+    weight_decay: NotNegative = setting(0.0, "of AdamW, on matrices")
+    beta1: Fraction = setting(0.9, "of Adam's first moment; below 1")
+    beta2: Fraction = setting(0.999, "of Adam's second moment; below 1")
+    max_grad_norm: NotNegative = setting(1.0, "the gradient is clipped to this norm; 0: no clipping")
+    tokens_per_microbatch: Count = setting(8192, "gradient accumulation: a step runs as many microbatches as it needs")
+    checkpoint_every: Count = setting(50, "optimiser steps between two checkpoints")
+
+
+@dataclass(frozen=True)
+class ScoreSection:
+    """What scalar is differentiated, over which positions and parameters, along which direction."""
+
+    objective: Literal["sum_logits", "probe", "cross_entropy", "target_logit"] = setting(
+        "sum_logits", "the scalar that is differentiated; sum_logits is the paper's"
+    )
+    span: Literal["response", "all", "last"] = setting("response", "the positions that count")
+    normalize: Literal["mean", "sum", "none"] = setting("mean", "over the span; none is another name of sum")
+    parameters: str = setting(
+        "lora", "lora, lora[-4:] (of the last four layers, whose tangents start there), all, or a pattern over names"
+    )
+    probes: Count = setting(4, "random directions of objective probe")
+    direction: str = setting(
+        "mean_gradient",
+        "mean_gradient, adam (preconditioned by the warm-up's second moments), or a direction.safetensors",
+    )
+    attention: Literal["auto", "xla", "pallas"] = setting(
+        "xla", "pallas: a kernel for GPUs that has not been measured yet; auto: where it can run"
+    )
+    batch_tokens: Count = setting(
+        8192, "tokens of one compiled step over all devices; the first thing to lower when memory is short"
+    )
+    block_examples: Count = setting(2048, "examples scored between two commits")
+    allow_fresh_lora: bool = setting(False, "score with B = 0, where every gradient of A vanishes")
+
+
+@dataclass(frozen=True)
+class EvaluateSection:
+    """Multiple-choice files and the arms compared on them."""
+
+    files: tuple[str, ...] = setting((), "multiple-choice files; each is a task")
+    limit: Count | None = setting(None, "a seeded sample of so many questions of each file; null: all")
+    arms: tuple[str, ...] | None = setting(
+        None,
+        "base, domain, a method of select.methods, or file:PATH; null: base, domain, and every method, the first last",
+    )
+    bootstrap: Count = setting(1000, "resamples of the questions")
+    confidence: Annotated[float, Range(0, 1, open=True)] = setting(0.95, "of the intervals")
+
+
+@dataclass(frozen=True)
+class ReportSection:
+    """What the report shows besides the tables."""
+
+    examples: Natural = setting(20, "selected examples shown with the domain example they align with most")
+    group_by: str = setting("auto", "the record key that names a family; auto: task if present, else source")
+    useful: tuple[str, ...] = setting((), "families known to be useful, where that is known by construction")
+
+
+@dataclass(frozen=True)
+class MeshSection:
+    """Devices along each axis; -1 takes what is left."""
+
+    data: Axis = setting(-1, "over which batches are split")
+    fsdp: Axis = setting(1, "over which weights are split, and batches too")
+    tensor: Axis = setting(1, "over which the matrices of a layer are split")

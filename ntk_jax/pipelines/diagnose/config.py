@@ -1,0 +1,69 @@
+"""The config of a diagnosis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from ntk_jax.pipelines.common.sections import (
+    DataSection,
+    EvaluateSection,
+    LoRASection,
+    MeshSection,
+    ModelSection,
+    ReportSection,
+    ScoreSection,
+    TrainSection,
+)
+from ntk_jax.settings import Count, Natural, Positive, Range, section, setting
+
+
+@dataclass(frozen=True)
+class DiagnoseSection:
+    """Does fine-tuning stay in the NTK regime, and which approximation ranks right?"""
+
+    trajectories: Count = setting(3, "fine-tunings on the domain from the LoRA seeds seed, seed + 1, ...")
+    epochs: Positive = setting(20.0, "of each, with the other settings of warmup; 20 are the paper's")
+    checkpoints: Count = setting(
+        5, "kept after step 0: from the end of warmup to the end, each further by the same factor"
+    )
+    adapters: tuple[str, ...] = setting(
+        (), "PEFT directories to compare instead, in the order of training: one trajectory"
+    )
+    examples: Annotated[int, Range(2)] = setting(16, "domain examples whose exact kernel is taken at every checkpoint")
+    kernel: Literal["centered_trace", "trace", "pseudo", "probe"] = setting("centered_trace", "which kernel")
+    candidates: Annotated[int, Range(2)] = setting(400, "pool examples ranked at every checkpoint")
+    top: Count | None = setting(None, "N of the top-N overlap; null: a tenth of the candidates")
+    objectives: tuple[str, ...] = setting(("sum_logits", "probe", "cross_entropy"), "whose scores are compared")
+    groups: Natural = setting(96, "groups of pool examples trained on, to measure what the scores predict; 0: none")
+    group_size: Count = setting(16, "examples of one family")
+    group_steps: Count = setting(8, "Adam steps on them")
+    group_learning_rate: Positive | None = setting(None, "null: warmup.learning_rate")
+    held_out: Count = setting(64, "questions of evaluate.files (without them domain examples) whose loss is measured")
+    audit: bool = setting(True, "every approximation against the exact kernel")
+    audit_domain: Count = setting(
+        16, "examples on its two sides; an exact kernel costs D backward passes for each of them"
+    )
+    audit_pool: Annotated[int, Range(2)] = setting(48, "likewise, of the pool")
+    audit_dims: tuple[Count, ...] = setting((256, 512, 1024, 2048, 4096, 8192), "K of the projections")
+    regression: bool = setting(
+        True, "kernel ridge regression against fine-tuning, where domain and test are multiple choice"
+    )
+    questions: Count = setting(200, "of each file of evaluate.files, for the regression")
+
+
+@dataclass(frozen=True)
+class DiagnoseConfig:
+    """A diagnosis of the kernel over fine-tuning on the domain."""
+
+    out: str = setting("", "the run directory, or gs://... or s3://...")
+    seed: Annotated[int, Range(0, 2**32 - 1)] = setting(0, "of everything random")
+    model: ModelSection = section(ModelSection)
+    lora: LoRASection = section(LoRASection)
+    data: DataSection = section(DataSection)
+    warmup: TrainSection = section(TrainSection)
+    score: ScoreSection = section(ScoreSection)
+    evaluate: EvaluateSection = section(EvaluateSection)
+    diagnose: DiagnoseSection = section(DiagnoseSection)
+    report: ReportSection = section(ReportSection)
+    mesh: MeshSection = section(MeshSection)

@@ -1,0 +1,36 @@
+"""The config of a kernel matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from ntk_jax.pipelines.common.sections import LoRASection, MeshSection, ModelSection, ScoreSection
+from ntk_jax.settings import Count, Range, section, setting
+
+
+@dataclass(frozen=True)
+class KernelSection:
+    """A kernel matrix between two sets, over score.span and score.parameters."""
+
+    a: tuple[str, ...] = setting((), "files of the examples whose kernel is asked for, as data.domain")
+    b: tuple[str, ...] = setting((), "those of the other side; empty: a itself")
+    limit: Count | None = setting(None, "a seeded sample of so many of each; null: all")
+    kind: Literal["full", "trace", "centered_trace", "pseudo", "probe"] = setting("trace", "which kernel")
+    method: Literal["jacobian", "products"] = setting("jacobian", "the way it is computed: two exact ones")
+    probes: Count = setting(16, "random directions of kind probe")
+    orthogonal: bool = setting(False, "orthogonal probes; as many as the vocabulary has tokens are exact")
+    block_examples: Count = setting(16, "rows computed between two commits")
+
+
+@dataclass(frozen=True)
+class KernelConfig:
+    """The exact neural tangent kernel between two files of examples."""
+
+    out: str = setting("", "the run directory, or gs://... or s3://...")
+    seed: Annotated[int, Range(0, 2**32 - 1)] = setting(0, "of everything random")
+    model: ModelSection = section(ModelSection)
+    lora: LoRASection = section(LoRASection)
+    score: ScoreSection = section(ScoreSection)
+    kernel: KernelSection = section(KernelSection)
+    mesh: MeshSection = section(MeshSection)

@@ -1,0 +1,173 @@
+"""The config of NTK-Selector."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from ntk_jax.pipelines.common.sections import (
+    DataSection,
+    EvaluateSection,
+    LoRASection,
+    MeshSection,
+    ModelSection,
+    ReportSection,
+    ScoreSection,
+    TrainSection,
+)
+from ntk_jax.selection.rankers import RANKERS
+from ntk_jax.settings import Count, Fraction, Positive, Range, section, setting
+
+
+@dataclass(frozen=True)
+class PreselectSection:
+    """The paper's coarse stage. `none` scores the whole pool exactly."""
+
+    method: Literal["none", "votes"] = setting(
+        "none", "votes: each domain example votes for its nearest candidates, as the paper does"
+    )
+    keep: Count | None = setting(None, "M, candidates that go on; null: 4 N, or all there are")
+    neighbours: Count | None = setting(None, "K, candidates that an example votes for; null: M / 4")
+
+
+@dataclass(frozen=True)
+class SketchSection:
+    """Projected gradients of pool and domain in stores. Objective, span, normalize, parameters and probes are those of
+    `score`, the seed is the run's."""
+
+    projection: Literal["rademacher", "countsketch", "kronecker"] = setting("rademacher", "how a gradient is projected")
+    dim: Count = setting(8192, "K, the paper's; at most the number of parameters differentiated")
+    sparsity: Count = setting(1, "nonzeros a parameter, for projection countsketch")
+    dtype: Literal["float16", "float32"] = setting(
+        "float16", "of the stored unit rows; moves their products by 1e-3 at most"
+    )
+    block_examples: Count = setting(2048, "examples sketched between two commits; one block of rows is in memory")
+
+
+@dataclass(frozen=True)
+class _Select:
+    """How the selection is made: the best N by each method, ties by pool order."""
+
+    methods: tuple[str, ...] = setting(
+        ("kernel", "random"),
+        f"selections made, each written to select/<method>.jsonl, the first also to select/selection.jsonl: "
+        f"{', '.join(RANKERS)}",
+    )
+    count: Count = setting(9000, "N, examples of each selection")
+
+
+# Each ranker's options are a section under its name, so that a ranker is added in one place (`selection/rankers.py`).
+SelectSection: Any = dataclasses.make_dataclass(
+    "SelectSection",
+    [(name, ranker.options, section(ranker.options)) for name, ranker in RANKERS.items()],
+    bases=(_Select,),
+    frozen=True,
+    namespace={"__doc__": _Select.__doc__, "__module__": __name__},
+)
+
+
+@dataclass(frozen=True)
+class ShapeSection:
+    """A model's shape in the words of Hugging Face's config.json, for where that file is not at hand."""
+
+    model_type: str | None = setting(None, "llama, qwen2 or qwen3")
+    vocab_size: Count | None = setting(None, "V")
+    hidden_size: Count | None = setting(None, "D")
+    intermediate_size: Count | None = setting(None, "inner width of the MLP")
+    num_hidden_layers: Count | None = setting(None, "L")
+    num_attention_heads: Count | None = setting(None, "heads of the queries")
+    num_key_value_heads: Count | None = setting(None, "heads of keys and values")
+    head_dim: Count | None = setting(None, "width of a head")
+    max_position_embeddings: Count | None = setting(None, "positions")
+    tie_word_embeddings: bool | None = setting(None, "whether the head is the embedding")
+
+
+@dataclass(frozen=True)
+class EstimateSection:
+    """`ntk-jax estimate`: what to take for files, weights and devices that are not here. What is here is counted."""
+
+    shape: ShapeSection = section(ShapeSection)
+    pool_examples: Count | None = setting(None, "of all pool files")
+    domain_examples: Count | None = setting(None, "of all domain files")
+    tokens_per_example: Positive | None = setting(None, "mean of prompt and response, after truncation")
+    response_share: Fraction = setting(0.5, "of an example's tokens")
+    questions: Count | None = setting(None, "of all files of evaluate.files together")
+    tokens_per_question: Positive | None = setting(
+        None, "its prompt once and all choices; null: estimate.tokens_per_example"
+    )
+    choice_tokens: Positive = setting(16.0, "of these, in all choices of a question together")
+    bytes_per_token: Positive = setting(4.5, "of text in a record")
+    id_bytes: Count = setting(32, "of the longest id")
+    sample: Annotated[int, Range(2)] = setting(400, "pool records that are tokenized, where they are here")
+    devices: Count | None = setting(None, "null: those of this machine")
+    device: str | None = setting(None, "A100, H100, H200, v4, v5e, v5p or v6e; null: this machine's")
+    rate: Positive | None = setting(None, "a device's peak in FLOP/s, where its kind is not one of these")
+    utilization: Annotated[float, Range(0.01, 1)] = setting(0.4, "of that peak; --measure makes it a measurement")
+    reported: str = setting(
+        "", "a cost reported elsewhere and its source, printed beside that of scoring the whole pool"
+    )
+
+
+@dataclass(frozen=True)
+class SelectConfig:
+    """NTK-Selector: from a domain and a pool to a selection, adapters trained on it and their evaluation."""
+
+    out: str = setting("", "the run directory, or gs://... or s3://...")
+    seed: Annotated[int, Range(0, 2**32 - 1)] = setting(0, "of everything random")
+    model: ModelSection = section(ModelSection)
+    lora: LoRASection = section(LoRASection)
+    data: DataSection = section(DataSection)
+    warmup: TrainSection = section(TrainSection)
+    score: ScoreSection = section(ScoreSection)
+    preselect: PreselectSection = section(PreselectSection)
+    sketch: SketchSection = section(SketchSection)
+    select: SelectSection = section(SelectSection)
+    finetune: TrainSection = section(TrainSection)
+    evaluate: EvaluateSection = section(EvaluateSection)
+    report: ReportSection = section(ReportSection)
+    estimate: EstimateSection = section(EstimateSection)
+    mesh: MeshSection = section(MeshSection)
+
+
+def rankers_of(config: SelectConfig) -> list[str]:
+    """The methods of this run in the order in which they are made: a method that looks at another's selection comes
+    after it."""
+    waiting, ordered = list(dict.fromkeys(config.select.methods)), []
+    while waiting:
+        ready = [m for m in waiting if not set(RANKERS[m].after(getattr(config.select, m))) & set(waiting)]
+        ordered += ready[:1] or waiting[:1]
+        waiting.remove(ordered[-1])
+    return ordered
+
+
+def needed(config: SelectConfig, what: str) -> bool:
+    """Whether a method of this run needs `scores`, `sketches` or `votes`."""
+    return any(what in RANKERS[method].needs for method in config.select.methods if method in RANKERS)
+
+
+def arms_of(config: SelectConfig) -> tuple[str, ...]:
+    """The arms that are trained and compared, controls first."""
+    if config.evaluate.arms is not None:
+        return config.evaluate.arms
+    first, *others = dict.fromkeys(config.select.methods)
+    return ("base", "domain", *others, first)
+
+
+def shown_examples(config: SelectConfig) -> bool:
+    """Whether selected examples are shown beside a domain example: by the kernel, so where a warm-up is made."""
+    return config.report.examples > 0 and (needed(config, "scores") or needed(config, "sketches"))
+
+
+def resolved_votes(config: SelectConfig) -> dict[str, int]:
+    """preselect.keep (M, by default 4 N) and preselect.neighbours (K, by default M / 4) where votes are counted."""
+    part = config.preselect
+    if not counts_votes(config):
+        return {}
+    keep = part.keep or 4 * config.select.count
+    return {"preselect.keep": keep, "preselect.neighbours": part.neighbours or max(1, keep // 4)}
+
+
+def counts_votes(config: SelectConfig) -> bool:
+    """Whether hidden states of the pool are taken and votes counted: for pre-selection, or for a ranker."""
+    return config.preselect.method == "votes" or needed(config, "votes")

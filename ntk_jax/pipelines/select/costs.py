@@ -1,0 +1,298 @@
+"""What each stage costs: examples, tokens and FLOPs by the formulas that the stages themselves report with, the
+memory of a device, and the files that are left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from ntk_jax.engine.costs import Cost, Disk, Work
+from ntk_jax.engine.estimate import hours_of
+from ntk_jax.engine.estimate_text import device_time
+from ntk_jax.engine.rates import Rate
+from ntk_jax.kernels.projections import projection_flops
+from ntk_jax.pipelines.common.sections import TrainSection
+from ntk_jax.pipelines.common.training import train_config
+from ntk_jax.pipelines.select.account import ARRAYS
+from ntk_jax.pipelines.select.align import directions_at_once
+from ntk_jax.pipelines.select.arms import arms
+from ntk_jax.pipelines.select.config import resolved_votes
+from ntk_jax.pipelines.select.load import Load
+from ntk_jax.pipelines.select.memory import keys_per_query, peak_memory, recomputes
+from ntk_jax.report.amounts import metric
+from ntk_jax.training.checkpoints import KEPT
+from ntk_jax.training.flops import forward_flops, gradient_flops, matrix_parameters, score_flops, training_flops
+from ntk_jax.training.order import count_seen, count_steps
+
+_ACCOUNT = sum(np.dtype(dtype).itemsize for _, dtype in ARRAYS.values())  # bytes of what is kept of an example
+_SMALL = 4096  # the JSON files of a stage: fingerprint, manifest, checksums, summary
+_ARRAY = 1500  # zarr's description of an array, with some others beside those of the account
+_STEP = 170  # a line of history.jsonl
+_SELECTED = 90  # what a selection adds to a record: score, rank, method
+_PREDICTED = 160  # a prediction, beside the text of its choices and 24 bytes a choice
+
+
+def warmup(load: Load) -> Cost:
+    """A training on the domain; its files are an adapter and Adam's second moments."""
+    section, low = load.run.config.warmup, _adapter_bytes(load)
+    if section.max_steps == 0:
+        return Cost((), Disk(low + _SMALL))
+    steps = count_steps(round(load.domain.count), train_config(section))
+    work = _training(load, "warmup", section, 0, None)
+    return Cost((work,), Disk(2 * low + _STEP * steps + _SMALL, _checkpoint_bytes(load)))
+
+
+def gradient(load: Load) -> Cost:
+    """A backward pass over the domain."""
+    run, domain = load.run, load.domain
+    disk = Disk(run.objective.channels * 4.0 * _theta_size(load) + _SMALL)
+    if run.config.score.direction not in ("mean_gradient", "adam"):  # a file: read, not computed
+        return Cost((), disk)
+    flops = _gradient_flops(load, domain.total, domain.count * domain.span)
+    work = Work(domain.count, domain.total, flops, flops / domain.fill, "backward", _memory(load, "gradient"))
+    return Cost((work,), disk)
+
+
+def preselect(load: Load) -> Cost:
+    """A forward pass over pool and domain, and the cosines between them, 2 Nd N D."""
+    run, pool = load.run, load.pool
+    base = run.model.base
+    tokens, width = pool.total + load.domain.total, base.config.hidden_size
+    trunk = forward_flops(base.config, round(tokens), lora_parameters=run.model.adapter_size)
+    cosines = 2.0 * load.domain.count * pool.count * width
+    work = Work(pool.count, tokens, trunk + cosines, trunk / pool.fill + cosines, memory=_memory(load, "preselect"))
+    disk = _blocks(pool.records, run.config.score.block_examples, 2.0 * width + _ACCOUNT) + 20 * pool.records
+    return Cost((work,), Disk(disk + _SMALL))
+
+
+def score(load: Load) -> Cost:
+    """A forward pass with one tangent, over the candidates."""
+    count = candidates(load)
+    disk = _blocks(count, load.run.config.score.block_examples, 4.0 + _ACCOUNT)
+    return Cost((_score(load, count),), Disk(disk + _SMALL))
+
+
+def sketch(load: Load) -> Cost:
+    """A backward pass an example, one example a row, and the projection of its gradient."""
+    run, pool, domain, count = load.run, load.pool, load.domain, candidates(load)
+    examples, tokens = count + domain.count, count * pool.tokens + domain.total
+    spans, channels = count * pool.span + domain.count * domain.span, run.objective.channels
+    project = examples * channels * projection_flops(run.projection, run.theta)
+    flops = _gradient_flops(load, tokens, spans)
+    padded = _gradient_flops(load, examples * run.row_length, spans)
+    work = Work(examples, tokens, flops + project, padded + project, "backward", _memory(load, "sketch"))
+    section = run.config.sketch
+    row = section.dim * np.dtype(section.dtype).itemsize + 8.0 + _ACCOUNT
+    stored = sum(
+        _blocks(number, min(section.block_examples, round(number)), row + ids)
+        for number, ids in ((count, pool.id_bytes), (domain.count, domain.id_bytes))
+    )
+    return Cost((work,), Disk(stored + _SMALL))
+
+
+def pool(load: Load) -> Cost:
+    """Tokenizing alone: nothing for the device."""
+    return Cost((), Disk(_blocks(load.pool.records, load.run.config.score.block_examples, _ACCOUNT) + _SMALL))
+
+
+def select(load: Load) -> Cost:
+    """Sorting: nothing for the device."""
+    config = load.run.config
+    records = (len(config.select.methods) + 1) * config.select.count * (load.pool.bytes + _SELECTED)
+    _state_selected(load)
+    return Cost((), Disk(records + 40 * min(1500, load.pool.count) + 2 * _SMALL))
+
+
+def align(load: Load) -> Cost:
+    """For each selected example that the report shows: its gradient, and the domain scored along it."""
+    run, domain, pool = load.run, load.domain, load.pool
+    shown = min(run.config.report.examples, run.config.select.count)
+    tokens, spans = shown * pool.tokens, shown * pool.span
+    together = directions_at_once(run)
+    passes, channels = -(-shown // together), run.objective.channels * together
+    scores = passes * _score_flops(load, domain.total, domain.count * domain.span, channels)
+    gradients, padded = (_gradient_flops(load, total, spans) for total in (tokens, shown * run.row_length))
+    work = Work(
+        shown,
+        tokens + passes * domain.total,
+        gradients + scores,
+        padded + scores / domain.fill,
+        "backward",
+        _memory(load, "align"),
+    )
+    return Cost((work,), Disk(shown * (pool.bytes + domain.bytes + 200) + _SMALL))
+
+
+def finetune(load: Load) -> Cost:
+    """A training of every arm but the base, all with the same number of steps."""
+    config, low = load.run.config, _adapter_bytes(load)
+    steps = count_steps(round(load.domain.count) + config.select.count, train_config(config.finetune))
+    works = tuple(_finetunings(load, steps))
+    return Cost(works, Disk(len(works) * (low + _STEP * steps + _SMALL), _checkpoint_bytes(load)))
+
+
+def evaluate(load: Load) -> Cost:
+    """Every arm reads every question once."""
+    run, asked, number = load.run, load.questions, len(arms(load.run.config))
+    lines = number * asked.count * (_PREDICTED + 2 * asked.bytes)
+    disk = Disk(lines + _SMALL * (1 + asked.files))
+    if not asked.count:
+        return Cost((), disk)
+    tokens, labels = number * asked.count * asked.tokens, number * asked.count * asked.labels
+    size = run.model.adapter_size
+    flops = forward_flops(run.model.base.config, round(tokens), round(labels), lora_parameters=size)
+    work = Work(number * asked.count, tokens, flops, flops, memory=_memory(load, "evaluate"))
+    return Cost((work,), disk)
+
+
+def candidates(load: Load) -> float:
+    """Usable examples that are scored or sketched."""
+    if load.run.config.preselect.method == "none":
+        return load.pool.count
+    return min(load.pool.count, resolved_votes(load.run.config)["preselect.keep"])
+
+
+def notes(load: Load, rate: Rate | None) -> tuple[dict[str, Any], list[str]]:
+    """(further values, lines): exact scores of the whole pool, whether the run makes them or not, and the rules by
+    which FLOPs were counted."""
+    _state_rules(load)
+    config, whole = load.run.config, _score(load, load.pool.count)
+    hours = hours_of(whole, rate)
+    four = 4.0 * matrix_parameters(load.run.model.base.config) * whole.tokens
+    at_peak = None if rate is None or rate.peak is None else whole.flops / rate.peak / 3600
+    text = (
+        f"Exact scores of the whole pool ({round(whole.examples):,} examples, {metric(round(whole.tokens))} tokens, "
+        f"objective {config.score.objective}): {metric(whole.flops, 'FLOP')}, where 4 × P × tokens is "
+        f"{metric(four, 'FLOP')}"
+    )
+    if hours is not None and rate is not None:
+        text += f"; {device_time(hours)} of one {rate.device}"
+        if at_peak is not None and rate.peak is not None:
+            reached = 100 * rate.forward / rate.peak
+            text += f" at {reached:.0f}% of {rate.peak / 1e12:g} TFLOP/s, {device_time(at_peak)} at 100%"
+    reported = config.estimate.reported
+    values = {
+        "examples": round(whole.examples),
+        "tokens": round(whole.tokens),
+        "flops": whole.flops,
+        "flops_of_4_p": four,
+        "device_hours": hours,
+        "device_hours_at_peak": at_peak,
+        "reported": reported,
+        "objective": config.score.objective,
+    }
+    return {"model": config.model.path, "whole_pool": values}, [
+        text + "." + (f" {reported.rstrip('.')}." if reported else "")
+    ]
+
+
+# -- their parts -----------------------------------------------------------------------------------------------------
+
+
+def _score(load: Load, count: float) -> Work:
+    tokens = count * load.pool.tokens
+    flops = _score_flops(load, tokens, count * load.pool.span, load.run.objective.channels)
+    return Work(count, tokens, flops, flops / load.pool.fill, memory=_memory(load, "score"))
+
+
+def _finetunings(load: Load, steps: int) -> Iterator[Work]:
+    config = load.run.config
+    for arm in arms(config):
+        if arm.trained:
+            extra = config.select.count if arm.method or arm.file else 0
+            yield _training(load, "finetune", config.finetune, extra, arm.name, steps)
+
+
+def _training(
+    load: Load, stage: str, section: TrainSection, extra: int, part: str | None, steps: int | None = None
+) -> Work:
+    """A training on the domain and `extra` pool examples; steps: instead of what the section says."""
+    run, domain, pool, count = load.run, load.domain, load.pool, round(load.domain.count) + extra
+    tokens = (domain.count * domain.tokens + extra * pool.tokens) / max(count, 1)
+    responses = (domain.count * domain.responses + extra * pool.responses) / max(count, 1)
+    seen = count_seen(count, train_config(section) if steps is None else train_config(section, max_steps=steps))
+    remat, size = recomputes(run), run.model.adapter_size
+    flops = training_flops(
+        run.model.base.config, round(seen * tokens), round(seen * responses), remat, lora_parameters=size
+    )
+    fill = pool.training_fill if extra else domain.training_fill
+    return Work(seen, seen * tokens, flops, flops / fill, "backward", _memory(load, stage), part)
+
+
+def _memory(load: Load, stage: str) -> float:
+    return peak_memory(load.run, stage, load.pool, load.questions)
+
+
+def _theta_size(load: Load) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(load.run.theta))
+
+
+def _adapter_bytes(load: Load) -> float:
+    return 4.0 * load.run.model.adapter_size
+
+
+def _checkpoint_bytes(load: Load) -> float:
+    """Orbax keeps two checkpoints of the trained parameters and Adam's two moments, and writes a third beside them."""
+    return (KEPT + 1) * 3 * _adapter_bytes(load)
+
+
+def _blocks(rows: float, block: int, row: float) -> float:
+    """Bytes of a store: the last block is as long as the others on disk."""
+    return -(-round(rows) // max(block, 1)) * block * row + _ARRAY * len(ARRAYS)
+
+
+def _score_flops(load: Load, tokens: float, spans: float, directions: int) -> float:
+    run = load.run
+    labels = 0 if run.objective.is_linear else round(spans)
+    return score_flops(run.model.base.config, round(tokens), labels, directions=directions, **run.differentiated)
+
+
+def _gradient_flops(load: Load, tokens: float, spans: float) -> float:
+    run = load.run
+    labels, channels = 0 if run.objective.is_linear else round(spans), run.objective.channels
+    return gradient_flops(run.model.base.config, round(tokens), labels, directions=channels, **run.differentiated)
+
+
+def _state_selected(load: Load) -> None:
+    config = load.run.config
+    names = ["selected examples", *(["candidates"] if config.preselect.method == "votes" else [])]
+    for name, number in zip(names, (config.select.count, candidates(load)), strict=False):
+        load.grounds.assume(name, number, "as long as the pool on average", "longer or shorter ones may be preferred")
+
+
+def _state_rules(load: Load) -> None:
+    """The rules by which FLOPs and memory were counted."""
+    run, pool, grounds = load.run, load.pool, load.grounds
+    shape = run.model.base.config
+    trunk, size = matrix_parameters(shape), _theta_size(load)
+    grounds.known(
+        "P", trunk, f"{metric(trunk)} in the layers' matrices", "the model's shape; without embedding, head, norms"
+    )
+    keys = keys_per_query(run.row_length)
+    attention = forward_flops(shape, 1, context=keys) - forward_flops(shape, 1)
+    grounds.assume(
+        "attention's own products",
+        0.0,
+        f"not counted: a query meets {keys:,.0f} keys of a row of {run.row_length:,}, its own example's or not, and "
+        f"that adds {100 * attention / (2 * trunk):.1f}% to a forward pass, {300 * attention / (4 * trunk):.1f}% to a "
+        "score",
+        "models/decoder.py, training/flops.py",
+    )
+    grounds.assume(
+        "padding",
+        pool.fill,
+        f"packed rows of {run.row_length:,} are {100 * pool.fill:.0f}% full (at most 16 examples each), in training "
+        f"{100 * pool.training_fill:.0f}%, in evaluation wholly",
+        "the pool's tokens, packed; for a pool that is not here as full as examples of one length would be",
+    )
+    grounds.known("parameters differentiated", size, metric(size), f"score.parameters {run.config.score.parameters}")
+    grounds.assume(
+        "memory",
+        None,
+        "weights, adapter, optimizer and live activations, without XLA's workspace",
+        "a model of the compiled steps, pipelines/select/memory.py; within a factor of 2 of the CPU compiler's account "
+        "of small shapes",
+    )

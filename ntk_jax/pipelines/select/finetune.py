@@ -1,0 +1,101 @@
+"""One LoRA fine-tuning an arm, each from the same fresh adapter and with the same number of optimiser steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ntk_jax.data.batch import TokenRow
+from ntk_jax.data.sources import read_records
+from ntk_jax.engine.clock import Clock
+from ntk_jax.engine.stage import Facts
+from ntk_jax.models.peft import save_adapter
+from ntk_jax.parallel import hosts
+from ntk_jax.pipelines.common.examples import none_usable
+from ntk_jax.pipelines.common.training import check_training, train_config
+from ntk_jax.pipelines.select import arms as arms_module
+from ntk_jax.pipelines.select.arms import Arm, arms
+from ntk_jax.pipelines.select.config import SelectConfig
+from ntk_jax.pipelines.select.state import SelectRun
+from ntk_jax.storage.atomic import make_folder, write_json
+from ntk_jax.training.checkpoints import discard_checkpoints
+from ntk_jax.training.order import count_steps
+from ntk_jax.training.train import train
+
+
+def check(config: SelectConfig) -> None:
+    """Raises UserError for arms that do not exist, or settings that cannot be trained with."""
+    arms_module.check(config)
+    check_training(config.finetune, "finetune")
+
+
+def check_inputs(run: SelectRun, closing: bool) -> None:
+    """Raises UserError: the domain or the file of an arm cannot be read, or has no usable example."""
+    _ = run.domain
+    for arm in arms(run.config):
+        if arm.file:
+            _rows(run, arm)
+
+
+def finetune(run: SelectRun, folder: Path) -> Facts:
+    """Writes <arm>/adapter, <arm>/history.jsonl and <arm>/summary.json for every arm but `base`; an arm whose
+    summary is there is not trained again."""
+    section, domain = run.config.finetune, run.domain.rows
+    steps = count_steps(len(domain) + run.config.select.count, train_config(section))
+    trained = [arm for arm in arms(run.config) if arm.trained]
+    for arm in trained:
+        if not hosts.broadcast((folder / arm.name / "summary.json").exists):
+            _train(run, arm, make_folder(folder / arm.name), steps)
+    return {"arms": [arm.name for arm in trained]}
+
+
+def _train(run: SelectRun, arm: Arm, place: Path, steps: int) -> None:
+    clock, base, domain = Clock(run.job.folder, f"finetune/{arm.name}"), run.model.base, run.domain.rows
+    extra = _rows(run, arm)
+    trained = train(
+        base,
+        domain + extra,
+        train_config(run.config.finetune, max_steps=steps),
+        folder=place,
+        seed=run.config.seed,
+        row_length=run.row_length,
+        mesh=run.model.mesh,
+        progress=clock.ticking(run.job.progress(f"finetune {arm.name}", steps, "steps")),
+    )
+    assert base.lora_config is not None  # a run always has an adapter
+    save_adapter(place / "adapter", trained.lora, base.lora_config, base.config, run.config.model.path)
+    share = _label_tokens(domain) / max(_label_tokens(domain) + _label_tokens(extra), 1)
+    summary: dict[str, Any] = {
+        "title": arm.title,
+        "examples": len(domain) + len(extra),
+        "examples_seen": trained.examples,
+        "steps": trained.steps,
+        "tokens": trained.tokens,
+        "label_tokens": trained.label_tokens,
+        # The loss is a mean over label tokens: this is the domain's part of what is learnt. Passes over the data are
+        # whole but for the last, so its share of the data is its share of the training.
+        "domain_label_tokens": round(share * trained.label_tokens),
+        "flops": trained.flops,
+        "seconds": clock.seconds(),
+        "final_loss": trained.history[-1]["loss"],
+    }
+    write_json(place / "summary.json", summary)
+    discard_checkpoints(place)
+
+
+def _rows(run: SelectRun, arm: Arm) -> list[TokenRow]:
+    """The pool examples an arm is trained on, in rank order."""
+    if arm.file:
+        path = arm.file
+    elif arm.method:
+        path = str(run.job.folder / "select" / f"{arm.method}.jsonl")
+    else:
+        return []
+    found = run.encoder.encode(list(read_records(path)))
+    if not found.rows:
+        raise none_usable("evaluate.arms", f"the examples of {path}", found.statistics)
+    return found.rows
+
+
+def _label_tokens(rows: list[TokenRow]) -> int:
+    return sum(int(row.span.sum()) for row in rows)

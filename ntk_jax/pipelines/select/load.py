@@ -1,0 +1,318 @@
+"""What costs are computed from: the run without its weights, and how much text it reads, counted where files are
+here."""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ntk_jax.data.batch import TokenRow
+from ntk_jax.data.columns import remote_kind
+from ntk_jax.data.packing import pack
+from ntk_jax.data.records import Record
+from ntk_jax.data.sources import count_records, sample_indices
+from ntk_jax.data.tokens import ChoiceRow, encode_choices
+from ntk_jax.engine.costs import Grounds
+from ntk_jax.engine.progress import Progress
+from ntk_jax.engine.stage import Job
+from ntk_jax.errors import UserError
+from ntk_jax.evaluation.accuracy import read_questions, task_files
+from ntk_jax.pipelines.common.pool import Pool
+from ntk_jax.pipelines.common.shape import abstract_model
+from ntk_jax.pipelines.select.config import SelectConfig
+from ntk_jax.pipelines.select.state import SelectRun
+
+MAX_SEGMENTS = 16  # examples a packed row holds at most, as `ntk.rows.Layout` has it
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A set of examples, by means an example.
+
+    records: read. count: of them usable. tokens, responses, span: of a usable example; responses are the positions a
+    loss is taken at, span those of score.span. error: standard error of the mean of tokens. bytes: of a record as JSON.
+    fill: share of a packed row's positions that hold tokens. training_fill: the same where a row takes all that fit.
+    """
+
+    records: int
+    count: float
+    tokens: float
+    responses: float
+    span: float
+    error: float
+    bytes: float
+    id_bytes: int
+    fill: float
+    training_fill: float
+
+    @property
+    def total(self) -> float:
+        """Tokens of all usable examples."""
+        return self.count * self.tokens
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Multiple-choice questions of all files. tokens: the prompt once and every choice; labels: of the choices."""
+
+    files: int
+    count: float
+    tokens: float
+    labels: float
+    bytes: float
+    longest: int
+
+
+@dataclass(frozen=True)
+class Load:
+    """The run as its stages know it, with shapes for weights, and what it reads."""
+
+    run: SelectRun
+    pool: Volume
+    domain: Volume
+    questions: Questions
+    grounds: Grounds
+
+    @property
+    def devices(self) -> int:
+        """Of the run's mesh."""
+        mesh = self.run.model.mesh
+        return 1 if mesh is None else mesh.size
+
+
+def load(config: SelectConfig, grounds: Grounds) -> Load:
+    """What the costs of a run are computed from; nothing is downloaded.
+
+    Raises UserError: a number that is neither here nor given, a damaged file, fewer pool examples than are selected.
+    """
+    data = config.data
+    pool = Pool(data.pool, data.pool_limit, config.seed, config.report.group_by, Progress)
+    run = SelectRun(config, Job(Path(config.out), Progress), abstract_model(config, grounds), pool)
+    found = Load(run, pool_examples(run, grounds), domain_examples(run, grounds), questions(run, grounds), grounds)
+    if config.select.count > found.pool.records:
+        raise UserError(
+            f"select.count = {config.select.count} is larger than the pool ({found.pool.records} examples); lower it "
+            "or add data"
+        )
+    return found
+
+
+def here(files: Sequence[str]) -> bool:
+    """Whether any of the files is on this machine. What a network name stands for is not looked up."""
+    for item in files:
+        path = str(Path(item).expanduser())
+        if item.startswith("builtin:") or Path(path).exists():
+            return True
+        if not remote_kind(item) and glob.has_magic(path) and any(glob.iglob(path, recursive=True)):
+            return True
+    return False
+
+
+def pool_examples(run: SelectRun, grounds: Grounds) -> Volume:
+    """The pool, or its seeded sample of data.pool_limit; a seeded sample of estimate.sample records of it is tokenized
+    and stands for all that were counted. Raises UserError: neither files nor numbers, a bad file, nothing usable."""
+    data, section = run.config.data, run.config.estimate
+    if not here(data.pool):
+        return _assumed(run, grounds, "pool", data.pool_limit)
+    total = count_records(data.pool)
+    limit = total if data.pool_limit is None else min(total, data.pool_limit)
+    grounds.known("pool examples", limit, f"{limit:,} of {total:,} records", f"counted in {', '.join(data.pool)}")
+    if run.model.base.tokenizer is None:
+        return _without_tokenizer(run, grounds, "pool", limit)
+    chosen = sample_indices(total, data.pool_limit, run.config.seed)
+    ordinals = np.arange(total) if chosen is None else chosen
+    few = sample_indices(len(ordinals), section.sample, run.config.seed)
+    records = list(run.pool.records(ordinals if few is None else ordinals[few]))
+    return _sampled(run, grounds, "pool", records, limit)
+
+
+def domain_examples(run: SelectRun, grounds: Grounds) -> Volume:
+    """The domain set; all of it is tokenized. Raises UserError as `pool_examples`."""
+    data = run.config.data
+    if not here(data.domain):
+        return _assumed(run, grounds, "domain", data.domain_limit)
+    total = count_records(data.domain)
+    limit = total if data.domain_limit is None else min(total, data.domain_limit)
+    grounds.known("domain examples", limit, f"{limit:,} of {total:,} records", f"counted in {', '.join(data.domain)}")
+    if run.model.base.tokenizer is None:
+        return _without_tokenizer(run, grounds, "domain", limit)
+    kept = run.domain.records
+    found = _sampled(run, grounds, "domain", kept, len(kept))
+    dropped = limit - len(kept)
+    if dropped:
+        grounds.known("domain dropped", dropped, f"{dropped:,} examples", "too long, or without a response")
+    return found
+
+
+def questions(run: SelectRun, grounds: Grounds) -> Questions:
+    """The questions of evaluate.files, after evaluate.limit. Raises UserError as `pool_examples`."""
+    config, section = run.config, run.config.estimate
+    if not config.evaluate.files:
+        grounds.known("questions", 0, "none", "evaluate.files is empty")
+        return Questions(0, 0, 0.0, 0.0, 0.0, 1)
+    if not here(config.evaluate.files):
+        if section.questions is None:
+            raise UserError(
+                f"evaluate.files: none of {', '.join(config.evaluate.files)} is here; give the files, or their number "
+                "of questions as estimate.questions"
+            )
+        files = len(config.evaluate.files)
+        count = min(section.questions, (config.evaluate.limit or section.questions) * files)
+        grounds.assume("questions", count, f"{count:,}", "estimate.questions: the files are not here")
+        return _assumed_questions(run, grounds, files, count)
+    records: list[Record] = []
+    paths = list(task_files(config.evaluate.files).values())
+    for file in paths:
+        found = read_questions(file)
+        chosen = sample_indices(len(found), config.evaluate.limit, config.seed)
+        records += found if chosen is None else [found[i] for i in chosen]
+    grounds.known("questions", len(records), f"{len(records):,} in {len(paths)} file(s)", "counted in evaluate.files")
+    if run.model.base.tokenizer is None:
+        return _assumed_questions(run, grounds, len(paths), len(records))
+    few = sample_indices(len(records), section.sample, config.seed)
+    sample = records if few is None else [records[i] for i in few]
+    model = config.model
+    encoded = [
+        encode_choices(
+            r, run.model.base.tokenizer, max_length=model.max_length, template=model.template, overflow=model.overflow
+        )
+        for r in sample
+    ]
+    rows = [row for row in encoded if isinstance(row, ChoiceRow)]
+    if not rows:
+        raise UserError("evaluate.files: none of the sampled questions is usable; raise model.max_length")
+    tokens = [row.tokens for row in rows]
+    grounds.known(
+        "tokens a question", float(np.mean(tokens)), _spread(tokens), f"tokenized {len(sample):,} of {len(records):,}"
+    )
+    return Questions(
+        len(paths),
+        len(records) * len(rows) / len(sample),
+        float(np.mean(tokens)),
+        float(np.mean([sum(map(len, row.choices)) for row in rows])),
+        float(np.mean([len(json.dumps(r["choices"], ensure_ascii=False).encode()) for r in sample])),
+        max(tokens),
+    )
+
+
+def _sampled(run: SelectRun, grounds: Grounds, name: str, records: list[Record], limit: int) -> Volume:
+    """Means of a sample, for `limit` records."""
+    model, span = run.config.model, run.config.score.span
+    encoded = [(record, row) for record, row in run.encoder.rows(records, span) if isinstance(row, TokenRow)]
+    if not encoded:
+        raise UserError(
+            f"data.{name}: none of {len(records)} sampled examples is usable; check model.max_length and the responses"
+        )
+    rows = [row for _, row in encoded]
+    lengths = np.array([len(row.ids) for row in rows])
+    responses = [
+        int(row.span.sum())
+        for _, row in run.encoder.rows([r for r, _ in encoded], "response")
+        if isinstance(row, TokenRow)
+    ]
+    error = float(lengths.std(ddof=1) / np.sqrt(len(lengths))) if len(records) < limit and len(lengths) > 1 else 0.0
+    whole = len(records) >= limit
+    cut = sum(row.truncated for row in rows)
+    lost = len(records) - len(rows)
+    grounds.known(
+        f"tokens a {name} example",
+        float(lengths.mean()),
+        _spread(lengths, error) + (f"; {lost:,} dropped, {cut:,} truncated" if lost or cut else ""),
+        f"tokenized {'all' if whole else 'a seeded sample of'} {len(records):,}, model.max_length {model.max_length:,}",
+    )
+    fills = []
+    for most in (MAX_SEGMENTS, run.row_length):
+        packed = sum(1 for _ in pack(rows, row_length=run.row_length, rows_per_batch=1, max_segments=most))
+        fills.append(float(lengths.sum() / (packed * run.row_length)))
+    return Volume(
+        limit,
+        limit * len(rows) / len(records),
+        float(lengths.mean()),
+        float(np.mean(responses)),
+        float(np.mean([row.span.sum() for row in rows])),
+        error,
+        float(np.mean([len(json.dumps(record, ensure_ascii=False).encode()) for record, _ in encoded])),
+        max(len(record["id"].encode()) for record, _ in encoded),
+        *fills,
+    )
+
+
+def _assumed(run: SelectRun, grounds: Grounds, name: str, limit: int | None) -> Volume:
+    """The set by the numbers of the section `estimate`."""
+    section, data = run.config.estimate, run.config.data
+    files: tuple[str, ...] = getattr(data, name)
+    count: int | None = getattr(section, f"{name}_examples")
+    if count is None:
+        absent = f"none of {', '.join(files)} is here" if files else "no file is given"
+        raise UserError(
+            f"data.{name}: {absent}; give the files, or their number of examples as estimate.{name}_examples"
+        )
+    count = count if limit is None else min(count, limit)
+    grounds.assume(f"{name} examples", count, f"{count:,}", f"estimate.{name}_examples: its files are not here")
+    return _without_tokenizer(run, grounds, name, count)
+
+
+def _without_tokenizer(run: SelectRun, grounds: Grounds, name: str, count: int) -> Volume:
+    section, span = run.config.estimate, run.config.score.span
+    mean = section.tokens_per_example
+    if mean is None:
+        raise UserError(
+            f"data.{name}: its tokens cannot be counted without the files and a tokenizer; give both, or the mean "
+            "number of tokens as estimate.tokens_per_example"
+        )
+    mean = min(mean, float(run.config.model.max_length))
+    share = section.response_share
+    grounds.assume(f"tokens a {name} example", mean, f"{mean:g} on average", "estimate.tokens_per_example")
+    grounds.assume(f"responses in the {name}", share, f"{100 * share:g}% of the tokens", "estimate.response_share")
+    if name == "pool":
+        grounds.assume(
+            "bytes a token", section.bytes_per_token, f"{section.bytes_per_token:g}", "estimate.bytes_per_token"
+        )
+    positions = {"response": mean * share, "all": mean, "last": 1.0}[span]
+    fill = min(1.0, MAX_SEGMENTS * mean / run.row_length)
+    return Volume(
+        count,
+        count,
+        mean,
+        mean * share,
+        positions,
+        0.0,
+        120 + mean * section.bytes_per_token,
+        section.id_bytes,
+        fill,
+        1.0,
+    )
+
+
+def _assumed_questions(run: SelectRun, grounds: Grounds, files: int, count: int) -> Questions:
+    section = run.config.estimate
+    tokens = section.tokens_per_question or section.tokens_per_example
+    if tokens is None:
+        raise UserError(
+            "evaluate.files: their tokens cannot be counted without the files and a tokenizer; give both, or the mean "
+            "number of tokens as estimate.tokens_per_question"
+        )
+    key = "tokens_per_question" if section.tokens_per_question else "tokens_per_example"
+    labels = min(section.choice_tokens, tokens)
+    grounds.assume(
+        "tokens a question", tokens, f"{tokens:g}, {labels:g} of them in choices", f"estimate.{key}, choice_tokens"
+    )
+    return Questions(
+        files,
+        count,
+        tokens,
+        labels,
+        labels * section.bytes_per_token + 20,
+        min(run.config.model.max_length, round(2 * tokens)),
+    )
+
+
+def _spread(lengths: Sequence[int] | np.ndarray, error: float = 0.0) -> str:
+    low, middle, high = np.percentile(lengths, (5, 50, 95))
+    plus = f" ± {error:.1f} (standard error)" if error else ""
+    return f"mean {np.mean(lengths):.1f}{plus}, 5% to 95%: {low:.0f} to {high:.0f}, median {middle:.0f}"

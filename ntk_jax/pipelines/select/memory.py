@@ -1,0 +1,178 @@
+"""Peak memory of a device for each stage: a model of what XLA keeps, fitted to its own account on small shapes.
+
+With b rows of T positions on a device, n = b T, c bytes of the compute dtype, and for one layer
+  X = n c (2 D + 3 F)             the MLP's activations
+  A = 4 b heads Σ (queries × keys) the attention scores of all blocks of queries, in fp32
+  H = 4 labels min(V, 16384)      one chunk of logits, in fp32
+the temporaries are
+  forward                          1.3 A + X, or 1.5 H if that is more
+  score, m tangents                (1.3 + 2.2 m) A + (1 + m) X, or 1.5 (1 + m) H if that is more
+  backward, layers recomputed      L n c D + the larger of 1.9 A + 4 X and 3 H
+  backward, layers kept            L (2.45 A + 2.8 X) + 3 H
+The factors were fitted to `compiled.memory_analysis()` of the CPU compiler (jax 0.10.2, fp32) on five shapes of width
+128 and 256, where they are within 20%. A scheduler that finishes one block of queries before the next needs less of A.
+Not in it: XLA's workspace, the runtime's own memory, fragmentation. Activations are not taken as split over the axis
+`tensor`, so there it is too much.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import jax
+
+from ntk_jax.kernels.projections import BLOCK
+from ntk_jax.kernels.rows import layout_for
+from ntk_jax.kernels.sketch import GRADIENT_BYTES
+from ntk_jax.models.attention import query_blocks
+from ntk_jax.models.config import ModelConfig
+from ntk_jax.parallel.rules import param_shardings
+from ntk_jax.pipelines.select.align import alignment_layout, directions_at_once
+from ntk_jax.pipelines.select.load import Questions, Volume
+from ntk_jax.pipelines.select.state import SelectRun
+
+CHUNK = 16384  # vocabulary rows of a chunk of logits, as `models.head` has it
+
+
+def keys_per_query(length: int) -> float:
+    """Keys that a query of a row meets on average, in attention as it is computed: block by block, masked after."""
+    return sum((stop - start) * stop for start, stop in query_blocks(length)) / length
+
+
+def recomputes(run: SelectRun) -> bool:
+    """Whether training computes layers again in the backward pass, as `training.train` decides."""
+    return run.model.base.config.hidden_size >= 1024
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a compiled step works on, on one device: rows × length positions, and label slots that meet the head."""
+
+    rows: int
+    length: int
+    labels: int = 0
+
+
+def peak_memory(run: SelectRun, stage: str, pool: Volume, questions: Questions) -> int:
+    """Bytes on the fullest device while a stage computes: what stays (`resident`), and the step's temporaries."""
+    return round(resident(run, stage) + temporaries(run, stage, shape_of(run, stage, pool, questions)))
+
+
+def resident(run: SelectRun, stage: str) -> float:
+    """Bytes that lie on a device all the stage long: its part of the weights, the adapter, what is shaped like it.
+
+    Training keeps the model's adapter, the one trained, Adam's two moments, the summed gradient, and for a checkpoint
+    a copy of three of these; all fp32.
+    """
+    theta = 4.0 * sum(leaf.size for leaf in jax.tree.leaves(run.theta))
+    low, channels = 4.0 * run.model.adapter_size, run.objective.channels
+    extra = {
+        "warmup": 8 * low,
+        "finetune": 8 * low,
+        "gradient": 2 * channels * theta,  # the sum, and a batch's part
+        "score": 2 * channels * theta,  # the direction, and it scaled to norm 1
+        "sketch": 12.0 * BLOCK * run.config.sketch.dim,  # signs, and what they are made from
+        "align": 2 * channels * theta * directions_at_once(run),
+    }
+    return weights(run) + low + extra.get(stage, 0.0)
+
+
+def weights(run: SelectRun) -> float:
+    """Bytes of the frozen weights on a device; where they are split, also one layer's and the embedding gathered; where
+    they are quantized, also the largest matrix of a layer as it meets the activations."""
+    leaves = jax.tree.leaves(run.model.base.base)
+    widened = 0.0
+    if run.model.base.quantization:
+        largest = max(leaf.size for leaf in jax.tree.leaves(run.model.base.base["layers"]))
+        widened = largest / run.model.base.config.num_layers * run.model.base.dtype.itemsize
+    if run.model.mesh is None:
+        return float(sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)) + widened
+    parts = jax.tree.leaves(param_shardings(run.model.base.base, run.model.mesh))
+    own = sum(
+        math.prod(part.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, part in zip(leaves, parts, strict=True)
+    )
+    if run.model.mesh.shape["fsdp"] * run.model.mesh.shape["tensor"] == 1:
+        return float(own) + widened
+    layers = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(run.model.base.base["layers"]))
+    embed = run.model.base.base["embed"]
+    layer = layers / run.model.base.config.num_layers / run.model.mesh.shape["tensor"]
+    return float(own + layer + embed.size * embed.dtype.itemsize) + widened / run.model.mesh.shape["tensor"]
+
+
+def shape_of(run: SelectRun, stage: str, pool: Volume, questions: Questions) -> Shape:
+    """The shape of the stage's step on one device."""
+    shards = 1 if run.model.mesh is None else run.model.mesh.shape["data"] * run.model.mesh.shape["fsdp"]
+    if stage in ("warmup", "finetune"):
+        section = run.config.warmup if stage == "warmup" else run.config.finetune
+        rows = max(1, section.tokens_per_microbatch // (run.row_length * shards))
+        return Shape(rows, run.row_length, round(rows * run.row_length * pool.responses / pool.tokens))
+    if stage == "evaluate":
+        length = -(-questions.longest // 64) * 64
+        layout = layout_for(length, run.config.score.batch_tokens, run.model.mesh)
+        rows = layout.rows_per_batch // shards
+        return Shape(rows, length, round(rows * length * questions.labels / max(questions.tokens, 1)))
+    layout = alignment_layout(run) if stage == "align" else run.layout
+    rows = layout.rows_per_batch // shards
+    if stage == "sketch":
+        theta = run.theta
+        size = 4 * run.objective.channels * sum(leaf.size for leaf in jax.tree.leaves(theta))
+        rows = min(rows, max(1, GRADIENT_BYTES // size))
+    if run.objective.is_linear or stage == "preselect":
+        return Shape(rows, run.row_length)
+    share = round(run.row_length * pool.span / pool.tokens)
+    return Shape(rows, run.row_length, rows * min(run.row_length, 1 << max(share - 1, 0).bit_length()))
+
+
+def temporaries(run: SelectRun, stage: str, shape: Shape) -> float:
+    """Bytes of the step's temporaries, by the formulas above."""
+    model, channels = run.model.base.config, run.objective.channels
+    size = run.model.base.dtype.itemsize
+    if stage in ("preselect", "evaluate"):
+        return forward_bytes(model, shape, size)
+    if stage in ("warmup", "finetune"):
+        return backward_bytes(model, shape, size, recomputes(run))
+    kernel = run.config.score.attention == "pallas"
+    if stage == "score":
+        return score_bytes(model, shape, size, channels, kernel)
+    if stage == "align":  # the domain along several directions at once
+        return score_bytes(model, shape, size, directions_at_once(run) * channels, kernel)
+    backward = backward_bytes(model, shape, size, True, run.differentiated["late"])
+    if stage == "sketch":  # every row has an adapter of its own, and a gradient, of which two batches are alive
+        theta = run.theta
+        backward += 4.0 * shape.rows * (1 + 2 * channels) * sum(leaf.size for leaf in jax.tree.leaves(theta))
+    return backward
+
+
+def forward_bytes(model: ModelConfig, shape: Shape, size: int) -> float:
+    """A forward pass."""
+    return max(1.3 * _scores(model, shape) + _mlp(model, shape, size), 1.5 * _head(model, shape))
+
+
+def score_bytes(model: ModelConfig, shape: Shape, size: int, tangents: int, kernel: bool = False) -> float:
+    """A forward pass with `tangents` beside it; kernel: attention keeps no scores in memory."""
+    scores = 0.0 if kernel else (1.3 + 2.2 * tangents) * _scores(model, shape)
+    trunk = scores + (1 + tangents) * _mlp(model, shape, size)
+    return max(trunk, 1.5 * (1 + tangents) * _head(model, shape))
+
+
+def backward_bytes(model: ModelConfig, shape: Shape, size: int, remat: bool, late: float = 1.0) -> float:
+    """A forward and a backward pass; remat: each layer's input is kept and the rest computed again. late: the share of
+    the layers that the backward pass goes through."""
+    scores, mlp, head = _scores(model, shape), _mlp(model, shape, size), 3.0 * _head(model, shape)
+    if not remat:
+        return model.num_layers * (2.45 * scores + 2.8 * mlp) + head
+    carried = late * float(model.num_layers * shape.rows * shape.length * size * model.hidden_size)
+    return carried + max(1.9 * scores + 4.0 * mlp, head)
+
+
+def _mlp(model: ModelConfig, shape: Shape, size: int) -> float:
+    return float(shape.rows * shape.length * size * (2 * model.hidden_size + 3 * model.intermediate_size))
+
+
+def _scores(model: ModelConfig, shape: Shape) -> float:
+    return 4.0 * shape.rows * model.num_heads * shape.length * keys_per_query(shape.length)
+
+
+def _head(model: ModelConfig, shape: Shape) -> float:
+    return 4.0 * shape.labels * min(model.vocab_size, CHUNK)

@@ -1,0 +1,164 @@
+"""What limits how a run may be read, for page and terminal: collapse, unequal controls, cut texts, ρ and length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ntk_jax.pipelines.select.report.findings import Collapse, collapses, leading_arm
+from ntk_jax.pipelines.select.report.run import SelectRun
+from ntk_jax.report.amounts import count, finite, general, percent, signed, times
+from ntk_jax.report.layout import Notice
+from ntk_jax.report.reading import mapping
+from ntk_jax.report.text import label
+
+# rho is 1 in the mean for head rows of independent sign; outside this range the head is called coherent.
+RHO_RANGE = (0.5, 2.0)
+STRONG_CORRELATION = 0.5
+UNEQUAL_TOKENS = 0.15  # relative difference of label tokens
+UNEQUAL_SHARE = 0.1  # difference of the domain's shares
+WORTH_SAYING = 0.01  # share of texts that were cut or left out
+MUCH_DROPPED = 0.1
+EQUAL_CONTROL = "length_matched"  # the method that draws at random among examples of the selection's lengths
+
+
+def warnings(run: SelectRun) -> list[Notice]:
+    """Everything that limits what the page and the terminal may be read to say."""
+    found = []
+    broken = collapses(run)
+    if broken:
+        text = "These accuracies say how common one label is, not what the model knows."
+        found.append(Notice("evaluation", "Predictions collapsed onto one label", text, tuple(_cases(run, broken))))
+    found += _budget(run)
+    found += _cut_questions(run)
+    found += _cut_examples(run)
+    found += _rho(run)
+    found += _lengths(run)
+    return found
+
+
+def _cases(run: SelectRun, broken: list[Collapse]) -> Iterator[str]:
+    """One line for each task, kind and label, with the arms that chose it."""
+    cases: dict[tuple[str, str, str], list[Collapse]] = {}
+    for c in broken:
+        cases.setdefault((c.task, c.kind, c.label), []).append(c)
+    for (task, kind, name), group in cases.items():
+        true = group[0].true
+        truly = "" if true is None else f", true for {percent(true, 0)}"
+        arms = ", ".join(f"“{run.title(c.arm)}” ({percent(c.predicted, 0)})" for c in group)
+        yield f"{task}, {kind}: “{label(name)}”{truly}, is what {arms} predict{'s' * (len(group) == 1)}."
+
+
+def domain_share(trained: dict[str, Any]) -> float | None:
+    """The domain's share of the label tokens that an arm was trained on."""
+    own, total = finite(trained.get("domain_label_tokens")), finite(trained.get("label_tokens"))
+    return None if own is None or not total else own / total
+
+
+def _budget(run: SelectRun) -> list[Notice]:
+    """Equal numbers of examples are not equal lessons: the training loss is a mean over label tokens."""
+    leading = leading_arm(run) or next((a for a in run.arms if a.name not in ("base", "domain")), None)
+    if leading is None or leading.name in ("base", "domain"):
+        return []
+    arms = [arm for arm in run.arms if arm.name not in ("base", "domain") and run.trained.get(arm.name)]
+    own = run.trained.get(leading.name, {})
+    tokens, share = finite(own.get("label_tokens")), domain_share(own)
+    cases = []
+    for arm in arms:
+        other = run.trained[arm.name]
+        others_tokens, others_share = finite(other.get("label_tokens")), domain_share(other)
+        uneven = tokens and others_tokens and abs(others_tokens / tokens - 1) >= UNEQUAL_TOKENS
+        shifted = share is not None and others_share is not None and abs(others_share - share) >= UNEQUAL_SHARE
+        if arm != leading and (uneven or shifted):
+            cases.append(_lesson(arm.title, others_tokens, tokens, others_share))
+    if not cases:
+        return []
+    text = (
+        "The training loss is a mean over label tokens, so the domain's share of these is its weight in what an arm "
+        "learns; a random arm of other lengths is no equal control. "
+    )
+    equal = next((arm for arm in run.arms if arm.name == EQUAL_CONTROL), None)
+    text += (
+        f"The equal control is “{equal.title}”."
+        if equal
+        else f"The equal control, random examples of matched length (`{EQUAL_CONTROL}`), is not among the arms."
+    )
+    cases.insert(0, _lesson(leading.title, tokens, None, share))
+    return [Notice("cost", "The arms learnt from unequal numbers of label tokens", text, tuple(cases))]
+
+
+def _lesson(title: str, tokens: float | None, against: float | None, share: float | None) -> str:
+    text = f"“{title}”: {count(tokens)} label tokens"
+    text += f" ({times(tokens / against)})" if tokens and against else ""
+    return text + (f", {percent(share, 0)} of them the domain's." if share is not None else ".")
+
+
+def _cut_questions(run: SelectRun) -> list[Notice]:
+    found = []
+    cut, out = [], []
+    for task in run.tasks:
+        asked, name = finite(task.get("questions")) or 0.0, str(task.get("name"))
+        truncated = finite(task.get("truncated")) or 0.0
+        left_out = sum(finite(n) or 0.0 for n in mapping(task.get("dropped")).values())
+        if asked and truncated > WORTH_SAYING * asked:
+            cut.append(f"{name}: {count(truncated)} of its {count(asked)} questions ({percent(truncated / asked)}).")
+        if left_out > WORTH_SAYING * (asked + left_out):
+            reasons = ", ".join(f"{count(n)} {why}" for why, n in sorted(mapping(task.get("dropped")).items()))
+            out.append(f"{name}: {count(left_out)} of {count(asked + left_out)} questions ({reasons}).")
+    if cut:
+        text = "The start of their prompt was cut to model.max_length."
+        found.append(Notice("evaluation", "Questions were truncated", text, tuple(cut)))
+    if out:
+        found.append(Notice("evaluation", "Questions were left out", "The accuracies do not count them.", tuple(out)))
+    return found
+
+
+def _cut_examples(run: SelectRun) -> Iterator[Notice]:
+    cut = []
+    for name, data in (("domain", run.domain_data), ("pool", run.pool_data)):
+        seen, kept, truncated = (finite(data.get(key)) for key in ("records", "kept", "truncated"))
+        if kept and truncated and truncated > WORTH_SAYING * kept:
+            cut.append(f"{count(truncated)} of {count(kept)} {name} examples ({percent(truncated / kept)}).")
+        if seen and kept is not None and kept < (1 - MUCH_DROPPED) * seen:
+            text = f"Only {count(kept)} of {count(seen)} records of the {name} were used ({percent(kept / seen)})."
+            yield Notice("data", f"Much of the {name} was dropped", text)
+    if cut:
+        yield Notice("data", "Examples were truncated", "They are longer than model.max_length.", tuple(cut))
+
+
+def _quoted(titles: list[str]) -> str:
+    return ", ".join(f"“{title}”" for title in titles)
+
+
+def _rho(run: SelectRun) -> list[Notice]:
+    rho, methods = run.rho(), run.differentiating()
+    if rho is None or not methods or run.objective() != "sum_logits" or RHO_RANGE[0] <= rho <= RHO_RANGE[1]:
+        return []
+    names = _quoted([m.title for m in methods])
+    if rho > 1:
+        text = (
+            f"{names}: the sum-of-logits kernel leans on one direction, common to all rows of the head, that softmax "
+            "predictions cannot see. That alone does not make its ranking bad; compare score.objective=probe or "
+            "cross_entropy."
+        )
+    else:
+        text = (
+            f"{names}: the head is nearly centred, so sum-of-logits scores are small differences and may be rounding "
+            "noise; use score.objective=probe or cross_entropy."
+        )
+    return [Notice("direction", f"ρ of the head is {general(rho)}, far from 1", text)]
+
+
+def strength(correlation: float) -> str:
+    """A word for the size of a rank correlation."""
+    size = abs(correlation)
+    return "weak" if size < 0.3 else "moderate" if size < STRONG_CORRELATION else "strong"
+
+
+def _lengths(run: SelectRun) -> Iterator[Notice]:
+    for method in run.methods:
+        value = finite(method.found.get("spearman_span_length"))
+        if value is not None and abs(value) >= STRONG_CORRELATION:
+            way = "long responses score high" if value > 0 else "short responses score high"
+            text = f"Spearman correlation of score and response length is {signed(value)}: {way}, whatever they say."
+            yield Notice("length", f"The ranking of “{method.title}” follows length", text)

@@ -1,0 +1,226 @@
+"""From what was computed of the pool to selections: one a method, and who was picked. Sorts, and takes no gradients."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ntk_jax.data.account import KEPT
+from ntk_jax.data.records import Record
+from ntk_jax.engine.stage import Facts
+from ntk_jax.errors import UserError
+from ntk_jax.parallel import hosts
+from ntk_jax.pipelines.common.arrays import load_arrays
+from ntk_jax.pipelines.select import preselect, score, tokenize
+from ntk_jax.pipelines.select.account import families_of, spearman
+from ntk_jax.pipelines.select.config import SelectConfig, counts_votes, needed, rankers_of
+from ntk_jax.pipelines.select.preselect import candidates_of
+from ntk_jax.pipelines.select.state import SelectRun
+from ntk_jax.selection.ranker import Candidates, Ranking, Sketches
+from ntk_jax.selection.rankers import RANKERS
+from ntk_jax.selection.records import record_line, selected_records
+from ntk_jax.selection.sketch_store import open_sketches
+from ntk_jax.storage.arrays import open_store, read
+from ntk_jax.storage.atomic import write_json, write_lines
+
+SHOWN = 1500  # points of a scatter: enough to see a length effect, few enough to draw
+
+
+def check(config: SelectConfig) -> None:
+    """Raises UserError: a method that does not exist, one given twice, or one that looks at another that is not
+    made."""
+    methods = config.select.methods
+    unknown = [method for method in methods if method not in RANKERS]
+    if unknown or not methods:
+        raise UserError(f"select.methods = {list(methods)}: choose from {', '.join(RANKERS)}")
+    if len(set(methods)) < len(methods):
+        raise UserError(f"select.methods = {list(methods)} names a method twice; leave one out")
+    for method in methods:
+        for other in RANKERS[method].after(getattr(config.select, method)):
+            if other not in methods or other == method:
+                raise UserError(f"select.methods: {method} looks at the selection of {other}; add {other} to the list")
+
+
+def check_inputs(run: SelectRun, closing: bool) -> None:
+    """Raises UserError: the pool has fewer records than are to be selected, or no record of a family that the config
+    names (a misspelt one would be counted as never selected)."""
+    score.check_pool(run)
+    group_by, families = run.config.report.group_by, set(run.pool.census.families)
+    if group_by != "auto" and families == {"(none)"}:
+        raise UserError(f"report.group_by = {group_by}: no record of data.pool has this key; correct it")
+    unknown = sorted(set(run.config.report.useful) - families)
+    if unknown:
+        known = ", ".join(sorted(families)[:8])
+        raise UserError(f"report.useful: no record of data.pool is of family {unknown[0]}; families are {known}")
+
+
+def select(run: SelectRun, folder: Path) -> Facts:
+    """Writes <method>.jsonl for every method (the records with score, rank and method added), selection.jsonl (the
+    first method's) and summary.json."""
+    config, pool = run.config, _Pool(run)
+    rankings: dict[str, Ranking] = {}
+    for method in rankers_of(config):
+        options = getattr(config.select, method)
+        rankings[method] = RANKERS[method].rank(pool.candidates(method, rankings), options)
+    wanted = np.unique(np.concatenate([ranking.order for ranking in rankings.values()]))
+    records: dict[int, Record] = dict(zip(wanted.tolist(), run.pool.records(run.pool.ordinals[wanted]), strict=True))
+    methods = config.select.methods
+    for method in methods:
+        found = selected_records(
+            records.items(), rankings[method].order, rankings[method].scores, label_of(config, method)
+        )
+        write_lines(folder / f"{method}.jsonl", (record_line(record) for record in found))
+    hosts.broadcast(lambda: str(shutil.copyfile(folder / f"{methods[0]}.jsonl", folder / "selection.jsonl")))
+    write_json(folder / "summary.json", _summary(run, pool, {method: rankings[method] for method in methods}))
+    return {"count": config.select.count}
+
+
+def label_of(config: SelectConfig, method: str) -> str:
+    """What a selected record says in "method"."""
+    return RANKERS[method].label_of(getattr(config.select, method), {"objective": config.score.objective})
+
+
+class _Pool:
+    """What the stages before have stored of the pool, by place: [N] arrays."""
+
+    def __init__(self, run: SelectRun) -> None:
+        config, folder = run.config, run.job.folder
+        self._run, self._sketches = run, None
+        size = len(run.pool.ordinals)
+        # Pre-selection leaves scores for some places only; the rest of the account is of all.
+        places = np.searchsorted(run.pool.ordinals, candidates_of(run))
+        self.scores: np.ndarray | None = None
+        if needed(config, "scores"):
+            home = folder / "score"
+            store = open_store(home / score.STORE)
+            kept = read(store, "status") == KEPT
+            self.scores = np.full(size, np.nan, np.float32)
+            self.scores[places[kept]] = read(store, "score")[kept]
+        if needed(config, "sketches"):
+            home = folder / "sketch"
+            store = open_sketches(home / "pool.zarr")
+            self._sketches = Sketches(store, open_sketches(home / "domain.zarr"), places)
+        self._votes: tuple[np.ndarray, np.ndarray] | None = None
+        if counts_votes(config):
+            home = folder / "preselect"
+            store = open_store(home / preselect.STORE)
+            votes = load_arrays(home / preselect.RESULT)
+            self._votes = votes["votes"], votes["similarity"]
+        elif not needed(config, "scores") and not needed(config, "sketches"):
+            home = folder / "pool"
+            store = open_store(home / tokenize.STORE)
+        self.usable = read(store, "status") == KEPT
+        self.length, self.span = read(store, "length"), read(store, "span")
+        self.families = families_of(home, store, run.pool)
+
+    def candidates(self, method: str, rankings: dict[str, Ranking]) -> Candidates:
+        """What a ranker may look at."""
+        run, needs = self._run, RANKERS[method].needs
+        return Candidates(
+            count=run.config.select.count,
+            seed=run.config.seed,
+            usable=self.usable,
+            length=self.length,
+            span=self.span,
+            records=lambda: run.pool.records(run.pool.ordinals),
+            domain=run.domain.records,
+            selected={name: ranking.order for name, ranking in rankings.items()},
+            scores=self.scores if "scores" in needs else None,
+            sketches=self._sketches if "sketches" in needs else None,
+            votes=self._votes if "votes" in needs else None,
+            progress=run.job.progress(f"rank by {method}", None, "examples"),
+        )
+
+
+def _summary(run: SelectRun, pool: _Pool, rankings: dict[str, Ranking]) -> dict[str, Any]:
+    first = rankings[run.config.select.methods[0]]
+    members: dict[str, list[int]] = defaultdict(list)
+    for place in np.flatnonzero(pool.usable).tolist():
+        members[pool.families[place]].append(place)
+    picked = {method: Counter(pool.families[i] for i in ranking.order) for method, ranking in rankings.items()}
+    table: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "pool": len(places),
+            "median_tokens": float(np.median(pool.length[places])),
+            "mean_score": _mean_of_numbers(first.scores[places]),
+            "selected": {method: counts[name] for method, counts in picked.items()},
+        }
+        for name, places in members.items()
+    ]
+    table.sort(key=lambda row: (*(-count for count in row["selected"].values()), -row["pool"], row["name"]))
+    useful = sorted(run.config.report.useful)
+    return {
+        "methods": list(rankings),
+        "count": run.config.select.count,
+        "pool": int(pool.usable.sum()),
+        "pool_records": len(run.pool.ordinals),
+        "pool_total": run.pool.census.total,
+        "scored": int((~np.isnan(first.scores)).sum()),
+        "useful": useful,
+        "useful_share_pool": _share(useful, Counter({name: len(places) for name, places in members.items()})),
+        "median_tokens_pool": float(np.median(pool.length[pool.usable])),
+        "median_span_pool": float(np.median(pool.span[pool.usable])),
+        "families": table,
+        "by_method": {
+            method: _of_method(run, pool, method, ranking, _share(useful, picked[method]))
+            for method, ranking in rankings.items()
+        },
+    }
+
+
+def _of_method(
+    run: SelectRun, pool: _Pool, method: str, ranking: Ranking, useful_share: float | None
+) -> dict[str, Any]:
+    scores, order = ranking.scores, ranking.order
+    scored = np.flatnonzero(~np.isnan(scores))
+    found: dict[str, Any] = {
+        "label": label_of(run.config, method),
+        "count": len(order),
+        # Where the best are taken there is a score above which everything is; not where targets take turns.
+        "threshold": float(scores[order[-1]]) if len(scored) and _is_threshold(scores, order) else None,
+        "useful_share": useful_share,
+        "median_tokens": float(np.median(pool.length[order])),
+        "median_span": float(np.median(pool.span[order])),
+        "spearman_span_length": spearman(scores[scored], pool.span[scored]),
+        "spearman_total_length": spearman(scores[scored], pool.length[scored]),
+        "histogram": None,
+        "scatter": None,
+    }
+    if len(scored):
+        edges = np.histogram_bin_edges(scores[scored], bins=40)
+        found["histogram"] = {
+            "edges": edges.tolist(),
+            "pool": np.histogram(scores[scored], edges)[0].tolist(),
+            "selected": np.histogram(scores[order], edges)[0].tolist(),
+        }
+        shown = np.sort(np.random.default_rng(run.config.seed).permutation(scored)[:SHOWN])
+        found["scatter"] = {
+            "tokens": pool.length[shown].tolist(),
+            "score": [float(f"{s:.6g}") for s in scores[shown]],
+        }
+    return found
+
+
+def _is_threshold(scores: np.ndarray, order: np.ndarray) -> bool:
+    """Whether no example that was left has a score above the lowest that was taken."""
+    if np.isnan(scores[order]).any():
+        return False
+    left = np.ones(len(scores), bool)
+    left[order] = False
+    others = scores[left & ~np.isnan(scores)]
+    return not len(others) or bool(others.max() <= scores[order].min())
+
+
+def _share(useful: list[str], counts: Counter[str]) -> float | None:
+    return sum(counts[name] for name in useful) / sum(counts.values()) if useful else None
+
+
+def _mean_of_numbers(scores: np.ndarray) -> float | None:
+    """The mean of the scores there are; None where nothing was scored."""
+    known = scores[~np.isnan(scores)]
+    return float(known.mean()) if len(known) else None

@@ -1,0 +1,222 @@
+"""NTK-Selector's table of stages: what each reads, writes and depends on. A run has those that lead to its last one.
+
+| stage      | reads                             | writes (in its own folder)                                         |
+|------------|-----------------------------------|---------------------------------------------------------------------|
+| warmup     | domain                            | adapter/, second_moment.safetensors, history.jsonl                  |
+| gradient   | domain, warmup                    | direction.safetensors                                               |
+| preselect  | pool, warmup                      | hidden.zarr, votes.npz                                              |
+| score      | pool, warmup, gradient, preselect | scores.zarr                                                         |
+| sketch     | pool, domain, warmup, preselect   | pool.zarr, domain.zarr                                              |
+| pool       | pool                              | account.zarr                                                        |
+| select     | what its methods need             | <method>.jsonl, selection.jsonl                                     |
+| align      | select, warmup                    | examples.json                                                       |
+| finetune   | domain, select                    | <arm>/adapter, <arm>/history.jsonl, <arm>/summary.json              |
+| evaluate   | finetune                          | results.json, predictions/<arm>/                                    |
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ntk_jax.engine.stage import Address, Pipeline, Stage
+from ntk_jax.pipelines.select import config as settings
+
+_HERE = "ntk_jax.pipelines.select"
+# No gradient depends on how the score computes attention; a score does, by rounding, as on its batch_tokens.
+_GRADIENT = tuple(
+    f"score.{key}"
+    for key in ("objective", "span", "normalize", "parameters", "probes", "direction", "batch_tokens")
+    + ("block_examples", "allow_fresh_lora")
+)
+_SKETCHED = tuple(f"score.{key}" for key in ("objective", "span", "normalize", "parameters", "probes", "batch_tokens"))
+
+
+def _after_preselect(*others: str) -> Any:
+    """Builds on these, and on pre-selection where there is one."""
+    return lambda config: (*others, *(("preselect",) if config.preselect.method == "votes" else ()))
+
+
+def _select_after(config: Any) -> tuple[str, ...]:
+    """What the methods of a run need."""
+    found = [
+        *(["score"] if settings.needed(config, "scores") else []),
+        *(["sketch"] if settings.needed(config, "sketches") else []),
+        *(["preselect"] if settings.counts_votes(config) else []),
+    ]
+    return tuple(found) or ("pool",)
+
+
+def _final(config: Any) -> tuple[str, ...]:
+    return ("evaluate", *(("align",) if settings.shown_examples(config) else ()))
+
+
+PIPELINE = Pipeline(
+    name="select",
+    command="run",
+    title="NTK-Selector",
+    help="all stages of NTK-Selector in order, resumable",
+    description=(
+        "Runs the stages that this config uses in order, skips what is finished in the run directory, writes "
+        "the report, and prints the table of accuracies at the end."
+    ),
+    config=Address(f"{_HERE}.config:SelectConfig"),
+    open=Address(f"{_HERE}.state:open_run"),
+    inputs=Address(f"{_HERE}.state:input_hashes"),
+    final=_final,
+    check=Address("ntk_jax.pipelines.common.checks:check_model_and_data"),
+    resolved=settings.resolved_votes,
+    facts=Address(f"{_HERE}.arms:facts"),
+    part=Address(f"{_HERE}.report:part"),
+    terminal=Address(f"{_HERE}.terminal:terminal"),
+    load=Address(f"{_HERE}.load:load"),
+    measure=Address(f"{_HERE}.measure:measured_rate"),
+    notes=Address(f"{_HERE}.costs:notes"),
+    doctor=Address(f"{_HERE}.doctor:checks"),
+    spoken=("select", "evaluate"),
+    distributed=True,
+    stages=(
+        Stage(
+            name="warmup",
+            title="Warm-up",
+            help="fine-tune LoRA on the domain",
+            description="Fine-tunes a LoRA adapter on the domain examples, so that the kernel is taken at a point that "
+            "has learnt from the domain. Reads data.domain and the section warmup; writes warmup/.",
+            function=Address(f"{_HERE}.warmup:warmup"),
+            reads=("seed", "model", "lora", "data.domain", "data.domain_limit", "warmup"),
+            inputs=("model", "domain"),
+            check=Address(f"{_HERE}.warmup:check"),
+            check_inputs=Address(f"{_HERE}.warmup:check_inputs"),
+            cost=Address(f"{_HERE}.costs:warmup"),
+        ),
+        Stage(
+            name="gradient",
+            title="Domain gradient",
+            help="the domain's mean gradient",
+            description="One backward pass over the domain set at the warm-up adapter. Reads warmup/; writes "
+            "gradient/direction.safetensors.",
+            function=Address(f"{_HERE}.gradient:gradient"),
+            after=lambda config: ("warmup",),
+            reads=_GRADIENT,
+            inputs=("direction",),
+            check=Address(f"{_HERE}.score:check"),
+            check_inputs=Address(f"{_HERE}.gradient:check_inputs"),
+            cost=Address(f"{_HERE}.costs:gradient"),
+        ),
+        Stage(
+            name="preselect",
+            title="Pre-selection",
+            help="the paper's votes",
+            description="With preselect.method votes: each domain example votes for its nearest pool examples by mean "
+            "hidden state, and those with most votes go on. With none, the default, the whole pool goes on and "
+            "there is nothing to do. Writes preselect/.",
+            function=Address(f"{_HERE}.preselect:preselect"),
+            after=lambda config: ("warmup",),
+            reads=("data.pool", "data.pool_limit", "preselect", "score.batch_tokens", "score.block_examples"),
+            inputs=("pool",),
+            stores=lambda config: ("hidden.zarr",),
+            check=Address(f"{_HERE}.preselect:check"),
+            check_inputs=Address(f"{_HERE}.score:check_pool"),
+            cost=Address(f"{_HERE}.costs:preselect"),
+        ),
+        Stage(
+            name="score",
+            title="Scoring",
+            help="the kernel score of every candidate",
+            description="The mean kernel of every candidate with the domain: one forward-mode derivative along the "
+            "direction of gradient/. Writes score/scores.zarr block by block.",
+            function=Address(f"{_HERE}.score:score"),
+            after=_after_preselect("gradient"),
+            reads=("data.pool", "data.pool_limit", "preselect", "score.attention"),
+            inputs=("pool",),
+            stores=lambda config: ("scores.zarr",),
+            check=Address(f"{_HERE}.score:check"),
+            check_inputs=Address(f"{_HERE}.score:check_inputs"),
+            cost=Address(f"{_HERE}.costs:score"),
+        ),
+        Stage(
+            name="sketch",
+            title="Sketching",
+            help="projected gradients of pool and domain, in zarr stores",
+            description="The gradient of every candidate and of every domain example, projected to sketch.dim numbers, "
+            "whose inner products estimate the kernel. Reads warmup/ and preselect/; writes sketch/pool.zarr and "
+            "sketch/domain.zarr block by block. The method sketch of select.methods selects by them.",
+            function=Address(f"{_HERE}.sketch:sketch"),
+            after=_after_preselect("warmup"),
+            reads=("data.pool", "data.pool_limit", "preselect", *_SKETCHED, "sketch"),
+            inputs=("pool",),
+            stores=lambda config: ("pool.zarr", "domain.zarr"),
+            check=Address(f"{_HERE}.sketch:check"),
+            check_inputs=Address(f"{_HERE}.sketch:check_inputs"),
+            cost=Address(f"{_HERE}.costs:sketch"),
+        ),
+        Stage(
+            name="pool",
+            title="Pool",
+            help="lengths of the pool, for methods that need no model",
+            description="Tokenizes the pool and keeps what became of every example, for runs whose methods look "
+            "at texts and lengths only. Writes pool/account.zarr block by block.",
+            function=Address(f"{_HERE}.tokenize:tokenize"),
+            reads=("seed", "model", "data.pool", "data.pool_limit", "score.span", "score.block_examples"),
+            inputs=("model", "pool"),
+            stores=lambda config: ("account.zarr",),
+            check_inputs=Address(f"{_HERE}.score:check_pool"),
+            cost=Address(f"{_HERE}.costs:pool"),
+        ),
+        Stage(
+            name="select",
+            title="Selection",
+            help="the best N of every method, as records",
+            description="Takes the select.count best by each of select.methods, ties in pool order. Writes "
+            "select/<method>.jsonl: the records with score, rank and method added; select/selection.jsonl is the first "
+            "method's.",
+            function=Address(f"{_HERE}.select:select"),
+            after=_select_after,
+            reads=("seed", "data", "select"),
+            inputs=("domain",),
+            shows=("report.group_by", "report.useful"),
+            check=Address(f"{_HERE}.select:check"),
+            check_inputs=Address(f"{_HERE}.select:check_inputs"),
+            cost=Address(f"{_HERE}.costs:select"),
+        ),
+        Stage(
+            name="align",
+            title="Alignment",
+            help="selected examples beside the domain example each aligns with",
+            description="For the best report.examples of the first selection the domain example with the "
+            "largest kernel, for the report. Writes align/examples.json.",
+            function=Address(f"{_HERE}.align:align"),
+            after=lambda config: ("select", "warmup"),
+            shows=("report.examples", "report.group_by", *_SKETCHED, "score.attention"),
+            cost=Address(f"{_HERE}.costs:align"),
+        ),
+        Stage(
+            name="finetune",
+            title="Fine-tuning",
+            help="one adapter for each arm",
+            description="Fine-tunes one LoRA adapter an arm of evaluate.arms: domain only, domain + what each method "
+            "selected, with the same number of steps. Writes finetune/<arm>/adapter, which peft loads.",
+            function=Address(f"{_HERE}.finetune:finetune"),
+            after=lambda config: ("select",),
+            reads=("seed", "model", "lora", "data.domain", "data.domain_limit", "finetune", "evaluate.arms"),
+            inputs=("model", "domain", "arms"),
+            check=Address(f"{_HERE}.finetune:check"),
+            check_inputs=Address(f"{_HERE}.finetune:check_inputs"),
+            cost=Address(f"{_HERE}.costs:finetune"),
+        ),
+        Stage(
+            name="evaluate",
+            title="Evaluation",
+            help="accuracy of every arm",
+            description="Multiple-choice accuracy on evaluate.files with bootstrap intervals, and prints the table. "
+            "Writes evaluate/.",
+            function=Address(f"{_HERE}.evaluate:evaluate"),
+            after=lambda config: ("finetune",),
+            reads=("evaluate.files", "evaluate.limit", "evaluate.arms", "score.batch_tokens"),
+            inputs=("evaluate",),
+            shows=("evaluate.bootstrap", "evaluate.confidence"),
+            check=Address(f"{_HERE}.evaluate:check"),
+            check_inputs=Address(f"{_HERE}.evaluate:check_inputs"),
+            cost=Address(f"{_HERE}.costs:evaluate"),
+        ),
+    ),
+)

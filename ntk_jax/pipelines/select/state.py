@@ -1,0 +1,120 @@
+"""What the stages of NTK-Selector are handed: the config, the job, the model, the domain and the pool."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ntk_jax.data.packing import row_length_for
+from ntk_jax.data.sources import source_hashes
+from ntk_jax.engine.stage import Job
+from ntk_jax.errors import UserError
+from ntk_jax.kernels.objectives import Objective
+from ntk_jax.kernels.parameters import late_share, split_parameters
+from ntk_jax.kernels.projections import Projection
+from ntk_jax.kernels.rows import Layout, layout_for
+from ntk_jax.models.model import Model
+from ntk_jax.pipelines.common.examples import Encoder, Examples, read_examples
+from ntk_jax.pipelines.common.inputs import model_hashes
+from ntk_jax.pipelines.common.model import RunModel, run_model
+from ntk_jax.pipelines.common.pool import Pool
+from ntk_jax.pipelines.select.config import SelectConfig
+from ntk_jax.storage.hashing import sha256_file
+
+
+@dataclass
+class SelectRun:
+    """A run of NTK-Selector. What is dear is made once, when it is first asked for."""
+
+    config: SelectConfig
+    job: Job
+    model: RunModel
+    pool: Pool
+
+    @functools.cached_property
+    def encoder(self) -> Encoder:
+        """Records to token rows."""
+        return Encoder(self.model, self.config.model)
+
+    @functools.cached_property
+    def domain(self) -> Examples:
+        """The domain set, sampled by the seed."""
+        data = self.config.data
+        return read_examples(self.encoder, "data.domain", data.domain, data.domain_limit, self.config.seed)
+
+    @functools.cached_property
+    def warm(self) -> Model:
+        """The base model with the warm-up's adapter."""
+        return self.model.adapted(self.job.folder / "warmup" / "adapter")
+
+    @property
+    def objective(self) -> Objective:
+        """What is differentiated."""
+        score = self.config.score
+        return Objective(score.objective, score.normalize, score.probes, self.config.seed)
+
+    @property
+    def projection(self) -> Projection:
+        """How gradients are projected to sketches."""
+        section = self.config.sketch
+        return Projection(section.projection, section.dim, self.config.seed, section.sparsity)
+
+    @property
+    def layout(self) -> Layout:
+        """The shapes of every scoring step of this run."""
+        return layout_for(self.config.model.max_length, self.config.score.batch_tokens, self.model.mesh)
+
+    @property
+    def row_length(self) -> int:
+        """Positions of a packed row in training."""
+        return row_length_for(self.config.model.max_length)
+
+    @functools.cached_property
+    def theta(self) -> Any:
+        """The parameters differentiated: what a direction is shaped like."""
+        return split_parameters(self.model.base, self.config.score.parameters)[0]
+
+    @functools.cached_property
+    def differentiated(self) -> dict[str, Any]:
+        """What the FLOP formulas ask of the parameters differentiated."""
+        leaves = jax.tree_util.tree_flatten_with_path(self.theta.get("base", {}))[0]
+        kernels = [leaf.size for path, leaf in leaves if path[-1] == jax.tree_util.DictKey("kernel")]
+        late = late_share(self.config.score.parameters, self.model.base.config.num_layers)
+        return {"lora_parameters": self.model.adapter_size, "dense_parameters": sum(kernels), "late": late}
+
+
+def open_run(config: SelectConfig, job: Job) -> SelectRun:
+    """The run of a config."""
+    data = config.data
+    pool = Pool(data.pool, data.pool_limit, config.seed, config.report.group_by, job.progress)
+    return SelectRun(config, job, run_model(config), pool)
+
+
+def input_hashes(config: SelectConfig) -> dict[str, Any]:
+    """How the SHA-256 of each kind of input is found."""
+    return {
+        "model": lambda: model_hashes(config.model),
+        "direction": lambda: _direction_hash(config.score.direction),
+        "domain": lambda: source_hashes(config.data.domain),
+        "pool": lambda: source_hashes(config.data.pool),
+        "evaluate": lambda: source_hashes(config.evaluate.files) if config.evaluate.files else {},
+        "arms": lambda: _arm_hashes(config),
+    }
+
+
+def _direction_hash(direction: str) -> dict[str, str]:
+    if direction in ("mean_gradient", "adam"):
+        return {}
+    if not Path(direction).is_file():
+        raise UserError(f"score.direction = {direction!r} is neither mean_gradient, adam nor an existing file")
+    return {direction: sha256_file(Path(direction))}
+
+
+def _arm_hashes(config: SelectConfig) -> dict[str, str]:
+    """Of the files that arms are trained on."""
+    files = [arm.removeprefix("file:") for arm in config.evaluate.arms or () if arm.startswith("file:")]
+    return source_hashes(files) if files else {}
