@@ -1,120 +1,116 @@
-"""The table that a run ends with."""
+"""The text that a run ends with."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import synthetic_run
+from report_page import edit
 
-from ntk_jax.storage.atomic import write_json
-from ntk_jax.summary import evaluation_table, selection_lines, summarize
-
-
-def result(accuracy: float) -> dict[str, Any]:
-    return {"accuracy": accuracy, "low": accuracy - 0.05, "high": accuracy + 0.05, "predicted": {}}
+from ntk_jax.pipelines.select.terminal import terminal
+from ntk_jax.report.text import align, label, plain
 
 
-def results() -> dict[str, Any]:
-    arms = [
-        {"name": "base", "title": "base", "examples": 0, "steps": 0, "tokens": 0, "flops": 0},
-        {
-            "name": "selected",
-            "title": "domain + selected",
-            "examples": 1200,
-            "steps": 30,
-            "tokens": 50_000,
-            "flops": 2e13,
-        },
-    ]
-    both = {
-        "base": {"raw": result(0.3), "normalized": result(0.4)},
-        "selected": {"raw": result(0.5), "normalized": result(0.625)},
-    }
-    return {
-        "arms": arms,
-        "tasks": [
-            {
-                "name": "grading",
-                "questions": 1500,
-                "dropped": {},
-                "truncated": 0,
-                "choices": 4,
-                "chance": 0.25,
-                "results": both,
-                "truth": {},
-            }
-        ],  # fmt: skip
-        "average": both,
-        "paired": [{"a": "selected", "b": "base", "difference": 0.225, "low": 0.1, "high": 0.3, "kind": "normalized"}],
-        "confidence": 0.95,
-        "bootstrap": 1000,
-    }
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return synthetic_run.make(tmp_path_factory.mktemp("run") / "full")
 
 
-def test_what_was_cut_or_left_out_is_said() -> None:
-    table = results()
-    assert "prompt" not in evaluation_table(table)
-    table["tasks"][0] |= {"dropped": {"too long": 12}, "truncated": 1001}
-    text = evaluation_table(table)
-    assert "grading: 1,001 of its 1,500 questions lost the start of their prompt to model.max_length" in text
-    assert "grading: 12 more questions are left out (too long)" in text
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
-def test_evaluation_table() -> None:
-    text = evaluation_table(results())
-    lines = {line.split("  ")[0]: line for line in text.splitlines()}
-    assert lines["grading"].split() == [
-        "grading",
-        "1,500",
-        "25.0",
-        "40.0",
-        "[35.0,",
-        "45.0]",
-        "62.5",
-        "[57.5,",
-        "67.5]",
-    ]
-    assert "50.0 [45.0, 55.0]" in lines["average, raw"]
-    assert lines["training examples"].split() == ["training", "examples", "-", "1,200"]
-    assert lines["training FLOPs"].split()[-1] == "2.00e+13"
-    assert "95% bootstrap" in text
-    assert "domain + selected minus base, paired, normalized: +22.5 [+10.0, +30.0] points" in text
+def lines_of(folder: Path) -> dict[str, list[str]]:
+    """The words of every line, by what stands before the first wide gap."""
+    return {line.split("  ")[0]: line.split() for line in terminal(folder).splitlines() if line}
 
 
-def test_selection_lines() -> None:
-    summary: dict[str, Any] = {
-        "count": 40,
-        "families": [{"name": "a", "pool": 50, "selected": 30}, {"name": "b", "pool": 150, "selected": 10}],
-        "useful_share_selected": 0.75,
-        "useful_share_pool": 0.25,
-    }
-    text = selection_lines(summary)
-    assert text.startswith("Selected 40 of 200 pool examples; 75.0% are of useful families, 25.0% of the pool are")
-    assert text.splitlines()[3].split() == ["a", "30", "75.0%", "25.0%"]
-    assert "useful" not in selection_lines({**summary, "useful_share_selected": None})
+def test_a_whole_run_directory(run: Path) -> None:
+    (run / "report").mkdir(exist_ok=True)
+    (run / "report" / "index.html").write_text("")
+    text = terminal(run)
+    parts = [text.index(said) for said in ("Accuracy in %", "Read this first:", "Verdict:", " minus ", "Selected 900")]
+    assert parts == sorted(parts)
+    assert text.endswith(f"Report: {run / 'report' / 'index.html'}")
 
 
-def test_what_is_not_there_is_left_out(tmp_path: Path) -> None:
-    assert summarize(tmp_path) == ""
-    (tmp_path / "evaluate").mkdir()
-    write_json(tmp_path / "evaluate" / "results.json", results())
-    assert "Selected" not in summarize(tmp_path) and "grading" in summarize(tmp_path)
+def test_every_task_has_both_likelihoods_majority_and_answers(run: Path) -> None:
+    results = json.loads((run / "evaluate/results.json").read_text())
+    lines = lines_of(run)
+    for task in results["tasks"]:
+        label, most = max(sorted(task["truth"].items()), key=lambda item: item[1])
+        words = lines[f"{task['name']}, normalized"]
+        assert words[2:5] == [
+            f"{task['questions']}",
+            f"{100 * task['chance']:.1f}",
+            f"{100 * most / task['questions']:.1f}",
+        ]
+        for kind in ("normalized", "raw"):
+            cell = task["results"]["kernel"][kind]
+            shown = f"{100 * cell['accuracy']:.1f} [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]"
+            assert shown in " ".join(lines[f"{task['name']}, {kind}"])
+        assert label in terminal(run)
+    assert terminal(run).count("  answers most") == 2 * len(results["tasks"])
+    assert lines["average, raw"] and lines["average, normalized"]
+    assert lines["training examples"][2:] == ["-", "1,000", "1,900", "1,900"]
+    assert lines["training FLOPs"][-1] == "2.08e+14"
+    assert lines["time, all starts"][3] == "-"
 
 
-def test_a_whole_run_directory(tmp_path: Path) -> None:
-    folder = synthetic_run.make(tmp_path)
-    (folder / "report").mkdir(exist_ok=True)
-    (folder / "report" / "index.html").write_text("")
-    text = summarize(folder)
-    assert str(folder / "report" / "index.html") in text
-    assert "minus" in text and "Selected 900" in text
+def test_one_task_needs_no_average(run: Path) -> None:
+    edit(run / "evaluate/results.json", lambda r: r.update(tasks=r["tasks"][:1]))
+    assert "average, " not in terminal(run)
 
 
-@pytest.mark.parametrize("width", [200])
-def test_columns_stand_under_each_other(tmp_path: Path, width: int) -> None:
-    table = [
-        line for line in evaluation_table(results()).splitlines() if line.startswith(("task", "grading", "average"))
-    ]
-    assert len({len(line) for line in table}) == 1 and len(table[0]) < width
+def test_selection_lines(run: Path) -> None:
+    text = terminal(run)
+    start = "Selected 900 of 24,000 usable pool examples (a seeded sample of 25,207 of 216,926 records)"
+    assert start in text
+    families = json.loads((run / "select/summary.json").read_text())["families"]
+    first = max(families, key=lambda f: f["selected"]["kernel"])
+    row = next(line for line in text.splitlines() if line.startswith(f"{first['name']}  ")).split()
+    assert row[-4:-2] == [str(first["selected"]["kernel"]), str(first["selected"]["random"])]
+    assert next(line for line in text.splitlines() if line.startswith("NTK kernel score ")).split()[3:5] == ["900", "1"]
+
+
+def test_what_is_not_there_is_left_out(run: Path) -> None:
+    for stage in ("evaluate", "select", "score", "gradient", "warmup", "preselect"):
+        shutil.rmtree(run / stage)
+    text = terminal(run)
+    assert "Selected" not in text and "Accuracy" not in text and "Verdict" not in text
+    shutil.rmtree(run / "finetune")
+    assert terminal(run) == ""
+
+
+def test_columns_stand_under_each_other(run: Path) -> None:
+    names = ("task ", "goemotions_ekman,", "average,", "training FLOPs")
+    table = [line for line in terminal(run).splitlines() if line.startswith(names) and not line.endswith("!")]
+    assert len(table) > 5 and len({len(line) for line in table}) == 1
+    rows = [["a", "1"], ["long", "22"], ["b", "3"]]
+    assert align(rows, {1}) == ["a      1", "----  --", "long  22", "b      3"]
+
+
+def test_hostile_labels_cannot_steer_the_terminal(run: Path) -> None:
+    odd = "\x1b[31mred\r\n" + "x" * 50
+
+    def spoil(results: dict[str, Any]) -> None:
+        for task in results["tasks"]:
+            task["truth"] = {odd: 10}
+            task["name"] = odd + task["name"]
+            for kinds in task["results"].values():
+                kinds["raw"]["predicted"] = {odd: 700}
+
+    edit(run / "evaluate/results.json", spoil)
+    text = terminal(run)
+    assert "\x1b" not in text and "\r" not in text and "x" * 51 not in text
+
+
+def test_plain_signs() -> None:
+    assert plain("“a” −1.0 ×2 ρ – ⚠") == '"a" -1.0 x2 rho - !'
+    assert plain("\x1b[0m") == "␛[0m"
+    assert label("a\n b", 3) == "a b" and label("abcdef", 4) == "abc…"

@@ -9,18 +9,19 @@ import math
 from typing import Any
 
 NOTHING = "–"
+LARGEST = 1e100  # a larger number comes from a damaged file, and the scale of a figure would overflow
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def finite(value: Any) -> float | None:
-    """The value as a float when it is a finite number, else None (also for booleans, text and null)."""
+    """The value as a float when it is a finite number, else None (also for booleans, text, null and absurd sizes)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:
         value = float(value)
     except OverflowError:
         return None
-    return value if math.isfinite(value) else None
+    return value if abs(value) < LARGEST else None
 
 
 def minus(text: str) -> str:

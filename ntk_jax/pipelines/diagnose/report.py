@@ -19,7 +19,7 @@ from ntk_jax.storage.atomic import read_json
 NAME = "diagnose"
 _TEMPLATES = Path(__file__).with_name("templates")
 # What a damaged file raises when its numbers are not where they belong.
-_DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError, StopIteration, ZeroDivisionError)
+_DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError, StopIteration, ArithmeticError)
 
 
 def part(run: RunDirectory) -> Part:

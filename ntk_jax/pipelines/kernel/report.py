@@ -40,7 +40,7 @@ def terminal(folder: str | Path) -> str:
     place = Path(folder) / "kernel"
     summary = read_json(place / "summary.json")
     shape, size = _shape(summary), f"{summary['parameter_count']:,} parameters"
-    lines = [f"Kernel: {place / 'kernel.npz'}, {summary['kind']}, {shape}, over {size}"]
+    lines = [f"{summary['kind']}, {shape}, over {size}"]
     if summary["largest_eigenvalue"] is not None:
         lines.append(f"Eigenvalues: from {summary['smallest_eigenvalue']:.3g} to {summary['largest_eigenvalue']:.3g}")
     for side, reasons in summary["left_out"].items():
@@ -48,7 +48,7 @@ def terminal(folder: str | Path) -> str:
     for side, number in summary["truncated"].items():
         if number:
             lines.append(f"kernel.{side}: {number:,} examples lost the start of their prompt to model.max_length")
-    return plain("\n".join(lines))
+    return f"Kernel: {place / 'kernel.npz'}, " + plain("\n".join(lines))  # a path stays as it is
 
 
 def _shape(summary: dict[str, Any]) -> str:

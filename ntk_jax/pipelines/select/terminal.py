@@ -22,7 +22,7 @@ from ntk_jax.pipelines.select.report.findings import (
     pool_sentence,
     verdict,
 )
-from ntk_jax.pipelines.select.report.run import KINDS, Arm, SelectRun, select_run
+from ntk_jax.pipelines.select.report.run import KINDS, NAME, Arm, SelectRun, select_run
 from ntk_jax.pipelines.select.report.selection import chosen, family_rows, family_shares
 from ntk_jax.pipelines.select.report.warnings import domain_share, warnings
 from ntk_jax.report.amounts import count, duration, finite, percent, signed
@@ -37,7 +37,10 @@ SHOWN_FAMILIES = 8
 def terminal(folder: str | Path) -> str:
     """The closing text of a run, from the files of its run directory."""
     folder = Path(folder)
-    run = select_run(read_run(folder))
+    directory = read_run(folder)
+    if NAME not in directory.pipelines:  # a damaged plan
+        return ""
+    run = select_run(directory)
     parts = []
     if run.results:
         parts.append(accuracy_table(run))
@@ -49,9 +52,10 @@ def terminal(folder: str | Path) -> str:
         parts.append(paired_lines(run))
     if run.summary:
         parts.append(selection_lines(run))
+    parts = [plain(part) for part in parts if part]
     if (folder / "report" / "index.html").exists():
-        parts.append(f"Report: {folder / 'report' / 'index.html'}")
-    return "\n\n".join(plain(part) for part in parts if part)
+        parts.append(f"Report: {folder / 'report' / 'index.html'}")  # a path stays as it is
+    return "\n\n".join(parts)
 
 
 def _notice(w: Notice) -> list[tuple[str, str]]:

@@ -25,12 +25,11 @@ from ntk_jax.report.text import label
 
 def evaluation(run: SelectRun) -> Section:
     """The section with the accuracy figures and tables."""
-    missing = None
+    missing, broken = None, collapses(run)
     if not run.results or not run.evaluated:
         missing = run.directory.missing("evaluate", "evaluation")
-    overview = [_paired_figure(run), _average_figure(run)] if not missing else []
+    overview = [_paired_figure(run, broken), _average_figure(run)] if not missing else []
     panels = [_task_figure(run, task) for task in run.tasks] if len(run.tasks) > 1 else []
-    broken = collapses(run)
     return section(
         "evaluation",
         "Evaluation",
@@ -112,7 +111,7 @@ def _choices(task: dict[str, Any]) -> str:
     return f"{count(number)} choices" if number == round(number) else f"{general(number)} choices on average"
 
 
-def _paired_figure(run: SelectRun) -> Figure | None:
+def _paired_figure(run: SelectRun, broken: list[Collapse]) -> Figure | None:
     found, arms = differences(run), {arm.name: arm for arm in run.arms}
     rows = []
     for a, b in dict.fromkeys((d.a, d.b) for d in found if d.a in arms and d.b in arms):
@@ -123,7 +122,9 @@ def _paired_figure(run: SelectRun) -> Figure | None:
             if (d.a, d.b, d.kind) == (a, b, kind)
         )
         if marks:
-            rows.append(WhiskerRow(f"{_short(arms[a])} − {_short(arms[b])}", arms[a].color, marks))
+            hit = any(collapsed_in(d, broken) for d in found if (d.a, d.b) == (a, b))
+            name = f"{_short(arms[a])} − {_short(arms[b])}"
+            rows.append(WhiskerRow(f"⚠ {name}" if hit else name, arms[a].color, marks))
     if not rows:
         return None
     drawing = whiskers(
@@ -135,7 +136,7 @@ def _paired_figure(run: SelectRun) -> Figure | None:
     )
     text = (
         f"Both arms answered the same questions; where the {confidence(run)} interval reaches the dashed line, "
-        "this run does not show a difference. The table below marks differences in which an arm has collapsed."
+        "this run does not show a difference. ⚠: an arm has collapsed, see the table below."
     )
     return Figure("Paired differences", drawing, text)
 

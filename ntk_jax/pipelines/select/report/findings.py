@@ -180,8 +180,8 @@ def bracket(d: Difference) -> str:
 
 
 def collapsed_in(d: Difference, broken: list[Collapse]) -> list[Collapse]:
-    """The collapses that a difference rests on."""
-    return [c for c in broken if c.kind == d.kind and c.arm in (d.a, d.b)]
+    """The collapses that a difference rests on, those of its first arm first."""
+    return [c for arm in (d.a, d.b) for c in broken if c.kind == d.kind and c.arm == arm]
 
 
 def _collapsed_words(run: SelectRun, hit: list[Collapse]) -> str:
