@@ -339,7 +339,7 @@ def test_a_second_machine_is_refused_until_the_first_has_ended(tmp_path, cloud, 
             pass
         assert re.fullmatch(
             rf"{URL} is in use by another process \(process id {os.getpid()} on \S+\); wait until it ends, or give "
-            "another --out",
+            "another folder",
             str(error.value),
         )
         with pytest.raises(TryAgain, match="is in use by another process"), opened(URL, "score-0-of-2"):
@@ -601,7 +601,7 @@ def test_the_end_of_a_stage_waits_and_gives_up(cloud, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("error", "raised", "says"),
     [
-        (PermissionError("Denied"), UserError, "cannot be used (PermissionError: Denied); mend the bucket's name"),
+        (PermissionError("Denied"), UserError, "cannot be used (PermissionError: Denied); correct the bucket's name"),
         (FileNotFoundError("no such bucket"), UserError, "cannot be used (FileNotFoundError: no such bucket)"),
         (OSError("Forbidden: b/x"), UserError, "cannot be used"),
         (TimeoutError(), TryAgain, "cannot be reached (TimeoutError); the same command again goes on"),
@@ -677,9 +677,8 @@ def test_a_damaged_working_copy_is_to_be_deleted_not_the_bucket(cloud):
 def test_a_disk_that_fails_is_not_the_bucket(cloud, monkeypatch, what):
     with opened(URL) as copy:
         atomic.write_text(atomic.make_folder(copy.folder / "a") / "x", "1")
-    says = (
-        rf"^the working copy {copy.folder} cannot be used \(a/x: Permission denied\); mend its permissions or its disk"
-    )
+    what = r"\(a/x: Permission denied\); correct its permissions or its disk"
+    says = rf"^the working copy {copy.folder} cannot be used {what}"
 
     def refuse(local: str, *rest: Any) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", local)

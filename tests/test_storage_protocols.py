@@ -112,7 +112,7 @@ def test_copies_and_leases(store, request, tmp_path, monkeypatch):
 
 
 def test_s3_refuses_in_one_line(s3, monkeypatch):
-    with pytest.raises(UserError, match="s3://nowhere/run cannot be used .*mend the bucket's name"):
+    with pytest.raises(UserError, match="s3://nowhere/run cannot be used .*correct the bucket's name"):
         bucket.look_at("s3://nowhere/run")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")

@@ -31,12 +31,12 @@ from ntk_jax.storage.run import SHARDS, lock
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}  # protocol -> what fsspec needs for it
 PUSH_SECONDS, SLOWEST_SECONDS = 5.0, 60.0  # between two pushes; between two attempts when the bucket cannot be reached
 PATIENCE_SECONDS = 300.0  # of the end of a stage with such a bucket
-# Who raises the errors of a store, and which of them say that there is something to mend.
+# Who raises the errors of a store, and which of them say that there is something to put right.
 _STORES = ("aiobotocore", "aiohttp", "asyncio", "botocore", "fsspec", "gcsfs", "google", "requests", "s3fs", "urllib3")
 _REFUSALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError")
 
 # How the messages of a damaged file end.
-_DAMAGED = re.compile(r"(restore it, or )?(?P<mend>delete (the folder|the store|it and run again)\b.*)$", re.DOTALL)
+_DAMAGED = re.compile(r"(restore it, or )?(?P<remedy>delete (the folder|the store|it and run again)\b.*)$", re.DOTALL)
 
 
 def is_address(out: str) -> bool:
@@ -99,7 +99,7 @@ def look_at(url: str) -> int:
 def opened(url: str, shard: str = "") -> Iterator[Mirror]:
     """Holds a run directory in a bucket, for this process alone or for one shard, with its working copy up to date.
 
-    Raises UserError: there is something to mend. TryAgain: others hold it, or the bucket cannot be reached.
+    Raises UserError: there is something to put right. TryAgain: others hold it, or the bucket cannot be reached.
     """
     url = _address(url)
     if hosts.is_distributed():
@@ -234,8 +234,8 @@ def _explained(url: str) -> Iterator[None]:
         )
         if refused:
             raise UserError(
-                f"{url} cannot be used ({_gist(error)}); mend the bucket's name, the credentials or their permissions "
-                "(list, read, write and delete)"
+                f"{url} cannot be used ({_gist(error)}); correct the bucket's name, the credentials or their "
+                "permissions (list, read, write and delete)"
             ) from error
         raise TryAgain(f"{url} cannot be reached ({_gist(error)}); the same command again goes on") from error
 
@@ -258,7 +258,7 @@ def _in_the_users_words(url: str, folder: Path) -> Iterator[None]:
         text = text.replace(str(folder), url)
         damaged = _DAMAGED.search(text)
         if damaged:
-            there = f"if it is damaged there too, {damaged['mend']}"
+            there = f"if it is damaged there too, {damaged['remedy']}"
             text = f"{text[: damaged.start()]}delete the working copy {folder}, for the bucket may be intact; {there}"
             raise UserError(text) from error
         raise UserError(f"{text} (working copy: {folder})") from error

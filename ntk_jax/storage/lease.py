@@ -204,7 +204,7 @@ def _in_use(fs: Any, root: str, url: str, asking: Lease, others: list[Lease]) ->
     more = f" and {len(others) - 1} more" if len(others) > 1 else ""
     until = "they end" if others[0].name != WHOLE else "it ends"
     return TryAgain(
-        f"{url} is in use by {_holder(fs, root, others[0])}{more}; wait until {until}, or give another --out"
+        f"{url} is in use by {_holder(fs, root, others[0])}{more}; wait until {until}, or give another folder"
     )
 
 

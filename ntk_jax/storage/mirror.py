@@ -93,7 +93,7 @@ def _telling(do: Callable[Concatenate[Mirror, P], T]) -> Callable[Concatenate[Mi
                 raise
             raise UserError(
                 f"the working copy {mirror.folder} cannot be used ({os.path.relpath(name, mirror.folder)}: "
-                f"{error.strerror}); mend its permissions or its disk, or set NTK_JAX_SCRATCH to another folder"
+                f"{error.strerror}); correct its permissions or its disk, or set NTK_JAX_SCRATCH to another folder"
             ) from error
 
     return done

@@ -94,9 +94,9 @@ def _in_use(folder: Path, asking: Path | None = None) -> UserError:
                 shards.append(f"shard {index}/{count} of {stage} (process id {_signature(path)})")
     if shards:
         others = f" and {len(shards) - 1} more" if len(shards) > 1 else ""
-        return UserError(f"{folder} is in use by {shards[0]}{others}; wait until they end, or give another --out")
+        return UserError(f"{folder} is in use by {shards[0]}{others}; wait until they end, or give another folder")
     holder = _signature(folder / ".lock")
-    return UserError(f"{folder} is in use by another process (id {holder}); wait until it ends, or give another --out")
+    return UserError(f"{folder} is in use by another process (id {holder}); wait until it ends, or give another folder")
 
 
 @contextlib.contextmanager
@@ -173,15 +173,15 @@ def commit(folder: str | Path, fingerprint: Mapping[str, Any], facts: Mapping[st
 def verify(folder: str | Path) -> None:
     """Raises UserError naming the file: a result of a finished stage is gone, damaged or was edited."""
     folder = Path(folder)
-    mend = f"restore it, or delete the folder {folder} to compute the stage anew"
+    remedy = f"restore it, or delete the folder {folder} to compute the stage anew"
     if not (folder / SUMS).exists():
-        raise UserError(f"{folder / SUMS} is gone; {mend}")
+        raise UserError(f"{folder / SUMS} is gone; {remedy}")
     for line in (folder / SUMS).read_text(encoding="utf8").splitlines():
         digest, _, name = line.partition("  ")
         if not (folder / name).exists():
-            raise UserError(f"{folder / name} is gone; {mend}")
+            raise UserError(f"{folder / name} is gone; {remedy}")
         if sha256_file(folder / name) != digest:
-            raise UserError(f"{folder / name} is not as its stage wrote it (checksum); {mend}")
+            raise UserError(f"{folder / name} is not as its stage wrote it (checksum); {remedy}")
 
 
 def _results(folder: Path) -> list[str]:
@@ -210,7 +210,7 @@ def _compare(folder: Path, path: Path, fingerprint: Mapping[str, Any]) -> None:
     if found.get("schema") != SCHEMA:
         raise UserError(
             f"{folder} was written in format {found.get('schema')}, this version writes {SCHEMA};"
-            " give another --out, or delete that folder"
+            " give another folder, or delete that folder"
         )
     old = _flat(found["fingerprint"])
     new = _flat(json.loads(json.dumps(atomic.plain(fingerprint))))
@@ -221,7 +221,7 @@ def _compare(folder: Path, path: Path, fingerprint: Mapping[str, Any]) -> None:
         )
         raise UserError(
             f"{folder} was made from something else: {changes};"
-            " give another --out, or delete that folder to compute the stage anew"
+            " give another folder, or delete that folder to compute the stage anew"
         )
 
 
