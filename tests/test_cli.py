@@ -161,4 +161,4 @@ def test_exit_codes(
     assert cli.main(["run", config]) == code
     text = capsys.readouterr().err
     assert text.rstrip().splitlines()[-1].startswith(last)
-    assert ("Traceback" in text) == isinstance(error, ValueError)
+    assert ("Traceback" in text) == (type(error) is ValueError)

@@ -148,8 +148,8 @@ def expect(message: str, spec: Any) -> None:
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
-    expect("none.jsonl does not exist; mend the path", tmp_path / "none.jsonl")
-    expect("*.jsonl matches no file; mend the pattern", str(tmp_path / "*.jsonl"))
+    expect("none.jsonl does not exist; correct the path", tmp_path / "none.jsonl")
+    expect("*.jsonl matches no file; correct the pattern", str(tmp_path / "*.jsonl"))
     expect("is a folder; name its files, for example", tmp_path)
     (tmp_path / "a.csv").write_text("x")
     expect("a.csv: not a known kind of file; give JSONL (.jsonl, .jsonl.gz, .jsonl.xz), .parquet", tmp_path / "a.csv")
@@ -159,7 +159,7 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b"{'id': 1}", "a.jsonl:3: not JSON (Expecting property name enclosed in double quotes, column 2); mend or"),
+        (b"{'id': 1}", "a.jsonl:3: not JSON (Expecting property name enclosed in double quotes, column 2); correct or"),
         (b'{"id": "x"', "a.jsonl:3: not JSON"),
         (b"[1, 2]", "a.jsonl:3: a record is a JSON object, found a list"),
         (b'{"id": "\xff"}', "a.jsonl:3: not UTF-8 text (byte 8); save the file as UTF-8"),
@@ -211,7 +211,7 @@ def test_a_file_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.Monkey
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(sources, "_open", refuse)
-    expect("a.jsonl: Permission denied; mend its path or its permissions", path)
+    expect("a.jsonl: Permission denied; correct its path or its permissions", path)
 
 
 def test_hashes_follow_the_bytes(tmp_path: Path) -> None:

@@ -257,7 +257,7 @@ def test_given_token_rows() -> None:
             {},
             "example 0: token id -1 at position 1 is outside the vocabulary",
         ),
-        ([{"input_ids": [1, 999], "span": [1, 0]}], {"tokenizer": PLAIN}, "(the vocabulary has 264); mend the row"),
+        ([{"input_ids": [1, 999], "span": [1, 0]}], {"tokenizer": PLAIN}, "(the vocabulary has 264); correct the row"),
         ([{"input_ids": [1, 2], "span": [1]}], {}, "example 0: span must be a list of 0 and 1, one for each of the 2"),
         ([{"input_ids": [1, 2], "span": [1, 2]}], {}, "example 0: span must be a list of 0 and 1"),
         ([{"input_ids": [1, 2]}], {}, 'example 0: the token row has no "span"; mark the positions that count'),

@@ -36,6 +36,7 @@ FLOORS = (
     ("storage",),
     ("parallel",),
     ("builtin",),
+    ("settings",),
     ("xla",),
     ("errors", "version"),
 )

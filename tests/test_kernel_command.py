@@ -234,7 +234,7 @@ class TestMistakes:
             (["--kernel.a=[]"], "kernel.a is not set; give the files of the examples"),
             (["--kernel.a=EMPTY"], "empty.jsonl: no records; give a source with at least one"),
             (["--kernel.b=EMPTY"], "empty.jsonl: no records; give a source with at least one"),
-            (["--kernel.a=nowhere.jsonl"], "nowhere.jsonl does not exist; mend the path"),
+            (["--kernel.a=nowhere.jsonl"], "nowhere.jsonl does not exist; correct the path"),
             (["--model.adapter=null"], "the LoRA adapter is fresh"),
             (["--model.adapter=null", "--score.parameters=lora/.*/a$"], "the LoRA adapter is fresh"),
             (["--score.parameters=("], "is not a regular expression"),

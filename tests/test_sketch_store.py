@@ -284,12 +284,15 @@ class TestRuns:
         assert (pool.rows, targets.rows) == (43, 8) and pool.facts["dim"] == 64
         model = nj.load_model(str(inputs / "model"), adapter=str(sketched / "warmup" / "adapter"))
         pool_examples = [json.loads(line) for line in (inputs / "pool.jsonl").read_text().splitlines()]
-        z = nj.sketch(model, pool_examples[:40], dim=64, span=nj.Span(max_length=64))
+        options = {"dim": 64, "span": nj.Span(max_length=64)}
+        z = nj.sketch(model, pool_examples[:40], **options)
         rebuilt = pool.read("sketch", 0, 40) * pool.read("sketch_norm", 0, 40)[:, None]
         np.testing.assert_allclose(rebuilt, z, atol=2e-3 * np.abs(z).max())
         assert pool.read("status").tolist() == [0] * 40 + [1] * 3
         assert not pool.read("sketch", 40).any() and sketch_store.ids_of(pool, 42) == ["long-2"]
-        made = nj.sketch(model, str(inputs / "domain.jsonl"), out=inputs / "mine.zarr", dim=64, span=nj.Span(max_length=64))
+        made = nj.sketch(
+            model, str(inputs / "domain.jsonl"), out=inputs / "mine.zarr", dim=64, span=nj.Span(max_length=64)
+        )
         nj.rank_sketches(pool, made, "max", 3)  # a store of Python's fits one of the pipeline's
         summary = json.loads((sketched / "sketch" / "summary.json").read_text())
         assert (summary["rows"], summary["scored"], summary["targets"]) == (43, 40, 8) and summary["flops"] > 0

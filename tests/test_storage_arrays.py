@@ -99,7 +99,7 @@ def test_a_flipped_bit_anywhere_is_noticed(tmp_path: Path) -> None:
         assert str(error.value).startswith(f"{path}: block 1 is damaged (Digest mismatch")
         assert "delete this file" in str(error.value) and "\n" not in str(error.value)
         np.testing.assert_array_equal(read(store, "score", 0, 4), values(0, 4)["score"])  # the others are whole
-    path.unlink()  # the mend that the message gives
+    path.unlink()  # as the message says
     store = open_store(tmp_path)
     assert done_blocks(store) == {0, 2}
     write_block(store, 1, values(4, 8))

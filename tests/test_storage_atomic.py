@@ -76,8 +76,8 @@ def test_an_interruption_at_any_step(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (errno.EROFS, "the file system is read-only; give another --out"),
-        (errno.EACCES, "no permission to write there; give another --out or mend the permissions"),
+        (errno.EROFS, "the file system is read-only; give another folder"),
+        (errno.EACCES, "no permission to write there; give another folder or correct the permissions"),
         (errno.EDQUOT, "the disk quota is used up"),
     ],
 )
@@ -88,7 +88,7 @@ def test_other_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number:
     assert str(error.value).startswith(f"cannot write {tmp_path}/a: {message}")
 
 
-def test_an_error_without_a_mend_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_without_a_remedy_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_at(monkeypatch, "fsync", OSError(errno.EIO, "the disk is dying"))
     with pytest.raises(OSError, match="the disk is dying"):
         atomic.write_text(tmp_path / "a", "x")
@@ -196,8 +196,8 @@ def test_reading_json_that_is_not(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="file is a file, but a folder is needed there; give another --out"):
+    with pytest.raises(UserError, match="file is a file, but a folder is needed there; give another folder"):
         atomic.make_folder(tmp_path / "file")
-    with pytest.raises(UserError, match="a part of the path is a file; give another --out"):
+    with pytest.raises(UserError, match="a part of the path is a file; give another folder"):
         atomic.make_folder(tmp_path / "file" / "run")
     assert atomic.make_folder(tmp_path / "a" / "b").is_dir()

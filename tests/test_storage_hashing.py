@@ -16,7 +16,7 @@ from ntk_jax.storage.hashing import hash_model, hash_tree, sha256_file
 def test_files(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc" * 100_000)
     assert sha256_file(tmp_path / "a") == hashlib.sha256(b"abc" * 100_000).hexdigest()
-    with pytest.raises(UserError, match="cannot read .*none: No such file or directory; mend its path"):
+    with pytest.raises(UserError, match="cannot read .*none: No such file or directory; correct its path"):
         sha256_file(tmp_path / "none")
 
 

@@ -39,7 +39,7 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> 
         with pytest.raises(UserError) as error, lock(run):
             pass
         assert str(error.value) == (
-            f"{run} is in use by another process (id {holder.pid}); wait until it ends, or give another --out"
+            f"{run} is in use by another process (id {holder.pid}); wait until it ends, or give another folder"
         )
         os.kill(holder.pid, signal.SIGKILL)
         assert holder.wait() == -signal.SIGKILL
@@ -131,7 +131,7 @@ def test_a_change_is_named(tmp_path: Path, finished: bool) -> None:
     assert str(error.value) == (
         f"{tmp_path} was made from something else: extra was absent, is now true; limit was null, is now absent;"
         ' score.objective was "sum_logits", is now "probe"; seed was 0, is now 1;'
-        " give another --out, or delete that folder to compute the stage anew"
+        " give another folder, or delete that folder to compute the stage anew"
     )
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -148,7 +148,7 @@ def test_damaged_or_foreign_manifests(tmp_path: Path) -> None:
     for content, message in (
         ("{", "manifest.json is damaged, it is not JSON"),
         ("[]", "manifest.json is damaged, it holds no fingerprint; delete the folder"),
-        ('{"schema": 9, "fingerprint": {}}', "was written in format 9, this version writes 2; give another --out"),
+        ('{"schema": 9, "fingerprint": {}}', "was written in format 9, this version writes 2; give another folder"),
     ):
         manifest.write_text(content)
         with pytest.raises(UserError) as error:

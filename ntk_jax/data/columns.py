@@ -135,7 +135,7 @@ def _open_tfds(item: str) -> Any:
             return tfds.builder_from_directory(str(Path(name).expanduser())).as_data_source(split=split)
         return tfds.data_source(name, split=split)
     except Exception as error:  # any of a dozen kinds: an unknown name, no network, a format without random access
-        raise UserError(f"{item}: tfds cannot open it ({_first_line(error)}); mend the name or prepare it") from None
+        raise UserError(f"{item}: tfds cannot open it ({_first_line(error)}); correct the name or prepare it") from None
 
 
 def _open_hf(item: str) -> Any:
@@ -156,7 +156,7 @@ def _open_hf(item: str) -> Any:
         raise
     except Exception as error:  # as above: the library raises what its many back ends raise
         raise UserError(
-            f"{item}: datasets cannot open it ({_first_line(error)}); mend the name and split, or download it first"
+            f"{item}: datasets cannot open it ({_first_line(error)}); correct the name and split, or download it first"
         ) from None
 
 
@@ -183,7 +183,7 @@ def _library(name: str, item: str | Path) -> Any:
 
 def _unreadable(path: Path, error: Exception) -> UserError:
     kind = "Parquet" if path.suffix.lower() == ".parquet" else "Arrow"
-    return UserError(f"cannot read {path} as {kind} ({_first_line(error)}); mend its permissions or write it anew")
+    return UserError(f"cannot read {path} as {kind} ({_first_line(error)}); correct its permissions or write it anew")
 
 
 def _first_line(error: Exception) -> str:

@@ -134,7 +134,7 @@ def _check_text(value: Any, key: str, where: str) -> None:
             value.encode("utf8")
         except UnicodeEncodeError:  # JSON can spell half a surrogate pair; no tokenizer can read it
             raise UserError(
-                f'{where}: "{key}" holds half a surrogate pair, which is no text; mend the escape'
+                f'{where}: "{key}" holds half a surrogate pair, which is no text; correct the escape'
             ) from None
 
 

@@ -202,11 +202,11 @@ def _paths(item: str | Path) -> list[Path]:
     elif glob.has_magic(str(path)):
         found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if Path(name).is_file()]
         if not found:
-            raise UserError(f"{text} matches no file; mend the pattern (relative paths start at {Path.cwd()})")
+            raise UserError(f"{text} matches no file; correct the pattern (relative paths start at {Path.cwd()})")
     else:
         near = ", ".join(sorted(p.name for p in BUILTIN_DATA.glob("*.jsonl*"))) if builtin else ""
-        mend = f"there are: {near}" if near else f"mend the path (relative paths start at {Path.cwd()})"
-        raise UserError(f"{text} does not exist; {mend}")
+        remedy = f"there are: {near}" if near else f"correct the path (relative paths start at {Path.cwd()})"
+        raise UserError(f"{text} does not exist; {remedy}")
     for path in found:
         if not columns.is_columnar(path) and not _plain_name(path).endswith(_LINES):
             raise UserError(f"{path}: not a known kind of file; give {_KNOWN}")
@@ -238,7 +238,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{path}: the compressed file is damaged after line {number} ({error}); copy it anew") from None
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}; mend its path or its permissions") from None
+        raise UserError(f"cannot read {path}: {error.strerror or error}; correct its path or its permissions") from None
 
 
 def _count_lines(path: Path) -> int:

@@ -94,7 +94,7 @@ def _render_chat(messages: Sequence[Mapping[str, str]], tokenizer: Any, name: st
             return prompt, full[len(prompt) :]
     raise UserError(
         f"{name}: the chat template writes the prompt differently once the response is there,"
-        " so prompt and response cannot be told apart; take template = plain"
+        " so where the response begins cannot be seen; take template = plain"
     )
 
 

@@ -230,7 +230,9 @@ def _given_row(item: Any, number: int, span: str, vocab_size: int | None) -> tup
     if bad.any():
         at = int(np.argmax(bad))
         size = "" if vocab_size is None else f" (the vocabulary has {vocab_size})"
-        raise UserError(f"{where}: token id {ids[at]} at position {at} is outside the vocabulary{size}; mend the row")
+        raise UserError(
+            f"{where}: token id {ids[at]} at position {at} is outside the vocabulary{size}; correct the row"
+        )
     if marks is None:
         if span == "response":
             raise UserError(f'{where}: the token row has no "span"; mark the positions that count, or use span: all')

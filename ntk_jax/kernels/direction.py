@@ -37,7 +37,7 @@ def mean_gradient(
     """ḡ = (1/N) Σ_i ∇θ s(θ; x_i), fp32, shaped like theta (with a leading [C] axis when the objective has probes).
 
     One ordinary backward pass over the rows, packed; nothing per example is stored. Kernel scores are then
-    mean_i ⟨g(x_i), g(x)⟩ = ⟨ḡ, g(x)⟩ (DESIGN §2; arXiv 2511.07380, score of stage 2).
+    mean_i ⟨g(x_i), g(x)⟩ = ⟨ḡ, g(x)⟩ (arXiv 2511.07380, score of stage 2).
 
     Raises UserError for no rows, or when the gradient is not finite.
     """

@@ -1,7 +1,7 @@
 """Sketches by forward mode, to check those of `sketch`: no backward pass, and no differentiation code in common.
 
 z_k(x) = ⟨Π_k, g(x)⟩ = d/dε s(θ + ε Π_k; x) at ε = 0, one directional derivative for each row k of the dense Rademacher
-matrix Π (DESIGN §2). K of them cost K forward passes and more: this is a check, not a way to make sketches.
+matrix Π. K of them cost K forward passes and more: this is a check, not a way to make sketches.
 """
 
 from __future__ import annotations

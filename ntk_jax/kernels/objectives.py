@@ -10,7 +10,7 @@ All are sums over the span of a per-token value, divided by the span's length un
 | `cross_entropy` | −log softmax(W h_t)[y_t]                     | in chunks   |
 | a callable      | f(h [..., D], y [...], W [V, D]) -> [...]    | its own     |
 
-W_c = W − mean row is the head without the part that softmax cannot see (DESIGN §2, "softmax gauge"). The mean of
+W_c = W − mean row is the head without the part that softmax cannot see. The mean of
 the probes' kernels is unbiased for the trace of the centred NTK because E[ξξᵀ] = I.
 
 Letters: B rows, T positions, D width, V vocabulary, S segments a row, G label slots a row, C channels.

@@ -98,7 +98,7 @@ def _layers(lora: Tree, taken: slice) -> Tree:
 
 def refuse_fresh_lora(model: Model, parameters: str) -> None:
     """Raises UserError when only adapter leaves are differentiated and every B is 0: all A-gradients would vanish
-    (DESIGN §3)."""
+    ."""
     if not model.lora or not is_fresh(model.lora):
         return
     if only_adapters(parameters) or "base" not in split_parameters(model, parameters)[0]:

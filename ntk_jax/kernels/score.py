@@ -1,6 +1,6 @@
 """The directional score: one forward-mode derivative per candidate, exact and without storage.
 
-score(x) = ⟨ḡ, g(x)⟩ = d/dε s(θ + εḡ; x) at ε = 0 (DESIGN §2). Sequences are packed; per-token tangents are summed
+score(x) = ⟨ḡ, g(x)⟩ = d/dε s(θ + εḡ; x) at ε = 0. Sequences are packed; per-token tangents are summed
 by segment; the primal pass also yields the mean hidden state that the pre-selection compares.
 """
 

@@ -13,7 +13,7 @@ rest. So no score leaves the chip: memory holds q, k, v, o and their tangents, n
 `models/attention.py` is the same function in plain XLA: the oracle of the tests, and the default, because this kernel
 has never run on a GPU. What is known of it comes from Pallas' interpreter and from lowering.
 
-Letters beyond those of DESIGN: H head width, N query heads, t and s queries and keys of a block, m directions.
+Letters: H head width, N query heads, t and s queries and keys of a block, m directions.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def resolve(path: str) -> Path:
     name, _, revision = path.partition("@")
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=_FILES))
-    except Exception as error:  # offline, gated, misspelt, timed out: many types, and all the user's to mend
+    except Exception as error:  # offline, gated, misspelt, timed out: many types, and all the user's to put right
         reason = str(error).strip().split("\n")[0]
         raise UserError(
             f"{path}: neither a folder here nor to be had from the hub ({type(error).__name__}: {reason}); "

@@ -27,7 +27,7 @@ _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 @dataclass(frozen=True)
 class Model:
-    """What every room passes around. `lora` and `base` are nested dicts of arrays (names in `decoder.py`).
+    """What all packages pass around. `lora` and `base` are nested dicts of arrays (names in `decoder.py`).
 
     lora is {} and lora_config None when there is no adapter. dtype is that of the computation and of the frozen weights
     but for quantized ones; adapters are fp32. tokenizer is a transformers tokenizer, or None where tokens come ready.

@@ -17,24 +17,24 @@ import numpy as np
 from ntk_jax.errors import UserError
 from ntk_jax.parallel.hosts import is_primary
 
-# What the user can mend, and how. Any other error of the operating system is passed on as it is.
-_MENDS = {
+# What the user can put right, and how. Any other error of the operating system is passed on as it is.
+_REMEDIES = {
     errno.ENOSPC: "the disk is full; free some space and run again, what is written is kept",
     errno.EDQUOT: "the disk quota is used up; free some space and run again, what is written is kept",
-    errno.EFBIG: "the file is larger than the file system allows; give another --out",
-    errno.EROFS: "the file system is read-only; give another --out",
-    errno.EACCES: "no permission to write there; give another --out or mend the permissions",
-    errno.EPERM: "no permission to write there; give another --out or mend the permissions",
-    errno.ENOTDIR: "a part of the path is a file; give another --out",
-    errno.EISDIR: "there is a folder of that name; give another --out",
+    errno.EFBIG: "the file is larger than the file system allows; give another folder",
+    errno.EROFS: "the file system is read-only; give another folder",
+    errno.EACCES: "no permission to write there; give another folder or correct the permissions",
+    errno.EPERM: "no permission to write there; give another folder or correct the permissions",
+    errno.ENOTDIR: "a part of the path is a file; give another folder",
+    errno.EISDIR: "there is a folder of that name; give another folder",
     errno.ENOENT: "the folder does not exist",
 }
 
 
 def user_error(error: OSError, path: str | Path) -> Exception:
-    """The UserError for a failed write to `path`, or `error` itself where no mend is known."""
-    mend = _MENDS.get(error.errno or 0)
-    return UserError(f"cannot write {path}: {mend}") if mend else error
+    """The UserError for a failed write to `path`, or `error` itself where no remedy is known."""
+    remedy = _REMEDIES.get(error.errno or 0)
+    return UserError(f"cannot write {path}: {remedy}") if remedy else error
 
 
 def make_folder(folder: str | Path) -> Path:
@@ -43,7 +43,7 @@ def make_folder(folder: str | Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
-        raise UserError(f"{folder} is a file, but a folder is needed there; give another --out") from None
+        raise UserError(f"{folder} is a file, but a folder is needed there; give another folder") from None
     except OSError as error:
         raise user_error(error, folder) from None
     return folder
@@ -111,7 +111,7 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf8"))
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; mend its path or its permissions") from None
+        raise UserError(f"cannot read {path}: {error.strerror}; correct its path or its permissions") from None
     except ValueError as error:
         raise UserError(
             f"{path} is damaged, it is not JSON ({error}); delete the folder {Path(path).parent} and run again"

@@ -34,7 +34,7 @@ def sha256_file(path: str | Path) -> str:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; mend its path or its permissions") from None
+        raise UserError(f"cannot read {path}: {error.strerror}; correct its path or its permissions") from None
 
 
 def hash_tree(tree: Any) -> str:

@@ -94,9 +94,9 @@ def _in_use(folder: Path, asking: Path | None = None) -> UserError:
                 shards.append(f"shard {index}/{count} of {stage} (process id {_signature(path)})")
     if shards:
         others = f" and {len(shards) - 1} more" if len(shards) > 1 else ""
-        return UserError(f"{folder} is in use by {shards[0]}{others}; wait until they end, or give another --out")
+        return UserError(f"{folder} is in use by {shards[0]}{others}; wait until they end, or give another folder")
     holder = _signature(folder / ".lock")
-    return UserError(f"{folder} is in use by another process (id {holder}); wait until it ends, or give another --out")
+    return UserError(f"{folder} is in use by another process (id {holder}); wait until it ends, or give another folder")
 
 
 @contextlib.contextmanager
@@ -224,7 +224,7 @@ def _compare(folder: Path, path: Path, fingerprint: Mapping[str, Any]) -> dict[s
     if found.get("schema") != SCHEMA:
         raise UserError(
             f"{folder} was written in format {found.get('schema')}, this version writes {SCHEMA};"
-            " give another --out, or delete that folder"
+            " give another folder, or delete that folder"
         )
     old = _flat(found["fingerprint"])
     new = _flat(json.loads(json.dumps(atomic.plain(fingerprint))))
@@ -235,7 +235,7 @@ def _compare(folder: Path, path: Path, fingerprint: Mapping[str, Any]) -> dict[s
         )
         raise UserError(
             f"{folder} was made from something else: {changes};"
-            " give another --out, or delete that folder to compute the stage anew"
+            " give another folder, or delete that folder to compute the stage anew"
         )
     return found
 
