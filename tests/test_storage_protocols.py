@@ -110,6 +110,13 @@ def test_copies_and_leases(store, request, tmp_path, monkeypatch):
         assert shards_asked(copy.folder, "score") == 3
 
 
+def test_s3_creates_a_lease_once(s3):
+    """The server for Google Cloud Storage ignores the condition, so that only S3 shows it."""
+    fs, root = bucket.file_system(f"{s3}/once")
+    assert lease._create(fs, root, "run", 1, b"a") and not lease._create(fs, root, "run", 1, b"b")
+    assert fs.cat_file(f"{root}/.leases/run.1") == b"a"
+
+
 def test_s3_refuses_in_one_line(s3, monkeypatch):
     with pytest.raises(UserError, match="s3://nowhere/run cannot be used .*check the bucket's name"):
         bucket.look_at("s3://nowhere/run")

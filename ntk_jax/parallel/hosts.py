@@ -7,7 +7,7 @@ blocks are done, it hands to the others (`broadcast`). All of them must see the 
 When a process is lost, the others end too, with an exit code that is neither 0 nor 2, so that a launcher may start all
 of them again. If a collective fails first, that is 1, with a line of ours (`lost_process_line`). Otherwise JAX ends the
 process within the heartbeat, by SIGABRT (134 in a shell) and with "Terminating process because the JAX distributed
-service detected fatal errors": it has no public option for another end.
+service detected fatal errors": it has no public option for another end. So it does where not all come to `start`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -68,16 +67,18 @@ def start(
 
     coordinator: host:port of process 0, the same everywhere; with `processes` and `process`. None: what JAX finds.
     wait: seconds until a process that does not come is given up. heartbeat: seconds until one that fell silent is.
-    Raises UserError: the options are no cluster, or not all processes came in time.
+    Raises UserError: the options are no cluster. Where not all processes come in time, this one ends.
     """
     global _here
     _check(coordinator, processes, process)
     expected = processes or next((int(os.environ[name]) for name in _LAUNCHERS if name in os.environ), None)
-    named = f"{expected if expected else 'all'} processes"
+    named = f"{expected or 'the'} processes"
     place = coordinator or "found by JAX"
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # concerns CPUs only
-    if coordinator and process:
-        _wait_for_coordinator(coordinator, wait, named, process)
+    all_of_them = f"all of {named} (coordinator {place})"
+    how = "start all of them with the same --coordinator and --processes and each with its own --process"
+    # Said beforehand, because JAX aborts where the others do not come.
+    print(f"ntk-jax: waiting up to {wait} s for {all_of_them}; {how}", file=sys.stderr, flush=True)
     try:
         jax.distributed.initialize(
             coordinator,
@@ -87,11 +88,8 @@ def start(
             heartbeat_timeout_seconds=heartbeat,
             cluster_detection_method="deactivate" if coordinator else None,
         )
-    except (RuntimeError, ValueError):  # what it says of itself depends on the version
-        end_now(
-            f"not all of {named} joined within {wait} s (coordinator {place}); start all of them with the same "
-            "--coordinator and --processes and each with its own --process, or raise --wait"
-        )
+    except (RuntimeError, ValueError) as error:
+        end_now(f"could not join {all_of_them}: {str(error)[:160]}; {how}, or raise --wait")
     _here = Hosts(jax.process_index(), jax.process_count(), place)
     barrier("joined")
 
@@ -267,20 +265,3 @@ def _broadcast_bytes(data: bytes) -> bytes:
     if is_primary():
         buffer[:size] = np.frombuffer(data, np.uint8)
     return bytes(np.asarray(multihost_utils.broadcast_one_to_all(buffer))[:size].astype(np.uint8))
-
-
-def _wait_for_coordinator(address: str, wait: int, named: str, process: int) -> None:
-    """Ends with a line of our own while the coordinator cannot be reached; JAX would abort without one."""
-    host, _, port = address.rpartition(":")
-    until = time.monotonic() + wait
-    while True:
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
-            return
-        except OSError as error:
-            if time.monotonic() > until:
-                end_now(
-                    f"process {process} of {named}: the coordinator {address} was not there within {wait} s ({error}); "
-                    "start process 0 there, or correct --coordinator"
-                )
-        time.sleep(0.2)
