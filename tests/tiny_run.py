@@ -9,9 +9,12 @@ from typing import Any
 from kernel_reference import tiny_config
 from small_tokenizers import byte_tokenizer
 
-from ntk_jax.config import Config, build, to_tree
+from ntk_jax import pipelines
+from ntk_jax.engine.config import build, to_tree
+from ntk_jax.engine.plan import Command
 from ntk_jax.models.hub import save_weights
 from ntk_jax.models.model import random_model
+from ntk_jax.pipelines.select.config import SelectConfig
 
 COLOURS = ("red", "green", "blue")
 
@@ -43,8 +46,8 @@ def write_inputs(folder: Path) -> None:
     write("test.jsonl", [question(i, "jar") for i in range(12)])
 
 
-def tiny_run_config(folder: Path, out: str = "run", **sections: dict[str, Any]) -> Config:
-    """The config of a run over `write_inputs`; sections override keys, e.g. score={"objective": "probe"}."""
+def tiny_tree(folder: Path, out: str = "run", **sections: dict[str, Any]) -> dict[str, Any]:
+    """The config of a run over `write_inputs`, as YAML has it; sections override keys, e.g. score={"probes": 1}."""
     train = {
         "max_steps": 3,
         "batch_size": 4,
@@ -67,10 +70,27 @@ def tiny_run_config(folder: Path, out: str = "run", **sections: dict[str, Any]) 
     }
     for name, values in sections.items():
         tree[name] = {**tree.get(name, {}), **values} if isinstance(values, dict) else values
-    return build(Config, tree, "test")
+    return tree
 
 
-def write_config(folder: Path, config: Config) -> Path:
+def tiny_run_config(folder: Path, out: str = "run", **sections: Any) -> SelectConfig:
+    """The same, built."""
+    config: SelectConfig = build(SelectConfig, tiny_tree(folder, out, **sections), "test")
+    return config
+
+
+def quiet(*_: Any) -> Any:
+    """Progress that nobody reads."""
+    return lambda *_: None
+
+
+def run(config: Any, pipeline: str = "select", progress: Any = quiet, **command: Any) -> Path:
+    """Runs a pipeline in this process; command: only, until, shard, merge."""
+    folder: Path = pipelines.run(pipeline, config, Command(**command), progress=progress)
+    return folder
+
+
+def write_config(folder: Path, config: Any) -> Path:
     """The same as a YAML file (JSON is YAML)."""
     path = folder / "config.json"
     path.write_text(json.dumps(to_tree(config)), encoding="utf8")

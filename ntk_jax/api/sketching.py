@@ -10,15 +10,18 @@ import jax
 import numpy as np
 
 from ntk_jax.api.inputs import Encoded, ObjectiveLike, SpanLike, encoded, objective_of
+from ntk_jax.data.account import account_of
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.span import Span
+from ntk_jax.data.tokens import Dropped
+from ntk_jax.engine.blocks import Progress, fill_blocks
 from ntk_jax.kernels.parameters import refuse_fresh_lora, split_parameters
 from ntk_jax.kernels.projections import Projection, ProjectionKind, check_width
 from ntk_jax.kernels.rows import layout_for
 from ntk_jax.kernels.sketch import sketches
 from ntk_jax.models.model import Model, computing_in
-from ntk_jax.selection.sketch_store import create_sketches, longest_id, sketch_facts, write_sketches
-from ntk_jax.storage.arrays import Store, done_blocks
+from ntk_jax.selection.sketch_store import create_sketches, longest_id, sketch_block, sketch_facts
+from ntk_jax.storage.arrays import Store
 from ntk_jax.storage.hashing import hash_tree
 
 
@@ -92,11 +95,13 @@ def sketch(
     store = create_sketches(
         out, len(rows), block_examples, dim=projected.dim, dtype=out_dtype, longest_id=longest, facts=facts
     )
-    for block in sorted(set(range(store.blocks)) - done_blocks(store)):
-        start, stop = store.block_range(block)
-        part = [(row.id, row) for row in rows[start:stop]]
-        ordinals = np.arange(start, stop)
-        write_sketches(store, block, part, ordinals, model, chosen, layout, projected, parameters=parameters)
+
+    def compute(block: int, part: list[TokenRow | Dropped], progress: Progress) -> dict[str, np.ndarray]:
+        encoded = [(row.id, row) for row in part]
+        found = sketch_block(store, encoded, model, chosen, layout, projected, parameters=parameters, progress=progress)
+        return {**found, "ordinal": np.arange(*store.block_range(block)), **account_of(part)}
+
+    fill_blocks(store, lambda blocks: ((b, rows[slice(*store.block_range(b))]) for b in sorted(blocks)), compute)
     return store
 
 
