@@ -83,11 +83,10 @@ def check_settings(pipeline: Pipeline, config: Any, stages: tuple[str, ...]) -> 
 def make_plan(pipeline: Pipeline, config: Any, command: Command, folder: Path, state: Any) -> Plan:
     """The plan of a command over a run directory, which it only reads. state: what the stages will be handed.
 
-    Raises UserError: settings that cannot work, inputs that cannot be read, a stage that was made from something else
-    (the differing keys are named), a stage before that is not done, a damaged result, blocks that are missing.
+    Raises UserError: inputs that cannot be read, a stage that was made from something else (the differing keys are
+    named), a stage before that is not done, a damaged result, blocks that are missing.
     """
     stages = stages_asked(pipeline, config, command)
-    check_settings(pipeline, config, stages)
     earlier = pipeline.before(config, command.only) if command.only else ()
     inputs = _input_hashes(pipeline, config, (*earlier, *stages))
     parts = {name: _fingerprint(pipeline, config, name, inputs) for name in (*earlier, *stages)}
