@@ -114,7 +114,7 @@ class Pipeline:
     inputs: Address
     final: Callable[[Any], tuple[str, ...]]
     check: Address | None = None
-    resolved: Address | None = None
+    resolved: Callable[[Any], dict[str, Any]] | None = None
     facts: Address | None = None
     part: Address | None = None
     terminal: Address | None = None
