@@ -66,8 +66,8 @@ def test_the_end_of_a_stage_waits_and_gives_up(cloud, monkeypatch):
     )
     cloud.before = no_fault
     with opened(URL) as copy:
-        pass
-    assert f"{PLACE}/a/x" not in cloud.objects  # nothing was ever synced: a copy without an account is not trusted
+        assert (copy.folder / "a" / "x").exists()
+    assert f"{PLACE}/a/x" in cloud.objects
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_shards_on_several_machines(inputs, whole, tmp_path, cloud, monkeypatch,
     for number in (1, 0):
         machine(monkeypatch, tmp_path, number)
         assert cli.main(["score", str(path), "--shard", f"{number}/2"]) == 0
-        assert capsys.readouterr().out == f"score: this share is in {URL}; close the stage with --merge when all are\n"
+        assert re.search(f"is in {URL}; close the stage with --merge when all are", capsys.readouterr().out)
         if number:
             machine(monkeypatch, tmp_path, 2)
             assert cli.main(["score", str(path), "--merge"]) == 2

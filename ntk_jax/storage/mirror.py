@@ -78,7 +78,7 @@ def pull(mirror: Mirror) -> None:
         path = mirror.folder / name
         return name in equal or (path.exists() and path.read_bytes() == mirror.fs.cat_file(f"{mirror.root}/{name}"))
 
-    goes_on = bool(known) and all(name in there for name in known if _is_state(name))
+    goes_on = (mirror.folder / ACCOUNT).exists() and all(name in there for name in known if _is_state(name))
     goes_on = goes_on and all(agrees(name) for name in there if _is_state(name))
     closed = {name.partition("/")[0] for name in there if name.endswith("/manifest.json")}
 
