@@ -1,33 +1,34 @@
 """The numerics self-test of `ntk-jax doctor`: does this machine compute the kernel right?
 
-A small random model is scored in the package's way (forward mode, packed) and the slow way (one example at a time,
-whole logits, reverse mode). Both run in fp32 with full matrix products, so they agree to rounding on any device.
+A small random model goes the package's way (packed rows, reverse mode for the mean gradient, forward mode for scores)
+and the slow way of `reference.py`. The package's way runs in fp32 with full matrix products, so that the two agree to
+rounding on any device. Compiling is what takes the time, so one direction serves every score: the mean gradient of the
+sum of logits. What cross-entropy's own gradient has beside it, the head's backward pass, is checked alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ntk_jax.data.batch import TokenRow
+from ntk_jax.data.packing import pack
+from ntk_jax.kernels import reference
 from ntk_jax.kernels.direction import mean_gradient
-from ntk_jax.kernels.objectives import Objective
+from ntk_jax.kernels.objectives import Objective, example_values
 from ntk_jax.kernels.rows import Layout
 from ntk_jax.kernels.score import directional_scores
 from ntk_jax.models.config import ModelConfig
-from ntk_jax.models.decoder import hidden_states
 from ntk_jax.models.head import head_matrix
 from ntk_jax.models.lora import LoRAConfig
 from ntk_jax.models.model import Model, random_model
 
 LAYOUT = Layout(row_length=64, rows_per_batch=2)
 VOCABULARY = 97
-LENGTHS = (13, 27)  # few, because the slow way compiles once for each
+LENGTHS = (13, 27, 8, 21)
 
 
 def small_model(seed: int = 0) -> Model:
@@ -51,36 +52,64 @@ def small_rows(count: int, seed: int = 0) -> list[TokenRow]:
     return rows
 
 
-def score(model: Model, domain: list[TokenRow], pool: list[TokenRow], objective: str, **changes: Any) -> np.ndarray:
-    """[N] mean kernel of each pool row with the domain, the package's way; changes: fields of the layout."""
-    goal, layout = Objective(objective), dataclasses.replace(LAYOUT, **changes)
+def direction(model: Model, domain: list[TokenRow], **changes: Any) -> Any:
+    """The mean gradient of the sum of logits, the package's way; changes: fields of the layout."""
     with jax.default_matmul_precision("highest"):
-        return directional_scores(model, pool, mean_gradient(model, domain, goal, layout), goal, layout).values
+        return mean_gradient(model, domain, Objective("sum_logits"), dataclasses.replace(LAYOUT, **changes))
 
 
-def explicit_score(model: Model, domain: list[TokenRow], pool: list[TokenRow], objective: str) -> np.ndarray:
-    """[N] the same by inner products of explicit per-example gradients."""
+def score(model: Model, along: Any, pool: list[TokenRow], objective: str, **changes: Any) -> np.ndarray:
+    """[N] derivative of each pool row's objective along a direction, the package's way; changes: as of `direction`."""
     with jax.default_matmul_precision("highest"):
-        gradient = jax.jit(jax.grad(partial(_scalar, model, objective)))
-
-        def feature(row: TokenRow) -> np.ndarray:
-            leaves = jax.tree.leaves(gradient(model.lora, row.ids, row.span))
-            return np.concatenate([np.ravel(leaf) for leaf in leaves]).astype(np.float64)
-
-        mean = np.mean([feature(row) for row in domain], axis=0)
-        return np.array([mean @ feature(row) for row in pool])
+        return directional_scores(
+            model, pool, along, Objective(objective), dataclasses.replace(LAYOUT, **changes)
+        ).values
 
 
-def _scalar(model: Model, objective: str, lora: Any, ids: jax.Array, span: jax.Array) -> jax.Array:
-    """s(θ; x) from the whole logits of one example [T]."""
-    places = jnp.arange(len(ids))[None]
-    hidden = hidden_states(model.graphdef, lora, model.base, ids[None], places, jnp.ones_like(places))[0]
-    logits = hidden @ head_matrix(model.base).T
-    if objective == "sum_logits":
-        values = logits.sum(axis=-1)
-    else:
-        values = -jax.nn.log_softmax(logits)[jnp.arange(len(ids)), jnp.roll(ids, -1)]
-    return (values * span).sum() / span.sum()
+def score_alone(model: Model, along: Any, pool: list[TokenRow], objective: str) -> np.ndarray:
+    """[N] the same, but each row by itself in a batch: no neighbours."""
+    return np.concatenate([score(model, along, [row], objective) for row in pool])
+
+
+def reference_score(model: Model, along: Any, pool: list[TokenRow], objective: str) -> np.ndarray:
+    """[N] the same, the slow way."""
+    return reference.derivatives(model, along, pool, objective)
+
+
+def projections(model: Model, gradient: Any, domain: list[TokenRow], count: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    """[count] inner products of a mean gradient with random directions, and the same from the mean of the slow way's
+    derivatives along them."""
+    rng, leaves = np.random.default_rng(1), jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), gradient)
+    own, slow = [], []
+    for _ in range(count):
+        random = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape), leaves)
+        own.append(sum(map(np.vdot, jax.tree.leaves(leaves), jax.tree.leaves(random))))
+        slow.append(reference.derivatives(model, random, domain, "sum_logits").mean())
+    return np.array(own), np.array(slow)
+
+
+def head_gradients(model: Model, rows: list[TokenRow]) -> tuple[np.ndarray, np.ndarray]:
+    """[B, T, D] gradient of cross-entropy over random hidden states of packed rows: the package's way, by hand."""
+    packed = next(
+        iter(
+            pack(
+                rows,
+                row_length=LAYOUT.row_length,
+                rows_per_batch=LAYOUT.rows_per_batch,
+                max_segments=LAYOUT.max_segments,
+            )
+        )
+    ).batch
+    head = head_matrix(model.base)
+    hidden = np.random.default_rng(2).standard_normal((*packed.tokens.shape, head.shape[1])).astype(np.float32)
+
+    def total(hidden: jax.Array) -> jax.Array:
+        return example_values(Objective("cross_entropy"), hidden, packed, head, LAYOUT.max_segments).sum()
+
+    with jax.default_matmul_precision("highest"):
+        own = np.asarray(jax.jit(jax.grad(total))(hidden))
+    labels = (packed.label_position, packed.label_target, packed.label_segment)
+    return own, reference.head_gradient(hidden, np.asarray(head), *map(np.asarray, labels))
 
 
 def centred(model: Model) -> Model:

@@ -22,22 +22,24 @@ from ntk_jax.parallel.mesh import make_mesh
 from ntk_jax.pipelines.common.model import run_model
 
 TOLERANCE = 1e-4  # relative, fp32
+_SLOW = "differences of the same model in float64"
 SAMPLE = 64  # records looked at in each set of files, a seeded sample of all
 MUCH = 0.05  # share of examples or questions that are cut or dropped above which a check fails
 
 
 def numerics() -> list[Check]:
     """Does this machine compute the kernel right?"""
-    model, rows = selftest.small_model(), selftest.small_rows(14)
-    domain, pool = rows[:4], rows[4:]
+    small = _Small()
     found: list[Check] = [
-        ("score, sum of logits", lambda: _scores_are_exact(model, domain, pool, "sum_logits")),
-        ("score, cross-entropy", lambda: _scores_are_exact(model, domain, pool, "cross_entropy")),
-        ("packing", lambda: _packing_changes_nothing(model, domain, pool)),
-        ("centred head", lambda: _centred_head_gives_zero(model, domain, pool)),
+        ("mean gradient", small.mean_gradient),
+        ("score, sum of logits", lambda: small.score("sum_logits")),
+        ("score, cross-entropy", lambda: small.score("cross_entropy")),
+        ("gradient of the head", small.head),
+        ("packing", small.packing),
+        ("centred head", small.centred_head),
     ]
     if len(jax.devices()) > 1:
-        found.append(("several devices", lambda: _devices_agree(model, domain, pool)))
+        found.append(("several devices", small.devices))
     return found
 
 
@@ -58,33 +60,58 @@ def checks(config: Any) -> list[Check]:
 # -- the numerics ----------------------------------------------------------------------------------------------------
 
 
-def _scores_are_exact(model: Model, domain: list[TokenRow], pool: list[TokenRow], objective: str) -> str:
-    fast = selftest.score(model, domain, pool, objective)
-    return _agree(fast, selftest.explicit_score(model, domain, pool, objective), "explicit per-example gradients")
+class _Small:
+    """A small random model, and the checks of what this machine computes with it."""
 
+    def __init__(self) -> None:
+        self._model, rows = selftest.small_model(), selftest.small_rows(14)
+        self._domain, self._pool = rows[:4], rows[4:]
 
-def _packing_changes_nothing(model: Model, domain: list[TokenRow], pool: list[TokenRow]) -> str:
-    packed = selftest.score(model, domain, pool, "sum_logits")
-    return _agree(packed, selftest.score(model, domain, pool, "sum_logits", packed=False), "one example a row")
+    @functools.cached_property
+    def _direction(self) -> Any:
+        return selftest.direction(self._model, self._domain)
 
+    @functools.cached_property
+    def _scores(self) -> np.ndarray:
+        return selftest.score(self._model, self._direction, self._pool, "sum_logits")
 
-def _devices_agree(model: Model, domain: list[TokenRow], pool: list[TokenRow]) -> str:
-    count = len(jax.devices())
-    many = selftest.score(model, domain, pool, "sum_logits", mesh=make_mesh(), rows_per_batch=count)
-    return _agree(many, selftest.score(model, domain, pool, "sum_logits"), f"one device, from {count}")
+    def mean_gradient(self) -> str:
+        return _agree(*selftest.projections(self._model, self._direction, self._domain), _SLOW)
 
+    def score(self, objective: str) -> str:
+        own = selftest.score(self._model, self._direction, self._pool, objective)
+        return _agree(own, selftest.reference_score(self._model, self._direction, self._pool, objective), _SLOW)
 
-def _centred_head_gives_zero(model: Model, domain: list[TokenRow], pool: list[TokenRow]) -> str:
-    whole = np.abs(selftest.score(model, domain, pool, "sum_logits")).max()
-    left = np.abs(selftest.score(selftest.centred(model), domain, pool, "sum_logits")).max() / whole
-    if not left < TOLERANCE:
-        raise UserError(f"sum-of-logits scores should vanish, but {left:.1e} of them is left; do not trust this device")
-    return f"{left:.0e} of the sum-of-logits score is left, as it must be"
+    def head(self) -> str:
+        return _agree(*selftest.head_gradients(self._model, self._domain), "softmax minus target, in float64")
+
+    def packing(self) -> str:
+        alone = selftest.score_alone(self._model, self._direction, self._pool, "sum_logits")
+        return _agree(self._scores, alone, "every example by itself")
+
+    def devices(self) -> str:
+        count = len(jax.devices())
+        layout: dict[str, Any] = {"mesh": make_mesh(), "rows_per_batch": count}
+        along = selftest.direction(self._model, self._domain, **layout)
+        many = selftest.score(self._model, along, self._pool, "sum_logits", **layout)
+        return _agree(many, self._scores, f"one device, from {count}")
+
+    def centred_head(self) -> str:
+        left = selftest.score(selftest.centred(self._model), self._direction, self._pool, "sum_logits")
+        share = np.abs(left).max() / np.abs(self._scores).max()
+        if not share < TOLERANCE:
+            raise UserError(
+                f"sum-of-logits scores should vanish, but {share:.1e} of them is left; do not trust this device"
+            )
+        return f"{share:.0e} of the sum-of-logits score is left, as it must be"
 
 
 def _quantized_products_agree(kind: str) -> str:
     model, rows = quantized(selftest.small_model(), kind), selftest.small_rows(14)
-    scores, plain = (selftest.score(m, rows[:4], rows[4:], "sum_logits") for m in (model, dequantized(model)))
+    scores, plain = (
+        selftest.score(each, selftest.direction(each, rows[:4]), rows[4:], "sum_logits")
+        for each in (model, dequantized(model))
+    )
     return _agree(scores, plain, f"plain products of the same {kind} weights")
 
 
