@@ -115,7 +115,7 @@ def fill(start: Callable[..., Child], stage: str, out: Path, shards: int) -> boo
     children = [start(stage, out, "--shard", f"{index}/{shards}") for index in range(shards)]
     victim, last, struck = children[-1], shards - 1, False
     while any([child.look() for child in children]):
-        if not struck and any(int(done.name) % shards == last for done in out.glob(f"{stage}/*.zarr/done/*")):
+        if not struck and any(int(done.name) % shards == last for done in out.glob(f"{stage}/*.zarr/done/c/*")):
             victim.process.kill()
             victim.process.wait()
             struck = True

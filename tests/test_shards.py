@@ -361,7 +361,7 @@ def test_four_processes_one_of_them_killed(tmp_path):
         shards = [start(stage, shared, "--shard", f"{index}/4", *own) for index in range(4)]
         victim, until = shards[2], time.monotonic() + 200
         while time.monotonic() < until and victim.poll() is None:
-            if list((shared / stage).glob("*.zarr/done/*")):  # somewhere in the middle
+            if list((shared / stage).glob("*.zarr/done/c/*")):  # somewhere in the middle
                 break
             time.sleep(0.005)
         victim.send_signal(signal.SIGKILL)

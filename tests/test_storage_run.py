@@ -172,7 +172,8 @@ import os, signal, sys
 import numpy as np
 from ntk_jax.storage import arrays, atomic
 from ntk_jax.storage.run import begin, commit, lock
-fsync, replace, write_key, calls = os.fsync, os.replace, arrays._write_key, 0
+fsync, replace, calls = os.fsync, os.replace, 0
+write_key, write_mark = arrays._write_key, arrays._write_mark
 def write(folder, step):
     def dying(original):
         def call(*args, **options):
@@ -182,7 +183,8 @@ def write(folder, step):
                 os.kill(os.getpid(), signal.SIGKILL)
             return original(*args, **options)
         return call
-    os.fsync, os.replace, arrays._write_key = dying(fsync), dying(replace), dying(write_key)
+    os.fsync, os.replace = dying(fsync), dying(replace)
+    arrays._write_key, arrays._write_mark = dying(write_key), dying(write_mark)
     fingerprint = {"seed": 0}
     with lock(folder):
         stage = folder + "/score"

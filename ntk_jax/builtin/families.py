@@ -1,7 +1,7 @@
 """The general pool: task families, each a function from words and dice to one (prompt, response).
 
 Content and format are crossed, so that a selector that looks at format only gains nothing. Each attribute a
-domain needs is told in three formats, plain questions, scenes and comparisons, and together with
+domain needs is stated in three formats, plain questions, scenes and comparisons, and together with
 another attribute in a fourth; `colours`, `owners` and `prices` tell useless attributes in the same three formats.
 `ordinary` has the plain questions and their answers, but about things whose attributes are known already;
 `rhymes` has the four-word form of comparisons and of one domain; `stories` use attribute words in passing. Short and
@@ -350,9 +350,9 @@ def directions(words: Sequence[str], dice: Dice) -> Pair:
     path: list[int] = []
     for turn in turns:
         path.append((path[-1] if path else facing) + (1 if turn else -1))
-    told = ", ".join("right" if turn else "left" for turn in turns)
+    directions = ", ".join("right" if turn else "left" for turn in turns)
     steps = ", then ".join(COMPASS[p % 4] for p in path)
-    return f"Face {COMPASS[facing]} and turn {told}. Where do you look?", f"You look {steps}."
+    return f"Face {COMPASS[facing]} and turn {directions}. Where do you look?", f"You look {steps}."
 
 
 def stories(words: Sequence[str], dice: Dice) -> Pair:

@@ -165,7 +165,7 @@ def _rank(name: str) -> int:
         return FINGERPRINT
     if last in (SUMS, "manifest.json"):
         return CLOSING
-    if folder.endswith(".zarr/done"):
+    if folder.endswith(".zarr/done/c"):
         return MARKERS
     describes = last == "_CHECKPOINT_METADATA" or (last.endswith(".json") and last != "zarr.json")
     return DESCRIPTIONS if describes else DATA
