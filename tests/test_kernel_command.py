@@ -217,7 +217,7 @@ def test_a_finished_kernel_is_skipped_and_a_changed_one_refused(inputs, tmp_path
 
 
 def test_a_kernel_beside_a_run(inputs, tmp_path, capsys):
-    """One file with the sections of both, one run directory: neither makes the other stale, and provenance and plan keep
+    """One file with the sections of both, one run directory: neither makes the other stale; provenance and plan keep
     both."""
     path = tmp_path / "both.json"
     path.write_text(json.dumps(tree_of(inputs, tmp_path)))
