@@ -228,7 +228,7 @@ def test_shards_on_several_machines(inputs, whole, tmp_path, cloud, monkeypatch,
     for stage in ("score", "select"):
         assert bytes_of(run_folder(URL) / stage) == bytes_of(whole / stage)
     stages = json.loads(cloud.objects[f"{PLACE}/provenance.json"][0])["stages"]
-    assert list(stages) == ["warmup", "gradient", "preselect", "score", "select"]
+    assert list(stages) == ["warmup", "gradient", "score", "select"]
 
 
 def test_doctor_and_estimate_take_an_address(inputs, tmp_path, cloud, capsys):

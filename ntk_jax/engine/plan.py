@@ -22,6 +22,7 @@ from ntk_jax.storage.run import State, look, shards_asked, verify
 
 FILE = "plan.json"
 SCHEMA = 1
+FINISHED = ("done", "refresh")  # what may be built upon
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,10 @@ def make_plan(pipeline: Pipeline, config: Any, command: Command, folder: Path, s
     hosts.require_equal("config or inputs", json.dumps(parts, sort_keys=True, default=str))
     states = hosts.broadcast(lambda: {name: look(folder / name, *parts[name]) for name in parts})
     for name in earlier:
-        if states[name] not in ("done", "refresh"):
+        if states[name] not in FINISHED:
             raise UserError(f"stage {command.only} needs stage {name}, which is not done in {folder}; run it first")
     for name in parts:
-        if states[name] == "done":
+        if states[name] in FINISHED:
             hosts.broadcast(functools.partial(verify, folder / name))
     plan = Plan(
         pipeline,

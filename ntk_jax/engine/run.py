@@ -63,7 +63,7 @@ def run(
         state = pipeline.open(config, job)
         plan = make_plan(pipeline, config, command, folder, state)
         if not command.shard:
-            _write_head(plan, folder)
+            hosts.broadcast(functools.partial(_write_head, plan, folder))
         for name in names:
             if plan.states[name] == "done":
                 progress(name, None, "")(1, 1, "done before")
