@@ -217,13 +217,8 @@ def test_a_finished_kernel_is_skipped_and_a_changed_one_refused(inputs, tmp_path
 
 
 def test_a_kernel_beside_a_run(inputs, tmp_path, capsys):
-<<<<<<< HEAD
-    """One file with the sections of both, one run directory: neither makes the other stale, and provenance and plan
-    keep both."""
-=======
     """One file with the sections of both, one run directory: neither makes the other stale; provenance and plan keep
     both."""
->>>>>>> tools
     path = tmp_path / "both.json"
     path.write_text(json.dumps(tree_of(inputs, tmp_path)))
     made(inputs, tmp_path)
