@@ -178,7 +178,7 @@ def test_a_collapse_is_never_called_a_gain(run: Path) -> None:
     assert "better" not in " ".join(verdict(read(run)))
     for line in terminal(run).splitlines():
         if "minus domain only, paired" in line:
-            assert line.endswith("COLLAPSED: domain + kernel, domain only")
+            assert line.count("(COLLAPSED: domain + kernel, domain only)") == 2
     assert "[+7.2, +17.5] ⚠ collapsed: domain + kernel, domain only" in page_of(run)[1].text
     marked = [line for line in terminal(run).splitlines() if line.startswith("  answers most")][0]
     assert "joy 100% !" in marked and "fear 90% !" in marked
