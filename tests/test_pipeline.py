@@ -181,6 +181,14 @@ def test_what_is_only_shown_is_shown_anew_and_makes_nothing_stale(inputs):
         assert (folder / stage / "manifest.json").exists()
 
 
+def test_options_of_methods_that_are_not_asked_for_make_nothing_stale(finished, inputs):
+    run(tiny_run_config(inputs, "finished", select={"bm25": {"b": 0.5}}))
+    config = tiny_run_config(inputs, "asked", select={"methods": ["bm25"]})
+    run(config, until="select")
+    with pytest.raises(UserError, match=r"select.bm25.b was 0.75, is now 0.5"):
+        run(tiny_run_config(inputs, "asked", select={"methods": ["bm25"], "bm25": {"b": 0.5}}), until="select")
+
+
 def test_another_key_for_families_needs_no_scores(inputs):
     """The codes in the store are of the old key, so the records are read once more."""
     folder = run(tiny_run_config(inputs, "families"), until="select")

@@ -145,7 +145,7 @@ def _fingerprint(
     settings = flatten(to_tree(config)) | (pipeline.resolved(config) if pipeline.resolved else {})
     stages = [pipeline.stage(stage) for stage in (*pipeline.before(config, name), name)]
     kinds = dict.fromkeys(kind for stage in stages for kind in stage.inputs)
-    decides = _chosen(settings, [key for stage in stages for key in stage.reads])
+    decides = _chosen(settings, [key for stage in stages for key in stage.keys(config)])
     hashes = {f"input.{kind}.{path}": digest for kind in kinds for path, digest in inputs[kind].items()}
     shown = _chosen(settings, pipeline.stage(name).shows)
     return {key: value for key, value in decides.items() if key not in shown} | hashes, shown
