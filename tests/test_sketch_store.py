@@ -89,7 +89,7 @@ def test_a_norm_beyond_the_range_of_squares():
 
 @pytest.mark.parametrize("at", ["between blocks", "inside a block", "before the marker"])
 def test_an_interrupted_store_ends_in_the_same_bytes(whole, tmp_path, monkeypatch, at):
-    folder, write, write_key = tmp_path / "s", blocks.write_block, arrays._write_key
+    folder, write, write_mark = tmp_path / "s", blocks.write_block, arrays._write_mark
 
     def dying_block(store, block, values):
         if block == 1 and at == "inside a block":  # some of its arrays are written, others not
@@ -98,13 +98,13 @@ def test_an_interrupted_store_ends_in_the_same_bytes(whole, tmp_path, monkeypatc
             raise KeyboardInterrupt
         write(store, block, values)
 
-    def dying_key(folder, files, key, value, **how):
-        if key.endswith("00000001"):
+    def dying_mark(store, block):
+        if block == 1:
             raise KeyboardInterrupt
-        write_key(folder, files, key, value, **how)
+        write_mark(store, block)
 
     monkeypatch.setattr(blocks, "write_block", dying_block)
-    monkeypatch.setattr(arrays, "_write_key", dying_key)
+    monkeypatch.setattr(arrays, "_write_mark", dying_mark)
     with pytest.raises(KeyboardInterrupt):
         store_in(folder)
     monkeypatch.undo()
