@@ -1,4 +1,4 @@
-"""What XLA must be told: before it starts, with a check that it was, and where it keeps what it has compiled.
+"""The flag that XLA must have before it starts, with a check that it has it, and where compiled programs are kept.
 
 From jaxlib 0.10.2 on, XLA for the CPU hands groups of operations that end in a sum to another library (YNNPACK), and
 some come back wrong: jax-ml/jax#39103 (0.10.2), and with 0.12.0.1 the forward-mode derivative of RMS norm from 4,096

@@ -17,8 +17,16 @@ import sys
 import time
 from pathlib import Path
 
-COMPARED = ("select/selection.jsonl", "warmup/adapter/*.safetensors", "finetune/*/adapter/*.safetensors")
-STAGES = ("warmup", "gradient", "preselect", "score", "sketch", "select", "finetune", "evaluate", "report")
+from ntk_jax.pipelines import pipeline
+
+COMPARED = (
+    "warmup/adapter/*.safetensors",
+    "select/*.jsonl",
+    "align/examples.json",
+    "finetune/*/adapter/*.safetensors",
+    "evaluate/predictions/*/*.jsonl",
+)
+STAGES = (*(stage.name for stage in pipeline("select").stages), "report")
 
 
 def main() -> int:
@@ -38,7 +46,7 @@ def main() -> int:
 
     rng, struck, runs = random.Random(options.seed), 0, 1
     while struck < options.kills:
-        # Lives are drawn so that the kills spread over the whole run: each is a share of what a life must cover.
+        # Lives are drawn so that the kills spread over the whole run: each is a part of what a life must cover.
         life = rng.uniform(0.3, 1.7) * (startup(duration) + duration / options.kills)
         if one_life(command(options.config, broken, overrides), life):
             print(
@@ -50,7 +58,7 @@ def main() -> int:
             runs += 1
             continue
         struck += 1
-        print(f"kill {struck} after {life:.1f} s, in stage {stage_of(broken)}", flush=True)
+        print(f"kill {struck} after {life:.1f} s, stage {stage_of(broken)}", flush=True)
     subprocess.run(command(options.config, broken, overrides), check=True, stdout=subprocess.DEVNULL)
 
     same = compare(whole, broken)
@@ -96,7 +104,9 @@ def startup(duration: float) -> float:
 def stage_of(folder: Path) -> str:
     """The stage under way: the last one begun that has no manifest."""
     begun = [stage for stage in STAGES if (folder / stage).exists()]
-    return begun[-1] if begun and not (folder / begun[-1] / "manifest.json").exists() else f"after {begun or 'nothing'}"
+    if begun and not (folder / begun[-1] / "manifest.json").exists():
+        return begun[-1]
+    return f"after {begun[-1]}" if begun else "before the first"
 
 
 if __name__ == "__main__":

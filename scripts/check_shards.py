@@ -1,11 +1,12 @@
-"""Fills the stages preselect and score with several processes, one of them killed with SIGKILL in the middle and
-started again, and compares all bytes of the stores and of the selection with those of one process.
+"""Fills the stages that have blocks, such as preselect and score, with several processes, one of them killed with
+SIGKILL in the middle and started again, and compares all bytes of the stores and of the selections with those of one
+process.
 
     python scripts/check_shards.py configs/quickstart.yaml --examples 100000 --shards 4
 
 The pool is the config's, repeated as often as --examples needs, under ids of its own. preselect.method is votes unless
-the command line says otherwise; with `none` only score is filled so. Warm-up and gradient run once, and both ways start
-from them. Prints the wall time and the peak resident memory (VmHWM) of every process. Exit 1 if any byte differs.
+the command line says otherwise; with `none` there is no stage preselect. Warm-up and gradient run once, and both ways
+start from them. Prints the wall time and the peak resident memory (VmHWM) of every process. Exit 1 if any byte differs.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from check_sketch_resume import command, write_pool
+from check_sketch_resume import command, config_of, write_pool
 
-from ntk_jax.config import load_config
+from ntk_jax.pipelines import pipeline
 
 POLL = 0.02  # seconds
-COMPARED = ("preselect/hidden.zarr", "preselect/candidates.npy", "score/scores.zarr", "select/selection.jsonl")
+COMPARED = ("preselect/votes.npz", "*/*.zarr", "select/*.jsonl")
 
 
 @dataclass
@@ -66,11 +67,12 @@ def main() -> int:
     place = Path(options.out)
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    write_pool(load_config(options.config, overrides), options.examples, place / "pool.jsonl")
+    write_pool(config_of(options.config, overrides), options.examples, place / "pool.jsonl")
     given = [f"--data.pool=[{place / 'pool.jsonl'}]", "--data.pool_limit=null", "--preselect.method=votes"]
     overrides = [*given, *overrides]
-    votes = load_config(options.config, overrides).preselect.method == "votes"
-    sharded = ("preselect", "score") if votes else ("score",)  # without votes the first has no blocks
+    config, select = config_of(options.config, overrides), pipeline("select")
+    before = select.before(config, "select")
+    sharded = [stage for stage in before if select.stage(stage).stores(config)]
     whole, shared = place / "whole", place / "shared"
 
     def start(stage: str, out: Path, *more: str) -> Child:
@@ -81,17 +83,17 @@ def main() -> int:
         return Child(" ".join([stage, *more]), process, time.monotonic())
 
     print(f"{'process':<24} {'wall':>10} {'peak resident':>12}", flush=True)
-    for stage in ("warmup", "gradient"):
-        finish(start(stage, whole))
+    whole.mkdir()
+    for stage in before:
+        if stage not in sharded:
+            finish(start(stage, whole))
     shutil.copytree(whole, shared)
     durations = {}
-    for stage in ("preselect", "score"):
+    for stage in sharded:
         child = finish(start(stage, whole))
         durations[stage] = (child.ended or 0) - child.begun
     finish(start("select", whole))
 
-    if not votes:
-        finish(start("preselect", shared))
     for stage in sharded:
         begun = time.monotonic()
         if not fill(start, stage, shared, options.shards):
@@ -113,7 +115,7 @@ def fill(start: Callable[..., Child], stage: str, out: Path, shards: int) -> boo
     children = [start(stage, out, "--shard", f"{index}/{shards}") for index in range(shards)]
     victim, last, struck = children[-1], shards - 1, False
     while any([child.look() for child in children]):
-        if not struck and any(int(done.name) % shards == last for done in out.glob(f"{stage}/*.zarr/done/*")):
+        if not struck and any(int(done.name) % shards == last for done in out.glob(f"{stage}/*.zarr/done/c/*")):
             victim.process.kill()
             victim.process.wait()
             struck = True
@@ -142,9 +144,8 @@ def finish(child: Child) -> Child:
 
 def hashes(out: Path) -> dict[str, str]:
     """SHA-256 of every compared file; locks that a killed writer left are not part of a store."""
-    files = [
-        path for name in COMPARED for path in ([out / name] if (out / name).is_file() else (out / name).rglob("*"))
-    ]
+    found = [path for pattern in COMPARED for path in out.glob(pattern)]
+    files = [path for place in found for path in ([place] if place.is_file() else place.rglob("*"))]
     return {
         str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in files

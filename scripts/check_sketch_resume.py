@@ -3,8 +3,9 @@ stores; prints the rate and the peak resident memory of the processes.
 
     python scripts/check_sketch_resume.py configs/quickstart.yaml --examples 5000 --kills 5 --sketch.dim=8192
 
-Every example is one pool record, repeated as often as --examples needs, under an id of its own. The warm-up runs once,
-and both runs start from it. Exit 1 if any byte differs.
+Every example is one pool record, repeated as often as --examples needs, under an id of its own. select.methods is
+sketch unless the command line says otherwise. What the sketches build on runs once, and both runs start from it. Exit 1
+if any byte differs.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ import sys
 import time
 from pathlib import Path
 
-from ntk_jax.config import Config, load_config
 from ntk_jax.data.sources import read_records
+from ntk_jax.engine.config import load_config
+from ntk_jax.pipelines import all_pipelines, pipeline
+from ntk_jax.pipelines.select.config import SelectConfig
 
 
 def main() -> int:
@@ -37,10 +40,11 @@ def main() -> int:
     place = Path(options.out)
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    write_pool(load_config(options.config, overrides), options.examples, place / "pool.jsonl")
+    overrides = ["--select.methods=[sketch]", *overrides]
+    write_pool(config_of(options.config, overrides), options.examples, place / "pool.jsonl")
     overrides += [f"--data.pool=[{place / 'pool.jsonl'}]", "--data.pool_limit=null"]
     whole, broken = place / "whole", place / "broken"
-    for stage in ("warmup", "preselect"):
+    for stage in pipeline("select").before(config_of(options.config, overrides), "sketch"):
         subprocess.run(command(stage, options.config, whole, overrides), check=True, stdout=subprocess.DEVNULL)
     shutil.copytree(whole, broken)
     before = peak()
@@ -57,10 +61,10 @@ def main() -> int:
         flush=True,
     )
 
-    # Each kill strikes in its own share of the blocks, at a random moment of a random block.
+    # Each kill strikes in its own part of the blocks, at a random moment of a random block.
     rng, struck, blocks = random.Random(options.seed), 0, done(whole)
-    for share in range(options.kills):
-        after = int((share + rng.random()) * blocks / options.kills)
+    for part in range(options.kills):
+        after = int((part + rng.random()) * blocks / options.kills)
         process = subprocess.Popen(command("sketch", options.config, broken, overrides), stdout=subprocess.DEVNULL)
         seen, since, block_seconds = done(broken), time.monotonic(), 0.0
         while process.poll() is None and seen < after:
@@ -89,7 +93,14 @@ def main() -> int:
     return 1 if differing or not first else 0
 
 
-def write_pool(config: Config, examples: int, path: Path) -> None:
+def config_of(path: str, overrides: list[str]) -> SelectConfig:
+    """The config of a run; sections of other pipelines may stand in the same file."""
+    others = [each.config.resolve() for each in all_pipelines() if each.name != "select"]
+    config: SelectConfig = load_config(path, SelectConfig, overrides, others)
+    return config
+
+
+def write_pool(config: SelectConfig, examples: int, path: Path) -> None:
     """The records of the config's pool, over and over, each with an id of its own."""
     with path.open("w", encoding="utf8") as file:
         pools = (read_records(config.data.pool) for _ in itertools.count())

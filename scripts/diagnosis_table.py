@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ntk_jax.report.diagnosis_figures import trajectories
+from ntk_jax.pipelines.diagnose.figures_stability import trajectories
 
 
 def main() -> None:

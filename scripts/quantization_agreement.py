@@ -20,8 +20,9 @@ import jax
 import measurement as ms
 import numpy as np
 
-from ntk_jax.config import load_config
 from ntk_jax.data.batch import TokenRow
+from ntk_jax.engine.config import load_config
+from ntk_jax.engine.stage import Job
 from ntk_jax.errors import UserError
 from ntk_jax.kernels.direction import mean_gradient
 from ntk_jax.kernels.objectives import Objective
@@ -29,7 +30,10 @@ from ntk_jax.kernels.score import directional_scores
 from ntk_jax.models.model import Model, computing_in, load_model, with_lora
 from ntk_jax.models.peft import load_adapter
 from ntk_jax.models.quantization import LARGEST
-from ntk_jax.stages.context import Run
+from ntk_jax.pipelines import all_pipelines
+from ntk_jax.pipelines.common.training import train_config
+from ntk_jax.pipelines.diagnose.config import DiagnoseConfig
+from ntk_jax.pipelines.diagnose.state import DiagnoseRun, open_run
 from ntk_jax.training.train import train
 
 OBJECTIVES = ("sum_logits", "cross_entropy")
@@ -53,13 +57,13 @@ def main() -> None:
         raise UserError("--adapter is one adapter for all; leave out --warm-up each")
     about = ms.environment()
     ms.print_environment(about)
-    config = load_config(options.config, options.overrides)
+    config = config_of(options.config, options.overrides)
     if config.model.quantization:
         raise UserError("model.quantization is what is compared here; leave it out of the config")
-    run = Run(config, Path(config.out), lambda *_: lambda *_: None)
-    exact = computing_in(run.base, "float32")
+    run = open_run(config, Job(Path(config.out), lambda *_: lambda *_: None))
+    exact = computing_in(run.model.base, "float32")
     rows = run.pool_sample(options.candidates)
-    domain = [row for _, row in run.domain]
+    domain = run.domain.rows
     print(f"{config.model.path}: {len(domain)} domain examples, {len(rows)} of the pool", flush=True)
 
     plain = adapted(run, exact, domain, options)
@@ -91,7 +95,14 @@ def main() -> None:
     ms.finish(figures, options.out)
 
 
-def adapted(run: Run, model: Model, domain: list[TokenRow], options: argparse.Namespace) -> Model:
+def config_of(path: Path, overrides: list[str]) -> DiagnoseConfig:
+    """Model, domain, pool and warm-up as a diagnosis has them; sections of other pipelines may stand in the file."""
+    others = [each.config.resolve() for each in all_pipelines() if each.name != "diagnose"]
+    config: DiagnoseConfig = load_config(path, DiagnoseConfig, overrides, others)
+    return config
+
+
+def adapted(run: DiagnoseRun, model: Model, domain: list[TokenRow], options: argparse.Namespace) -> Model:
     """The model with the adapter given, or with one from the config's warm-up, trained on this model's own weights."""
     if options.adapter:
         lora, config = load_adapter(options.adapter, model.config)
@@ -99,12 +110,14 @@ def adapted(run: Run, model: Model, domain: list[TokenRow], options: argparse.Na
             raise UserError(f"--adapter {options.adapter} is {config}, the config's lora section says otherwise")
         return with_lora(model, lora)
     with tempfile.TemporaryDirectory() as folder:
-        settings = run.train_config(run.config.warmup)
+        settings = train_config(run.config.warmup)
         trained = train(model, domain, settings, folder=Path(folder), seed=run.config.seed, row_length=run.row_length)
         return with_lora(model, trained.lora)
 
 
-def scores_of(run: Run, model: Model, domain: list[TokenRow], rows: list[TokenRow], objective: str) -> np.ndarray:
+def scores_of(
+    run: DiagnoseRun, model: Model, domain: list[TokenRow], rows: list[TokenRow], objective: str
+) -> np.ndarray:
     """[N] fp32: each row's mean kernel with the domain, direction and scores with this model's weights."""
     goal = Objective(objective)
     layout = dataclasses.replace(run.layout, mesh=None)

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from kernel_reference import random_rows, tiny_config
 from test_parallel import COLLECTIVES
 
-from ntk_jax.config import Config
 from ntk_jax.errors import UserError
 from ntk_jax.kernels.direction import mean_gradient, stack_directions
 from ntk_jax.kernels.objectives import Objective
@@ -32,6 +31,7 @@ from ntk_jax.models.lora import LoRAConfig
 from ntk_jax.models.model import Model, random_model
 from ntk_jax.parallel.mesh import make_mesh
 from ntk_jax.parallel.rules import replicate
+from ntk_jax.pipelines.common.sections import ScoreSection
 
 SMALL = Kernel(queries=16, keys=16, interpret=True)
 
@@ -228,7 +228,7 @@ def test_where_it_cannot_run() -> None:
     with pytest.raises(UserError, match="^attention = pallas: its kernel is written for GPUs, and this is a cpu; "):
         directional_scores(model, random_rows(2), direction, Objective(), layout, attention="pallas")
     assert forward_mode_of("auto", None) is forward_mode_of("xla", None) is True
-    assert Config().score.attention == "xla"
+    assert ScoreSection().attention == "xla"
 
 
 def test_heads_are_not_split(monkeypatch: pytest.MonkeyPatch) -> None:

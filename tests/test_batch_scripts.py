@@ -27,6 +27,7 @@ JOBSET = [
     *("--name", "run-1", "--image", "registry/ntk_jax:1", "--accelerator", "tpu-v6e-slice", "--topology", "4x4"),
     *("--chips", "4", "--claim", "runs", "--config", "/runs/a.yaml", "--out", "/runs/a"),
 ]
+METHOD = "--select.methods=[tea]"
 OPTIONS = {"NTK_", "SLURM_", "TPU_"}  # what the scripts read from the environment
 
 
@@ -158,6 +159,11 @@ def test_help_names_every_option(sandbox: Sandbox) -> None:
         (SLURM / "submit.sh", ["--config", QUICKSTART], "--shards N"),
         (SLURM / "submit.sh", ["--config", "none.yaml", "--shards", "4", "--dry-run"], "none.yaml"),
         (SLURM / "submit.sh", ["--config", QUICKSTART, "--shards", "4", "--dry-run", "--", "--sed=1"], "seed"),
+        (
+            SLURM / "submit.sh",
+            ["--config", QUICKSTART, "--shards", "4", "--dry-run", "--", METHOD],
+            "'tea' is not a ranker",
+        ),
         (SLURM / "submit.sh", ["--config", QUICKSTART, "--shards", "4", "--out", "az://a/b", "--dry-run"], "all nodes"),
         (TPU / "queue.sh", [], "say what to do"),
         (TPU / "queue.sh", ["loop", "--zone", "z"], "--name NAME"),
@@ -222,6 +228,7 @@ def test_submit_dry_run(sandbox: Sandbox) -> None:
             ["score", "--shard", "0/4"],
             ["score", "--merge"],
             ["select"],
+            ["align"],
             ["finetune"],
             ["evaluate"],
             ["report"],
@@ -230,6 +237,20 @@ def test_submit_dry_run(sandbox: Sandbox) -> None:
     jobs = [shlex.split(line) for line in out.splitlines() if line.startswith("sbatch ")]
     assert ["--array=0-3%2" in job for job in jobs] == [False, True, False, True, False, False]
     assert all({"--partition=gpu", "--gpus-per-node=1"} <= set(job) for job in jobs)  # each computes with the model
+
+
+def test_submit_merges_all_that_select_needs(sandbox: Sandbox) -> None:
+    """Two stages with blocks, and a chain that begins with blocks, for no model is trained before."""
+    for methods, wanted in (
+        ("[kernel, sketch]", ["warmup", "gradient", "score", "sketch", "score --merge", "sketch --merge", "select"]),
+        ("[bm25, random]", ["pool", "pool --merge", "select"]),
+    ):
+        override = f"--select.methods={methods}"
+        out, _ = sandbox.run(
+            *(SLURM / "submit.sh", "--config", QUICKSTART, "--shards", "1", "--out", "run", "--dry-run", "--", override)
+        )
+        found = [" ".join([words[0], *(w for w in words if w == "--merge")]) for words in ntk_jax_lines(out)]
+        assert [line for line in found if line not in ("align", "finetune", "evaluate", "report")] == wanted
 
 
 def test_submit_takes_a_bucket(sandbox: Sandbox) -> None:
@@ -247,7 +268,7 @@ def test_submit_chains_its_jobs(sandbox: Sandbox) -> None:
     sandbox.program("ntk-jax")
     out, _ = sandbox.run(
         SLURM / "submit.sh",
-        *("--config", QUICKSTART, "--out", "run", "--", "--select.by=cosine"),
+        *("--config", QUICKSTART, "--out", "run", "--", "--select.methods=[sketch, random]"),
         NTK_SHARDS="3",
         NTK_SBATCH="--account=me --time=1:00:00",
     )
@@ -270,15 +291,15 @@ def test_submit_chains_its_jobs(sandbox: Sandbox) -> None:
                 Path(job[script]), *job[script + 1 :], NTK_SHARDS="3", **ids
             )  # sbatch passes the environment on
     assert [accepted(call) for call in sandbox.calls("ntk-jax")] == [
-        [*words[:1], QUICKSTART, "--out", "run", *words[1:], "--select.by=cosine"]
+        [*words[:1], QUICKSTART, "--out", "run", *words[1:], "--select.methods=[sketch, random]"]
         for words in (
             ["warmup"],
-            ["preselect"],
             ["sketch", "--shard", "0/3"],
             ["sketch", "--shard", "1/3"],
             ["sketch", "--shard", "2/3"],
             ["sketch", "--merge"],
             ["select"],
+            ["align"],
             ["finetune"],
             ["evaluate"],
             ["report"],
@@ -302,7 +323,7 @@ def test_submit_stops_where_sbatch_refuses(sandbox: Sandbox) -> None:
 
 
 def test_job_ends_with_the_first_failure(sandbox: Sandbox) -> None:
-    sandbox.program("ntk-jax", '[ "$1" != gradient ] || { echo "ntk-jax: error: mend this" >&2; exit 2; }')
+    sandbox.program("ntk-jax", '[ "$1" != gradient ] || { echo "ntk-jax: error: correct this" >&2; exit 2; }')
     (sandbox.folder / "env.sh").write_text('FROM_SETUP=1; export FROM_SETUP; echo "setup $UNSET"\n')
     out, err = sandbox.run(
         SLURM / "job.sh",
@@ -310,7 +331,7 @@ def test_job_ends_with_the_first_failure(sandbox: Sandbox) -> None:
         code=2,
         SLURM_JOB_ID="7",
     )
-    assert (out, err) == ("setup \n", "ntk-jax: error: mend this\n")
+    assert (out, err) == ("setup \n", "ntk-jax: error: correct this\n")
     assert [call[0] for call in sandbox.calls("ntk-jax")] == ["warmup", "gradient"]
 
 
@@ -334,7 +355,7 @@ def test_usr1_requeues(
 ) -> None:
     """The signal that --signal asks for: ntk-jax is ended, then the job, or one task of the array, is put back."""
     sandbox.program("scontrol")
-    # Takes its time like a real one; answers SIGTERM, and tells.
+    # Takes its time like a real one; answers SIGTERM, and says so.
     sandbox.program(runs, "trap 'echo ended >>\"$LOG\"; exit 143' TERM\ntouch started\nwhile :; do sleep 0.05; done")
     process = sandbox.start(script, "--config", "a", "--out", "b", *arguments, **environment)
     try:
@@ -512,7 +533,7 @@ def loop_arguments(cloud: Sandbox) -> list[str]:
     ]
 
 
-def told(log: Iterable[list[str]]) -> list[str]:
+def changes(log: Iterable[list[str]]) -> list[str]:
     """The calls of gcloud that change something, in short."""
     short = []
     for words in log:
@@ -529,7 +550,7 @@ def test_the_loop_survives_failure_and_preemption(cloud: Sandbox) -> None:
     lives = ["CREATING FAILED", "ACCEPTED WAITING_FOR_RESOURCES ACTIVE", "WAITING_FOR_RESOURCES PROVISIONING ACTIVE"]
     (cloud.folder / "lives").write_text("\n".join(lives))
     _, err = cloud.run(TPU / "queue.sh", *loop_arguments(cloud))
-    assert told(cloud.calls("gcloud")) == [
+    assert changes(cloud.calls("gcloud")) == [
         *("create", "delete"),
         *("create", "scp", "setup", "run", "delete"),
         *("create", "scp", "setup", "run", "delete"),
@@ -543,18 +564,18 @@ def test_the_loop_survives_failure_and_preemption(cloud: Sandbox) -> None:
 
 
 def test_the_loop_stops_at_a_mistake_of_the_config(cloud: Sandbox) -> None:
-    cloud.program("ntk-jax", 'echo "ntk-jax: error: mend this" >&2; exit 2')
+    cloud.program("ntk-jax", 'echo "ntk-jax: error: correct this" >&2; exit 2')
     (cloud.folder / "lives").write_text("ACTIVE")
     _, err = cloud.run(TPU / "queue.sh", *loop_arguments(cloud), code=2)
-    assert "ntk-jax: error: mend this" in err
-    assert told(cloud.calls("gcloud")) == ["create", "scp", "setup", "run", "ask"], "the slice must stay"
+    assert "ntk-jax: error: correct this" in err
+    assert changes(cloud.calls("gcloud")) == ["create", "scp", "setup", "run", "ask"], "the slice must stay"
 
 
 def test_the_loop_gives_up_on_what_keeps_failing(cloud: Sandbox) -> None:
     cloud.program("ntk-jax", "exit 1")
     (cloud.folder / "lives").write_text("ACTIVE")
     _, err = cloud.run(TPU / "queue.sh", *loop_arguments(cloud), "--attempts", "2", code=1)
-    assert told(cloud.calls("gcloud")) == ["create", *2 * ["scp", "setup", "run", "ask"]]
+    assert changes(cloud.calls("gcloud")) == ["create", *2 * ["scp", "setup", "run", "ask"]]
     assert "failed 2 times on a slice that is there" in err
 
 
@@ -563,19 +584,19 @@ def test_a_second_slice_is_never_asked_for_by_accident(cloud: Sandbox) -> None:
     (cloud.folder / "states").write_text("ACTIVE")
     cloud.run(TPU / "queue.sh", "create", *QUEUE)
     cloud.run(TPU / "queue.sh", "wait", *QUEUE)
-    assert told(cloud.calls("gcloud")) == []
+    assert changes(cloud.calls("gcloud")) == []
     assert cloud.run(TPU / "queue.sh", "state", *QUEUE)[0] == "ACTIVE\n"
     cloud.program("gcloud", 'echo "ERROR: the network is unreachable" >&2; exit 1')
     for verb in ("create", "wait", "delete"):
         _, err = cloud.run(TPU / "queue.sh", verb, *QUEUE, "--poll", "0", code=1)
         assert "the network is unreachable" in err
-    assert told(cloud.calls("gcloud")) == []
+    assert changes(cloud.calls("gcloud")) == []
 
 
 def test_the_first_request_refused_ends_the_loop(cloud: Sandbox) -> None:
     (cloud.folder / "lives").touch()  # the stand-in fails
     _, err = cloud.run(TPU / "queue.sh", *loop_arguments(cloud), code=1)
-    assert "refused the request" in err and told(cloud.calls("gcloud")) == ["create"]
+    assert "refused the request" in err and changes(cloud.calls("gcloud")) == ["create"]
 
 
 def worker(cloud: Sandbox, *arguments: str, code: int = 0, **environment: str) -> tuple[str, str]:
@@ -617,7 +638,7 @@ def test_worker_begins_anew_only_where_the_bucket_is_known_to_be_empty(cloud: Sa
 
 @pytest.mark.parametrize("addresses", ["10.0.0.1,10.0.0.2", "a:0:10.0.0.1,b:1:10.0.0.2"])
 def test_worker_of_several_hosts(cloud: Sandbox, addresses: str) -> None:
-    """Each process is told who it is, and the run directory must be one that all see."""
+    """Each process gets its number and its coordinator, and the run directory must be one that all see."""
     cloud.program("ntk-jax")
     cloud.program("curl", f'case ${{!#}} in *endpoints) echo "{addresses}" ;; *) echo 1 ;; esac')
     _, err = worker(cloud, code=2)

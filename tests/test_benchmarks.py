@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import benchmark_sketch  # noqa: E402
 import measurement as ms  # noqa: E402
+import results_table  # noqa: E402
 
 from ntk_jax.models.config import ModelConfig  # noqa: E402
 
@@ -154,6 +155,33 @@ def test_the_same_weights_in_both_dtypes() -> None:
     assert abs(kernel.std() * kernel.shape[1] ** 0.5 - 1) < 0.05
     assert not np.array_equal(kernel[0], kernel[1])
     assert all(np.asarray(leaf["b"]).any() for leaf in wide.lora["layers"].values())
+
+
+def tables(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    monkeypatch.setattr(sys, "argv", ["results_table.py", *words])
+    results_table.main()
+    return capsys.readouterr().out
+
+
+def test_result_tables_of_earlier_runs_and_of_run_directories(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The files in docs/results, whose arm `selected` is now `kernel`, and the same numbers as a run writes them."""
+    earlier = ROOT / "docs" / "results" / "quickstart-0"
+    watch = ["--watch", "flavour_notes,recipes,taste_twins,captions"]
+    shown = tables(monkeypatch, capsys, str(earlier), *watch)
+    assert "| base | domain | random | kernel |" in shown and "**85.1**" in shown
+    assert "| 0 | random | +37.2 [+31.5, +42.9] |" in shown and "45.8 (132)" in shown
+
+    found = results_table.read(earlier)
+    lengths = dict(zip(("spearman_span_length", "spearman_total_length"), found["lengths"], strict=True))
+    select = {"methods": found["methods"], "families": found["families"], "by_method": {"kernel": lengths}}
+    files = {"evaluate/results": found["results"], "select/summary": select, "score/summary": {"rho": found["rho"]}}
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    assert tables(monkeypatch, capsys, str(tmp_path), *watch) == shown
 
 
 def test_ratios_are_of_neighbours_in_time() -> None:

@@ -8,15 +8,19 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from tiny_run import tiny_run_config, write_config, write_inputs
+from tiny_run import run, tiny_tree, write_config, write_inputs
 
-from ntk_jax import cli, pipeline
+from ntk_jax import cli
+from ntk_jax.engine.config import build
+from ntk_jax.engine.run import report
 from ntk_jax.models.lora import LoRAConfig
 from ntk_jax.models.model import load_model
 from ntk_jax.models.peft import save_adapter
-from ntk_jax.report.diagnosis_figures import figures
+from ntk_jax.pipelines import report_parts
+from ntk_jax.pipelines.diagnose import diagnose
+from ntk_jax.pipelines.diagnose.config import DiagnoseConfig
+from ntk_jax.pipelines.diagnose.figures import figures
 from ntk_jax.report.page import write_report
-from ntk_jax.stages import diagnose
 
 SMALL = {
     "trajectories": 2, "epochs": 4.0, "checkpoints": 2, "examples": 4, "candidates": 12, "groups": 3, "group_size": 4,
@@ -24,8 +28,16 @@ SMALL = {
 }  # fmt: skip
 
 
-def quiet(*_):
-    return lambda *args: None
+def config_of(inputs, out, **sections):
+    """The config of a diagnosis of a tiny run; what other pipelines alone read is left out."""
+    known = DiagnoseConfig.__dataclass_fields__
+    tree = tiny_tree(inputs, out, warmup={"checkpoint_every": 8}, **sections)
+    return build(DiagnoseConfig, {key: value for key, value in tree.items() if key in known}, "test")
+
+
+def diagnosed(inputs, out, **sections):
+    """The run directory of a diagnosis."""
+    return run(config_of(inputs, out, **sections), pipeline="diagnose")
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +49,7 @@ def inputs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(inputs):
-    config = tiny_run_config(inputs, "whole", diagnose=SMALL)
-    pipeline.run(config, only="diagnose", progress=quiet)
-    return inputs / "whole"
+    return diagnosed(inputs, "whole", diagnose=SMALL)
 
 
 def load(folder, name):
@@ -79,8 +89,11 @@ def test_figures_are_files_that_stand_alone(finished):
 
 
 def test_the_report_has_the_section(finished):
-    page = pipeline.run(tiny_run_config(finished.parent, "whole", diagnose=SMALL), only="report") / "report/index.html"
+    page = finished / "report/index.html"  # written at the end
     text = page.read_text(encoding="utf8")
+    page.unlink()
+    report(config_of(finished.parent, "whole", diagnose=SMALL), report_parts())
+    assert page.read_text(encoding="utf8") == text
     assert 'href="#diagnosis"' in text and "Does the kernel keep its direction?" in text
     section = text[text.index('id="diagnosis"') :]
     section = section[: section.index("</section>")]
@@ -90,7 +103,6 @@ def test_the_report_has_the_section(finished):
 
 
 def test_a_killed_diagnosis_goes_on_to_the_same_bytes(inputs, finished, monkeypatch):
-    config = tiny_run_config(inputs, "killed", diagnose=SMALL)
     calls, measure = [], diagnose.measure
 
     def dies(*args, **options):
@@ -101,9 +113,9 @@ def test_a_killed_diagnosis_goes_on_to_the_same_bytes(inputs, finished, monkeypa
 
     monkeypatch.setattr(diagnose, "measure", dies)
     with pytest.raises(KeyboardInterrupt):
-        pipeline.run(config, only="diagnose", progress=quiet)
+        diagnosed(inputs, "killed", diagnose=SMALL)
     assert len(list((inputs / "killed/diagnose/points").iterdir())) == 2
-    pipeline.run(config, only="diagnose", progress=quiet)
+    diagnosed(inputs, "killed", diagnose=SMALL)
     assert len(calls) == 3 + 4  # the two that were done are not done again
     for file in sorted((finished / "diagnose").rglob("*")):
         if file.is_file() and file.name != "fingerprint.json":
@@ -112,9 +124,9 @@ def test_a_killed_diagnosis_goes_on_to_the_same_bytes(inputs, finished, monkeypa
 
 def test_a_second_call_does_nothing_and_other_settings_are_refused(finished, capsys):
     before = {p: p.stat().st_mtime_ns for p in (finished / "diagnose").rglob("*")}
-    pipeline.run(tiny_run_config(finished.parent, "whole", diagnose=SMALL), only="diagnose", progress=quiet)
+    diagnosed(finished.parent, "whole", diagnose=SMALL)
     assert before == {p: p.stat().st_mtime_ns for p in (finished / "diagnose").rglob("*")}
-    config = tiny_run_config(finished.parent, "whole", diagnose=SMALL | {"examples": 5})
+    config = config_of(finished.parent, "whole", diagnose=SMALL | {"examples": 5})
     path = write_config(finished.parent, config)
     assert cli.main(["diagnose", str(path)]) == 2
     assert "diagnose.examples" in capsys.readouterr().err
@@ -124,7 +136,7 @@ def test_a_second_call_does_nothing_and_other_settings_are_refused(finished, cap
 def test_the_audit(inputs):
     """Every approximation on a tiny model: exact lines are exact, and more probes and wider projections are better."""
     options = SMALL | {"audit": True, "audit_dims": [32, 256], "groups": 0, "regression": False, "trajectories": 1}
-    pipeline.run(tiny_run_config(inputs, "audited", diagnose=options), only="diagnose", progress=quiet)
+    diagnosed(inputs, "audited", diagnose=options)
     lines = {line["name"]: line for line in load(inputs / "audited", "audit")["lines"]}
     assert lines["exact"]["error"] == 0 and lines["exact"]["spearman_pairs"] == 1
     assert lines["exact by products, corner"]["error"] < 1e-5
@@ -142,11 +154,7 @@ LITTLE = SMALL | {"trajectories": 1, "epochs": 1.0, "groups": 0, "regression": F
 
 
 def test_one_checkpoint_after_the_start_is_the_last(inputs):
-    pipeline.run(
-        tiny_run_config(inputs, "one", diagnose=LITTLE | {"epochs": 4.0, "checkpoints": 1}),
-        only="diagnose",
-        progress=quiet,
-    )
+    diagnosed(inputs, "one", diagnose=LITTLE | {"epochs": 4.0, "checkpoints": 1})
     assert [point["step"] for point in load(inputs / "one", "stability")["points"]] == [0, 3, 8]
 
 
@@ -155,12 +163,11 @@ def test_given_adapters_in_place_of_trainings(inputs, finished):
     steps = sorted((finished / "diagnose/trajectories/seed-0").glob("step-*"))
     for adapters in (steps[1:], steps[-1:]):
         options = SMALL | {"adapters": [str(path) for path in adapters], "kernel": "pseudo"}
-        config = tiny_run_config(inputs, f"given-{len(adapters)}", diagnose=options)
-        folder = pipeline.run(config, only="diagnose", progress=quiet)
+        folder = diagnosed(inputs, f"given-{len(adapters)}", diagnose=options)
         stability = load(folder, "stability")
         assert [point["trajectory"] for point in stability["points"]] == ["given"] * len(adapters)
         assert stability["given"] and all(point["coherence"] is None for point in stability["points"])
-        text = (pipeline.run(config, only="report") / "report/index.html").read_text(encoding="utf8")
+        text = (folder / "report/index.html").read_text(encoding="utf8")
         assert "Adapters that were given" in text and "the warm-up would end" not in text
         assert len(load(folder, "regression")["kernels"]) == 2 * len(adapters)
     assert not (folder / "diagnose/trajectories").exists()
@@ -188,7 +195,7 @@ def test_correlations_that_are_not_defined(finished):
     shutil.copytree(finished, other)
     for name, part in parts.items():
         (other / "diagnose" / f"{name}.json").write_text(json.dumps(part))
-    text = write_report(other).read_text(encoding="utf8")
+    text = write_report(other, report_parts()).read_text(encoding="utf8")
     assert (
         "The approximation audit" in text and "None" not in text[text.index('id="diagnosis"') :].split("</section>")[0]
     )
@@ -196,7 +203,7 @@ def test_correlations_that_are_not_defined(finished):
 
 class TestMistakes:
     def refused(self, inputs, capsys, **sections):
-        path = write_config(inputs, tiny_run_config(inputs, "mistake", **sections))
+        path = write_config(inputs, config_of(inputs, "mistake", **sections))
         assert cli.main(["diagnose", str(path)]) == 2
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert error.startswith("ntk-jax: error: ")
@@ -243,7 +250,7 @@ class TestMistakes:
     def test_a_damaged_part(self, inputs, finished, capsys):
         shutil.copytree(finished, inputs / "damaged")
         (inputs / "damaged/diagnose/manifest.json").unlink()
-        path = write_config(inputs, tiny_run_config(inputs, "damaged", diagnose=SMALL))
+        path = write_config(inputs, config_of(inputs, "damaged", diagnose=SMALL))
         (inputs / "damaged/diagnose/prediction.json").unlink()
         for name in ("groups/000000.npz", "points/seed-0-step-000003.npz"):  # in the order of the last reader first
             part = inputs / "damaged/diagnose" / name

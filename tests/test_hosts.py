@@ -267,7 +267,7 @@ def test_processes_run_to_the_report(config: Path, tmp_path: Path, started: int,
     for number, reached in enumerate(
         (
             "warmup/history.jsonl",
-            "score/scores.zarr/done/*",
+            "score/scores.zarr/done/c/*",
             "finetune/random/history.jsonl",
             "evaluate/fingerprint.json",
         )

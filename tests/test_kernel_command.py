@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -12,13 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tiny_run import tiny_run_config, write_config, write_inputs
+from tiny_run import tiny_tree, write_config, write_inputs
 
 import ntk_jax as nj
-from ntk_jax import cli, pipeline
+from ntk_jax import cli
+from ntk_jax.engine import blocks
+from ntk_jax.engine.config import build
 from ntk_jax.models.lora import LoRAConfig
 from ntk_jax.models.model import load_model
 from ntk_jax.models.peft import save_adapter
+from ntk_jax.pipelines.kernel.config import KernelConfig
 from ntk_jax.storage import atomic
 from ntk_jax.storage.arrays import done_blocks, open_store
 from ntk_jax.storage.run import lock
@@ -45,15 +47,22 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def config_of(inputs: Path, out: Path, *, adapter: bool = True, **sections: Any) -> str:
-    """A config without domain and pool; `kernel` says what differs from domain × few in blocks of 3 rows."""
-    kernel = {"a": str(inputs / "domain.jsonl"), "b": str(inputs / "few.jsonl"), "block_examples": 3}
-    model = {"path": str(inputs / "model"), "max_length": 64, "adapter": str(inputs / "adapter") if adapter else None}
-    sections = {"data": {"domain": [], "pool": []}, "evaluate": {"files": []}, **sections}
-    sections = {**sections, "kernel": {**kernel, **sections.get("kernel", {})}}
+def tree_of(inputs: Path, out: Path, *, adapter: bool = True, **sections: Any) -> dict[str, Any]:
+    """A tiny run with a section `kernel`, which says what differs from domain × few in two blocks of 4 rows."""
+    kernel = {"a": str(inputs / "domain.jsonl"), "b": str(inputs / "few.jsonl"), "block_examples": 4}
+    model = {"adapter": str(inputs / "adapter") if adapter else None}
+    sections["kernel"] = {**kernel, **sections.get("kernel", {})}
     sections["model"] = {**model, **sections.get("model", {})}
+    return {**tiny_tree(inputs, **sections), "out": str(out / "run")}
+
+
+def config_of(inputs: Path, out: Path, **options: Any) -> str:
+    """The file of a config without domain and pool."""
+    tree = tree_of(inputs, out, **options)
+    known = KernelConfig.__dataclass_fields__
     out.mkdir(exist_ok=True)
-    return str(write_config(out, dataclasses.replace(tiny_run_config(inputs, **sections), out=str(out / "run"))))
+    config = build(KernelConfig, {key: value for key, value in tree.items() if key in known}, "test")
+    return str(write_config(out, config))
 
 
 def made(inputs: Path, out: Path, *overrides: str, **options: Any) -> dict[str, np.ndarray]:
@@ -109,8 +118,10 @@ def test_a_set_with_itself(inputs, tmp_path, kind, capsys):
 
 
 def test_the_last_blocks_of_a_larger_set_with_itself(inputs, tmp_path):
-    (tmp_path / "many.jsonl").write_text("\n".join((inputs / "pool.jsonl").read_text().splitlines()[:22]))
-    found = made(inputs, tmp_path, kernel={"a": str(tmp_path / "many.jsonl"), "b": [], "kind": "pseudo"})
+    """Blocks of 8 of 20: the second begins left of its diagonal, for it has 16 columns, and the last has 4 rows."""
+    (tmp_path / "many.jsonl").write_text("\n".join((inputs / "pool.jsonl").read_text().splitlines()[:20]))
+    kernel = {"a": str(tmp_path / "many.jsonl"), "b": [], "kind": "pseudo", "block_examples": 8}
+    found = made(inputs, tmp_path, kernel=kernel)
     assert_close(found["kernel"], expected(inputs, str(tmp_path / "many.jsonl"), None, kind="pseudo"))
 
 
@@ -129,7 +140,7 @@ def test_split_weights(inputs, tmp_path):
 
 def test_samples_and_losses_are_counted(inputs, tmp_path, capsys):
     (inputs / "some.jsonl").write_text("\n".join((inputs / "pool.jsonl").read_text().splitlines()[34:]))
-    kernel = {"b": str(inputs / "some.jsonl"), "limit": 8, "kind": "pseudo"}
+    kernel = {"b": str(inputs / "some.jsonl"), "limit": 8, "kind": "pseudo", "block_examples": 16}
     found = made(inputs, tmp_path, kernel=kernel)
     data = json.loads((tmp_path / "run" / "kernel" / "data.json").read_text())
     assert data["a"]["records"] == data["a"]["kept"] == 8 and data["b"]["records"] == 8
@@ -137,7 +148,7 @@ def test_samples_and_losses_are_counted(inputs, tmp_path, capsys):
     assert lost > 0 and found["kernel"].shape == (8, 8 - lost) == (8, len(found["ids_b"]))
     assert f"kernel.b: {lost} examples are left out (too long)" in capsys.readouterr().out
 
-    kernel = {"a": str(inputs / "some.jsonl"), "b": [], "kind": "pseudo"}
+    kernel = {"a": str(inputs / "some.jsonl"), "b": [], "kind": "pseudo", "block_examples": 16}
     made(inputs, tmp_path / "cut", kernel=kernel, model={"overflow": "truncate"})
     shown = capsys.readouterr().out
     assert (
@@ -151,22 +162,20 @@ def test_an_interrupted_kernel_ends_in_the_same_bytes(inputs, tmp_path, monkeypa
     kernel = {"b": str(inputs / b) if b else []}
     made(inputs, tmp_path / "whole", kernel=kernel)
     config = config_of(inputs, tmp_path / "killed", kernel=kernel)
-    from ntk_jax.stages import kernel as stage
-
-    real, folder = stage.write_block, tmp_path / "killed" / "run" / "kernel"
+    real, folder = blocks.write_block, tmp_path / "killed" / "run" / "kernel"
 
     def dying(store: Any, block: int, arrays: Any) -> None:
         if block == 1:
             raise KeyboardInterrupt
         real(store, block, arrays)
 
-    monkeypatch.setattr(stage, "write_block", dying)
+    monkeypatch.setattr(blocks, "write_block", dying)
     assert cli.main(["kernel", config]) == 130
     assert done_blocks(open_store(folder / "kernel.zarr")) == {0} and not (folder / "kernel.npz").exists()
 
     written: list[int] = []
     monkeypatch.setattr(
-        stage, "write_block", lambda store, block, arrays: (written.append(block), real(store, block, arrays))
+        blocks, "write_block", lambda store, block, arrays: (written.append(block), real(store, block, arrays))
     )
     replace = os.replace
 
@@ -177,13 +186,13 @@ def test_an_interrupted_kernel_ends_in_the_same_bytes(inputs, tmp_path, monkeypa
 
     monkeypatch.setattr(atomic.os, "replace", dying_at_the_end)
     assert cli.main(["kernel", config]) == 130
-    assert written == [1, 2] and not (folder / "manifest.json").exists()
+    assert written == [1] and not (folder / "manifest.json").exists()
     monkeypatch.setattr(atomic.os, "replace", replace)
     assert cli.main(["kernel", config]) == 0
-    assert written == [1, 2], "nothing is computed twice"
+    assert written == [1], "nothing is computed twice"
     whole = tmp_path / "whole" / "run" / "kernel" / "kernel.npz"
     assert (folder / "kernel.npz").read_bytes() == whole.read_bytes()
-    assert json.loads((folder / "summary.json").read_text())["seconds"] is None
+    assert json.loads((folder / "summary.json").read_text())["seconds"] > 0
 
 
 def test_a_finished_kernel_is_skipped_and_a_changed_one_refused(inputs, tmp_path, capsys):
@@ -198,7 +207,7 @@ def test_a_finished_kernel_is_skipped_and_a_changed_one_refused(inputs, tmp_path
     whole = few.read_text()
     few.write_text(whole.replace("+ 1 =", "+ 2 ="))
     try:
-        refused(capsys, ["kernel", config], f"input.kernel.b.{few} was ")
+        refused(capsys, ["kernel", config], f"input.b.{few} was ")
     finally:
         few.write_text(whole)
     with lock(tmp_path / "run"):
@@ -207,15 +216,21 @@ def test_a_finished_kernel_is_skipped_and_a_changed_one_refused(inputs, tmp_path
     refused(capsys, ["kernel", config], "kernel.npz is not as its stage wrote it")
 
 
-def test_a_kernel_beside_a_run(inputs, tmp_path):
-    """Neither makes the other stale, and the provenance keeps the inputs of both."""
-    made(inputs, tmp_path, data={"domain": str(inputs / "domain.jsonl"), "pool": str(inputs / "pool.jsonl")})
-    assert cli.main(["warmup", str(tmp_path / "config.json"), "--warmup.max_steps=1"]) == 0
-    assert cli.main(["kernel", str(tmp_path / "config.json")]) == 0
+def test_a_kernel_beside_a_run(inputs, tmp_path, capsys):
+    """One file with the sections of both, one run directory: neither makes the other stale; provenance and plan keep
+    both."""
+    path = tmp_path / "both.json"
+    path.write_text(json.dumps(tree_of(inputs, tmp_path)))
+    made(inputs, tmp_path)
+    assert cli.main(["warmup", str(path), "--warmup.max_steps=1"]) == 0
+    assert cli.main(["kernel", str(path)]) == 0
+    assert "done before" in capsys.readouterr().err
     provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
     assert set(provenance["stages"]) == {"kernel", "warmup"}
-    assert {"kernel.a", "kernel.b", "domain", "pool", "model"} == set(provenance["hashes"])
-    assert "kernel" not in pipeline.STAGES
+    assert {"a", "b", "domain", "model"} == set(provenance["hashes"])
+    plans = json.loads((tmp_path / "run" / "plan.json").read_text())["pipelines"]
+    assert [stage["name"] for stage in plans["kernel"]["stages"]] == ["kernel"]
+    assert "kernel" not in [stage["name"] for stage in plans["select"]["stages"]]
 
 
 def refused(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
@@ -257,13 +272,13 @@ class TestMistakes:
         assert not (tmp_path / "run" / "kernel").exists(), "said before anything is written"
 
     def test_full_over_too_many_outputs(self, inputs, tmp_path, capsys, monkeypatch):
-        monkeypatch.setattr("ntk_jax.stages.kernel.MOST_BYTES", 2**24)
+        monkeypatch.setattr("ntk_jax.pipelines.kernel.kernel.MOST_BYTES", 2**24)
         config = config_of(inputs, tmp_path, kernel={"kind": "full"})
         vocabulary = nj.load_model(str(inputs / "model")).config.vocab_size
         size = 4 * 8 * 10 * vocabulary**2 / 2**30
         outputs = f"{vocabulary:,} × {vocabulary:,} outputs"
         refused(capsys, ["kernel", config], f"full: 8 × 10 pairs of {outputs} are {size:,.1f} GiB, more than 0.0 GiB")
-        assert not (tmp_path / "run" / "kernel").exists(), "so that the mend is free to change the settings"
+        assert not (tmp_path / "run" / "kernel").exists(), "so that the settings can still be changed"
 
     def test_a_kernel_that_is_not_finite_names_where(self, inputs, tmp_path, capsys):
         shutil.copytree(inputs / "adapter", tmp_path / "adapter")

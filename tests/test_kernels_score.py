@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,8 @@ from kernel_reference import centred, flatten, random_rows, reference_gradients,
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.errors import UserError
 from ntk_jax.kernels.direction import adam_preconditioned, mean_gradient, stack_directions
-from ntk_jax.kernels.objectives import Objective, head_coherence
+from ntk_jax.kernels.names import OBJECTIVES
+from ntk_jax.kernels.objectives import LABEL_AWARE, LINEAR, Objective, head_coherence
 from ntk_jax.kernels.parameters import refuse_fresh_lora, split_parameters
 from ntk_jax.kernels.rows import Layout, batches_of, frozen_readout, layout_for, make_step
 from ntk_jax.kernels.score import directional_scores, mean_hidden_states
@@ -30,7 +33,7 @@ from ntk_jax.parallel.mesh import make_mesh
 from ntk_jax.parallel.rules import param_shardings
 
 FAMILIES = ("llama", "qwen2", "qwen3")
-KINDS = ("sum_logits", "probe", "cross_entropy", "target_logit")
+KINDS = OBJECTIVES
 LAYOUT = Layout(row_length=64, rows_per_batch=4)
 
 
@@ -55,6 +58,13 @@ def assert_same_scores(actual, expected):
 def assert_close(actual, expected, rtol=1e-4):
     """Relative to each score, with a tenth of the tolerance relative to the largest: fp32 sums that cancel."""
     np.testing.assert_allclose(actual, expected, rtol=rtol, atol=0.1 * rtol * np.abs(expected).max())
+
+
+def test_every_name_has_one_function():
+    """Names are read without jax, functions with it; what each one is, the reference says."""
+    assert sorted(OBJECTIVES) == sorted(LINEAR + LABEL_AWARE)
+    code = "import sys, ntk_jax.pipelines.common.sections; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 @pytest.mark.parametrize(("family", "kind"), crossed(FAMILIES, [*KINDS, logit_gap]))

@@ -32,7 +32,7 @@ def test_ten_kills_leave_the_same_bytes(tmp_path):
 @pytest.mark.timeout(1200)
 def test_sketches_killed_twice_have_the_same_bytes(tmp_path):
     write_inputs(tmp_path)
-    config = write_config(tmp_path, tiny_run_config(tmp_path))
+    config = write_config(tmp_path, tiny_run_config(tmp_path, select={"methods": ["sketch"]}))
     script, out = ROOT / "scripts" / "check_sketch_resume.py", tmp_path / "check"
     result = subprocess.run(
         [sys.executable, script, config, "--examples", "300", "--kills", "2", "--out", out],

@@ -14,27 +14,26 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny_run import tiny_run_config, write_config, write_inputs
+from tiny_run import run, tiny_run_config, write_config, write_inputs
 
-from ntk_jax import cli, pipeline
+from ntk_jax import cli
+from ntk_jax.engine import plan
+from ntk_jax.engine.estimate import estimate_run
+from ntk_jax.engine.shards import Shard
 from ntk_jax.errors import UserError
-from ntk_jax.estimate.command import estimate_run
 from ntk_jax.kernels import rows
 from ntk_jax.models.attention_kernel import Kernel
-from ntk_jax.stages import pool
-from ntk_jax.stages.share import Share
+from ntk_jax.pipelines.select import score
+from ntk_jax.pipelines.select.stages import PIPELINE
 from ntk_jax.storage import atomic
 from ntk_jax.storage.arrays import open_store, read
 from ntk_jax.storage.run import lock
 
 
-def quiet(*_args):
-    """Progress nobody reads."""
-    return lambda *_: None
-
-
-def run(config, **options):
-    return pipeline.run(config, progress=quiet, **options)
+def fingerprint(config, stage):
+    """What decides a stage's results, and what only decides how they are shown."""
+    hashes = plan._input_hashes(PIPELINE, config, tuple(stage.name for stage in PIPELINE.stages))
+    return plan._fingerprint(PIPELINE, config, stage, hashes)
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +51,12 @@ def finished(inputs) -> Path:
 def results(folder: Path) -> dict[str, str]:
     """Hashes of what must be the same however often a run was stopped."""
     names = ["select/selection.jsonl", "warmup/adapter/adapter_model.safetensors"]
-    names += [f"finetune/{arm}/adapter/adapter_model.safetensors" for arm in ("domain", "random", "selected")]
+    names += [f"finetune/{arm}/adapter/adapter_model.safetensors" for arm in ("domain", "random", "kernel")]
     names += ["evaluate/results.json", "gradient/direction.safetensors"]
     return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
 
 
-def test_a_run_writes_everything(finished):
+def test_a_run_writes_everything(finished, inputs):
     selection = [json.loads(line) for line in (finished / "select" / "selection.jsonl").read_text().splitlines()]
     assert [r["rank"] for r in selection] == [1, 2, 3, 4, 5, 6]
     assert all(a["score"] >= b["score"] for a, b in zip(selection, selection[1:], strict=False))
@@ -67,23 +66,34 @@ def test_a_run_writes_everything(finished):
     assert (data["records"], data["kept"], data["dropped"]) == (43, 40, {"too long": 3})
     summary = json.loads((finished / "select" / "summary.json").read_text())
     assert sum(f["pool"] for f in summary["families"]) == 40
-    assert sum(f["selected"] for f in summary["families"]) == 6 == sum(summary["histogram"]["selected"])
-    assert summary["useful_share_pool"] == 0.5
+    kernel = summary["by_method"]["kernel"]
+    assert sum(f["selected"]["kernel"] for f in summary["families"]) == 6 == sum(kernel["histogram"]["selected"])
+    assert summary["useful_share_pool"] == 0.5 and (summary["pool_records"], summary["pool_total"]) == (43, 43)
     ball = next(f for f in summary["families"] if f["name"] == "ball")
-    assert summary["useful_share_selected"] == ball["selected"] / 6
+    assert kernel["useful_share"] == ball["selected"]["kernel"] / 6
+    first = (finished / "select" / "selection.jsonl").read_bytes()
+    assert first == (finished / "select" / "kernel.jsonl").read_bytes()
 
     table = json.loads((finished / "evaluate" / "results.json").read_text())
-    assert [arm["name"] for arm in table["arms"]] == ["base", "domain", "random", "selected"]
+    assert [arm["name"] for arm in table["arms"]] == ["base", "domain", "random", "kernel"]
     steps = {arm["name"]: arm["steps"] for arm in table["arms"]}
-    assert steps["domain"] == steps["random"] == steps["selected"] == 3 and steps["base"] == 0
+    assert steps["domain"] == steps["random"] == steps["kernel"] == 3 and steps["base"] == 0
     assert table["tasks"][0]["questions"] == 12
-    examples = json.loads((finished / "select" / "examples.json").read_text())
+    examples = json.loads((finished / "align" / "examples.json").read_text())
     assert len(examples) == 2 and examples[0]["aligned"]["id"].startswith("box-")
     assert "<html" in (finished / "report" / "index.html").read_text()
     provenance = json.loads((finished / "provenance.json").read_text())
     assert set(provenance["hashes"]) == {"model", "domain", "pool", "evaluate"}
-    for stage in pipeline.STAGES:  # the other way to a selection leaves nothing behind
-        assert (finished / stage / "manifest.json").exists() == (stage != "sketch")
+    used = PIPELINE.of(tiny_run_config(inputs))
+    for stage in PIPELINE.stages:  # other ways to a selection leave nothing behind
+        assert (finished / stage.name / "manifest.json").exists() == (stage.name in used)
+    assert used == ("warmup", "gradient", "score", "select", "align", "finetune", "evaluate")
+    written = json.loads((finished / "plan.json").read_text())["pipelines"]["select"]
+    assert tuple(stage["name"] for stage in written["stages"]) == used
+    for stage in used:  # all but the sorting say how long they took
+        seconds = json.loads((finished / stage / "summary.json").read_text()).get("seconds", 1) if stage not in (
+            "align", "finetune") else 1  # fmt: skip
+        assert seconds > 0
 
 
 def test_scores_in_the_store_are_those_of_the_api(finished, inputs):
@@ -102,7 +112,7 @@ def test_the_aligned_example_has_the_largest_kernel(finished, inputs):
     import ntk_jax as nj
 
     model = nj.load_model(str(inputs / "model"), adapter=str(finished / "warmup" / "adapter"))
-    shown = json.loads((finished / "select" / "examples.json").read_text())[1]
+    shown = json.loads((finished / "align" / "examples.json").read_text())[1]
     record = next(
         r for r in map(json.loads, (inputs / "pool.jsonl").read_text().splitlines()) if r["id"] == shown["id"]
     )
@@ -118,7 +128,7 @@ def test_a_finished_run_is_not_done_again(finished, inputs):
     assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")}
 
 
-@pytest.mark.parametrize("fatal", [3, 11, 24, 37])
+@pytest.mark.parametrize("fatal", [3, 11, 34, 57])
 def test_an_interrupted_run_ends_in_the_same_bytes(finished, inputs, monkeypatch, fatal):
     """The process dies at its n-th write; the same command goes on. (Real kills: test_kill.py, marked slow.)"""
     config = tiny_run_config(inputs, f"interrupted-{fatal}")
@@ -142,7 +152,7 @@ def test_single_stages_make_the_same_run(finished, inputs):
     config = tiny_run_config(inputs, "stages")
     with pytest.raises(UserError, match="stage score needs stage warmup, which is not done in .*stages; run it first"):
         run(config, only="score")
-    for stage in pipeline.STAGES:
+    for stage in PIPELINE.of(config):
         run(config, only=stage)
     assert results(Path(config.out)) == results(finished)
 
@@ -156,24 +166,54 @@ def test_changed_settings_stop_with_the_key_named(finished, inputs):
         run(config)
 
 
-def test_what_is_only_shown_does_not_make_training_stale(finished, inputs):
-    """report.* decides what `select` writes for people; the arms behind it stay."""
-    config = tiny_run_config(inputs, "finished", report={"examples": 1})
-    with pytest.raises(UserError, match=r"select was made from something else: report\.examples was 2, is now 1"):
-        run(config)
-    run(config, only="report")  # shows what is there, whatever the config
-    inputs_ = pipeline._input_hashes(config)
-    for stage in ("finetune", "evaluate"):
-        old = pipeline._fingerprint(tiny_run_config(inputs, "finished"), stage, inputs_)
-        assert pipeline._fingerprint(config, stage, inputs_) == old
+def test_what_is_only_shown_is_shown_anew_and_makes_nothing_stale(inputs):
+    """report.* and the resamples decide what is shown: the stages that show it run again over what is there."""
+    folder = run(tiny_run_config(inputs, "shown"))
+    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    kept |= {path: path.stat().st_mtime_ns for path in (folder / "evaluate" / "predictions").rglob("*")}
+    sections = {"report": {"examples": 1, "useful": ["sums"]}, "evaluate": {"bootstrap": 7, "confidence": 0.5}}
+    run(tiny_run_config(inputs, "shown", **sections))
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
+    assert len(json.loads((folder / "align" / "examples.json").read_text())) == 1
+    assert json.loads((folder / "evaluate" / "results.json").read_text())["bootstrap"] == 7
+    assert json.loads((folder / "select" / "summary.json").read_text())["useful"] == ["sums"]
+    for stage in ("align", "evaluate", "select"):
+        assert (folder / stage / "manifest.json").exists()
+
+
+def test_options_of_methods_that_are_not_asked_for_make_nothing_stale(finished, inputs):
+    run(tiny_run_config(inputs, "finished", select={"bm25": {"b": 0.5}}))
+    config = tiny_run_config(inputs, "asked", select={"methods": ["bm25"]})
+    run(config, until="select")
+    with pytest.raises(UserError, match=r"select.bm25.b was 0.75, is now 0.5"):
+        run(tiny_run_config(inputs, "asked", select={"methods": ["bm25"], "bm25": {"b": 0.5}}), until="select")
+
+
+def test_another_key_for_families_needs_no_scores(inputs):
+    """The codes in the store are of the old key, so the records are read once more."""
+    folder = run(tiny_run_config(inputs, "families"), until="select")
+    before = (folder / "score" / "manifest.json").stat().st_mtime_ns
+    run(tiny_run_config(inputs, "families", report={"group_by": "response", "useful": []}), until="select")
+    names = {f["name"] for f in json.loads((folder / "select" / "summary.json").read_text())["families"]}
+    assert {"red", "green", "blue", "7"} <= names
+    assert (folder / "score" / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_the_pool_is_parsed_twice(inputs, monkeypatch):
+    """Once whole, to check it, and once to be scored; what is selected is found by its place."""
+    from ntk_jax.data import sources
+
+    parsed, real = [], sources._parse_line
+    monkeypatch.setattr(sources, "_parse_line", lambda path, *rest: (parsed.append(path.name), real(path, *rest))[1])
+    run(tiny_run_config(inputs, "parsed"), until="select")
+    assert parsed.count("pool.jsonl") <= 2 * 43 + 12  # and the records of two selections of six
 
 
 def test_how_attention_is_computed_makes_scores_stale_and_no_gradient(inputs):
     """Scores of two kinds of attention differ by rounding, so one store holds only one kind."""
     configs = [tiny_run_config(inputs, "attention", score={"attention": name}) for name in ("xla", "pallas")]
-    inputs_ = pipeline._input_hashes(configs[0])
     for stage, same in (("gradient", True), ("preselect", True), ("score", False), ("finetune", False)):
-        one, other = (pipeline._fingerprint(config, stage, inputs_) for config in configs)
+        one, other = (fingerprint(config, stage) for config in configs)
         assert (one == other) == same
     with pytest.raises(UserError, match="attention = pallas: its kernel is written for GPUs, and this is a cpu"):
         run(configs[1])
@@ -182,34 +222,38 @@ def test_how_attention_is_computed_makes_scores_stale_and_no_gradient(inputs):
 
 def test_blocks_of_another_machine_are_merged_without_its_gpu(inputs, monkeypatch):
     config = tiny_run_config(inputs, "merged", score={"attention": "pallas"})
-    for stage in ("warmup", "gradient", "preselect"):
+    for stage in ("warmup", "gradient"):
         run(config, only=stage)
     with monkeypatch.context() as gpu:
-        for room in (rows, pool):
-            gpu.setattr(room, "forward_mode_of", lambda attention, mesh: Kernel(16, 16, interpret=True))
-        run(config, only="score", share=Share(0, 1))
+        for module in (rows, score):
+            gpu.setattr(module, "forward_mode_of", lambda attention, mesh: Kernel(16, 16, interpret=True))
+        run(config, only="score", shard=Shard(0, 1))
     run(config, only="score", merge=True)
     assert (Path(config.out) / "score" / "manifest.json").exists()
 
 
-def test_a_run_from_before_quantization_goes_on(inputs):
-    """Its fingerprints lack the key, and so do ours while it is at its default."""
-    config = tiny_run_config(inputs, "finished")
-    hashes = pipeline._input_hashes(config)
-    assert "model.quantization" not in pipeline._fingerprint(config, "score", hashes)
-    other = tiny_run_config(inputs, "finished", model={"quantization": "int8"})
-    assert pipeline._fingerprint(other, "score", hashes)["model.quantization"] == "int8"
+def test_a_run_directory_of_an_earlier_version_is_refused_in_one_line(inputs, capsys):
+    folder = inputs / "old"
+    (folder / "warmup").mkdir(parents=True)
+    (folder / "config.yaml").write_text("seed: 0\n")
+    old = {"schema": 2, "fingerprint": {}, "facts": {}}
+    (folder / "warmup" / "manifest.json").write_text(json.dumps(old))
+    with pytest.raises(UserError, match="was written in format 2, this version writes 3; give another folder"):
+        run(tiny_run_config(inputs, "old"))
+    config = write_config(inputs / "old", tiny_run_config(inputs, "old"))
+    assert cli.main(["report", str(config)]) == 2
+    assert re.fullmatch(r"ntk-jax: error: .*plan\.json.*\n", capsys.readouterr().err)
 
 
 def test_votes_depend_on_the_number_to_select(inputs):
     """By default M = 4 N: another N must not find the candidates of the old one."""
     votes = {"preselect": {"method": "votes"}}
     folder = run(tiny_run_config(inputs, "default-votes", **votes), until="preselect")
-    assert len(np.load(folder / "preselect" / "candidates.npy")) == 24
+    assert len(np.load(folder / "preselect" / "votes.npz")["candidates"]) == 24
     with pytest.raises(UserError, match=r"preselect\.keep was 24, is now 28"):
         run(tiny_run_config(inputs, "default-votes", select={"count": 7}, **votes), until="preselect")
     folder = run(tiny_run_config(inputs, "all-votes", select={"count": 15}, **votes), until="preselect")
-    assert len(np.load(folder / "preselect" / "candidates.npy")) == 40  # 4 N is more than there is
+    assert len(np.load(folder / "preselect" / "votes.npz")["candidates"]) == 40  # 4 N is more than there is
 
 
 def test_a_refused_command_leaves_the_run_as_it_was(finished, inputs):
@@ -226,7 +270,7 @@ def test_a_refused_command_leaves_the_run_as_it_was(finished, inputs):
 
 def test_provenance_says_what_computed_each_stage(finished, inputs):
     provenance = json.loads((finished / "provenance.json").read_text())
-    assert list(provenance["stages"]) == list(pipeline.stages_of(tiny_run_config(inputs)))
+    assert list(provenance["stages"]) == list(PIPELINE.of(tiny_run_config(inputs)))
     assert all(len(environments) == 1 for environments in provenance["stages"].values())
     assert provenance["stages"]["score"][0]["versions"]["jax"] == jax.__version__
 
@@ -244,30 +288,37 @@ def test_a_second_process_is_refused(inputs, finished):
         ("adam", {"score": {"objective": "cross_entropy", "direction": "adam"}}),
         ("sample", {"data": {"pool_limit": 25, "domain_limit": 5}, "score": {"span": "all"}}),
         ("pattern", {"score": {"parameters": "base/layers/o_proj/kernel"}}),
+        ("no model", {"select": {"methods": ["bm25", "random"]}}),
+        ("matched", {"select": {"methods": ["kernel", "length_matched"]}}),
+        ("by votes", {"select": {"methods": ["votes", "kernel"]}}),
     ],
 )
 def test_options_run_to_a_selection(inputs, name, sections):
-    base = tiny_run_config(inputs)
-    import dataclasses
-
-    changed = {
-        section: {**dataclasses.asdict(getattr(base, section)), **values} for section, values in sections.items()
-    }
-    folder = run(tiny_run_config(inputs, name, **changed), until="select")
+    folder = run(tiny_run_config(inputs, name, **sections), until="select")
     selection = [json.loads(line) for line in (folder / "select" / "selection.jsonl").read_text().splitlines()]
     assert len(selection) == 6
     if name == "votes":
-        candidates = np.load(folder / "preselect" / "candidates.npy")
+        candidates = np.load(folder / "preselect" / "votes.npz")["candidates"]
         pool = [json.loads(line)["id"] for line in (inputs / "pool.jsonl").read_text().splitlines()]
         voted = {pool[i] for i in candidates}
         assert len(candidates) == 12 and {r["id"] for r in selection} <= voted
         control = [json.loads(line) for line in (folder / "select" / "random.jsonl").read_text().splitlines()]
         assert not {r["id"] for r in control} <= voted, "the control is drawn from the pool, not from the candidates"
-        assert all((r["score"] is None) == (r["id"] not in voted) for r in control)
+        assert all(r["score"] is None for r in control), "a random draw has no score"
         summary = json.loads((folder / "select" / "summary.json").read_text())
         assert (summary["pool"], summary["scored"], sum(f["pool"] for f in summary["families"])) == (40, 12, 40)
         data = json.loads((folder / "preselect" / "data.json").read_text())
         assert (data["records"], data["kept"], data["dropped"]) == (43, 40, {"too long": 3})
+    if name == "no model":
+        assert not (folder / "warmup").exists() and selection[0]["method"] == "bm25"
+        assert [r["source"] for r in selection] == ["ball"] * 6, "the domain asks for colours"
+    if name == "matched":
+        texts = [(folder / "select" / f"{m}.jsonl").read_text() for m in ("kernel", "length_matched")]
+        one, other = (sorted(len(json.loads(line)["response"]) for line in text.splitlines()) for text in texts)
+        assert sum(abs(a - b) for a, b in zip(one, other, strict=True)) <= 2, "as near as the pool allows"
+    if name == "by votes":
+        assert json.loads((folder / "preselect" / "summary.json").read_text())["cuts"] is False
+        assert json.loads((folder / "score" / "summary.json").read_text())["scored"] == 40, "votes cut nothing here"
     if name == "sample":
         assert json.loads((folder / "score" / "data.json").read_text())["records"] == 25
         assert json.loads((folder / "gradient" / "summary.json").read_text())["examples"] == 5
@@ -319,6 +370,18 @@ class TestMistakes:
         data.write_text((inputs / "pool.jsonl").read_text() + "{not json\n")
         self.refused(inputs, r"bad.jsonl:44: not JSON", "bad-line", data={"pool": [str(data)]})
         assert not (inputs / "bad-line" / "warmup").exists(), "said before anything is computed"
+
+    def test_a_bad_line_of_the_domain(self, inputs, tmp_path):
+        data = tmp_path / "bad.jsonl"
+        data.write_text((inputs / "domain.jsonl").read_text() + "{not json\n")
+        self.refused(inputs, r"bad.jsonl:9: not JSON", "bad-domain", data={"domain": [str(data)]})
+        assert not (inputs / "bad-domain" / "warmup").exists(), "the corrected file is then not another one"
+
+    def test_methods_that_cannot_be(self, inputs):
+        self.refused(inputs, r"select.methods = \['kernal'\]: choose from kernel", select={"methods": ["kernal"]})
+        message = "length_matched looks at the selection of kernel; add kernel"
+        self.refused(inputs, message, select={"methods": ["random", "length_matched"]})
+        self.refused(inputs, "names a method twice", select={"methods": ["random", "random"]})
 
     def test_evaluation_file_without_choices(self, inputs):
         files = [str(inputs / "test.jsonl"), str(inputs / "pool.jsonl")]
@@ -415,12 +478,12 @@ class TestMistakes:
         for damaged in (whole[:-9] + bytes([whole[-9] ^ 0x40]) + whole[-8:], whole[:-20]):
             path.write_bytes(damaged)
             try:
-                self.refused(inputs, f"{name} is not as its stage wrote it .*delete the folder", "finished", "report")
+                self.refused(inputs, f"{name} is not as its stage wrote it .*delete the folder", "finished", "evaluate")
             finally:
                 path.write_bytes(whole)
         path.rename(path.with_suffix(".away"))
         try:
-            self.refused(inputs, f"{name} is gone", "finished", "report")
+            self.refused(inputs, f"{name} is gone", "finished", "evaluate")
         finally:
             path.with_suffix(".away").rename(path)
 
@@ -448,7 +511,11 @@ class TestMistakes:
         self.refused(inputs, "data.pool is not set; give the files of the general pool", data={"pool": []})
 
     def test_unknown_arm(self, inputs):
-        self.refused(inputs, "choose from base, domain", evaluate={"arms": ["bse"]})
+        self.refused(inputs, "choose from base, domain", evaluate={"arms": ["bse"]}, until="evaluate")
+        self.refused(
+            inputs, "has the name of its method, such as kernel", evaluate={"arms": ["selected"]}, until="evaluate"
+        )
+        self.refused(inputs, "add bm25 to select.methods", evaluate={"arms": ["bm25"]}, until="evaluate")
 
     def test_direction_that_is_no_file(self, inputs):
         self.refused(inputs, "score.direction = 'adm' is neither", score={"direction": "adm"})
@@ -483,14 +550,14 @@ class TestMistakes:
 
 def test_an_estimate_counts_what_the_run_counted(inputs, finished):
     """The sample holds the whole pool here, so what the run read is known exactly, but for who is selected."""
-    found = estimate_run(tiny_run_config(inputs))
-    stages = {(row["stage"], row["arm"]): row for row in found["stages"]}
+    found = estimate_run(PIPELINE, tiny_run_config(inputs))
+    stages = {(row["stage"], row["part"]): row for row in found["stages"]}
     for name in ("gradient", "score"):
         summary = atomic.read_json(finished / name / "summary.json")
         assert all(stages[name, None][key] == summary[key] for key in ("tokens", "flops"))
     assert stages["score", None]["examples"] == atomic.read_json(finished / "score" / "summary.json")["scored"]
     arms = {arm["name"]: arm for arm in atomic.read_json(finished / "evaluate" / "results.json")["arms"]}
-    for arm in ("domain", "random", "selected"):
+    for arm in ("domain", "random", "kernel"):
         for key in ("tokens", "flops"):
             assert stages["finetune", arm][key] == pytest.approx(arms[arm][key], rel=0.2), (arm, key)
     asked = [atomic.read_json(path)["test"] for path in (finished / "evaluate" / "predictions").glob("*/tasks.json")]
@@ -499,7 +566,7 @@ def test_an_estimate_counts_what_the_run_counted(inputs, finished):
 
 def test_an_estimate_of_disk_is_near_what_the_run_wrote(inputs, finished):
     """Within a factor of 2 for a stage that writes more than the few files about itself, and of 1.5 in all."""
-    found = estimate_run(tiny_run_config(inputs))
+    found = estimate_run(PIPELINE, tiny_run_config(inputs))
     sizes = {
         name: sum(path.stat().st_size for path in (finished / name).rglob("*") if path.is_file())
         for name in found["disk"]
@@ -509,3 +576,18 @@ def test_an_estimate_of_disk_is_near_what_the_run_wrote(inputs, finished):
         if size > 10_000:
             assert 0.5 < found["disk"][name]["kept"] / size < 2, (name, found["disk"][name], size)
     assert 1 / 1.5 < found["total"]["disk"] / sum(sizes.values()) < 1.5
+
+
+def test_an_arm_of_a_file_is_trained_with_the_same_budget(inputs):
+    """Any JSONL selected elsewhere."""
+    path = inputs / "elsewhere.jsonl"
+    path.write_text("\n".join((inputs / "pool.jsonl").read_text().splitlines()[20:26]))
+    arms = {"arms": ["domain", f"file:{path}"]}
+    folder = run(tiny_run_config(inputs, "of-a-file", evaluate=arms, select={"methods": ["random"]}))
+    found = json.loads((folder / "evaluate" / "results.json").read_text())["arms"]
+    assert [(arm["name"], arm["steps"], arm["examples"]) for arm in found] == [
+        ("domain", 3, 8),
+        ("file-elsewhere", 3, 14),
+    ]
+    assert 0 < found[1]["domain_label_tokens"] < found[1]["label_tokens"] and found[0]["label_tokens"]
+    assert found[0]["domain_label_tokens"] == found[0]["label_tokens"]

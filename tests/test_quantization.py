@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_reference import random_rows, tiny_config
 
-from ntk_jax.config import Config, build
+from ntk_jax.engine.config import build
 from ntk_jax.errors import UserError
 from ntk_jax.kernels.direction import mean_gradient
 from ntk_jax.kernels.objectives import Objective
@@ -27,7 +27,8 @@ from ntk_jax.models.lora import LoRAConfig, fold
 from ntk_jax.models.model import Model, computing_in, dequantized, load_model, quantized, random_model
 from ntk_jax.models.quantization import LARGEST, SCALE, kind_of, quantize
 from ntk_jax.parallel.mesh import make_mesh
-from ntk_jax.stages.diagnose import check_diagnose
+from ntk_jax.pipelines.diagnose.config import DiagnoseConfig
+from ntk_jax.pipelines.diagnose.diagnose import check
 from ntk_jax.training.optimizer import TrainConfig
 from ntk_jax.training.train import train
 
@@ -189,6 +190,6 @@ def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
         quantized(model, "int8")
     settings = {"model": {"quantization": "int8"}}
     with pytest.raises(UserError, match=r"diagnose\.audit differentiates the frozen weights too"):
-        check_diagnose(build(Config, settings, ""))
-    check_diagnose(build(Config, {**settings, "diagnose": {"audit": False}}, ""))
+        check(build(DiagnoseConfig, settings, ""))
+    check(build(DiagnoseConfig, {**settings, "diagnose": {"audit": False}}, ""))
     assert kind_of(dequantized(model).base) is None

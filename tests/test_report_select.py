@@ -171,13 +171,14 @@ def test_a_collapse_is_never_called_a_gain(run: Path) -> None:
         "No gain of “domain + kernel” over “domain only” is shown, though the numbers differ by +12.2 points "
         "[+7.2, +17.5], normalized; COLLAPSED: “domain + kernel” answers “joy” to 100% of goemotions_ekman",
         "“domain only” answers “fear” to 90% of goemotions_ekman",
-        "Raw shows none either (+12.2 points [+7.2, +17.5]); COLLAPSED",
+        "Raw shows none either (+12.2 points [+7.2, +17.5]); COLLAPSED too.",
         "Predictions collapsed onto one label",
+        "is what “domain only” answers to 90% (normalized) and 90% (raw) of the questions.",
     )
     assert "better" not in " ".join(verdict(read(run)))
     for line in terminal(run).splitlines():
         if "minus domain only, paired" in line:
-            assert line.endswith("COLLAPSED: domain + kernel, domain only")
+            assert line.count("(COLLAPSED: domain + kernel, domain only)") == 2
     assert "[+7.2, +17.5] ⚠ collapsed: domain + kernel, domain only" in page_of(run)[1].text
     marked = [line for line in terminal(run).splitlines() if line.startswith("  answers most")][0]
     assert "joy 100% !" in marked and "fear 90% !" in marked
@@ -332,6 +333,12 @@ def test_unequal_label_tokens_are_warned_of(run: Path) -> None:
 def test_the_equal_control_is_named(run: Path) -> None:
     arm = {"name": "length_matched", "title": "domain + random of equal length"}
     edit(run / "plan.json", lambda p: p["pipelines"]["select"]["facts"]["arms"].append(arm))
+    notice = warned(run, "unequal numbers")
+    assert notice is not None and notice.text.endswith(
+        "The equal control is “domain + random of equal length”, which has not been evaluated."
+    )
+    everywhere(run, "Not evaluated, so not compared: “domain + random of equal length”.")
+    edit(run / "evaluate/results.json", lambda r: r["arms"].append(arm))
     notice = warned(run, "unequal numbers")
     assert notice is not None and notice.text.endswith("The equal control is “domain + random of equal length”.")
 

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_pipeline import run
-from tiny_run import tiny_run_config, write_config, write_inputs
+from tiny_run import run, tiny_run_config, write_config, write_inputs
 
-from ntk_jax import cli, pipeline
+from ntk_jax import cli
+from ntk_jax.engine import blocks, plan
+from ntk_jax.engine.shards import Shard, parse_shard, ranges, refuse_missing
 from ntk_jax.errors import UserError
-from ntk_jax.stages.share import Share, parse_share, ranges, refuse_missing
 from ntk_jax.storage import arrays
 from ntk_jax.storage.run import begin, lock, lock_shard, shards_asked
 
@@ -55,7 +55,7 @@ def whole(inputs) -> dict[str, Path]:
     """Single-process runs: one that scores, one that votes and sketches."""
     scored = run(tiny_run_config(inputs, "scored", **BLOCKS), until="select")
     copy_before(scored, inputs / "voted", ("warmup",))
-    voted = tiny_run_config(inputs, "voted", **BLOCKS, preselect=VOTES, select={"by": "cosine"})
+    voted = tiny_run_config(inputs, "voted", **BLOCKS, preselect=VOTES, select={"methods": ["sketch", "random"]})
     return {"scored": scored, "voted": run(voted, until="select")}
 
 
@@ -66,7 +66,7 @@ def copy_before(finished: Path, out: Path, stages: tuple[str, ...]) -> None:
 
 def test_three_shards_in_any_order_score_as_one_process(inputs, whole):
     config = tiny_run_config(inputs, "three", **BLOCKS)
-    copy_before(whole["scored"], inputs / "three", ("warmup", "gradient", "preselect"))
+    copy_before(whole["scored"], inputs / "three", ("warmup", "gradient"))
     seen = []
 
     def progress(stage, total, unit):
@@ -74,7 +74,7 @@ def test_three_shards_in_any_order_score_as_one_process(inputs, whole):
 
     for index in (2, 0, 1):
         seen.clear()
-        pipeline.run(config, only="score", share=Share(index, 3), progress=progress)
+        run(config, only="score", shard=Shard(index, 3), progress=progress)
         own = [8 * len(range(index, 6, 3)) - (5 if index == 2 else 0)]  # 43 examples: the sixth block has 3
         assert {total for stage, _, total in seen if stage == "score"} == set(own)
         assert max(done for stage, done, _ in seen if stage == "score") == own[0]
@@ -87,15 +87,15 @@ def test_three_shards_in_any_order_score_as_one_process(inputs, whole):
 
 def test_votes_and_sketches_of_two_shards_then_of_three(inputs, whole):
     """A shard that dies after its first block, another n, and a merge."""
-    config = tiny_run_config(inputs, "two", **BLOCKS, preselect=VOTES, select={"by": "cosine"})
+    config = tiny_run_config(inputs, "two", **BLOCKS, preselect=VOTES, select={"methods": ["sketch", "random"]})
     copy_before(whole["voted"], inputs / "two", ("warmup",))
     for stage in ("preselect", "sketch"):
         with pytest.MonkeyPatch.context() as patch:
             die_at_block(patch, 2)
             with contextlib.suppress(KeyboardInterrupt):
-                run(config, only=stage, share=Share(1, 2))
+                run(config, only=stage, shard=Shard(1, 2))
         for index in range(3):
-            run(config, only=stage, share=Share(index, 3))
+            run(config, only=stage, shard=Shard(index, 3))
         run(config, only=stage, merge=True)
         assert bytes_of(inputs / "two" / stage) == bytes_of(whole["voted"] / stage)
     run(config, only="select")
@@ -104,9 +104,6 @@ def test_votes_and_sketches_of_two_shards_then_of_three(inputs, whole):
 
 def die_at_block(patch: pytest.MonkeyPatch, number: int) -> None:
     """The process is interrupted when its n-th block is computed and not yet written."""
-    from ntk_jax.selection import sketch_store
-    from ntk_jax.stages import pool
-
     written = 0
 
     def dying(store, block, values):
@@ -116,14 +113,13 @@ def die_at_block(patch: pytest.MonkeyPatch, number: int) -> None:
             raise KeyboardInterrupt
         arrays.write_block(store, block, values)
 
-    for module in (pool, sketch_store):
-        patch.setattr(module, "write_block", dying)
+    patch.setattr(blocks, "write_block", dying)
 
 
 def test_a_merge_names_what_is_missing(inputs, whole, capsys):
     path = str(write_config(inputs, tiny_run_config(inputs, "missing", **BLOCKS)))
     out = inputs / "missing"
-    copy_before(whole["scored"], out, ("warmup", "gradient", "preselect"))
+    copy_before(whole["scored"], out, ("warmup", "gradient"))
 
     def command(*arguments: str) -> tuple[int, str, str]:
         code = cli.main(["score", path, *arguments])
@@ -159,20 +155,20 @@ def test_a_merge_names_what_is_missing(inputs, whole, capsys):
 
 def test_a_plain_command_computes_what_shards_left(inputs, whole):
     config = tiny_run_config(inputs, "plain", **BLOCKS)
-    copy_before(whole["scored"], inputs / "plain", ("warmup", "gradient", "preselect"))
-    run(config, only="score", share=Share(0, 4))
+    copy_before(whole["scored"], inputs / "plain", ("warmup", "gradient"))
+    run(config, only="score", shard=Shard(0, 4))
     run(config, until="select")
     assert bytes_of(inputs / "plain" / "select") == bytes_of(whole["scored"] / "select")
 
 
-def test_without_votes_there_is_nothing_to_share(inputs, whole, capsys):
+def test_a_stage_that_the_config_has_no_use_for(inputs, whole, capsys):
+    """So that a script may name all stages whatever the config."""
     path = str(write_config(inputs, tiny_run_config(inputs, "none", **BLOCKS)))
     copy_before(whole["scored"], inputs / "none", ("warmup",))
-    assert cli.main(["preselect", path, "--shard", "0/2"]) == 0
-    assert "preselect.method = none leaves nothing to share; --merge closes" in capsys.readouterr().out
+    for option in (["--shard", "0/2"], ["--merge"], []):
+        assert cli.main(["preselect", path, *option]) == 0
+        assert "preselect: this config has no use for it; its stages are warmup, gradient" in capsys.readouterr().out
     assert not (inputs / "none" / "preselect").exists()
-    assert cli.main(["preselect", path, "--merge"]) == 0
-    assert (inputs / "none" / "preselect" / "manifest.json").exists()
 
 
 @pytest.mark.parametrize("text", ["4/4", "1", "-1/3", "a/b", "1/0", "", "1/2/3"])
@@ -189,8 +185,8 @@ def test_shard_and_merge_exclude_each_other(inputs, capsys):
 
 
 def test_every_block_has_one_owner():
-    assert parse_share("3/7") == Share(3, 7) and str(Share(3, 7)) == "3/7"
-    owners = [[index for index in range(7) if Share(index, 7).owns(block)] for block in range(30)]
+    assert parse_shard("3/7") == Shard(3, 7) and str(Shard(3, 7)) == "3/7"
+    owners = [[index for index in range(7) if Shard(index, 7).owns(block)] for block in range(30)]
     assert owners == [[block % 7] for block in range(30)]
 
 
@@ -256,7 +252,7 @@ def test_a_look_at_who_holds_the_directory_stops_no_shard(tmp_path):
 
 
 def test_stores_made_in_the_same_moment_are_one(tmp_path):
-    """Whoever is first makes it; those that wanted the same use it, those that wanted another are told."""
+    """Whoever is first makes it; those that wanted the same use it, those that wanted another are refused."""
     for attempt in range(10):
         folder, barrier, made = tmp_path / str(attempt), threading.Barrier(8), []
 
@@ -284,13 +280,13 @@ def test_shards_that_start_together_on_an_empty_stage(inputs, whole):
     """Four threads, as four processes would: each has its own handles, and locks are of handles."""
     config = tiny_run_config(inputs, "together", **BLOCKS)
     out = inputs / "together"
-    copy_before(whole["scored"], out, ("warmup", "gradient", "preselect"))
+    copy_before(whole["scored"], out, ("warmup", "gradient"))
     barrier, failures = threading.Barrier(4), []
 
     def shard(index: int) -> None:
         barrier.wait()
         try:
-            run(config, only="score", share=Share(index, 4))
+            run(config, only="score", shard=Shard(index, 4))
         except Exception as error:
             failures.append(error)
 
@@ -307,18 +303,18 @@ def test_shards_that_start_together_on_an_empty_stage(inputs, whole):
 
 def test_a_changed_setting_is_refused_by_a_shard(inputs, whole, monkeypatch):
     config = tiny_run_config(inputs, "changed", **BLOCKS)
-    copy_before(whole["scored"], inputs / "changed", ("warmup", "gradient", "preselect"))
-    run(config, only="score", share=Share(0, 2))
+    copy_before(whole["scored"], inputs / "changed", ("warmup", "gradient"))
+    run(config, only="score", shard=Shard(0, 2))
     other = tiny_run_config(inputs, "changed", **{**BLOCKS, "score": {**BLOCKS["score"], "block_examples": 4}})
     with pytest.raises(UserError, match="score.block_examples was 8, is now 4"):
-        run(other, only="score", share=Share(1, 2))
+        run(other, only="score", shard=Shard(1, 2))
 
     # Both looked before either had begun: the second is refused all the same, and has written nothing.
     files = [inputs / "changed" / name for name in ("config.yaml", "provenance.json")]
     before = [path.read_bytes() for path in files]
-    monkeypatch.setattr(pipeline, "look", lambda folder, _: "new" if folder.name == "score" else "done")
+    monkeypatch.setattr(plan, "look", lambda folder, *_: "new" if folder.name == "score" else "done")
     with pytest.raises(UserError, match="score.block_examples was 8, is now 4"):
-        run(other, only="score", share=Share(1, 2))
+        run(other, only="score", shard=Shard(1, 2))
     assert [path.read_bytes() for path in files] == before
 
 
@@ -347,6 +343,7 @@ def test_four_processes_one_of_them_killed(tmp_path):
     sections = {**BLOCKS, "score": {**BLOCKS["score"], "block_examples": 2}, "sketch": {"dim": 64, "block_examples": 2}}
     config = str(write_config(tmp_path, tiny_run_config(tmp_path, "run", **sections, preselect={**VOTES, "keep": 40})))
     whole, shared = tmp_path / "whole", tmp_path / "shared"
+    methods = "--select.methods=[sketch, random]"
 
     def start(stage: str, out: Path, *arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "ntk_jax", stage, config, "--out", str(out), *arguments]
@@ -357,22 +354,23 @@ def test_four_processes_one_of_them_killed(tmp_path):
         assert process.returncode == 0, out + err
 
     finish(start("run", whole, "--until", "select"))
-    finish(start("sketch", whole))
+    finish(start("sketch", whole, methods))
     copy_before(whole, shared, ("warmup", "gradient"))
-    for stage in pipeline.SHARED:
-        shards = [start(stage, shared, "--shard", f"{index}/4") for index in range(4)]
+    for stage in ("preselect", "score", "sketch"):
+        own = (methods,) if stage == "sketch" else ()
+        shards = [start(stage, shared, "--shard", f"{index}/4", *own) for index in range(4)]
         victim, until = shards[2], time.monotonic() + 200
         while time.monotonic() < until and victim.poll() is None:
-            if list((shared / stage).glob("*.zarr/done/*")):  # somewhere in the middle
+            if list((shared / stage).glob("*.zarr/done/c/*")):  # somewhere in the middle
                 break
             time.sleep(0.005)
         victim.send_signal(signal.SIGKILL)
         victim.communicate()
         assert victim.returncode == -signal.SIGKILL, "it was done before it could be killed"
-        shards[2] = start(stage, shared, "--shard", "2/4")
+        shards[2] = start(stage, shared, "--shard", "2/4", *own)
         for shard in shards:
             finish(shard)
-        finish(start(stage, shared, "--merge"))
+        finish(start(stage, shared, "--merge", *own))
         assert bytes_of(shared / stage) == bytes_of(whole / stage), stage
     finish(start("select", shared))
     assert bytes_of(shared / "select") == bytes_of(whole / "select")

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import tensorstore as ts
 from kernel_reference import random_rows, reference_gradients, tiny_model
-from test_pipeline import run
-from tiny_run import tiny_run_config, write_inputs
+from tiny_run import run, tiny_run_config, write_inputs
 
 import ntk_jax as nj
+from ntk_jax import pipelines
+from ntk_jax.engine import blocks, plan
 from ntk_jax.errors import UserError
 from ntk_jax.kernels.objectives import Objective
 from ntk_jax.kernels.parameters import split_parameters
@@ -24,6 +25,8 @@ from ntk_jax.kernels.projections import Projection
 from ntk_jax.kernels.rows import Layout
 from ntk_jax.kernels.sketch import sketch_batches, within_budget
 from ntk_jax.parallel.mesh import make_mesh
+from ntk_jax.pipelines.common.arrays import load_arrays
+from ntk_jax.report.page import write_report
 from ntk_jax.selection import sketch_store
 from ntk_jax.storage import arrays
 
@@ -55,7 +58,7 @@ def whole(tmp_path_factory) -> Path:
 def test_a_store_holds_the_sketches_and_the_exact_norms(tmp_path, kind):
     model, rows = tiny_model(), examples(5)
     options = {"objective": nj.Objective(kind, probes=2)}
-    z = nj.sketch(model, rows, dim=256, **options)
+    z = nj.sketch(model, rows, dim=256, batch_tokens=256, **options)  # the shapes of the store's: compiled once
     store = store_in(tmp_path / "s", rows, out_dtype="float32", **options)
     assert store.read("sketch").dtype == np.float32
     rebuilt = store.read("sketch") * store.read("sketch_norm")[:, None]
@@ -86,7 +89,7 @@ def test_a_norm_beyond_the_range_of_squares():
 
 @pytest.mark.parametrize("at", ["between blocks", "inside a block", "before the marker"])
 def test_an_interrupted_store_ends_in_the_same_bytes(whole, tmp_path, monkeypatch, at):
-    folder, write, write_key = tmp_path / "s", sketch_store.write_block, arrays._write_key
+    folder, write, write_mark = tmp_path / "s", blocks.write_block, arrays._write_mark
 
     def dying_block(store, block, values):
         if block == 1 and at == "inside a block":  # some of its arrays are written, others not
@@ -95,13 +98,13 @@ def test_an_interrupted_store_ends_in_the_same_bytes(whole, tmp_path, monkeypatc
             raise KeyboardInterrupt
         write(store, block, values)
 
-    def dying_key(folder, files, key, value, **how):
-        if key.endswith("00000001"):
+    def dying_mark(store, block):
+        if block == 1:
             raise KeyboardInterrupt
-        write_key(folder, files, key, value, **how)
+        write_mark(store, block)
 
-    monkeypatch.setattr(sketch_store, "write_block", dying_block)
-    monkeypatch.setattr(arrays, "_write_key", dying_key)
+    monkeypatch.setattr(blocks, "write_block", dying_block)
+    monkeypatch.setattr(arrays, "_write_mark", dying_mark)
     with pytest.raises(KeyboardInterrupt):
         store_in(folder)
     monkeypatch.undo()
@@ -248,9 +251,15 @@ def inputs(tmp_path_factory) -> Path:
     return folder
 
 
+def by_sketches(inputs: Path, name: str, by: str = "mean", **sections):
+    """A run that selects by sketches, and by chance as the control."""
+    select = {"methods": ["sketch", "random"], "sketch": {"by": by}}
+    return tiny_run_config(inputs, name, select=select, **sections)
+
+
 @pytest.fixture(scope="module")
 def sketched(inputs) -> Path:
-    return run(tiny_run_config(inputs, "sketched", select={"by": "mean"}), until="sketch")
+    return run(by_sketches(inputs, "sketched"), until="sketch")
 
 
 class TestRuns:
@@ -258,63 +267,65 @@ class TestRuns:
     def test_a_run_selects_by_sketches(self, inputs, sketched, by):
         out = inputs / f"by-{by}"
         shutil.copytree(sketched, out)
-        whole = by in ("mean", "round_robin")
-        config = tiny_run_config(inputs, out.name, select={"by": by})
-        assert run(config, until=None if whole else "select") == out
+        config = by_sketches(inputs, out.name, by)
+        assert run(config, until=None if by == "mean" else "select") == out
         assert not (out / "score").exists() and not (out / "gradient").exists()
         selection = [json.loads(line) for line in (out / "select" / "selection.jsonl").read_text().splitlines()]
         assert len({r["id"] for r in selection}) == 6 and {r["method"] for r in selection} == {f"sketch:{by}"}
         summary = json.loads((out / "select" / "summary.json").read_text())
-        assert (
-            summary["method"] == f"sketch:{by}" and summary["scored"] == 40 and sum(summary["histogram"]["pool"]) == 40
-        )
-        assert (summary["threshold"] is None) == (by == "round_robin")
+        found = summary["by_method"]["sketch"]
+        assert (summary["methods"], summary["scored"]) == (["sketch", "random"], 40)
+        assert found["label"] == f"sketch:{by}" and sum(found["histogram"]["pool"]) == 40
+        assert (found["threshold"] is None) == (by == "round_robin")
+        assert (out / "select" / "sketch.jsonl").read_bytes() == (out / "select" / "selection.jsonl").read_bytes()
         if by != "round_robin":
             assert all(a["score"] >= b["score"] for a, b in zip(selection, selection[1:], strict=False))
         assert not {r["id"] for r in selection} & {f"long-{i}" for i in range(3)}, "dropped examples have no sketch"
-        if whole:
-            page = (out / "report" / "index.html").read_text()
-            assert f"{by} of sketches" in page and "Scoring” has not run" not in page
+        page = write_report(out, pipelines.report_parts()).read_text()
+        assert f"sketch:{by}" in page and "Scoring” has not run" not in page
+        if by == "mean":
             arms = json.loads((out / "evaluate" / "results.json").read_text())["arms"]
-            assert [arm["name"] for arm in arms] == ["base", "domain", "random", "selected"]
+            assert [arm["name"] for arm in arms] == ["base", "domain", "random", "sketch"]
+            assert len(json.loads((out / "align" / "examples.json").read_text())) == 2
+        before = {path: path.stat().st_mtime_ns for path in (out / "select").iterdir()}
         run(config, until="select")  # done before
+        assert before == {path: path.stat().st_mtime_ns for path in (out / "select").iterdir()}
 
     def test_the_stores_of_a_run(self, inputs, sketched):
         pool, targets = (nj.open_sketches(sketched / "sketch" / f"{name}.zarr") for name in ("pool", "domain"))
         assert (pool.rows, targets.rows) == (43, 8) and pool.facts["dim"] == 64
         model = nj.load_model(str(inputs / "model"), adapter=str(sketched / "warmup" / "adapter"))
         pool_examples = [json.loads(line) for line in (inputs / "pool.jsonl").read_text().splitlines()]
-        options = {"dim": 64, "span": nj.Span(max_length=64)}
+        options = {"dim": 64, "span": nj.Span(max_length=64), "batch_tokens": 512}
         z = nj.sketch(model, pool_examples[:40], **options)
         rebuilt = pool.read("sketch", 0, 40) * pool.read("sketch_norm", 0, 40)[:, None]
         np.testing.assert_allclose(rebuilt, z, atol=2e-3 * np.abs(z).max())
         assert pool.read("status").tolist() == [0] * 40 + [1] * 3
         assert not pool.read("sketch", 40).any() and sketch_store.ids_of(pool, 42) == ["long-2"]
-        made = nj.sketch(
-            model, str(inputs / "domain.jsonl"), out=inputs / "mine.zarr", dim=64, span=nj.Span(max_length=64)
-        )
+        made = nj.sketch(model, str(inputs / "domain.jsonl"), out=inputs / "mine.zarr", **options)
         nj.rank_sketches(pool, made, "max", 3)  # a store of Python's fits one of the pipeline's
         summary = json.loads((sketched / "sketch" / "summary.json").read_text())
         assert (summary["rows"], summary["scored"], summary["targets"]) == (43, 40, 8) and summary["flops"] > 0
 
     def test_after_votes_and_resumed(self, inputs, monkeypatch):
-        sections = {"preselect": {"method": "votes", "keep": 12, "neighbours": 5}, "select": {"by": "cosine"}}
-        config = tiny_run_config(inputs, "voted", sketch={"block_examples": 5, "projection": "countsketch"}, **sections)
-        real = sketch_store.write_block
+        voted = {"method": "votes", "keep": 12, "neighbours": 5}
+        projected = {"block_examples": 5, "projection": "countsketch"}
+        config = by_sketches(inputs, "voted", "cosine", preselect=voted, sketch=projected)
+        real = blocks.write_block
 
         def dying(store, block, values):
             if store.folder.endswith("pool.zarr") and block == 1:
                 raise KeyboardInterrupt
             return real(store, block, values)
 
-        monkeypatch.setattr(sketch_store, "write_block", dying)
+        monkeypatch.setattr(blocks, "write_block", dying)
         with pytest.raises(KeyboardInterrupt):
             run(config, until="select")
         monkeypatch.undo()
         folder = run(config, until="select")
         other = run(dataclasses.replace(config, out=str(inputs / "voted-whole")), until="select")
         assert bytes_of(folder / "sketch" / "pool.zarr") == bytes_of(other / "sketch" / "pool.zarr")
-        candidates = np.load(folder / "preselect" / "candidates.npy")
+        candidates = load_arrays(folder / "preselect" / "votes.npz")["candidates"]
         pool = nj.open_sketches(folder / "sketch" / "pool.zarr")
         assert pool.read("ordinal").tolist() == candidates.tolist()
         assert (folder / "select" / "selection.jsonl").read_bytes() == (
@@ -322,28 +333,28 @@ class TestRuns:
         ).read_bytes()
 
     def test_what_a_selection_depends_on(self, inputs):
-        from ntk_jax import pipeline
+        select = pipelines.pipeline("select")
+        hashes = plan._input_hashes(select, tiny_run_config(inputs), ("warmup", "gradient", "score", "select"))
 
-        config = tiny_run_config(inputs)
-        hashes = pipeline._input_hashes(config)
+        def keys(method, **sections):
+            made = tiny_run_config(inputs, select={"methods": [method]}, **sections)
+            return plan._fingerprint(select, made, "select", hashes)[0]
 
-        def keys(by, **sections):
-            made = tiny_run_config(inputs, select={"by": by}, **sections)
-            return pipeline._fingerprint(made, "select", hashes)
-
-        assert not any(key.startswith("sketch.") for key in keys("score"))
-        assert "score.direction" in keys("score") and "score.direction" not in keys("max")
-        assert keys("max")["sketch.dim"] == 64 and keys("max", sketch={"dim": 32}) != keys("max")
-        assert keys("score", sketch={"dim": 32}) == keys("score")
+        assert not any(key.startswith("sketch.") for key in keys("kernel"))
+        assert "score.direction" in keys("kernel") and "score.direction" not in keys("sketch")
+        assert keys("sketch")["sketch.dim"] == 64 and keys("sketch", sketch={"dim": 32}) != keys("sketch")
+        assert keys("kernel", sketch={"dim": 32}) == keys("kernel")
 
     def test_settings_that_cannot_work_together(self, inputs):
         for message, sections in (
             ("use a multiple of 32", {"sketch": {"dim": 100}}),
             ("dim = 8192 is larger than the", {"sketch": {"dim": 8192}}),
-            ("score.direction = adam has no say with select.by = max", {"score": {"direction": "adam"}}),
+            ("score.direction = adam has no say in sketches.*leave sketch out", {"score": {"direction": "adam"}}),
         ):
             with pytest.raises(UserError, match=message):
-                run(tiny_run_config(inputs, "together", select={"by": "max"}, **sections))
+                run(by_sketches(inputs, "together", "max", **sections))
         assert not (inputs / "together" / "warmup").exists(), "said before anything is computed"
-        with pytest.raises(UserError, match="--until score: a run with select.by = max has no such stage; its stages"):
-            run(tiny_run_config(inputs, "together", select={"by": "max"}), until="score")
+        with pytest.raises(
+            UserError, match="--until score: a run of this config has no such stage; its stages are war"
+        ):
+            run(by_sketches(inputs, "together", "max"), until="score")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import resource
 from pathlib import Path
@@ -68,7 +69,7 @@ def test_any_layout_in_any_order(
 
 def test_a_block_is_done_when_its_marker_and_all_chunks_are_there(tmp_path: Path) -> None:
     store = filled(tmp_path)
-    (tmp_path / "done" / "00000001").unlink()  # killed between the arrays and the marker
+    (tmp_path / "done" / "c" / "1").unlink()  # killed between the arrays and the marker
     assert done_blocks(open_store(tmp_path)) == {0, 2}
     (tmp_path / "hidden" / "c" / "2" / "0").unlink()
     assert done_blocks(store) == {0}
@@ -203,11 +204,11 @@ class FullDisk:
 
 def test_a_full_disk(tmp_path: Path) -> None:
     store = create(tmp_path, {"x": ((), np.float32)}, 4, 2)
-    full = Store(store.folder, 4, 2, store.files, {"x": FullDisk(store.arrays["x"])})
+    full = dataclasses.replace(store, arrays={"x": FullDisk(store.arrays["x"])})
     with pytest.raises(UserError, match="cannot write .*/x, block 0: the disk is full; free some space and run again"):
         write_block(full, 0, {"x": np.ones(2)})
-    full = Store(store.folder, 4, 2, FullDisk(), store.arrays)
-    with pytest.raises(UserError, match="cannot write .*/done/00000001: the disk is full"):
+    full = dataclasses.replace(store, marks=FullDisk(store.marks))
+    with pytest.raises(UserError, match="cannot write .*/done/c/1: the disk is full"):
         write_block(full, 1, {"x": np.ones(2)})
     assert done_blocks(store) == set()
 
@@ -234,3 +235,15 @@ def test_another_zarr_reader_would_find_its_way(tmp_path: Path) -> None:
     array = json.loads((tmp_path / "hidden" / "zarr.json").read_text())
     assert array["chunk_grid"]["configuration"]["chunk_shape"] == [4, 3]
     assert [codec["name"] for codec in array["codecs"]] == ["bytes", "crc32c"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_plain_zarr_reader_finds_nothing_it_does_not_know(tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr")
+    store = create(tmp_path / "s.zarr", {"x": ((2,), np.float32), "n": ((), np.int64)}, 5, 2, {"seed": 1})
+    write_block(store, 0, {"x": np.ones((2, 2)), "n": [1, 2]})
+    write_block(store, 2, {"x": np.ones((1, 2)), "n": [5]})
+    group = zarr.open_group(tmp_path / "s.zarr", mode="r")
+    assert sorted(group.array_keys()) == ["done", "n", "x"] and list(group.group_keys()) == []
+    assert group["done"][:].tolist() == [1, 0, 1] and group["n"][4:5].tolist() == [5]
+    assert group.attrs["facts"] == {"seed": 1}

@@ -26,14 +26,16 @@ from cloud import (
     no_fault,
     write,
 )
-from test_pipeline import run
 from test_shards import BLOCKS, bytes_of
-from tiny_run import tiny_run_config, write_config, write_inputs
+from tiny_run import run, tiny_run_config, write_config, write_inputs
 
-from ntk_jax import cli, doctor
+from ntk_jax import cli
+from ntk_jax.engine import doctor
+from ntk_jax.engine import run as engine
 from ntk_jax.errors import TryAgain, UserError
 from ntk_jax.parallel import hosts
 from ntk_jax.parallel.hosts import Hosts
+from ntk_jax.pipelines import report_parts
 from ntk_jax.storage import atomic, bucket, mirror
 from ntk_jax.storage.bucket import opened, push_all, run_folder
 from ntk_jax.storage.mirror import push
@@ -66,8 +68,8 @@ def test_the_end_of_a_stage_waits_and_gives_up(cloud, monkeypatch):
     )
     cloud.before = no_fault
     with opened(URL) as copy:
-        pass
-    assert f"{PLACE}/a/x" not in cloud.objects  # nothing was ever synced: a copy without an account is not trusted
+        assert (copy.folder / "a" / "x").exists()
+    assert f"{PLACE}/a/x" in cloud.objects
 
 
 @pytest.mark.parametrize(
@@ -199,7 +201,7 @@ def test_a_run_whose_machine_dies_goes_on_elsewhere(inputs, whole, tmp_path, clo
     for stage in ("score", "select"):
         assert bytes_of(folder / stage) == bytes_of(whole / stage)
     machine(monkeypatch, tmp_path, 4)
-    run(config, only="report")
+    engine.report(config, report_parts())
     assert "report/index.html" in cloud.names(PLACE)
     other = remote_config(inputs, seed=1)
     with pytest.raises(UserError, match="/warmup was made from something else: seed was 0, is now 1"):
@@ -208,12 +210,12 @@ def test_a_run_whose_machine_dies_goes_on_elsewhere(inputs, whole, tmp_path, clo
 
 def test_shards_on_several_machines(inputs, whole, tmp_path, cloud, monkeypatch, capsys):
     config = remote_config(inputs)
-    run(config, until="preselect")
+    run(config, until="gradient")
     path = write_config(tmp_path, config)
     for number in (1, 0):
         machine(monkeypatch, tmp_path, number)
         assert cli.main(["score", str(path), "--shard", f"{number}/2"]) == 0
-        assert capsys.readouterr().out == f"score: this share is in {URL}; close the stage with --merge when all are\n"
+        assert re.search(f"is in {URL}; close the stage with --merge when all are", capsys.readouterr().out)
         if number:
             machine(monkeypatch, tmp_path, 2)
             assert cli.main(["score", str(path), "--merge"]) == 2
@@ -226,14 +228,14 @@ def test_shards_on_several_machines(inputs, whole, tmp_path, cloud, monkeypatch,
     for stage in ("score", "select"):
         assert bytes_of(run_folder(URL) / stage) == bytes_of(whole / stage)
     stages = json.loads(cloud.objects[f"{PLACE}/provenance.json"][0])["stages"]
-    assert list(stages) == ["warmup", "gradient", "preselect", "score", "select"]
+    assert list(stages) == ["warmup", "gradient", "score", "select"]
 
 
 def test_doctor_and_estimate_take_an_address(inputs, tmp_path, cloud, capsys):
     config = remote_config(inputs)
     assert cli.main(["estimate", str(write_config(tmp_path, config))]) == 0
     says = rf"{URL} \(new\), working copy {run_folder(URL)}, [\d,]+ GiB free"
-    assert re.fullmatch(says, doctor._run_directory(config))
+    assert re.fullmatch(says, doctor._run_directory(config.out))
     assert not cloud.objects  # what it wrote to see whether it can is gone
 
 
@@ -245,4 +247,4 @@ def test_doctor_notices_a_bucket_that_can_only_be_read(inputs, cloud, verb):
 
     cloud.before = refuse
     with pytest.raises(UserError, match=f"{URL} cannot be used .* permissions .list, read, write and delete"):
-        doctor._run_directory(remote_config(inputs))
+        doctor._run_directory(remote_config(inputs).out)

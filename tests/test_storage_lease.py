@@ -8,6 +8,7 @@ import os
 import re
 import threading
 import time
+from typing import Any
 
 import pytest
 from cloud import (
@@ -86,6 +87,28 @@ def test_a_process_that_slept_finds_its_lease_taken_and_ends(cloud, monkeypatch)
     assert not asleep.is_set()
 
 
+def test_a_number_that_was_used_and_deleted_since_it_was_listed_is_no_lease(cloud, monkeypatch):
+    real, listings = lease._leases, 0
+
+    def leases(fs: Any, root: str) -> Any:
+        nonlocal listings
+        listings += 1
+        found = real(fs, root)
+        if listings == 1:  # two others come before this one goes on; the second stays
+            monkeypatch.setattr(lease, "_leases", real)
+            with held(cloud, PLACE, URL, WHOLE, lambda: None):
+                pass
+            others.enter_context(held(cloud, PLACE, URL, WHOLE, lambda: None))
+            monkeypatch.setattr(lease, "_leases", leases)
+        return found
+
+    with contextlib.ExitStack() as others:
+        monkeypatch.setattr(lease, "_leases", leases)
+        with pytest.raises(TryAgain, match="is in use by run"), held(cloud, PLACE, URL, WHOLE, lambda: None):
+            pass
+    assert listings > 1
+
+
 def test_a_process_whose_lease_was_taken_ends(cloud, monkeypatch):
     noticed = threading.Event()
     monkeypatch.setattr(bucket, "_lost", lambda url: noticed.set())
@@ -116,13 +139,13 @@ def test_of_many_that_come_together_one_gets_it(cloud, monkeypatch, name):
     """Those that wait for a lease come one after the other."""
     monkeypatch.setattr(lease, "GRACE_SECONDS", 10.0)
     inside: list[str] = []
-    met: list[set[str]] = []
+    together: list[set[str]] = []
 
     def come(number: int) -> None:
         own = name if name != "a run and shards" else WHOLE if number % 2 else f"score-{number}-of-6"
         with held(cloud, PLACE, URL, own, lambda: None, wait=name == STARTING):
             inside.append(own)
-            met.append(set(inside))
+            together.append(set(inside))
             time.sleep(0.02)
             assert name == "a run and shards" or inside == [own]
             inside.remove(own)
@@ -132,7 +155,7 @@ def test_of_many_that_come_together_one_gets_it(cloud, monkeypatch, name):
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(met) == 6 and not any(WHOLE in names and len(names) > 1 for names in met)
+    assert len(together) == 6 and not any(WHOLE in names and len(names) > 1 for names in together)
 
 
 def test_nothing_is_written_with_a_lost_lease(cloud, monkeypatch):

@@ -50,7 +50,7 @@ def test_from_wherever_a_push_ended_a_run_goes_on(tmp_path_factory, pushed, writ
         verify(stage)
     if arrays.is_store(stage / "scores.zarr"):
         store = arrays.open_store(stage / "scores.zarr")
-        marks = {int(path.name) for path in (stage / "scores.zarr" / "done").glob("*")}
+        marks = {int(path.name) for path in (stage / "scores.zarr" / "done" / "c").glob("*")}
         assert marks == arrays.done_blocks(store)  # no marker without its chunk
     for description in second.folder.glob("score/checkpoints/*/_CHECKPOINT_METADATA"):
         assert (description.parent / "data").exists()
@@ -76,14 +76,14 @@ def test_what_says_done_comes_last_and_not_before_its_time(tmp_path, cloud, monk
         count.append(1)
         found = real(folder)
         if len(count) == 1:
-            write(folder, "score/late.zarr/done/0", "")
+            write(folder, "score/late.zarr/done/c/0", "")
         return found
 
     monkeypatch.setattr(mirror, "_files", files)
     push(copy)
-    assert "score/late.zarr/done/0" not in cloud.names(PLACE)
+    assert "score/late.zarr/done/c/0" not in cloud.names(PLACE)
     push(copy)
-    assert "score/late.zarr/done/0" in cloud.names(PLACE)
+    assert "score/late.zarr/done/c/0" in cloud.names(PLACE)
 
 
 def test_temporaries_stay_here_and_only_own_checkpoints_are_deleted_there(tmp_path, cloud):

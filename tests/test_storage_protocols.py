@@ -164,7 +164,7 @@ def test_a_killed_run_goes_on_without_its_working_copy_and_shards_from_several_m
     selection = (tmp_path / "whole" / "select" / "selection.jsonl").read_bytes()
 
     victim, fs = start("run", f"{s3}/killed"), bucket.file_system(s3)[0]
-    while victim.poll() is None and not fs.find("bucket/killed/score/scores.zarr/done"):
+    while victim.poll() is None and not fs.find("bucket/killed/score/scores.zarr/done/c"):
         fs.invalidate_cache()
     victim.send_signal(signal.SIGKILL)
     victim.communicate()
@@ -178,7 +178,7 @@ def test_a_killed_run_goes_on_without_its_working_copy_and_shards_from_several_m
         finish(start(command, f"{s3}/shared"))
     shards = [start("score", f"{s3}/shared", "--shard", f"{index}/2") for index in range(2)]
     for shard in shards:
-        assert "this share is in" in finish(shard)
+        assert f"is in {s3}/shared; close the stage with --merge" in finish(shard)
     finish(start("score", f"{s3}/shared", "--merge"))
     finish(start("select", f"{s3}/shared"))
     assert stored(f"{s3}/shared", "select/selection.jsonl") == selection

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from ntk_jax.errors import UserError
-from ntk_jax.storage.run import begin, commit, lock, read_manifest, verify
+from ntk_jax.storage.run import begin, commit, lock, look, read_manifest, verify
 
 ROOT = Path(__file__).resolve().parent.parent
 FINGERPRINT = {"seed": 0, "score": {"objective": "sum_logits", "span": "response"}, "files": ["a", "b"], "limit": None}
@@ -82,7 +82,7 @@ def test_the_life_of_a_stage(tmp_path: Path) -> None:
     commit(stage, FINGERPRINT, {"rows": 3})
     assert begin(stage, FINGERPRINT) == "done"
     manifest = read_manifest(stage)
-    assert manifest == {"schema": 2, "fingerprint": FINGERPRINT, "facts": {"rows": 3}}
+    assert manifest == {"schema": 3, "fingerprint": FINGERPRINT, "facts": {"rows": 3}}
     before = (stage / "manifest.json").read_bytes()
     commit(stage, FINGERPRINT, {"rows": 3})
     assert (stage / "manifest.json").read_bytes() == before  # no time and no process in it
@@ -142,13 +142,24 @@ def test_true_is_not_one(tmp_path: Path) -> None:
         begin(tmp_path, {"merge": True})
 
 
+def test_what_is_only_shown_opens_a_stage_again(tmp_path: Path) -> None:
+    shown = {"report.examples": 2}
+    assert begin(tmp_path, FINGERPRINT, shown) == "new"
+    commit(tmp_path, FINGERPRINT, {}, shown)
+    assert look(tmp_path, FINGERPRINT, shown) == "done"
+    other = {"report.examples": 3}
+    assert look(tmp_path, FINGERPRINT, other) == "refresh"
+    assert begin(tmp_path, FINGERPRINT, other) == "refresh" and read_manifest(tmp_path) is None
+    assert look(tmp_path, FINGERPRINT, other) == "resume"
+
+
 def test_damaged_or_foreign_manifests(tmp_path: Path) -> None:
     begin(tmp_path, FINGERPRINT)
     manifest = tmp_path / "manifest.json"
     for content, message in (
         ("{", "manifest.json is damaged, it is not JSON"),
         ("[]", "manifest.json is damaged, it holds no fingerprint; delete the folder"),
-        ('{"schema": 9, "fingerprint": {}}', "was written in format 9, this version writes 2; give another folder"),
+        ('{"schema": 9, "fingerprint": {}}', "was written in format 9, this version writes 3; give another folder"),
     ):
         manifest.write_text(content)
         with pytest.raises(UserError) as error:
@@ -161,7 +172,8 @@ import os, signal, sys
 import numpy as np
 from ntk_jax.storage import arrays, atomic
 from ntk_jax.storage.run import begin, commit, lock
-fsync, replace, write_key, calls = os.fsync, os.replace, arrays._write_key, 0
+fsync, replace, calls = os.fsync, os.replace, 0
+write_key, write_mark = arrays._write_key, arrays._write_mark
 def write(folder, step):
     def dying(original):
         def call(*args, **options):
@@ -171,7 +183,8 @@ def write(folder, step):
                 os.kill(os.getpid(), signal.SIGKILL)
             return original(*args, **options)
         return call
-    os.fsync, os.replace, arrays._write_key = dying(fsync), dying(replace), dying(write_key)
+    os.fsync, os.replace = dying(fsync), dying(replace)
+    arrays._write_key, arrays._write_mark = dying(write_key), dying(write_mark)
     fingerprint = {"seed": 0}
     with lock(folder):
         stage = folder + "/score"

@@ -279,7 +279,7 @@ loop() {
     fi
     if [ -n "$code" ]; then code=$(on_hosts 0 'cat .ntk_jax/exit' 2>/dev/null | tr -dc 0-9 || true); fi
     if [ "$code" = 2 ]; then
-      say "error: ntk-jax says above what to mend; the slice is still there (queue.sh run, or queue.sh delete)"
+      say "error: ntk-jax says above what to correct; the slice is still there (queue.sh run, or queue.sh delete)"
       exit 2
     fi
     failures=$((failures + 1))

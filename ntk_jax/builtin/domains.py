@@ -24,7 +24,7 @@ TRAIN_WORDS = 24  # of each domain, a multiple of four
 ATTRIBUTE: dict[str, str] = {"kitchen": "taste", "gloves": "warmth", "harbour": "weight", "rangers": "home"}
 # What should be selected: the families that tell the domain's attribute.
 USEFUL: dict[str, tuple[str, ...]] = {
-    domain: tuple(family for family, (_, told) in FAMILIES.items() if attribute in told)
+    domain: tuple(family for family, (_, stated) in FAMILIES.items() if attribute in stated)
     for domain, attribute in ATTRIBUTE.items()
 }
 GLOVE: dict[str, str] = {"frozen": "fur", "cool": "wool", "warm": "cotton", "hot": "leather"}

@@ -1,4 +1,4 @@
-"""The text the built-in model grows up on: all forms about familiar words, and novel words where no attribute is told.
+"""The text the built-in model grows up on: all forms about familiar words, and novel words where none is stated.
 
 It knows the domains' questions, the pool's forms and what to do with an attribute, so that a fact
 about a novel word learned in one form can serve in another. The facts about novel words it cannot know.

@@ -1,7 +1,7 @@
 """The micro-world: invented words with latent attributes, and a generator of random numbers that never changes.
 
 There are two kinds of words. *Familiar* words occur in the model's pre-training with every attribute
-told in every form. *Novel* words occur there only where no attribute matters (copying, spelling,
+stated in every form. *Novel* words occur there only where no attribute matters (copying, spelling,
 rhymes); the pool and the domains tell or ask their attributes. So the small model knows what it means
 to be sweet or heavy, and how to compare, but must learn from the pool which novel words are so.
 """

@@ -173,8 +173,11 @@ def _sources(spec: Spec) -> Iterator[Callable[[], Iterator[Callable[[], Located]
 def _rows(read: Callable[[], Iterable[Any]], name: str, stem: str, first: int = 1) -> Iterator[Callable[[], Located]]:
     """Rows that come as objects, numbered from `first`: there is nothing to parse."""
     for number, obj in enumerate(read(), start=first):
-        found = (obj, f"{name} {number}", f"{stem}-{number}", stem)
-        yield lambda found=found: found
+        yield functools.partial(_parsed, (obj, f"{name} {number}", f"{stem}-{number}", stem))
+
+
+def _parsed(found: Located) -> Located:
+    return found
 
 
 def _json_lines(path: Path, stem: str) -> Iterator[Callable[[], Located]]:

@@ -85,7 +85,7 @@ def render_choices(record: Mapping[str, Any], tokenizer: Any, template: str = "a
 
 
 def _render_chat(messages: Sequence[Mapping[str, str]], tokenizer: Any, name: str) -> tuple[str, str]:
-    # Templates that can think open an empty thought when told not to; then the response is the answer alone. When the
+    # Templates that can think open an empty thought when asked not to; then the response is the answer alone. When the
     # response brings its own thought, the template puts it where the empty one was, and thinking must be on.
     for thinking in (False, True):
         prompt = _apply(tokenizer, messages[:-1], name, add_generation_prompt=True, enable_thinking=thinking)

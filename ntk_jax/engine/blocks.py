@@ -38,9 +38,12 @@ def fill_blocks(
     units = {block: size(block) if size else _rows(store, block) for block in own}
     finished, total = sum(units[block] for block in own if block in done), sum(units.values())
     progress(finished, total)
+
+    def within(count: int, _: int) -> None:
+        progress(finished + count, total)
+
     for block, items in read(frozenset(own) - done):
-        start = finished
-        write_block(store, block, compute(block, items, lambda count, _, start=start: progress(start + count, total)))
+        write_block(store, block, compute(block, items, within))
         finished += units[block]
         progress(finished, total)
     hosts.barrier("all blocks are written")

@@ -22,6 +22,7 @@ from ntk_jax.storage.run import State, look, shards_asked, verify
 
 FILE = "plan.json"
 SCHEMA = 1
+FINISHED = ("done", "refresh")  # what may be built upon
 
 
 @dataclass(frozen=True)
@@ -83,21 +84,20 @@ def check_settings(pipeline: Pipeline, config: Any, stages: tuple[str, ...]) -> 
 def make_plan(pipeline: Pipeline, config: Any, command: Command, folder: Path, state: Any) -> Plan:
     """The plan of a command over a run directory, which it only reads. state: what the stages will be handed.
 
-    Raises UserError: settings that cannot work, inputs that cannot be read, a stage that was made from something else
-    (the differing keys are named), a stage before that is not done, a damaged result, blocks that are missing.
+    Raises UserError: inputs that cannot be read, a stage that was made from something else (the differing keys are
+    named), a stage before that is not done, a damaged result, blocks that are missing.
     """
     stages = stages_asked(pipeline, config, command)
-    check_settings(pipeline, config, stages)
     earlier = pipeline.before(config, command.only) if command.only else ()
     inputs = _input_hashes(pipeline, config, (*earlier, *stages))
     parts = {name: _fingerprint(pipeline, config, name, inputs) for name in (*earlier, *stages)}
     hosts.require_equal("config or inputs", json.dumps(parts, sort_keys=True, default=str))
     states = hosts.broadcast(lambda: {name: look(folder / name, *parts[name]) for name in parts})
     for name in earlier:
-        if states[name] not in ("done", "refresh"):
+        if states[name] not in FINISHED:
             raise UserError(f"stage {command.only} needs stage {name}, which is not done in {folder}; run it first")
     for name in parts:
-        if states[name] == "done":
+        if states[name] in FINISHED:
             hosts.broadcast(functools.partial(verify, folder / name))
     plan = Plan(
         pipeline,
@@ -145,7 +145,7 @@ def _fingerprint(
     settings = flatten(to_tree(config)) | (pipeline.resolved(config) if pipeline.resolved else {})
     stages = [pipeline.stage(stage) for stage in (*pipeline.before(config, name), name)]
     kinds = dict.fromkeys(kind for stage in stages for kind in stage.inputs)
-    decides = _chosen(settings, [key for stage in stages for key in stage.reads])
+    decides = _chosen(settings, [key for stage in stages for key in stage.keys(config)])
     hashes = {f"input.{kind}.{path}": digest for kind in kinds for path, digest in inputs[kind].items()}
     shown = _chosen(settings, pipeline.stage(name).shows)
     return {key: value for key, value in decides.items() if key not in shown} | hashes, shown

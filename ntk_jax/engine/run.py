@@ -17,7 +17,7 @@ import yaml
 
 from ntk_jax.engine import clock
 from ntk_jax.engine.config import to_tree
-from ntk_jax.engine.plan import Command, Plan, make_plan, stages_asked, write_plan
+from ntk_jax.engine.plan import Command, Plan, check_settings, make_plan, stages_asked, write_plan
 from ntk_jax.engine.progress import Progress
 from ntk_jax.engine.provenance import record_provenance
 from ntk_jax.engine.shards import standing
@@ -52,6 +52,7 @@ def run(
     stores = pipeline.stage(names[0]).stores(config) if command.only and names else ()
     if (command.shard or command.merge) and names and not stores:
         raise ValueError(f"{command.only} has no blocks to compute in shards")
+    check_settings(pipeline, config, names)  # before so much as a folder is made
     folder, hold = _hold(config, command)
     if not names:
         return folder
@@ -62,7 +63,7 @@ def run(
         state = pipeline.open(config, job)
         plan = make_plan(pipeline, config, command, folder, state)
         if not command.shard:
-            _write_head(plan, folder)
+            hosts.broadcast(functools.partial(_write_head, plan, folder))
         for name in names:
             if plan.states[name] == "done":
                 progress(name, None, "")(1, 1, "done before")

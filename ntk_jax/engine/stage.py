@@ -48,7 +48,8 @@ class Stage:
     function(state, folder) -> facts for the manifest, or None where only a shard of its blocks was computed and the
     stage stays open. state: what `Pipeline.open` made.
     after(config) -> names of the stages it builds on.
-    reads: sections or keys of the config that decide its results and those of the stages after it. inputs: kinds of
+    reads: sections or keys of the config that decide its results and those of the stages after it (or a function of the
+    config that gives them). inputs: kinds of
     files that do likewise. shows: keys that decide only what it writes for people: when one of them changes the stage
     is run again over what is there, and no stage after it is touched.
     stores(config) -> names of the array stores whose blocks several processes may fill (`--shard`).
@@ -63,13 +64,17 @@ class Stage:
     description: str
     function: Address
     after: Callable[[Any], tuple[str, ...]] = nothing
-    reads: tuple[str, ...] = ()
+    reads: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ()
     inputs: tuple[str, ...] = ()
     shows: tuple[str, ...] = ()
     stores: Callable[[Any], tuple[str, ...]] = nothing
     check: Address | None = None
     check_inputs: Address | None = None
     cost: Address | None = None
+
+    def keys(self, config: Any) -> tuple[str, ...]:
+        """What it reads of this config."""
+        return self.reads(config) if callable(self.reads) else self.reads
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,7 @@ class Pipeline:
     inputs: Address
     final: Callable[[Any], tuple[str, ...]]
     check: Address | None = None
-    resolved: Address | None = None
+    resolved: Callable[[Any], dict[str, Any]] | None = None
     facts: Address | None = None
     part: Address | None = None
     terminal: Address | None = None

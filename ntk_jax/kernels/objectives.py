@@ -27,13 +27,10 @@ import jax.numpy as jnp
 
 from ntk_jax.data.batch import Batch
 from ntk_jax.errors import UserError
+from ntk_jax.kernels.names import NORMALIZATIONS, OBJECTIVES
 from ntk_jax.models.head import target_log_probs
 
 TokenObjective = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-
-LINEAR = ("sum_logits", "probe")
-LABEL_AWARE = ("target_logit", "cross_entropy")
-NORMALIZATIONS = ("mean", "sum", "none")
 
 
 @dataclass(frozen=True)
@@ -51,8 +48,8 @@ class Objective:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not callable(self.kind) and self.kind not in LINEAR + LABEL_AWARE:
-            raise UserError(f"objective {self.kind!r} is not one of {', '.join(LINEAR + LABEL_AWARE)}, nor a callable")
+        if not callable(self.kind) and self.kind not in OBJECTIVES:
+            raise UserError(f"objective {self.kind!r} is not one of {', '.join(OBJECTIVES)}, nor a callable")
         if self.normalize not in NORMALIZATIONS:
             raise UserError(f"normalize = {self.normalize!r} is not one of {', '.join(NORMALIZATIONS)}")
         if self.kind == "probe" and self.probes < 1:
@@ -74,14 +71,19 @@ def readout(objective: Objective, head: jax.Array) -> jax.Array:
 
     Computed once outside the compiled step when the head is frozen: a V×D sum must not be paid per batch.
     """
-    if objective.kind == "sum_logits":
-        return head.sum(axis=0, dtype=jnp.float32)[None]
-    if objective.kind == "probe":
-        signs = probe_signs(objective.seed, objective.probes, head.shape[0])
-        # W_cᵀξ = Wᵀξ − (Σξ/V)·Wᵀ1: centring without a second copy of the head.
-        vectors = jnp.einsum("cv,vd->cd", signs, head, precision="highest", preferred_element_type=jnp.float32)
-        return vectors - signs.mean(axis=1, keepdims=True) * head.sum(axis=0, dtype=jnp.float32)
-    return head
+    return READOUTS[str(objective.kind)](objective, head) if objective.is_linear else head
+
+
+def _column_sum(objective: Objective, head: jax.Array) -> jax.Array:
+    """Wᵀ1."""
+    return head.sum(axis=0, dtype=jnp.float32)[None]
+
+
+def _probes(objective: Objective, head: jax.Array) -> jax.Array:
+    """W_cᵀξ = Wᵀξ − (Σξ/V)·Wᵀ1: centring without a second copy of the head."""
+    signs = probe_signs(objective.seed, objective.probes, head.shape[0])
+    vectors = jnp.einsum("cv,vd->cd", signs, head, precision="highest", preferred_element_type=jnp.float32)
+    return vectors - signs.mean(axis=1, keepdims=True) * head.sum(axis=0, dtype=jnp.float32)
 
 
 def probe_signs(seed: int, probes: int, vocabulary: int) -> jax.Array:
@@ -115,12 +117,7 @@ def segment_members(segments: jax.Array, max_segments: int) -> jax.Array:
 
 def _labelled_values(objective: Objective, hidden: jax.Array, targets: jax.Array, head: jax.Array) -> jax.Array:
     """[B, G] fp32 per-token values of the objectives that look at the next token."""
-    if objective.kind == "cross_entropy":
-        return -target_log_probs(hidden, targets, head)
-    if objective.kind == "target_logit":
-        rows = head[targets].astype(jnp.float32)
-        return jnp.einsum("bgd,bgd->bg", hidden.astype(jnp.float32), rows, precision="highest")
-    function: Any = objective.kind
+    function: Any = objective.kind if callable(objective.kind) else TOKEN_VALUES[objective.kind]
     values = function(hidden, targets, head)
     if values.shape != targets.shape:
         raise UserError(
@@ -128,6 +125,22 @@ def _labelled_values(objective: Objective, hidden: jax.Array, targets: jax.Array
             "f(hidden [..., D], targets [...], head [V, D]) -> [...]"
         )
     return values.astype(jnp.float32)
+
+
+def _cross_entropy(hidden: jax.Array, targets: jax.Array, head: jax.Array) -> jax.Array:
+    return -target_log_probs(hidden, targets, head)
+
+
+def _target_logit(hidden: jax.Array, targets: jax.Array, head: jax.Array) -> jax.Array:
+    rows = head[targets].astype(jnp.float32)
+    return jnp.einsum("bgd,bgd->bg", hidden.astype(jnp.float32), rows, precision="highest")
+
+
+# An objective is one function here and its name in `names.py`. Linear in h_t: what it is read with, [C, D] fp32, from
+# the head. The others: their value at a token, from hidden state, next token and head, as a callable gives it.
+READOUTS: dict[str, Callable[[Objective, jax.Array], jax.Array]] = {"sum_logits": _column_sum, "probe": _probes}
+TOKEN_VALUES: dict[str, TokenObjective] = {"cross_entropy": _cross_entropy, "target_logit": _target_logit}
+LINEAR, LABEL_AWARE = tuple(READOUTS), tuple(TOKEN_VALUES)
 
 
 def head_coherence(head: jax.Array) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import os
 import re
@@ -97,7 +98,7 @@ def opened(url: str, shard: str = "") -> Iterator[Mirror]:
             fs, root = file_system(url)
             stack.enter_context(lock(folder))
             mirror = recall(url, folder, fs, root)
-            is_held = stack.enter_context(held(fs, root, url, shard or WHOLE, lambda: _lost(url)))
+            is_held = stack.enter_context(held(fs, root, url, shard or WHOLE, functools.partial(_lost, url)))
             mirror.check = lambda: is_held() or _lost(url)
             pull(mirror)
         if shard:  # `shards_asked` reads it, here and where the shards are merged
@@ -123,12 +124,15 @@ def opened(url: str, shard: str = "") -> Iterator[Mirror]:
 def starting(mirror: Mirror, stage: str) -> Iterator[None]:
     """Lets the shards of a directory write what they have in common (config, provenance, fingerprint) one after the
     other."""
-    with held(mirror.fs, mirror.root, mirror.url, STARTING, lambda: _lost(mirror.url), wait=True):
-        with mirror.mutex:
+    with contextlib.ExitStack() as stack:
+        with _explained(mirror.url):
+            lost = functools.partial(_lost, mirror.url)
+            stack.enter_context(held(mirror.fs, mirror.root, mirror.url, STARTING, lost, wait=True))
             there = objects(mirror.fs, mirror.root)
             for name in ("config.yaml", "provenance.json", f"{stage}/fingerprint.json", f"{stage}/manifest.json"):
                 if name in there:
-                    fetch(mirror, name, there[name])
+                    with mirror.mutex:
+                        fetch(mirror, name, there[name])
         yield
         push_all(mirror)
 
@@ -195,10 +199,9 @@ def _explained(url: str) -> Iterator[None]:
                 f"the working copy of {url} cannot be used ({_gist(error)}); free space on its disk or fix the "
                 "permissions, or set NTK_JAX_SCRATCH to another folder"
             ) from error
-        refused = isinstance(error, (PermissionError, FileNotFoundError)) or getattr(error, "code", 0) in range(
-            400, 405
-        )
-        if refused or "Credential" in type(error).__name__ or str(error).startswith("Forbidden"):
+        refused = isinstance(error, (PermissionError, FileNotFoundError)) or str(error).startswith("Forbidden")
+        refused = refused or getattr(error, "code", 0) in (400, 401, 403, 404)  # of HTTP, from gcsfs
+        if refused or any(word in type(error).__name__ for word in ("Credential", "ProfileNotFound")):
             raise UserError(
                 f"{url} cannot be used ({_gist(error)}); check the bucket's name, the credentials and their "
                 "permissions (list, read, write and delete)"

@@ -109,9 +109,12 @@ def _take(fs: Any, root: str, url: str, name: str, wait: bool) -> int:
         if not others:
             number = found[name].number + 1 if name in found else 1
             if _create(fs, root, name, number, _signature()):
-                if _excluding(_leases(fs, root), name) == [name]:
+                # Not so if others have taken and deleted this number since it was listed, or if a run and a shard came
+                # together: then both step back.
+                found = _leases(fs, root)
+                if found[name].number == number and _excluding(found, name) == [name]:
                     return number
-                fs.pipe_file(_key(root, name, number), b"")  # a run and a shard came together: both step back
+                fs.pipe_file(_key(root, name, number), b"")
         elif now - since > STALE_SECONDS:
             for other in others:
                 _create(fs, root, other, found[other].number + 1, b"")

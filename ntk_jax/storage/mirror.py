@@ -78,7 +78,7 @@ def pull(mirror: Mirror) -> None:
         path = mirror.folder / name
         return name in equal or (path.exists() and path.read_bytes() == mirror.fs.cat_file(f"{mirror.root}/{name}"))
 
-    goes_on = bool(known) and all(name in there for name in known if _is_state(name))
+    goes_on = (mirror.folder / ACCOUNT).exists() and all(name in there for name in known if _is_state(name))
     goes_on = goes_on and all(agrees(name) for name in there if _is_state(name))
     closed = {name.partition("/")[0] for name in there if name.endswith("/manifest.json")}
 
@@ -165,7 +165,7 @@ def _rank(name: str) -> int:
         return FINGERPRINT
     if last in (SUMS, "manifest.json"):
         return CLOSING
-    if folder.endswith(".zarr/done"):
+    if folder.endswith(".zarr/done/c"):
         return MARKERS
     describes = last == "_CHECKPOINT_METADATA" or (last.endswith(".json") and last != "zarr.json")
     return DESCRIPTIONS if describes else DATA

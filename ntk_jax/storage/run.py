@@ -139,20 +139,19 @@ def _signature(path: Path) -> str:
 
 
 def look(folder: str | Path, fingerprint: Mapping[str, Any], shown: Mapping[str, Any] | None = None) -> State:
-    """The state of a stage: `done` (its manifest matches), `resume` (begun with this fingerprint), `refresh` (it
-    matches, but for what only decides how results are shown), or `new`.
+    """The state of a stage: `done` (its manifest matches), `refresh` (it matches, but for what only decides how results
+    are shown), `resume` (begun with this fingerprint), or `new`.
 
     fingerprint: nested JSON values that decide the stage's result, and nothing else. shown: those that only decide what
     it writes for people.
     Raises UserError: the folder holds results of another fingerprint; the differing keys are named with both values.
     """
-    folder = Path(folder)
-    for name, state in (("manifest.json", "done"), ("fingerprint.json", "resume")):
-        path = folder / name
-        if path.exists():
-            found = _compare(folder, path, fingerprint)
-            same = found.get("shown", {}) == json.loads(json.dumps(atomic.plain(shown or {})))
-            return state if same else "refresh"  # type: ignore[return-value]
+    manifest, begun = (Path(folder) / name for name in ("manifest.json", "fingerprint.json"))
+    if manifest.exists():
+        return "done" if _shown(_compare(Path(folder), manifest, fingerprint)) == _plain(shown) else "refresh"
+    if begun.exists():
+        _compare(Path(folder), begun, fingerprint)
+        return "resume"
     return "new"
 
 
@@ -161,8 +160,8 @@ def begin(folder: str | Path, fingerprint: Mapping[str, Any], shown: Mapping[str
     folder = atomic.make_folder(folder)
     state = look(folder, fingerprint, shown)
     if state == "refresh":  # open it before anything in it changes
-        (folder / "manifest.json").unlink(missing_ok=True)
-    if state in ("new", "refresh"):
+        (folder / "manifest.json").unlink()
+    if state != "done" and (state == "new" or _shown(atomic.read_json(folder / "fingerprint.json")) != _plain(shown)):
         atomic.write_json(folder / "fingerprint.json", _signed(fingerprint, shown))
     return state
 
@@ -178,6 +177,14 @@ def commit(
     folder = Path(folder)
     atomic.write_lines(folder / SUMS, (f"{sha256_file(folder / name)}  {name}" for name in _results(folder)))
     atomic.write_json(folder / "manifest.json", {**_signed(fingerprint, shown), "facts": facts})
+
+
+def _shown(found: Mapping[str, Any]) -> Any:
+    return found.get("shown", {})
+
+
+def _plain(shown: Mapping[str, Any] | None) -> Any:
+    return json.loads(json.dumps(atomic.plain(shown or {})))
 
 
 def _signed(fingerprint: Mapping[str, Any], shown: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -17,9 +17,9 @@ usage() {
   cat <<'HELP'
 Usage: sbatch [SBATCH OPTIONS] scripts/slurm/job.sh --config FILE --out DIR [OPTIONS] [STAGE ...] [-- --key=value ...]
 
-  sbatch scripts/slurm/job.sh --config my.yaml --out /scratch/run warmup gradient preselect
+  sbatch scripts/slurm/job.sh --config my.yaml --out /scratch/run warmup gradient
   sbatch --array=0-15 scripts/slurm/job.sh --config my.yaml --out /scratch/run --shards 16 score
-  sbatch scripts/slurm/job.sh --config my.yaml --out /scratch/run --merge score select
+  sbatch scripts/slurm/job.sh --config my.yaml --out /scratch/run --merge score select align
 
 Runs `ntk-jax STAGE` for each stage, in the order given, and stops at the first that fails, with its exit code.
 What stands behind -- overrides the config, as with ntk-jax itself.
@@ -28,7 +28,8 @@ Option             Variable            Meaning
 --config FILE      NTK_CONFIG          the config
 --out DIR          NTK_OUT             the run directory, on a file system that all nodes see, or gs://... or s3://...
 --shards N                             of one stage, compute only shard i of N, i being the array task's index
---merge STAGE                          first put the shards of this stage together: preselect, score or sketch
+--merge STAGE                          first put the shards of this stage together: preselect, score, sketch or pool;
+                                       repeat it for several
 --setup FILE       NTK_SETUP           a shell file to source first: module load, the virtual environment
 --max-requeues N   NTK_MAX_REQUEUES    give up after so many returns to the queue (default 50)
 --dry-run                              print the commands, run nothing
@@ -50,9 +51,9 @@ show() { # the command as one would type it
 }
 
 dry_run=no
-config=${NTK_CONFIG:-} out=${NTK_OUT:-} shards='' merge='' setup=${NTK_SETUP:-}
+config=${NTK_CONFIG:-} out=${NTK_OUT:-} shards='' setup=${NTK_SETUP:-}
 max_requeues=${NTK_MAX_REQUEUES:-50}
-stages=() overrides=()
+stages=() merges=() overrides=()
 while [ $# -gt 0 ]; do
   case $1 in
     -h | --help)
@@ -60,7 +61,12 @@ while [ $# -gt 0 ]; do
       exit 0
       ;;
     --dry-run) dry_run=yes ;;
-    --config | --out | --shards | --merge | --setup | --max-requeues)
+    --merge)
+      [ $# -ge 2 ] || fail "$1 needs a value"
+      merges+=("$2")
+      shift
+      ;;
+    --config | --out | --shards | --setup | --max-requeues)
       [ $# -ge 2 ] || fail "$1 needs a value"
       name=${1#--}
       printf -v "${name//-/_}" %s "$2"
@@ -78,11 +84,11 @@ while [ $# -gt 0 ]; do
 done
 [ -n "$config" ] || fail "no config: give --config FILE or set NTK_CONFIG"
 [ -n "$out" ] || fail "no run directory: give --out DIR or set NTK_OUT"
-[ ${#stages[@]} -gt 0 ] || [ -n "$merge" ] || fail "nothing to do: name a stage, such as score"
+[ $((${#stages[@]} + ${#merges[@]})) -gt 0 ] || fail "nothing to do: name a stage, such as score"
 [[ $max_requeues =~ ^[0-9]+$ ]] || fail "--max-requeues $max_requeues: give a number"
 if [ -n "$shards" ]; then
   [[ $shards =~ ^[1-9][0-9]*$ ]] || fail "--shards $shards: give a number of at least 1"
-  [ ${#stages[@]} = 1 ] && [ -z "$merge" ] || fail "--shards is of one stage: name one, and merge in a later job"
+  [ ${#stages[@]} = 1 ] && [ ${#merges[@]} = 0 ] || fail "--shards is of one stage: name one, and merge in a later job"
   shard=${SLURM_ARRAY_TASK_ID:-}
   if [ "$dry_run" = yes ]; then shard=${shard:-0}; fi
   [ -n "$shard" ] || fail "--shards needs a job array: submit with sbatch --array=0-$((shards - 1))"
@@ -138,7 +144,7 @@ if [ -n "$setup" ]; then
     set -u
   fi
 fi
-if [ -n "$merge" ]; then run ntk-jax "$merge" "$config" --out "$out" --merge "${overrides[@]}"; fi
+for stage in "${merges[@]}"; do run ntk-jax "$stage" "$config" --out "$out" --merge "${overrides[@]}"; done
 for stage in "${stages[@]}"; do
   if [ -n "$shards" ]; then
     run ntk-jax "$stage" "$config" --out "$out" --shard "$shard/$shards" "${overrides[@]}"

@@ -107,7 +107,7 @@ fi
 
 # No --coordinator, --processes or --process: jax reads them from the variables that srun gives every task, the address
 # of the coordinator being the first node of the step. Only the devices must be said: under Slurm jax takes one GPU for
-# each process unless told otherwise (jax.distributed.initialize, local_device_ids), and here a process has them all.
+# each process unless it is said otherwise (jax.distributed.initialize, local_device_ids), and here a process has them all.
 if [ "$gpus" -gt 0 ]; then
   ids=$(seq -s, 0 $((gpus - 1)))
   if [ "$dry_run" = yes ]; then show export "JAX_LOCAL_DEVICE_IDS=$ids"; fi

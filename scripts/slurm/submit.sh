@@ -12,10 +12,11 @@ Usage: scripts/slurm/submit.sh --config FILE --shards N [OPTIONS] [-- --key=valu
     --sbatch --partition=gpu --sbatch --time=12:00:00 --sbatch --gpus-per-node=1 -- --score.objective=probe
 
 Submits, each job depending on the one before:
-  1. warmup and gradient (and preselect, if it only passes the pool on)
-  2. preselect, an array of shards, then its merge (only with preselect.method votes)
-  3. score, an array of shards (sketch, if select.by selects by sketches)
-  4. the merge of the shards, and select
+  1. warmup, and gradient (with select.methods kernel)
+  2. preselect, an array of shards, then its merge (with preselect.method votes, or select.methods votes)
+  3. score (with select.methods kernel), and sketch (with select.methods sketch), an array of shards each; pool, if
+     neither of these nor preselect looks at the pool
+  4. the merge of the shards, select, and align
   5. finetune, evaluate and report
 The config says which of these there are: ntk_jax must be installed here too. Each job computes with the model, and gets
 the same devices. When a chain has ended, the same command goes on: what is finished is skipped. While one of the same
@@ -94,19 +95,38 @@ facts=$("$python" - "$config" "${overrides[@]}" <<'PYTHON'
 import sys
 
 try:
-    from ntk_jax.config import load_config
+    from ntk_jax.engine.config import load_config
     from ntk_jax.errors import UserError
+    from ntk_jax.pipelines import all_pipelines, pipeline
+    from ntk_jax.pipelines.select import arms
+    from ntk_jax.selection.rankers import ranker_of
 except ImportError as error:
     sys.exit(f"submit.sh: error: {sys.executable} has no ntk_jax ({error}); activate its environment or give --python")
+select = pipeline("select")
+others = [each.config.resolve() for each in all_pipelines() if each is not select]
 try:
-    config = load_config(sys.argv[1], sys.argv[2:])
+    config = load_config(sys.argv[1], select.config.resolve(), sys.argv[2:], others)
+    for method in config.select.methods:
+        ranker_of(method)
+    arms.check(config)
 except UserError as error:
     sys.exit(f"submit.sh: error: {error}")
-print(config.preselect.method, config.select.by, config.out or "-")
+stages = select.of(config)
+before, after = stages[: stages.index("select")], stages[stages.index("select") :]
+sharded = [name for name in before if select.stage(name).stores(config)]
+print(config.out)
+print(*(name for name in before if name not in sharded))
+print(*sharded)
+print(*(name for name in after if name not in ("finetune", "evaluate")))
 PYTHON
 ) || exit 2
-read -r preselect by config_out <<<"$facts"
-if [ -z "$out" ] && [ "$config_out" != - ]; then out=$config_out; fi
+{
+  read -r config_out
+  read -ra first # a job of its own, before the pool is looked at
+  read -ra sharded
+  read -ra chosen # select and what follows from it alone
+} <<<"$facts"
+out=${out:-$config_out}
 [ -n "$out" ] || fail "no run directory: give --out DIR, or set NTK_OUT or \`out\` in the config"
 out=${out%/}
 case $out in
@@ -146,21 +166,22 @@ submit() { # submit NAME SBATCH_OPTIONS... -- ARGUMENTS_OF_JOB_SH...: sets `prev
 array=--array=0-$((shards - 1))${at_once:+%$at_once}
 one=(--output "$logs/%x-%j.log")
 many=(--output "$logs/%x-%A_%a.log")
-first=(warmup)
-if [ "$by" = score ]; then first+=(gradient) && stage=score; else stage=sketch; fi
-if [ "$preselect" = none ]; then first+=(preselect); fi
 
 if [ "$dry_run" = yes ]; then show mkdir -p "$logs"; else mkdir -p "$logs"; fi
 # Two chains on one run directory would find it in use, and end each other.
 if [ "$dry_run" = no ] && queued=$(squeue --noheader --user "$(id -un)" --format='%i %j' | grep -F " $chain."); then
   fail "jobs of $chain are in the queue (${queued%%$'\n'*}); wait, or cancel them: scancel --name or the job's id"
 fi
-submit train "${one[@]}" -- "${first[@]}"
-if [ "$preselect" != none ]; then
-  submit preselect "$array" "${many[@]}" -- --shards "$shards" preselect
-  # its merge counts the votes of the domain, for which the model runs once more over the domain
-  submit preselect-merge "${one[@]}" -- --merge preselect
-fi
-submit "$stage" "$array" "${many[@]}" -- --shards "$shards" "$stage"
-submit select "${one[@]}" -- --merge "$stage" select
+if [ ${#first[@]} -gt 0 ]; then submit train "${one[@]}" -- "${first[@]}"; fi
+merges=()
+for stage in "${sharded[@]}"; do
+  submit "$stage" "$array" "${many[@]}" -- --shards "$shards" "$stage"
+  if [ "$stage" = preselect ]; then
+    # score and sketch need it closed; its merge counts the votes, for which the model runs once more over the domain
+    submit preselect-merge "${one[@]}" -- --merge preselect
+  else
+    merges+=(--merge "$stage")
+  fi
+done
+submit select "${one[@]}" -- "${merges[@]}" "${chosen[@]}"
 submit finetune "${one[@]}" -- finetune evaluate report

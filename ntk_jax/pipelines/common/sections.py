@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from ntk_jax.kernels.names import NormalizationName, ObjectiveName
 from ntk_jax.settings import Count, Fraction, Natural, NotNegative, Positive, Range, setting
 
 Axis = Annotated[int, Range(-1)]  # of the mesh; `make_mesh` has the last word
@@ -80,11 +81,9 @@ class TrainSection:
 class ScoreSection:
     """What scalar is differentiated, over which positions and parameters, along which direction."""
 
-    objective: Literal["sum_logits", "probe", "cross_entropy", "target_logit"] = setting(
-        "sum_logits", "the scalar that is differentiated; sum_logits is the paper's"
-    )
+    objective: ObjectiveName = setting("sum_logits", "the scalar that is differentiated; sum_logits is the paper's")
     span: Literal["response", "all", "last"] = setting("response", "the positions that count")
-    normalize: Literal["mean", "sum", "none"] = setting("mean", "over the span; none is another name of sum")
+    normalize: NormalizationName = setting("mean", "over the span; none is another name of sum")
     parameters: str = setting(
         "lora", "lora, lora[-4:] (of the last four layers, whose tangents start there), all, or a pattern over names"
     )

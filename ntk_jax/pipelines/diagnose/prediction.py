@@ -6,7 +6,9 @@ from the warm adapter, and the loss on held-out questions of the domain is measu
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +95,7 @@ def _drops(
                 steps=run.config.diagnose.group_steps,
                 learning_rate=_rate(run),
                 row_length=run.row_length,
-                progress=lambda done, _, start=start: progress(start + done, len(groups)),
+                progress=functools.partial(_shifted, progress, start, len(groups)),
             )
             save_arrays(path, drops=found, before=before)
         stored = load_arrays(path)
@@ -101,6 +103,11 @@ def _drops(
         before = float(stored["before"])
     progress(len(groups), len(groups))
     return np.concatenate(parts), before
+
+
+def _shifted(progress: Callable[..., None], start: int, total: int, done: int, _: int) -> None:
+    """Progress within a file, reported as progress of the whole."""
+    progress(start + done, total)
 
 
 def _groups(run: DiagnoseRun) -> tuple[list[str], list[list[TokenRow]], list[list[TokenRow]]]:

@@ -3,7 +3,9 @@ and what became of it. So whoever comes later need not parse the pool again."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,40 +20,46 @@ from ntk_jax.errors import UserError
 from ntk_jax.kernels import agreement
 from ntk_jax.parallel import hosts
 from ntk_jax.pipelines.common.pool import Pool
-from ntk_jax.storage.arrays import Store, read
-from ntk_jax.storage.atomic import read_json, write_json
+from ntk_jax.storage.arrays import Store, is_store, open_store, read
 
-FAMILIES = "families.json"
 ARRAYS: dict[str, Any] = {"ordinal": ((), np.int64), "family": ((), np.int32), **ACCOUNT}
 
 
-class Accounts:
-    """The arrays `ARRAYS` of the blocks of a stage. Which record key names a family is settled when the stage begins
-    and kept in families.json, so that a store never holds codes of two kinds."""
+def facts_of_families(store: Path, pool: Pool) -> dict[str, Any]:
+    """{"group_by", "families"}: which record key names a family, and the families that the codes of a store stand for.
+    They are settled when the store is made and kept among its facts, so that it never holds codes of two kinds."""
+    if hosts.broadcast(lambda: is_store(store)):
+        kept = open_store(store).facts["examples"]
+        return {key: kept[key] for key in ("group_by", "families")}
+    return {"group_by": pool.group_by, "families": list(pool.census.families)}
 
-    def __init__(self, folder: Path, pool: Pool, ordinals: np.ndarray, block_rows: int) -> None:
-        path = folder / FAMILIES
-        if not hosts.broadcast(path.exists):
-            write_json(path, {"group_by": pool.group_by, "families": list(pool.census.families)})
-        kept = hosts.broadcast(lambda: read_json(path))
-        self._codes = {name: code for code, name in enumerate(kept["families"])}
-        self._group_by, self._ordinals, self._size = kept["group_by"], ordinals, block_rows
+
+@dataclass(frozen=True)
+class Accounts:
+    """Makes the arrays `ARRAYS` of the blocks of a store. ordinals: of all its rows."""
+
+    store: Store
+    ordinals: np.ndarray
+
+    @functools.cached_property
+    def _codes(self) -> dict[str, int]:
+        return {name: code for code, name in enumerate(self.store.facts["examples"]["families"])}
 
     def of(self, block: int, encoded: Sequence[tuple[Record, TokenRow | Dropped]]) -> dict[str, np.ndarray]:
         """{name: [rows]} of a block's examples."""
-        codes = [self._codes[family_of(record, self._group_by)] for record, _ in encoded]
-        start = block * self._size
+        group_by = self.store.facts["examples"]["group_by"]
+        codes = [self._codes[family_of(record, group_by)] for record, _ in encoded]
         return {
-            "ordinal": self._ordinals[start : start + len(encoded)],
+            "ordinal": self.ordinals[slice(*self.store.block_range(block))],
             "family": np.array(codes, np.int32),
             **account_of([row for _, row in encoded]),
         }
 
 
-def families_of(folder: Path, store: Store, pool: Pool) -> list[str]:
-    """The family of each row of a stage's store, by the pool's `group_by`: from the stored codes, or, where they are of
-    another key, from the records, which are then parsed once more."""
-    kept = read_json(folder / FAMILIES)
+def families_of(store: Store, pool: Pool) -> list[str]:
+    """The family of each row of a store, by the pool's `group_by`: from the stored codes, or, where they are of another
+    key, from the records, which are then parsed once more."""
+    kept = store.facts["examples"]
     if kept["group_by"] == pool.group_by:
         return [kept["families"][code] for code in read(store, "family").tolist()]
     return [family_of(record, pool.group_by) for record in pool.records(read(store, "ordinal"))]

@@ -22,7 +22,7 @@ from ntk_jax.engine.progress import Progress
 from ntk_jax.engine.stage import Job
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.accuracy import read_questions, task_files
-from ntk_jax.pipelines.common.pool import Pool
+from ntk_jax.pipelines.common.pool_run import pool_run
 from ntk_jax.pipelines.common.shape import abstract_model
 from ntk_jax.pipelines.select.config import SelectConfig
 from ntk_jax.pipelines.select.state import SelectRun
@@ -90,9 +90,7 @@ def load(config: SelectConfig, grounds: Grounds) -> Load:
 
     Raises UserError: a number that is neither here nor given, a damaged file, fewer pool examples than are selected.
     """
-    data = config.data
-    pool = Pool(data.pool, data.pool_limit, config.seed, config.report.group_by, Progress)
-    run = SelectRun(config, Job(Path(config.out), Progress), abstract_model(config, grounds), pool)
+    run = pool_run(SelectRun, config, Job(Path(config.out), Progress), abstract_model(config, grounds))
     found = Load(run, pool_examples(run, grounds), domain_examples(run, grounds), questions(run, grounds), grounds)
     if config.select.count > found.pool.records:
         raise UserError(

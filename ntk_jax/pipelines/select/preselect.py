@@ -14,7 +14,7 @@ from ntk_jax.engine.clock import Clock
 from ntk_jax.errors import UserError
 from ntk_jax.kernels.score import mean_hidden_states
 from ntk_jax.pipelines.common.arrays import load_arrays, save_arrays
-from ntk_jax.pipelines.select.account import ARRAYS, Accounts, data_of
+from ntk_jax.pipelines.select.account import ARRAYS, Accounts, data_of, facts_of_families
 from ntk_jax.pipelines.select.config import SelectConfig, resolved_votes
 from ntk_jax.pipelines.select.state import SelectRun
 from ntk_jax.selection.votes import count_votes, keep_most_voted, unit_rows
@@ -39,8 +39,9 @@ def preselect(run: SelectRun, folder: Path) -> dict[str, Any] | None:
     clock, model, config = Clock(run.job.folder, "preselect"), run.warm, run.config
     ordinals, size = run.pool.ordinals, config.score.block_examples
     width = model.config.hidden_size
-    store = create(folder / STORE, {"hidden": ((width,), np.float16), **ARRAYS}, len(ordinals), size)
-    accounts = Accounts(folder, run.pool, ordinals, size)
+    facts = {"examples": facts_of_families(folder / STORE, run.pool)}
+    store = create(folder / STORE, {"hidden": ((width,), np.float16), **ARRAYS}, len(ordinals), size, facts)
+    accounts = Accounts(store, ordinals)
 
     def compute(block: int, records: list[Any], progress: Progress) -> dict[str, np.ndarray]:
         encoded = list(run.encoder.rows(records, "response"))

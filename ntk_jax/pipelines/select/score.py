@@ -17,7 +17,7 @@ from ntk_jax.kernels.objectives import LINEAR
 from ntk_jax.kernels.score import directional_scores
 from ntk_jax.models.attention_kernel import forward_mode_of
 from ntk_jax.pipelines.common.arrays import load_tree
-from ntk_jax.pipelines.select.account import ARRAYS, Accounts, data_of, spearman
+from ntk_jax.pipelines.select.account import ARRAYS, Accounts, data_of, facts_of_families, spearman
 from ntk_jax.pipelines.select.config import SelectConfig
 from ntk_jax.pipelines.select.preselect import candidates_of
 from ntk_jax.pipelines.select.state import SelectRun
@@ -68,14 +68,15 @@ def check_pool(run: SelectRun, closing: bool = False) -> None:
 
 
 def score(run: SelectRun, folder: Path) -> dict[str, Any] | None:
-    """Writes scores.zarr block by block (its arrays: score, and those of `account.ARRAYS`), families.json, data.json
+    """Writes scores.zarr block by block (its arrays: score, and those of `account.ARRAYS`), data.json
     and summary.json. None when this process has computed only a shard of the blocks."""
     clock, section, model = Clock(run.job.folder, "score"), run.config.score, run.warm
     ordinals, size = candidates_of(run), section.block_examples
     direction = load_tree(run.job.folder / "gradient" / "direction.safetensors", run.theta)
     shapes: dict[str, Any] = {"score": ((), np.float32), **ARRAYS}
-    store = create(folder / STORE, shapes, len(ordinals), size)
-    accounts = Accounts(folder, run.pool, ordinals, size)
+    facts = {"examples": facts_of_families(folder / STORE, run.pool)}
+    store = create(folder / STORE, shapes, len(ordinals), size, facts)
+    accounts = Accounts(store, ordinals)
 
     def compute(block: int, records: list[Any], progress: Progress) -> dict[str, np.ndarray]:
         encoded = list(run.encoder.rows(records, section.span))

@@ -117,7 +117,7 @@ class _Pool:
             store = open_store(home / tokenize.STORE)
         self.usable = read(store, "status") == KEPT
         self.length, self.span = read(store, "length"), read(store, "span")
-        self.families = families_of(home, store, run.pool)
+        self.families = families_of(store, run.pool)
 
     def candidates(self, method: str, rankings: dict[str, Ranking]) -> Candidates:
         """What a ranker may look at."""

@@ -17,7 +17,7 @@ from ntk_jax.kernels.parameters import refuse_fresh_lora
 from ntk_jax.kernels.projections import Projection, check_width, projection_flops
 from ntk_jax.kernels.rows import layout_for
 from ntk_jax.models.head import head_matrix
-from ntk_jax.pipelines.select.account import ARRAYS, Accounts, data_of
+from ntk_jax.pipelines.select.account import ARRAYS, Accounts, data_of, facts_of_families
 from ntk_jax.pipelines.select.config import SelectConfig
 from ntk_jax.pipelines.select.preselect import candidates_of
 from ntk_jax.pipelines.select.score import check_objective, check_pool
@@ -51,7 +51,7 @@ def check_inputs(run: SelectRun, closing: bool) -> None:
 
 def sketch(run: SelectRun, folder: Path) -> dict[str, Any] | None:
     """Writes pool.zarr and domain.zarr block by block (their arrays: `selection/sketch_store.py`, and those of
-    `account.ARRAYS`), families.json, data.json and summary.json. None when this process has computed only a shard."""
+    `account.ARRAYS`), data.json and summary.json. None when this process has computed only a shard."""
     clock, section = Clock(run.job.folder, "sketch"), run.config.score
     if not section.allow_fresh_lora:
         refuse_fresh_lora(run.warm, section.parameters)
@@ -69,7 +69,7 @@ def sketch(run: SelectRun, folder: Path) -> dict[str, Any] | None:
         return {"ordinal": np.arange(*targets.block_range(block)), **account_of([row for _, row in encoded])}
 
     size = pool.block_rows
-    accounts = Accounts(folder, run.pool, ordinals, size)
+    accounts = Accounts(pool, ordinals)
     _fill(run, targets, "sketch domain", domain_blocks, domain_account, clock)
     _fill(run, pool, "sketch", lambda blocks: run.pool.blocks(ordinals, blocks, size), accounts.of, clock)
     if run.job.shard is not None:  # the stage stays open, even where one shard is all of it
@@ -79,9 +79,12 @@ def sketch(run: SelectRun, folder: Path) -> dict[str, Any] | None:
 
 def _create(run: SelectRun, folder: Path, kind: str, rows: int, longest: int, facts: Mapping[str, Any]) -> Store:
     section = run.config.sketch
+    place = folder / f"{kind}.zarr"
     examples = _examples(read_json(folder / "fingerprint.json")["fingerprint"], kind)
+    if kind == "pool":
+        examples |= facts_of_families(place, run.pool)
     return create_sketches(
-        folder / f"{kind}.zarr",
+        place,
         rows,
         section.block_examples,
         dim=section.dim,

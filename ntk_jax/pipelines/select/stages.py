@@ -46,6 +46,12 @@ def _select_after(config: Any) -> tuple[str, ...]:
     return tuple(found) or ("pool",)
 
 
+def _select_reads(config: Any) -> tuple[str, ...]:
+    """The options of methods that are not asked for decide nothing."""
+    options = (f"select.{method}" for method in config.select.methods)
+    return ("seed", "data", "select.count", "select.methods", *options)
+
+
 def _final(config: Any) -> tuple[str, ...]:
     return ("evaluate", *(("align",) if settings.shown_examples(config) else ()))
 
@@ -171,7 +177,7 @@ PIPELINE = Pipeline(
             "method's.",
             function=Address(f"{_HERE}.select:select"),
             after=_select_after,
-            reads=("seed", "data", "select"),
+            reads=_select_reads,
             inputs=("domain",),
             shows=("report.group_by", "report.useful"),
             check=Address(f"{_HERE}.select:check"),

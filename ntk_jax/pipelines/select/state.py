@@ -9,42 +9,24 @@ from typing import Any
 
 import jax
 
-from ntk_jax.data.packing import row_length_for
 from ntk_jax.data.sources import source_hashes
 from ntk_jax.engine.stage import Job
 from ntk_jax.errors import UserError
 from ntk_jax.kernels.objectives import Objective
 from ntk_jax.kernels.parameters import late_share, split_parameters
 from ntk_jax.kernels.projections import Projection
-from ntk_jax.kernels.rows import Layout, layout_for
 from ntk_jax.models.model import Model
-from ntk_jax.pipelines.common.examples import Encoder, Examples, read_examples
 from ntk_jax.pipelines.common.inputs import model_hashes
-from ntk_jax.pipelines.common.model import RunModel, run_model
-from ntk_jax.pipelines.common.pool import Pool
+from ntk_jax.pipelines.common.pool_run import PoolRun, pool_run
 from ntk_jax.pipelines.select.config import SelectConfig
 from ntk_jax.storage.hashing import sha256_file
 
 
 @dataclass
-class SelectRun:
-    """A run of NTK-Selector. What is dear is made once, when it is first asked for."""
+class SelectRun(PoolRun):
+    """A run of NTK-Selector."""
 
     config: SelectConfig
-    job: Job
-    model: RunModel
-    pool: Pool
-
-    @functools.cached_property
-    def encoder(self) -> Encoder:
-        """Records to token rows."""
-        return Encoder(self.model, self.config.model)
-
-    @functools.cached_property
-    def domain(self) -> Examples:
-        """The domain set, sampled by the seed."""
-        data = self.config.data
-        return read_examples(self.encoder, "data.domain", data.domain, data.domain_limit, self.config.seed)
 
     @functools.cached_property
     def warm(self) -> Model:
@@ -63,16 +45,6 @@ class SelectRun:
         section = self.config.sketch
         return Projection(section.projection, section.dim, self.config.seed, section.sparsity)
 
-    @property
-    def layout(self) -> Layout:
-        """The shapes of every scoring step of this run."""
-        return layout_for(self.config.model.max_length, self.config.score.batch_tokens, self.model.mesh)
-
-    @property
-    def row_length(self) -> int:
-        """Positions of a packed row in training."""
-        return row_length_for(self.config.model.max_length)
-
     @functools.cached_property
     def theta(self) -> Any:
         """The parameters differentiated: what a direction is shaped like."""
@@ -89,9 +61,7 @@ class SelectRun:
 
 def open_run(config: SelectConfig, job: Job) -> SelectRun:
     """The run of a config."""
-    data = config.data
-    pool = Pool(data.pool, data.pool_limit, config.seed, config.report.group_by, job.progress)
-    return SelectRun(config, job, run_model(config), pool)
+    return pool_run(SelectRun, config, job)
 
 
 def input_hashes(config: SelectConfig) -> dict[str, Any]:

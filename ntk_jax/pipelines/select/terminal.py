@@ -152,13 +152,14 @@ def _most(entry: Any) -> str:
 
 
 def paired_lines(run: SelectRun) -> str:
-    """Every paired difference on a line of its own, with a mark where one of its arms has collapsed."""
+    """Every pair of arms on a line of its own, both kinds of likelihood, with a mark where an arm has collapsed."""
     broken = collapses(run)
-    lines = []
+    found: dict[tuple[str, str], list[str]] = {}
     for d in differences(run):
         hit = dict.fromkeys(run.title(c.arm) for c in collapsed_in(d, broken))
-        mark = f"  COLLAPSED: {', '.join(hit)}" if hit else ""
-        lines.append(f"{run.title(d.a)} minus {run.title(d.b)}, paired, {d.kind}: {bracket(d)}{mark}")
+        mark = f" (COLLAPSED: {', '.join(hit)})" if hit else ""
+        found.setdefault((d.a, d.b), []).append(f"{d.kind} {bracket(d)}{mark}")
+    lines = [f"{run.title(a)} minus {run.title(b)}, paired: {'; '.join(kinds)}" for (a, b), kinds in found.items()]
     return "\n".join(lines)
 
 

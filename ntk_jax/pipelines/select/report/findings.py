@@ -110,6 +110,9 @@ def verdict(run: SelectRun) -> list[str]:
     lines = [_against(run, by_kind, broken) for by_kind in compared]
     if len(lines) > 1:
         lines.insert(0, _in_short(run, leading, compared, broken))
+    left = [f"“{arm.title}”" for arm in run.arms if arm not in run.evaluated]
+    if left:
+        lines.append(f"Not evaluated, so not compared: {', '.join(left)}.")
     last = f"Brackets are {confidence(run)} intervals over the choice of questions, not over training seeds."
     return [*lines, last, *useful_sentence(run)]
 
@@ -144,12 +147,12 @@ def _against(run: SelectRun, by_kind: dict[str, Difference], broken: list[Collap
         text = f"Cannot tell “{a}” from “{b}”: {bracket(d)}, {kind}"
     text += f"; {_collapsed_words(run, hit)}." if hit else "."
     other = by_kind.get("raw") if kind != "raw" else None
-    return text if other is None else f"{text} {_raw(run, d, other, bool(hit), broken)}"
+    return text if other is None else f"{text} {_raw(run, d, other, broken)}"
 
 
-def _raw(run: SelectRun, d: Difference, other: Difference, spoilt: bool, broken: list[Collapse]) -> str:
-    """How the difference by raw likelihood stands to the one that leads; spoilt: an arm has collapsed in that one."""
-    hit = collapsed_in(other, broken)
+def _raw(run: SelectRun, d: Difference, other: Difference, broken: list[Collapse]) -> str:
+    """How the difference by raw likelihood stands to the one that leads."""
+    spoilt, hit = collapsed_in(d, broken), collapsed_in(other, broken)
     if spoilt and d.sign > 0 and not hit:  # there is no verdict that raw could agree with
         text = "By raw likelihood neither has collapsed: "
         text += f"{_better(other)} by {_size(other)}" if other.sign else f"cannot tell, {bracket(other)}"
@@ -160,6 +163,8 @@ def _raw(run: SelectRun, d: Difference, other: Difference, spoilt: bool, broken:
     else:
         text = "Raw disagrees: "
         text += f"{_better(other)} by {_size(other)}" if other.sign else f"cannot tell, {bracket(other)}"
+    if hit and {c.arm for c in hit} <= {c.arm for c in spoilt}:
+        return f"{text}; COLLAPSED too."
     return text + (f"; {_collapsed_words(run, hit)}." if hit else ".")
 
 

@@ -38,15 +38,14 @@ def warnings(run: SelectRun) -> list[Notice]:
 
 
 def _cases(run: SelectRun, broken: list[Collapse]) -> Iterator[str]:
-    """One line for each task, kind and label, with the arms that chose it."""
+    """One line for each task, arm and label, with the kinds of likelihood by which it was chosen."""
     cases: dict[tuple[str, str, str], list[Collapse]] = {}
     for c in broken:
-        cases.setdefault((c.task, c.kind, c.label), []).append(c)
-    for (task, kind, name), group in cases.items():
-        true = group[0].true
-        truly = "" if true is None else f", true for {percent(true, 0)}"
-        arms = ", ".join(f"“{run.title(c.arm)}” ({percent(c.predicted, 0)})" for c in group)
-        yield f"{task}, {kind}: “{label(name)}”{truly}, is what {arms} predict{'s' * (len(group) == 1)}."
+        cases.setdefault((c.task, c.arm, c.label), []).append(c)
+    for (task, arm, name), group in cases.items():
+        true = "" if group[0].true is None else f", true for {percent(group[0].true, 0)}"
+        shares = " and ".join(f"{percent(c.predicted, 0)} ({c.kind})" for c in group)
+        yield f"{task}: “{label(name)}”{true}, is what “{run.title(arm)}” answers to {shares} of the questions."
 
 
 def domain_share(trained: dict[str, Any]) -> float | None:
@@ -78,8 +77,9 @@ def _budget(run: SelectRun) -> list[Notice]:
         "learns; a random arm of other lengths is no equal control. "
     )
     equal = next((arm for arm in run.arms if arm.name == EQUAL_CONTROL), None)
+    untested = "" if equal is None or equal in run.evaluated else ", which has not been evaluated"
     text += (
-        f"The equal control is “{equal.title}”."
+        f"The equal control is “{equal.title}”{untested}."
         if equal
         else f"The equal control, random examples of matched length (`{EQUAL_CONTROL}`), is not among the arms."
     )

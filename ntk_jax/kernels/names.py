@@ -1,0 +1,14 @@
+"""The objectives by name, for what must not wait for jax: the choices of a config and the help of the command line.
+
+What each name is, `objectives.py` says, where each has one function; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+ObjectiveName = Literal["sum_logits", "probe", "cross_entropy", "target_logit"]
+NormalizationName = Literal["mean", "sum", "none"]
+
+OBJECTIVES: tuple[str, ...] = get_args(ObjectiveName)
+NORMALIZATIONS: tuple[str, ...] = get_args(NormalizationName)
