@@ -134,15 +134,24 @@ class _Files:
     config: Any
 
     @functools.cached_property
-    def model(self) -> Model:
-        """The model. Raises UserError: it cannot be loaded."""
+    def _loaded(self) -> Model | UserError:
         if not self.config.model.path:
-            raise UserError("model.path is empty; give a Hugging Face folder, a hub id, or builtin:model")
-        return run_model(self.config).base
+            return UserError("model.path is empty; give a Hugging Face folder, a hub id, or builtin:model")
+        try:
+            return run_model(self.config).base
+        except UserError as error:
+            return error
+
+    @property
+    def model(self) -> Model | None:
+        """The model; None where it cannot be loaded, which one check says and the others need not repeat."""
+        return None if isinstance(self._loaded, UserError) else self._loaded
 
     def weights(self) -> str:
         """Shape, sizes and the adapter's share."""
-        model = self.model
+        model = self._loaded
+        if isinstance(model, UserError):
+            raise model
         base, adapter = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (model.base, model.lora))
         shape = f"{model.config.num_layers} layers, width {model.config.hidden_size}"
         held = f", the layers' matrices in {model.quantization}" if model.quantization else ""
@@ -152,9 +161,11 @@ class _Files:
             f"({size / 1e6:,.1f} MB), LoRA {adapter / 1e6:,.2f}M ({100 * adapter / base:.2f}%)"
         )
 
-    def tokenizer(self) -> str:
+    def tokenizer(self) -> str | Doubt:
         """Ids, template, BOS."""
         model, section = self.model, self.config.model
+        if model is None:
+            return Doubt("not looked at: the model cannot be loaded")
         tokenizer, template = model.tokenizer, section.template
         if tokenizer is None:
             raise UserError(f"{section.path} has no tokenizer files; put tokenizer.json beside the weights")
@@ -179,8 +190,9 @@ class _Files:
         """A seeded sample over all files of a set: lengths, what is cut and what is dropped."""
         if not files:
             raise UserError(f"data.{name} is empty; give at least one file")
-        section = self.config.model
-        total = count_records(files)
+        section, total = self.config.model, count_records(files)
+        if self.model is None:
+            return _uncounted(f"{total:,} records")
         rows = [
             encode(
                 record,
@@ -207,8 +219,9 @@ class _Files:
 
     def questions(self, path: str) -> str | Doubt:
         """Likewise of a file of questions."""
-        section = self.config.model
-        total = count_records(path)
+        section, total = self.config.model, count_records(path)
+        if self.model is None:
+            return _uncounted(f"{path}: {total:,} questions")
         rows = [
             encode_choices(
                 record,
@@ -235,6 +248,10 @@ class _Files:
 def _sampled(files: Any, total: int) -> list[Any]:
     chosen = sample_indices(total, SAMPLE, 0)
     return list(read_chosen(files, range(total) if chosen is None else chosen.tolist()))
+
+
+def _uncounted(text: str) -> Doubt:
+    return Doubt(f"{text}; their tokens are not counted: the model cannot be loaded")
 
 
 def _judged(text: str, lost: int, looked_at: int) -> str | Doubt:
