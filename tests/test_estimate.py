@@ -5,7 +5,9 @@ What a finished run counted and wrote is compared in test_pipeline.py.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,15 +18,17 @@ import numpy as np
 import pytest
 from tiny_run import tiny_run_config, write_inputs
 
-from ntk_jax import cli
-from ntk_jax.config import Config, build, load_config, to_tree
+from ntk_jax import cli, pipelines
 from ntk_jax.data.batch import Batch
+from ntk_jax.engine import estimate, rates
+from ntk_jax.engine.config import build, load_config, to_tree
+from ntk_jax.engine.costs import Grounds, Work
+from ntk_jax.engine.estimate import hours_of
+from ntk_jax.engine.estimate_text import as_text, device_time
+from ntk_jax.engine.progress import Progress
+from ntk_jax.engine.rates import Rate
+from ntk_jax.engine.stage import Job
 from ntk_jax.errors import UserError
-from ntk_jax.estimate import measure, memory, rates
-from ntk_jax.estimate.command import estimate_run
-from ntk_jax.estimate.facts import Facts
-from ntk_jax.estimate.memory import Shape, backward_bytes, score_bytes
-from ntk_jax.estimate.shape import abstract_run
 from ntk_jax.kernels.objectives import Objective
 from ntk_jax.kernels.step import Step, directional_step
 from ntk_jax.models.config import ModelConfig
@@ -32,6 +36,12 @@ from ntk_jax.models.decoder import abstract_decoder
 from ntk_jax.models.lora import LoRAConfig
 from ntk_jax.parallel.mesh import make_mesh
 from ntk_jax.parallel.rules import param_shardings
+from ntk_jax.pipelines.common.pool import Pool
+from ntk_jax.pipelines.common.shape import abstract_model
+from ntk_jax.pipelines.select import measure, memory
+from ntk_jax.pipelines.select.config import SelectConfig
+from ntk_jax.pipelines.select.memory import Shape, backward_bytes, score_bytes
+from ntk_jax.pipelines.select.state import SelectRun
 from ntk_jax.training.loss import loss_sum
 from ntk_jax.training.optimizer import TrainConfig
 from ntk_jax.training.order import count_seen, count_steps, step_indices
@@ -46,7 +56,7 @@ STATED: dict[str, Any] = {
     "score": {"batch_tokens": 512},
     "preselect": {"method": "votes", "keep": 400, "neighbours": 5},
     "select": {"count": 80},
-    "evaluate": {"files": ["not/here.test.jsonl"], "arms": ["base", "domain", "selected"]},
+    "evaluate": {"files": ["not/here.test.jsonl"], "arms": ["base", "domain", "kernel"]},
     "report": {"examples": 0},
     "estimate": {
         "shape": {
@@ -71,12 +81,28 @@ STATED: dict[str, Any] = {
 }
 
 
-def config(**sections: dict[str, Any]) -> Config:
-    return build(Config, {**STATED, **{n: {**STATED.get(n, {}), **s} for n, s in sections.items()}}, "test")
+def config(**sections: dict[str, Any]) -> SelectConfig:
+    tree = {**STATED, **{n: {**STATED.get(n, {}), **s} for n, s in sections.items()}}
+    found: SelectConfig = build(SelectConfig, tree, "test")
+    return found
 
 
-def stage(found: dict[str, Any], name: str, arm: str | None = None) -> dict[str, Any]:
-    return next(row for row in found["stages"] if (row["stage"], row["arm"]) == (name, arm))
+def changed(one: SelectConfig, **sections: dict[str, Any]) -> SelectConfig:
+    found: SelectConfig = build(SelectConfig, {**to_tree(one), **sections}, "test")
+    return found
+
+
+def estimate_run(one: SelectConfig) -> dict[str, Any]:
+    return estimate.estimate_run(pipelines.pipeline("select"), one)
+
+
+def abstract_run(one: SelectConfig) -> SelectRun:
+    pool = Pool(one.data.pool, None, one.seed, "auto", Progress)
+    return SelectRun(one, Job(Path(one.out), Progress), abstract_model(one, Grounds()), pool)
+
+
+def stage(found: dict[str, Any], name: str, part: str | None = None) -> dict[str, Any]:
+    return next(row for row in found["stages"] if (row["stage"], row["part"]) == (name, part))
 
 
 def ground(found: dict[str, Any], name: str) -> dict[str, Any]:
@@ -102,7 +128,7 @@ def test_counts_are_those_by_hand() -> None:
     assert stage(found, "score")["flops"] == 8000 * (4 * trunk + 6 * lora)
     assert stage(found, "gradient")["flops"] == 800 * (6 * trunk + 8 * lora)
     # 120 examples, 3 steps an epoch, two epochs; the domain alone as many steps of its one part of 40
-    assert stage(found, "finetune", "selected")["tokens"] == 240 * 20
+    assert stage(found, "finetune", "kernel")["tokens"] == 240 * 20
     assert stage(found, "finetune", "domain")["tokens"] == 6 * 40 * 20
     assert stage(found, "evaluate")["tokens"] == 3 * 30 * 30
     assert stage(found, "evaluate")["flops"] == 2700 * 2 * (trunk + lora) + 3 * 30 * 6 * 2 * 800
@@ -117,7 +143,12 @@ def test_other_ways_to_select() -> None:
     found = estimate_run(config(preselect={"method": "none", "keep": None}, score={"objective": "probe", "probes": 3}))
     trunk, lora = 1440, ground(estimate_run(config()), "parameters")["value"]["lora"]
     assert stage(found, "score")["flops"] == 20000 * (8 * trunk + 14 * lora)  # (1 + 3) passes, LoRA (1 + 2 × 3)
-    sketch = stage(estimate_run(config(select={"by": "cosine"}, sketch={"dim": 64})), "sketch")
+    sketch = stage(
+        estimate_run(
+            config(select={"methods": ["sketch"], "count": 80}, evaluate={"arms": ["base"]}, sketch={"dim": 64})
+        ),
+        "sketch",
+    )
     gradient = 6 * trunk + 8 * lora
     assert sketch["examples"] == 440
     assert sketch["flops"] == pytest.approx(8800 * gradient + 440 * 2 * lora * 64)
@@ -141,7 +172,7 @@ def test_examples_seen(settings: dict[str, Any], examples: int) -> None:
 )
 def test_the_recipes_of_8b(name: str, billions: float, trunk: int, capsys: pytest.CaptureFixture[str]) -> None:
     """Their published parameter counts; the whole pool of 1.8M by 4 P tokens, beside the paper's hours."""
-    found = estimate_run(load_config(CONFIGS / f"{name}.yaml", ["--model.path=not/here"]))
+    found = estimate_run(load_config(CONFIGS / f"{name}.yaml", SelectConfig, ["--model.path=not/here"]))
     assert round(ground(found, "parameters")["value"]["base"] / 1e9, 2) == billions
     whole, tokens = found["whole_pool"], 1_800_000 * 256
     assert whole["tokens"] == tokens and whole["flops_of_4_p"] == 4 * trunk * tokens
@@ -160,7 +191,7 @@ def test_the_recipes_of_8b(name: str, billions: float, trunk: int, capsys: pytes
         == 0
     )
     text = " ".join(capsys.readouterr().out.split())
-    assert "Too much for one device of 80.0 GB: gradient, score, select. Lower score.batch_tokens or" in text
+    assert "Too much for one device of 80.0 GB: gradient, score, align. Lower score.batch_tokens or" in text
 
 
 def test_rates_of_devices() -> None:
@@ -186,26 +217,95 @@ def test_rates_of_devices() -> None:
     assert estimate_run(config(estimate={"rate": 1e12}))["rate"]["forward"] == pytest.approx(0.4e12)
 
 
+def test_device_hours_follow_from_the_rates() -> None:
+    rate = Rate(forward=2e12, backward=1e12, device="H200", peak=4e12)
+    work = Work(1, 10, 1e15, 3.6e15)  # computed, with padding, is what takes the time
+    assert hours_of(work, rate) == pytest.approx(0.5)
+    assert hours_of(dataclasses.replace(work, kind="backward"), rate) == pytest.approx(1.0)
+    assert hours_of(work, None) is None
+
+
+def test_times_are_in_the_unit_that_suits_them() -> None:
+    seconds = {0.5: "0.5 s", 9.94: "9.9 s", 12: "12 s", 99: "99 s", 100: "1.7 min", 300: "5 min", 3600: "60 min",
+               5940: "1.6 h", 7200: "2.0 h", 360000: "100 h", 4.32e6: "1,200 h"}  # fmt: skip
+    assert {each: device_time(each / 3600) for each in seconds} == seconds
+
+
+def test_the_table_states_times_of_the_rate() -> None:
+    found = estimate_run(config(estimate={"rate": 1e9, "utilization": 0.5}))
+    hours = stage(found, "score")["flops_with_padding"] / 0.5e9 / 3600
+    [line] = [line for line in as_text(found).splitlines() if line.startswith("score ")]
+    assert f" {device_time(hours)} " in line and "device time" in as_text(found).splitlines()[0]
+    assert found["total"]["device_hours"] == pytest.approx(sum(row["device_hours"] or 0 for row in found["stages"]))
+    assert "0.001 TFLOP/s for one device" in as_text(found)
+    silent = as_text(estimate_run(config()))
+    assert "device time" not in silent.splitlines()[0] and "Device-hours need a rate: none is known for 'cpu'" in silent
+
+
+def test_several_devices_share_the_time_of_one() -> None:
+    found = estimate_run(config(estimate={"rate": 1e9, "devices": 4}, mesh={"data": 4}))
+    wall = device_time(found["total"]["device_hours"] / 4)
+    assert f"On 4 devices, if all are busy all the time: {wall}." in as_text(found)
+
+
+def test_memory_on_a_cpu_includes_the_process() -> None:
+    """Arrays lie in the memory of the process there; a device has memory of its own."""
+    here, device = (estimate_run(config(estimate={"device": kind})) for kind in (None, "A100"))
+    resident = here["process_memory"]
+    with open("/proc/self/statm", encoding="ascii") as file:
+        now = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    assert 0.5 * now < resident <= 1.1 * now and resident > 100e6
+    assert stage(here, "score")["memory"] - resident == stage(device, "score")["memory"] < 10e6
+    fact = ground(here, "memory of a process")
+    assert not fact["assumed"] and fact["value"] == resident
+    assert fact["text"] == f"{resident / 1e9:.1f} GB beside the arrays, in the column of memory"
+    assert ground(device, "memory of a process")["text"].endswith("beside the arrays, on the host")
+    assert here["device_memory"] is None and device["device_memory"] == 80e9
+
+
+def test_a_pipeline_without_costs_is_refused_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.yaml").write_text(json.dumps({**STATED, "pipeline": "diagnose"}))
+    assert cli.main(["estimate", str(tmp_path / "run.yaml")]) == 2
+    line = "pipeline diagnose: its stage diagnose states no cost, so nothing can be estimated"
+    assert capsys.readouterr().err == f"ntk-jax: error: {line}\n"
+
+
+def test_every_stage_of_every_way_to_select_states_its_cost() -> None:
+    every = ["kernel", "sketch", "votes", "bm25", "random", "length_matched"]
+    for methods in (every, ["bm25", "random"], ["sketch"], ["votes"]):
+        one = config(select={"methods": methods}, sketch={"dim": 64}, evaluate={"arms": None}, report={"examples": 3})
+        if methods == ["bm25", "random"]:
+            one = changed(one, preselect={"method": "none"})
+        found = estimate_run(one)
+        assert list(found["disk"]) == list(pipelines.pipeline("select").of(one))
+        parts = [row["part"] for row in found["stages"] if row["stage"] == "finetune"]
+        assert parts == ["domain", *methods[1:], methods[0]]
+        assert all(disk["kept"] > 0 for disk in found["disk"].values())
+        for name in found["disk"]:
+            assert f"\n{name} " in as_text(found)
+
+
 # -- files that are here ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Config:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> SelectConfig:
     folder = tmp_path_factory.mktemp("inputs")
     write_inputs(folder)
     return tiny_run_config(folder)
 
 
-def test_a_sample_stands_for_the_pool(tiny: Config) -> None:
+def test_a_sample_stands_for_the_pool(tiny: SelectConfig) -> None:
     before = estimate_run(tiny)
     assert not Path(tiny.out).exists()  # an estimate writes nothing
-    few = estimate_run(build(Config, {**to_tree(tiny), "estimate": {"sample": 20}}, "test"))
+    few = estimate_run(changed(tiny, estimate={"sample": 20}))
     assert "standard error" in ground(few, "tokens a pool example")["text"]
     assert stage(few, "score")["tokens"] == pytest.approx(stage(before, "score")["tokens"], rel=0.3)
-    assert few == estimate_run(build(Config, {**to_tree(tiny), "estimate": {"sample": 20}}, "test"))
+    again = estimate_run(changed(tiny, estimate={"sample": 20}))
+    assert few["total"] | {"memory": 0} == again["total"] | {"memory": 0}  # the process grows meanwhile
 
 
-def measured(one: Config, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def measured(one: SelectConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The JSON of `ntk-jax estimate --measure --json`, each step run no more often than it must."""
     monkeypatch.setattr(measure, "SECONDS", 0.0)
     (folder / "run.yaml").write_text(json.dumps(to_tree(one)))
@@ -223,20 +323,22 @@ def test_json_and_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     score = stage(found, "score")
     assert score["device_hours"] == score["flops_with_padding"] / found["rate"]["forward"] / 3600 > 0
     text = capsys.readouterr().out
-    assert "device-hours" in text and "measured here" in " ".join(text.split())
+    assert "device time" in text and "measured here" in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 120
 
 
 @pytest.mark.slow
-def test_measure_with_real_weights_on_a_mesh(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = measured(build(Config, {**to_tree(tiny), "mesh": {"fsdp": 4, "data": 2}}, "test"), tmp_path, monkeypatch)
+def test_measure_with_real_weights_on_a_mesh(
+    tiny: SelectConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = measured(changed(tiny, mesh={"fsdp": 4, "data": 2}), tmp_path, monkeypatch)
     assert not ground(found, "weights of the measurement")["assumed"] and found["devices"] == 8
     assert found["rate"]["forward"] > 0 and found["rate"]["backward"] > 0
 
 
 @pytest.mark.slow
 def test_random_weights_are_made_where_they_lie() -> None:
-    shapes, mesh = abstract_run(config(), Facts()).base, make_mesh(1, 4, 2)
+    shapes, mesh = abstract_run(config()).model.base, make_mesh(1, 4, 2)
     made = measure.random_weights(shapes.base, mesh)
     for leaf, shape in zip(jax.tree.leaves(made), jax.tree.leaves(shapes.base), strict=True):
         assert (leaf.shape, leaf.dtype) == (shape.shape, shape.dtype)
@@ -291,9 +393,9 @@ def test_memory_against_the_compiler(as_users_compile: None) -> None:
 def test_weights_are_split_as_the_rules_say(sizes: tuple[int, int, int]) -> None:
     """A device's part, against the arrays that really lie on one."""
     data, fsdp, tensor = sizes
-    one = abstract_run(config(mesh={"data": data, "fsdp": fsdp, "tensor": tensor}, estimate={"devices": None}), Facts())
+    one = abstract_run(config(mesh={"data": data, "fsdp": fsdp, "tensor": tensor}, estimate={"devices": None}))
     real = make_mesh(*sizes)
-    arrays = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), one.base.base)
+    arrays = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), one.model.base.base)
     placed = jax.device_put(arrays, param_shardings(arrays, real))
     own = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(placed))
     gathered = 0.0
@@ -303,19 +405,20 @@ def test_weights_are_split_as_the_rules_say(sizes: tuple[int, int, int]) -> None
 
 
 def test_quantized_weights_count_as_they_are_held() -> None:
-    plain, held = (abstract_run(config(model={"quantization": kind}), Facts()) for kind in (None, "int8"))
-    matrices = [leaf for leaf in jax.tree.leaves(plain.base.base["layers"]) if len(leaf.shape) == 3]
+    plain, held = (abstract_run(config(model={"quantization": kind})) for kind in (None, "int8"))
+    matrices = [leaf for leaf in jax.tree.leaves(plain.model.base.base["layers"]) if len(leaf.shape) == 3]
     scales = sum(4 * leaf.shape[0] * leaf.shape[2] for leaf in matrices)
     widened = 4 * max(leaf.size for leaf in matrices) / 3  # one matrix of one of the three layers
     saved = sum(3 * leaf.size for leaf in matrices) - scales - widened
     assert memory.weights(plain) - memory.weights(held) == pytest.approx(saved)
-    made = measure.random_weights(held.base.base, None)
-    assert jax.tree.map(lambda leaf: leaf.dtype, made) == jax.tree.map(lambda leaf: leaf.dtype, held.base.base)
+    made = measure.random_weights(held.model.base.base, None)
+    assert jax.tree.map(lambda leaf: leaf.dtype, made) == jax.tree.map(lambda leaf: leaf.dtype, held.model.base.base)
     assert np.unique(made["layers"]["up_proj"]["kernel"]).size > 100
 
 
 def test_memory_grows_with_the_batch() -> None:
-    small, large = (estimate_run(config(score={"batch_tokens": size})) for size in (512, 4096))
+    device = {"device": "A100"}  # of its own memory: a process grows between the two
+    small, large = (estimate_run(config(score={"batch_tokens": n}, estimate=device)) for n in (512, 4096))
     assert stage(small, "score")["memory"] < stage(large, "score")["memory"]
     assert stage(small, "warmup")["memory"] == stage(large, "warmup")["memory"]
 
@@ -335,7 +438,10 @@ def test_memory_grows_with_the_batch() -> None:
         ({"estimate": {"device": "abacus"}}, "estimate.device = 'abacus' is not one of A100, .*estimate.rate"),
         ({"estimate": {"devices": 4}, "mesh": {"data": 3}}, "mesh data=3, fsdp=1, tensor=1 does not fit 4 devices"),
         ({"select": {"count": 1001}, "preselect": {"keep": 2000}}, "select.count = 1001 is larger than the pool"),
-        ({"select": {"by": "mean"}, "sketch": {"dim": 8192}}, "dim = 8192 is larger than the"),
+        (
+            {"select": {"methods": ["sketch"]}, "evaluate": {"arms": ["base"]}, "sketch": {"dim": 8192}},
+            "dim = 8192 is larger than the",
+        ),
         ({"score": {"parameters": "nothing"}}, "matches no parameter"),
         ({"model": {"max_length": 128}}, "model.max_length = 128 is more than the 64 positions"),
         ({"model": {"path": "builtin:other"}}, "no such builtin model"),

@@ -13,7 +13,7 @@ from ntk_jax.engine.costs import Cost, Disk, Work
 from ntk_jax.engine.estimate import hours_of
 from ntk_jax.engine.estimate_text import device_time
 from ntk_jax.engine.rates import Rate
-from ntk_jax.kernels.projections import projection_flops
+from ntk_jax.kernels.projections import check_width, projection_flops
 from ntk_jax.pipelines.common.sections import TrainSection
 from ntk_jax.pipelines.common.training import train_config
 from ntk_jax.pipelines.select.account import ARRAYS
@@ -76,8 +76,10 @@ def score(load: Load) -> Cost:
 
 
 def sketch(load: Load) -> Cost:
-    """A backward pass an example, one example a row, and the projection of its gradient."""
+    """A backward pass an example, one example a row, and the projection of its gradient. Raises UserError: the sketch
+    is wider than the gradient."""
     run, pool, domain, count = load.run, load.pool, load.domain, candidates(load)
+    check_width(run.projection, run.theta)
     examples, tokens = count + domain.count, count * pool.tokens + domain.total
     spans, channels = count * pool.span + domain.count * domain.span, run.objective.channels
     project = examples * channels * projection_flops(run.projection, run.theta)
