@@ -22,7 +22,7 @@ from ntk_jax.errors import TryAgain, UserError
 from ntk_jax.pipelines import all_pipelines, report_parts
 from ntk_jax.version import VERSION
 
-WIDTH = 110
+WIDTH = 110  # of help
 OVERRIDES = """\
 Any value of the config can be set on the command line, and wins over the file:
 
@@ -59,8 +59,8 @@ COMMON = {
     ),
     "help": (
         "what the keys of a config mean",
-        "Lists every key of every pipeline's config with its default, its range and its meaning, or those whose name "
-        "begins with KEY: ntk-jax help score.objective, ntk-jax help finetune.",
+        "Lists every key of every pipeline's config with its default, its values in brackets and its meaning, or those "
+        "whose name begins with KEY: ntk-jax help score.objective, ntk-jax help finetune.",
     ),
 }
 
@@ -115,7 +115,7 @@ def _add(
         help=line,
         description=textwrap.fill(description, WIDTH),
         epilog="" if place == "[KEY]" else OVERRIDES.format(name=name) + epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=WIDTH),
         allow_abbrev=False,
         add_help=False,
         usage=f"ntk-jax {name} {place}{rest}",
@@ -160,6 +160,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments, rest = parser().parse_known_args(argv)
         _command(arguments, rest)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end
+        return _ended(1)
     except UserError as error:
         print(f"ntk-jax: error: {error}", file=sys.stderr)
         return _ended(2)
@@ -232,7 +236,7 @@ def _configured(arguments: argparse.Namespace, overrides: Sequence[str]) -> tupl
         if arguments.command in (pipeline.command, *(stage.name for stage in pipeline.stages), *COMMON)
     ]
     named = read_tree(arguments.config, overrides).get(PIPELINE)
-    if named is not None and named not in everyone:
+    if named is not None and (not isinstance(named, str) or named not in everyone):
         raise UserError(f"{arguments.config}: pipeline = {named!r} is not one of {', '.join(everyone)}")
     found = next((pipeline for pipeline in able if pipeline.name == named), able[0])
     if named is not None and found.name != named and arguments.command == found.command:

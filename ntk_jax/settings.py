@@ -29,9 +29,10 @@ class Range:
         return inside and math.isfinite(value)
 
     def __str__(self) -> str:
+        low, high = (int(end) if float(end).is_integer() else end for end in (self.low, self.high))
         if self.high == math.inf:
-            return f"above {self.low:g}" if self.open else f"at least {self.low:g}"
-        return f"between {self.low:g} and {self.high:g}" + (", both excluded" if self.open else "")
+            return f"above {low}" if self.open else f"at least {low}"
+        return f"between {low} and {high}" + (", both excluded" if self.open else "")
 
 
 Count = Annotated[int, Range(1)]

@@ -103,25 +103,36 @@ def sections(cls: type, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def explain_keys(configs: Mapping[str, type], beginning: str, width: int) -> str:
-    """The keys of configs for a terminal: each with its default, what it may be and its meaning; those whose name
-    begins so. configs: {pipeline: config}; a key that several share is explained once.
+    """The keys of configs for a terminal: each with its default, what it may be in brackets, and its meaning; those
+    whose name begins so. configs: {pipeline: config}; a key that several share is explained once.
 
     Raises UserError: there is no such key (the nearest one is offered).
     """
     found: dict[str, tuple[Key, list[str]]] = {}
+    meanings: dict[str, str] = {}
     for name, cls in configs.items():
+        meanings |= {section: meaning for section, meaning in sections(cls) if section}
         for key in keys(cls):
             found.setdefault(key.name, (key, []))[1].append(name)
     chosen = [key for name, key in found.items() if name.startswith(beginning)]
     if not chosen:
-        near = difflib.get_close_matches(beginning, found, n=1, cutoff=0.4)
+        near = difflib.get_close_matches(beginning, [*found, *meanings], n=1, cutoff=0.4)
         raise UserError(f"no key begins with {beginning}" + (f"; did you mean {near[0]}?" if near else ""))
-    lines = []
+    lines: list[str] = []
+    before = ""
     for key, pipelines in chosen:
-        of = f"  (of {', '.join(pipelines)})" if len(configs) > 1 and len(pipelines) < len(configs) else ""
-        lines.append(f"{key.name}: {key.default}{of}")
-        lines += textwrap.wrap(f"{key.values}: {key.help}", width, initial_indent="    ", subsequent_indent="    ")
-    return "\n".join(lines)
+        section = key.name.rpartition(".")[0]
+        if section != before:
+            of = f" (pipeline {', '.join(pipelines)})" if len(pipelines) < len(configs) else ""
+            lines += ["", *textwrap.wrap(f"{section}{of}: {meanings[section]}", width)]
+            before = section
+        lines += textwrap.wrap(f"{key.name} = {key.default}  [{key.values}]", width, **_indent(2, 6))
+        lines += textwrap.wrap(key.help, width, **_indent(6, 6))
+    return "\n".join(lines).lstrip("\n")
+
+
+def _indent(first: int, others: int) -> dict[str, Any]:
+    return {"initial_indent": " " * first, "subsequent_indent": " " * others, "break_on_hyphens": False}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -154,16 +165,26 @@ def _yaml(value: Any) -> str:
 
 
 def _values(hint: Any) -> str:
+    """What a setting may be, in words: `whole number, at least 1, or null`."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        return f"{_values(args[0])} {args[1]}"
+        return f"{_values(args[0])}, {args[1]}"
     if origin in (typing.Union, types.UnionType):
-        return " or ".join([_values(arg) for arg in args if arg is not type(None)] + ["null"])
+        inner = next(arg for arg in args if arg is not type(None))
+        if typing.get_origin(inner) is Literal:
+            return _either([*map(str, typing.get_args(inner)), "null"])
+        text = _values(inner)
+        return f"{text}, or null" if "," in text else f"{text} or null"
     if origin is Literal:
-        return ", ".join(map(str, args))
+        return _either([*map(str, args)])
     if origin is tuple:
-        return f"list of {_values(args[0])}"
-    return {str: "text", int: "whole number", float: "number", bool: "true, false"}.get(hint, str(hint))
+        name, comma, range_ = _values(args[0]).partition(",")
+        return f"list of {name}s{comma}{range_}"
+    return {str: "text", int: "whole number", float: "number", bool: "true or false"}.get(hint, str(hint))
+
+
+def _either(words: Sequence[str]) -> str:
+    return " or ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
 
 
 class _Loader(yaml.SafeLoader):
@@ -172,7 +193,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
-            if key.value in seen and isinstance(key, yaml.ScalarNode):
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value} is there twice", key.start_mark
                 )

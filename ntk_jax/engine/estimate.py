@@ -72,8 +72,8 @@ def _result(
     grounds.known(
         "memory of a process",
         resident,
-        f"{resident / 1e9:.1f} GB beside the arrays" + (", in the column of memory" if on_host else " on the host"),
-        "this process, with jax and the tokenizer loaded",
+        f"{resident / 1e9:.1f} GB beside the arrays, " + ("in the column of memory" if on_host else "on the host"),
+        "of this process, with what it has loaded",
     )
     rows: list[dict[str, Any]] = [
         {

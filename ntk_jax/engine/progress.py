@@ -19,8 +19,9 @@ PLAIN_SECONDS = 10.0
 class Progress:
     """A callback `progress(done, total, note)` that prints at a readable pace.
 
-    The first and the last call always print. Rate and time left are taken from the first call on, so neither the
-    compilation of a first batch nor the blocks that a resumed run finds done distort them.
+    A line says at once that the stage begins; the first finished units and the end always print. Rate and time left are
+    taken behind the first batch, from the second distinct `done` on, so that neither its compilation nor the blocks
+    that a resumed run finds done distort them; before, no time left is stated.
     """
 
     def __init__(
@@ -38,9 +39,13 @@ class Progress:
         self._terminal = self._stream.isatty()
         self._quiet = jax.process_index() != 0
         self._begun = clock()
-        self._origin: tuple[int, float] | None = None  # (done, time) at the first call
+        self._first: int | None = None  # done at the first call
+        self._origin: tuple[int, float] | None = None  # (done, time) at the first call with another one
         self._printed = float("-inf")
         self._finished = False
+        if unit and not self._quiet:
+            self._printed = self._begun
+            self._print("  ".join([*self._count(0), "starting or compiling"]))
 
     def __call__(self, done: int, total: int | None = None, note: str = "") -> None:
         """Says that `done` of `total` units are finished; a call with `done == total` closes the line."""
@@ -49,34 +54,43 @@ class Progress:
         self.total = self.total if total is None else total
         now = self._clock()
         self._finished = self.total is not None and done >= self.total
-        first = self._origin is None
-        if self._origin is None:
+        news = self._first is None and done > 0
+        if self._first is None:
+            self._first = done
+        elif self._origin is None and done != self._first:
             self._origin = (done, now)
+            news = self._first == 0
         pace = TERMINAL_SECONDS if self._terminal else PLAIN_SECONDS
-        if first or self._finished or now - self._printed >= pace:
+        if news or self._finished or now - self._printed >= pace:
             self._printed = now
             self._print(self._line(done, now, note))
 
     def close(self) -> None:
         """Ends the line of a stage that stops before its total, for example at an error."""
-        if self._terminal and self._origin is not None and not self._finished and not self._quiet:
+        if self._terminal and self._printed >= self._begun and not self._finished and not self._quiet:
             self._stream.write("\n")
         self._finished = True
 
+    def _count(self, done: int) -> list[str]:
+        """The beginning of a line: stage, done, share."""
+        parts, total = [f"{self.stage:<17}"], self.total
+        if total:
+            parts += [f"{done:,}/{total:,} {self.unit}", f"{100 * done / total:3.0f}%"]
+        elif done:
+            parts.append(f"{done:,} {self.unit}")
+        return parts
+
     def _line(self, done: int, now: float, note: str) -> str:
-        assert self._origin is not None
         if not self.unit:  # nothing to count: a stage that only has something to say
             return f"{self.stage:<17}  {note}"
-        total = self.total
-        parts = [f"{self.stage:<17}", f"{done:,}/{total:,} {self.unit}" if total else f"{done:,} {self.unit}"]
-        if total:
-            parts.append(f"{100 * done / total:3.0f}%")
-        since, seconds = done - self._origin[0], now - self._origin[1]
-        if since > 0 and seconds > 0:
+        total, parts = self.total, self._count(done)
+        since, seconds = (done - self._origin[0], now - self._origin[1]) if self._origin else (0, 0.0)
+        known = since > 0 and seconds > 0
+        if known:
             parts.append(f"{_rate(since / seconds)} {self.unit}/s")
         if self._finished:
             parts.append(f"in {duration(now - self._begun)}")
-        elif total and since > 0 and seconds > 0:
+        elif total and known:
             parts.append(f"{duration((total - done) * seconds / since)} left")
         if note:
             parts.append(note)

@@ -74,7 +74,7 @@ def _hidden(model: Model, base: Any, lora: Any, ids: np.ndarray) -> np.ndarray:
 
     x = base["embed"][ids]
     for number in range(c.num_layers):
-        frozen, adapter = (jax.tree.map(lambda leaf: leaf[number], tree["layers"]) for tree in (base, lora))
+        frozen, adapter = (_layer(tree["layers"], number) for tree in (base, lora))
         linear = _linear(frozen, adapter, scale)
         h = norm(x, frozen["input_norm"])
         q, k, v = (linear(name, h).reshape(length, -1, c.head_dim) for name in ("q_proj", "k_proj", "v_proj"))
@@ -88,6 +88,10 @@ def _hidden(model: Model, base: Any, lora: Any, ids: np.ndarray) -> np.ndarray:
         gate = linear("gate_proj", h)
         x = x + linear("down_proj", gate / (1 + np.exp(-gate)) * linear("up_proj", h))
     return norm(x, base["norm"])
+
+
+def _layer(stacked: Any, number: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[number], stacked)
 
 
 def _linear(frozen: Any, adapter: Any, scale: float) -> Callable[[str, np.ndarray], np.ndarray]:

@@ -39,7 +39,7 @@ class LoRASection:
     """Adapter shape, unless model.adapter brings its own. The paper states only "about 0.5% of parameters": rank 16 on
     all seven linears fits."""
 
-    rank: Count = setting(16, "R")
+    rank: Count = setting(16, "R, the adapter's rank")
     alpha: Positive = setting(32.0, "the adapter's output is scaled by alpha / rank")
     targets: tuple[str, ...] = setting(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
@@ -51,10 +51,12 @@ class LoRASection:
 class DataSection:
     """The examples of the domain and of the pool. Relative paths start at the working directory."""
 
-    domain: tuple[str, ...] = setting((), "files, globs, builtin:NAME, tfds:NAME/SPLIT or hf:NAME/SPLIT")
-    pool: tuple[str, ...] = setting((), "likewise")
+    domain: tuple[str, ...] = setting(
+        (), "the domain's examples: files, globs, builtin:NAME, tfds:NAME/SPLIT or hf:NAME/SPLIT"
+    )
+    pool: tuple[str, ...] = setting((), "the general pool: files, globs and names as of data.domain")
     domain_limit: Count | None = setting(None, "a seeded sample of so many of the domain; null: all of it")
-    pool_limit: Count | None = setting(None, "likewise of the pool")
+    pool_limit: Count | None = setting(None, "a seeded sample of so many of the pool; null: all of it")
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,15 @@ class TrainSection:
     max_steps: Natural | None = setting(
         None, "optimiser steps instead of epochs; warmup.max_steps = 0 takes model.adapter as it is"
     )
-    learning_rate: NotNegative = setting(2e-5, "its peak")
+    learning_rate: NotNegative = setting(2e-5, "peak of the learning rate")
     batch_size: Count = setting(128, "examples of an optimiser step")
-    schedule: Literal["linear", "cosine", "constant"] = setting("linear", "of the learning rate after its warm-up")
+    schedule: Literal["linear", "cosine", "constant"] = setting(
+        "linear", "course of the learning rate after its warm-up"
+    )
     warmup_ratio: Fraction = setting(0.03, "share of the steps over which the learning rate rises; below 1")
-    weight_decay: NotNegative = setting(0.0, "of AdamW, on matrices")
-    beta1: Fraction = setting(0.9, "of Adam's first moment; below 1")
-    beta2: Fraction = setting(0.999, "of Adam's second moment; below 1")
+    weight_decay: NotNegative = setting(0.0, "AdamW's weight decay, on matrices")
+    beta1: Fraction = setting(0.9, "decay of Adam's first moment; below 1")
+    beta2: Fraction = setting(0.999, "decay of Adam's second moment; below 1")
     max_grad_norm: NotNegative = setting(1.0, "the gradient is clipped to this norm; 0: no clipping")
     tokens_per_microbatch: Count = setting(8192, "gradient accumulation: a step runs as many microbatches as it needs")
     checkpoint_every: Count = setting(50, "optimiser steps between two checkpoints")
@@ -83,7 +87,7 @@ class ScoreSection:
 
     objective: ObjectiveName = setting("sum_logits", "the scalar that is differentiated; sum_logits is the paper's")
     span: Literal["response", "all", "last"] = setting("response", "the positions that count")
-    normalize: NormalizationName = setting("mean", "over the span; none is another name of sum")
+    normalize: NormalizationName = setting("mean", "how values are added up over the span; none is another name of sum")
     parameters: str = setting(
         "lora", "lora, lora[-4:] (of the last four layers, whose tangents start there), all, or a pattern over names"
     )
@@ -113,7 +117,7 @@ class EvaluateSection:
         "base, domain, a method of select.methods, or file:PATH; null: base, domain, and every method, the first last",
     )
     bootstrap: Count = setting(1000, "resamples of the questions")
-    confidence: Annotated[float, Range(0, 1, open=True)] = setting(0.95, "of the intervals")
+    confidence: Annotated[float, Range(0, 1, open=True)] = setting(0.95, "level of the intervals")
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,6 @@ class ReportSection:
 class MeshSection:
     """Devices along each axis; -1 takes what is left."""
 
-    data: Axis = setting(-1, "over which batches are split")
-    fsdp: Axis = setting(1, "over which weights are split, and batches too")
-    tensor: Axis = setting(1, "over which the matrices of a layer are split")
+    data: Axis = setting(-1, "devices over which batches are split")
+    fsdp: Axis = setting(1, "devices over which weights are split, and batches too")
+    tensor: Axis = setting(1, "devices over which the matrices of a layer are split")

@@ -114,6 +114,6 @@ def device_mesh(config: Any, grounds: Grounds) -> Any:
     elif -1 not in sizes:
         grounds.known("devices", count, f"{count}", "mesh of the config")
     else:
-        grounds.known("devices", count, f"{count} ({jax.devices()[0].device_kind})", "those of this machine")
+        grounds.known("devices", count, f"{count} × {jax.devices()[0].device_kind}", "those of this machine")
     mesh = abstract_mesh(*sizes, count)
     return None if count == 1 else mesh

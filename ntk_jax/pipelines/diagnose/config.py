@@ -23,33 +23,39 @@ class DiagnoseSection:
     """Does fine-tuning stay in the NTK regime, and which approximation ranks right?"""
 
     trajectories: Count = setting(3, "fine-tunings on the domain from the LoRA seeds seed, seed + 1, ...")
-    epochs: Positive = setting(20.0, "of each, with the other settings of warmup; 20 are the paper's")
+    epochs: Positive = setting(
+        20.0, "passes of each over the domain, with the other settings of warmup; 20 are the paper's"
+    )
     checkpoints: Count = setting(
-        5, "kept after step 0: from the end of warmup to the end, each further by the same factor"
+        5, "adapters kept after step 0: from the end of warmup to the end, each further by the same factor"
     )
     adapters: tuple[str, ...] = setting(
         (), "PEFT directories to compare instead, in the order of training: one trajectory"
     )
     examples: Annotated[int, Range(2)] = setting(16, "domain examples whose exact kernel is taken at every checkpoint")
-    kernel: Literal["centered_trace", "trace", "pseudo", "probe"] = setting("centered_trace", "which kernel")
+    kernel: Literal["centered_trace", "trace", "pseudo", "probe"] = setting(
+        "centered_trace", "which kernel is compared"
+    )
     candidates: Annotated[int, Range(2)] = setting(400, "pool examples ranked at every checkpoint")
     top: Count | None = setting(None, "N of the top-N overlap; null: a tenth of the candidates")
-    objectives: tuple[str, ...] = setting(("sum_logits", "probe", "cross_entropy"), "whose scores are compared")
-    groups: Natural = setting(96, "groups of pool examples trained on, to measure what the scores predict; 0: none")
-    group_size: Count = setting(16, "examples of one family")
-    group_steps: Count = setting(8, "Adam steps on them")
-    group_learning_rate: Positive | None = setting(None, "null: warmup.learning_rate")
-    held_out: Count = setting(64, "questions of evaluate.files (without them domain examples) whose loss is measured")
-    audit: bool = setting(True, "every approximation against the exact kernel")
-    audit_domain: Count = setting(
-        16, "examples on its two sides; an exact kernel costs D backward passes for each of them"
+    objectives: tuple[str, ...] = setting(
+        ("sum_logits", "probe", "cross_entropy"), "objectives whose scores are compared"
     )
-    audit_pool: Annotated[int, Range(2)] = setting(48, "likewise, of the pool")
+    groups: Natural = setting(96, "groups of pool examples trained on, to measure what the scores predict; 0: none")
+    group_size: Count = setting(16, "examples of a group, all of one family")
+    group_steps: Count = setting(8, "Adam steps on a group")
+    group_learning_rate: Positive | None = setting(None, "of these steps; null: warmup.learning_rate")
+    held_out: Count = setting(64, "questions of evaluate.files (without them domain examples) whose loss is measured")
+    audit: bool = setting(True, "hold every approximation against the exact kernel")
+    audit_domain: Count = setting(
+        16, "domain examples on one side of it; an exact kernel costs D backward passes for each of them"
+    )
+    audit_pool: Annotated[int, Range(2)] = setting(48, "pool examples on its other side")
     audit_dims: tuple[Count, ...] = setting((256, 512, 1024, 2048, 4096, 8192), "K of the projections")
     regression: bool = setting(
-        True, "kernel ridge regression against fine-tuning, where domain and test are multiple choice"
+        True, "compare kernel ridge regression with fine-tuning, where domain and test are multiple choice"
     )
-    questions: Count = setting(200, "of each file of evaluate.files, for the regression")
+    questions: Count = setting(200, "questions of each file of evaluate.files, for the regression")
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class DiagnoseConfig:
     """A diagnosis of the kernel over fine-tuning on the domain."""
 
     out: str = setting("", "the run directory, or gs://... or s3://...")
-    seed: Annotated[int, Range(0, 2**32 - 1)] = setting(0, "of everything random")
+    seed: Annotated[int, Range(0, 2**32 - 1)] = setting(0, "seed of everything random")
     model: ModelSection = section(ModelSection)
     lora: LoRASection = section(LoRASection)
     data: DataSection = section(DataSection)

@@ -16,7 +16,7 @@ class KernelSection:
     a: tuple[str, ...] = setting((), "files of the examples whose kernel is asked for, as data.domain")
     b: tuple[str, ...] = setting((), "those of the other side; empty: a itself")
     limit: Count | None = setting(None, "a seeded sample of so many of each; null: all")
-    kind: Literal["full", "trace", "centered_trace", "pseudo", "probe"] = setting("trace", "which kernel")
+    kind: Literal["full", "trace", "centered_trace", "pseudo", "probe"] = setting("trace", "which kernel is computed")
     method: Literal["jacobian", "products"] = setting("jacobian", "the way it is computed: two exact ones")
     probes: Count = setting(16, "random directions of kind probe")
     orthogonal: bool = setting(False, "orthogonal probes; as many as the vocabulary has tokens are exact")
@@ -28,7 +28,7 @@ class KernelConfig:
     """The exact neural tangent kernel between two files of examples."""
 
     out: str = setting("", "the run directory, or gs://... or s3://...")
-    seed: Annotated[int, Range(0, 2**32 - 1)] = setting(0, "of everything random")
+    seed: Annotated[int, Range(0, 2**32 - 1)] = setting(0, "seed of everything random")
     model: ModelSection = section(ModelSection)
     lora: LoRASection = section(LoRASection)
     score: ScoreSection = section(ScoreSection)

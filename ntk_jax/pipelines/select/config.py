@@ -40,7 +40,7 @@ class SketchSection:
     dim: Count = setting(8192, "K, the paper's; at most the number of parameters differentiated")
     sparsity: Count = setting(1, "nonzeros a parameter, for projection countsketch")
     dtype: Literal["float16", "float32"] = setting(
-        "float16", "of the stored unit rows; moves their products by 1e-3 at most"
+        "float16", "type of the stored unit rows; moves their products by 1e-3 at most"
     )
     block_examples: Count = setting(2048, "examples sketched between two commits; one block of rows is in memory")
 
@@ -72,14 +72,14 @@ class ShapeSection:
     """A model's shape in the words of Hugging Face's config.json, for where that file is not at hand."""
 
     model_type: str | None = setting(None, "llama, qwen2 or qwen3")
-    vocab_size: Count | None = setting(None, "V")
-    hidden_size: Count | None = setting(None, "D")
+    vocab_size: Count | None = setting(None, "V, tokens of the vocabulary")
+    hidden_size: Count | None = setting(None, "D, width of the hidden states")
     intermediate_size: Count | None = setting(None, "inner width of the MLP")
-    num_hidden_layers: Count | None = setting(None, "L")
+    num_hidden_layers: Count | None = setting(None, "L, layers")
     num_attention_heads: Count | None = setting(None, "heads of the queries")
     num_key_value_heads: Count | None = setting(None, "heads of keys and values")
     head_dim: Count | None = setting(None, "width of a head")
-    max_position_embeddings: Count | None = setting(None, "positions")
+    max_position_embeddings: Count | None = setting(None, "positions that the model knows")
     tie_word_embeddings: bool | None = setting(None, "whether the head is the embedding")
 
 
@@ -88,22 +88,24 @@ class EstimateSection:
     """`ntk-jax estimate`: what to take for files, weights and devices that are not here. What is here is counted."""
 
     shape: ShapeSection = section(ShapeSection)
-    pool_examples: Count | None = setting(None, "of all pool files")
-    domain_examples: Count | None = setting(None, "of all domain files")
-    tokens_per_example: Positive | None = setting(None, "mean of prompt and response, after truncation")
-    response_share: Fraction = setting(0.5, "of an example's tokens")
-    questions: Count | None = setting(None, "of all files of evaluate.files together")
+    pool_examples: Count | None = setting(None, "examples in all pool files")
+    domain_examples: Count | None = setting(None, "examples in all domain files")
+    tokens_per_example: Positive | None = setting(None, "mean tokens of prompt and response, after truncation")
+    response_share: Fraction = setting(0.5, "share of an example's tokens that are its response")
+    questions: Count | None = setting(None, "questions in all files of evaluate.files together")
     tokens_per_question: Positive | None = setting(
-        None, "its prompt once and all choices; null: estimate.tokens_per_example"
+        None, "mean tokens of a prompt, once, and all its choices; null: estimate.tokens_per_example"
     )
-    choice_tokens: Positive = setting(16.0, "of these, in all choices of a question together")
-    bytes_per_token: Positive = setting(4.5, "of text in a record")
-    id_bytes: Count = setting(32, "of the longest id")
+    choice_tokens: Positive = setting(16.0, "tokens in all choices of a question together")
+    bytes_per_token: Positive = setting(4.5, "bytes of a record's text for each of its tokens")
+    id_bytes: Count = setting(32, "bytes of the longest id")
     sample: Annotated[int, Range(2)] = setting(400, "pool records that are tokenized, where they are here")
-    devices: Count | None = setting(None, "null: those of this machine")
-    device: str | None = setting(None, "A100, H100, H200, v4, v5e, v5p or v6e; null: this machine's")
+    devices: Count | None = setting(None, "devices of the run; null: those of this machine")
+    device: str | None = setting(None, "their kind: A100, H100, H200, v4, v5e, v5p or v6e; null: this machine's")
     rate: Positive | None = setting(None, "a device's peak in FLOP/s, where its kind is not one of these")
-    utilization: Annotated[float, Range(0.01, 1)] = setting(0.4, "of that peak; --measure makes it a measurement")
+    utilization: Annotated[float, Range(0.01, 1)] = setting(
+        0.4, "share of the peak that is reached; --measure makes it a measurement"
+    )
     reported: str = setting(
         "", "a cost reported elsewhere and its source, printed beside that of scoring the whole pool"
     )
@@ -114,7 +116,7 @@ class SelectConfig:
     """NTK-Selector: from a domain and a pool to a selection, adapters trained on it and their evaluation."""
 
     out: str = setting("", "the run directory, or gs://... or s3://...")
-    seed: Annotated[int, Range(0, 2**32 - 1)] = setting(0, "of everything random")
+    seed: Annotated[int, Range(0, 2**32 - 1)] = setting(0, "seed of everything random")
     model: ModelSection = section(ModelSection)
     lora: LoRASection = section(LoRASection)
     data: DataSection = section(DataSection)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +134,14 @@ class _Pool:
             scores=self.scores if "scores" in needs else None,
             sketches=self._sketches if "sketches" in needs else None,
             votes=self._votes if "votes" in needs else None,
-            progress=run.job.progress(f"rank by {method}", None, "examples"),
+            progress=_when_called(lambda: run.job.progress(f"rank by {method}", None, "examples")),
         )
+
+
+def _when_called(make: Callable[[], Callable[..., None]]) -> Callable[..., None]:
+    """The progress that `make` gives, made at its first call: most rankers are done before they could say anything."""
+    made = functools.cache(make)
+    return lambda done, total: made()(done, total)
 
 
 def _summary(run: SelectRun, pool: _Pool, rankings: dict[str, Ranking]) -> dict[str, Any]:
