@@ -1,4 +1,4 @@
 """LoRA fine-tuning with optax: batches in a seeded order, accumulation, resumable orbax checkpoints, FLOP counts.
 
-May import `ntk`, `models`, `data`, `storage`, `parallel` and `errors`.
+May import `kernels`, `models`, `data`, `storage`, `parallel` and `errors`.
 """

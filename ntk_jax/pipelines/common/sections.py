@@ -19,7 +19,7 @@ class ModelSection:
     path: str = setting("", "a Hugging Face directory, a hub id, or builtin:model")
     adapter: str | None = setting(None, "a PEFT directory to start from instead of fresh LoRA; lora.* then has no say")
     dtype: Literal["float32", "bfloat16"] = setting(
-        "float32", "of computation and frozen weights; adapters stay float32"
+        "float32", "type of computation and frozen weights; adapters stay float32"
     )
     quantization: Literal["int8", "float8_e4m3fn"] | None = setting(
         None, "hold the layers' frozen matrices in 8 bits; adapters train and score over them; null: as dtype"
