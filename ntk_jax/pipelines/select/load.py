@@ -27,7 +27,7 @@ from ntk_jax.pipelines.common.shape import abstract_model
 from ntk_jax.pipelines.select.config import SelectConfig
 from ntk_jax.pipelines.select.state import SelectRun
 
-MAX_SEGMENTS = 16  # examples a packed row holds at most, as `ntk.rows.Layout` has it
+MAX_SEGMENTS = 16  # examples a packed row holds at most, as `kernels.rows.Layout` has it
 
 
 @dataclass(frozen=True)
