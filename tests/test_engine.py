@@ -59,7 +59,7 @@ def test_a_run_its_report_and_its_help(config, tmp_path, capsys):
     capsys.readouterr()
     with pytest.raises(SystemExit):
         more.main(["toy", "--help"])
-    assert re.search(r"toy\.block_lines: 4", capsys.readouterr().out)
+    assert re.search(r"toy\.block_lines = 4 ", capsys.readouterr().out)
     assert more.main(["help", "toy.pause"]) == 0
     assert "seconds that a block takes" in capsys.readouterr().out
     with pytest.raises(SystemExit):

@@ -62,7 +62,7 @@ class DiagnoseSection:
 class DiagnoseConfig:
     """A diagnosis of the kernel over fine-tuning on the domain."""
 
-    out: str = setting("", "the run directory, or gs://... or s3://...")
+    out: str = setting("", "the run directory: a folder, gs://BUCKET/FOLDER or s3://BUCKET/FOLDER")
     seed: Annotated[int, Range(0, 2**32 - 1)] = setting(0, "seed of everything random")
     model: ModelSection = section(ModelSection)
     lora: LoRASection = section(LoRASection)

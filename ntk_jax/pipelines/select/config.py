@@ -115,7 +115,7 @@ class EstimateSection:
 class SelectConfig:
     """NTK-Selector: from a domain and a pool to a selection, adapters trained on it and their evaluation."""
 
-    out: str = setting("", "the run directory, or gs://... or s3://...")
+    out: str = setting("", "the run directory: a folder, gs://BUCKET/FOLDER or s3://BUCKET/FOLDER")
     seed: Annotated[int, Range(0, 2**32 - 1)] = setting(0, "seed of everything random")
     model: ModelSection = section(ModelSection)
     lora: LoRASection = section(LoRASection)
