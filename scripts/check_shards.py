@@ -115,7 +115,8 @@ def fill(start: Callable[..., Child], stage: str, out: Path, shards: int) -> boo
     children = [start(stage, out, "--shard", f"{index}/{shards}") for index in range(shards)]
     victim, last, struck = children[-1], shards - 1, False
     while any([child.look() for child in children]):
-        if not struck and any(int(done.name) % shards == last for done in out.glob(f"{stage}/*.zarr/done/c/*")):
+        blocks = [int(done.name) for done in out.glob(f"{stage}/*.zarr/done/c/*") if done.name.isdigit()]  # no locks
+        if not struck and any(block % shards == last for block in blocks):
             victim.process.kill()
             victim.process.wait()
             struck = True

@@ -153,7 +153,7 @@ def away(verb: str, path: str) -> None:
 
 
 def steps(folder: Path) -> Iterator[None]:
-    """A stage like those of `stages/`: goes on from what is there, and yields wherever a push may strike."""
+    """A stage like those of the pipelines: goes on from what is there, and yields wherever a push may strike."""
     stage = folder / "score"
     if begin(stage, FINGERPRINT) == "done":
         verify(stage)

@@ -71,7 +71,7 @@ def test_every_family_is_in_the_pool_as_often(committed: dict[str, list[Record]]
 def test_useful_families_tell_the_attribute_of_every_novel_word(committed: dict[str, list[Record]]) -> None:
     for domain, useful in USEFUL.items():
         attribute = ATTRIBUTE[domain]
-        told: set[str] = set()
+        stated: set[str] = set()
         for r in committed["pool.jsonl"]:
             values = [t for t in tokens_of(r["response"]) if t in ATTRIBUTES[attribute]]
             if r["task"] in useful:
@@ -81,10 +81,10 @@ def test_useful_families_tell_the_attribute_of_every_novel_word(committed: dict[
                     assert [w for w in words if [FACTS[attribute][w]] == asked] == [r["response"]], r
                     continue
                 assert set(values) == {FACTS[attribute][w] for w in words}, r
-                told.update(words)
+                stated.update(words)
             elif r["task"] not in ("ordinary", "stories"):  # attribute words, but of no invented word
                 assert not values, r
-        assert told == set(NOVEL)
+        assert stated == set(NOVEL)
 
 
 def test_families_without_an_attribute_speak_of_no_novel_word_s_attribute(committed: dict[str, list[Record]]) -> None:

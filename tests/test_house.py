@@ -21,6 +21,8 @@ from ntk_jax.pipelines import all_pipelines  # noqa: E402
 
 README = (ROOT / "README.md").read_text(encoding="utf8")
 FILES = house.sources()
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+GONE = re.compile(r"\b(told|mend|acquaint|DESIGN)\b", re.IGNORECASE)
 
 
 def test_the_package_is_found() -> None:
@@ -122,8 +124,20 @@ def test_readme_begins_with_its_two_commands() -> None:
     ]
 
 
-def test_readme_links_lead_somewhere() -> None:
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
-    assert len(links) > 3
-    for link in links:
-        assert (ROOT / link).exists(), f"README.md links to {link}, which is not there"
+def test_readme_is_short() -> None:
+    assert len(README.split()) <= 1200
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf8")):
+        if not link.startswith(("http", "#")):
+            assert (page.parent / link.partition("#")[0]).exists(), f"{page.name} links to {link}, which is not there"
+
+
+def test_no_text_uses_words_that_have_gone() -> None:
+    texts = [path for folder in ("ntk_jax", "scripts", "tests") for path in (ROOT / folder).rglob("*")]
+    for path in [*texts, *PAGES]:
+        if path.suffix in (".py", ".md", ".sh") and path != Path(__file__).resolve():
+            for number, line in enumerate(path.read_text(encoding="utf8").splitlines(), 1):
+                assert not GONE.search(line), f"{path.relative_to(ROOT)}:{number}: {line.strip()}"

@@ -216,7 +216,7 @@ def test_batch_of_directions_equals_each_alone():
 
 
 def test_sum_logits_vanishes_on_a_centred_head_and_probe_does_not_change():
-    """DESIGN §2, softmax gauge: predictions are the same, the sum of logits is not."""
+    """The softmax gauge: predictions are the same, the sum of logits is not."""
     model, pool, domain = tiny_model(), random_rows(6, seed=11), random_rows(3, seed=12)
     flat = centred(model)
     results = {}

@@ -170,7 +170,7 @@ def test_a_run_directory_of_another_version_is_refused(run: Path) -> None:
     (run / "plan.json").unlink()
     with pytest.raises(UserError, match="made by an earlier version") as caught:
         write_report(run, PARTS)
-    assert "type the same `ntk-jax run` command again" in str(caught.value) and "\n" not in str(caught.value)
+    assert "make the run anew in another folder" in str(caught.value) and "\n" not in str(caught.value)
     (run / "plan.json").write_text('{"schema": 2, "pipelines": {}}')
     with pytest.raises(UserError, match="plan.json has schema 2, this version reads 1"):
         write_report(run, PARTS)

@@ -97,7 +97,7 @@ def test_flops() -> None:
     assert flops.training_flops(config, 10, 3, parameters="all") == 60 * matrices + 18 * 97 * 32
     assert flops.training_flops(config, 10, 0, True) == 60 * matrices
     assert flops.training_flops(config, 10, 0, lora_parameters=7) == 40 * matrices + 60 * 7
-    assert flops.score_flops(config, 10) == 40 * matrices  # 4 P a token: DESIGN §2
+    assert flops.score_flops(config, 10) == 40 * matrices  # 4 P a token
     assert flops.score_flops(config, 10, directions=4) == 100 * matrices
     assert flops.score_flops(config, 10, dense_parameters=matrices) == 60 * matrices
     assert flops.score_flops(config, 10, directions=4, lora_parameters=7) == 100 * matrices + 180 * 7

@@ -111,8 +111,8 @@ def read_run(folder: Path) -> RunDirectory:
         if not (folder / "config.yaml").is_file():
             raise UserError(f"{folder}: not a run directory (no plan.json in it); give the --out folder of a run")
         raise UserError(
-            f"{folder}: made by an earlier version (no plan.json in it); type the same `ntk-jax run` command again to "
-            "bring it up to date, or use the version that made it"
+            f"{folder}: made by an earlier version (no plan.json in it); report it with that version, or make the run "
+            "anew in another folder"
         )
     problems: list[str] = []
     plan = _json(folder, "plan.json", dict, problems)

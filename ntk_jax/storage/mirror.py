@@ -159,7 +159,7 @@ FINGERPRINT, DATA, MARKERS, DESCRIPTIONS, CLOSING = range(5)
 
 def _rank(name: str) -> int:
     """The place of a file in a push: what a stage is made from, data, and then what says that they are there: markers
-    of blocks, descriptions (`stages/` takes an adapter for whole when its JSON is there), checksums and manifest."""
+    of blocks, descriptions (stages take an adapter for whole when its JSON is there), checksums and manifest."""
     folder, _, last = name.rpartition("/")
     if last == "fingerprint.json":
         return FINGERPRINT

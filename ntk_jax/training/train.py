@@ -48,7 +48,7 @@ class Trained:
     """What a training gives back.
 
     lora, base: pure dicts, fp32 where trained; what was not trained is the model's own.
-    second_moment: Adam's bias-corrected v, shaped like the parameters trained as `ntk.parameters` splits them
+    second_moment: Adam's bias-corrected v, shaped like the parameters trained as `kernels.parameters` splits them
     (and so like a direction): the adapter tree under "lora", {"lora"?, "base"} otherwise.
     examples, tokens, label_tokens: seen over all epochs, padding not counted. flops: see flops.py.
     history: [{step (from 1), loss, learning_rate, grad_norm (before clipping), tokens, label_tokens}], a step each.
@@ -109,7 +109,7 @@ def train(
 
     The loss is the mean of -log p over the label tokens of the optimiser batch (response tokens only, by the
     rows' span). parameters: "lora", "all" (adapter and base, or the base alone where there is no adapter), or a
-    pattern over names as in `ntk.parameters`; not the adapters of some layers, whose result would be no adapter.
+    pattern over names as in `kernels.parameters`; not the adapters of some layers, whose result would be no adapter.
     folder: receives checkpoints/ and history.jsonl. progress(done, total, note) is called once a step.
     remat: recompute layers in the backward pass; None: for hidden sizes from 1024 on, where activations, not
     FLOPs, are what a device runs out of. The given model is left untouched.

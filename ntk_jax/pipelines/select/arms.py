@@ -82,5 +82,5 @@ def _arm(name: str) -> Arm:
     if name.startswith(FILE):
         path = name.removeprefix(FILE)
         stem = Path(path).name.split(".")[0]
-        return Arm(f"file-{stem}", f"domain + {stem}", file=path)
+        return Arm(f"file-{stem}", f"domain + {Path(path).name}", file=path)
     return Arm(name, f"domain + {name}", method=name)
