@@ -239,7 +239,7 @@ def _configured(arguments: argparse.Namespace, overrides: Sequence[str]) -> tupl
     if named is not None and (not isinstance(named, str) or named not in everyone):
         raise UserError(f"{arguments.config}: pipeline = {named!r} is not one of {', '.join(everyone)}")
     found = next((pipeline for pipeline in able if pipeline.name == named), able[0])
-    if named is not None and found.name != named and arguments.command == found.command:
+    if named is not None and found.name != named:
         raise UserError(
             f"{arguments.config} is for pipeline {named}; type `ntk-jax {everyone[named].command} {arguments.config}`"
         )

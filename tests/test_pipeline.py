@@ -181,6 +181,44 @@ def test_what_is_only_shown_is_shown_anew_and_makes_nothing_stale(inputs):
         assert (folder / stage / "manifest.json").exists()
 
 
+def test_a_part_of_a_run_is_refused_where_later_stages_were_made_otherwise(finished, inputs):
+    """What is written of the plan must say how all results were made."""
+    before = (finished / "plan.json").read_bytes()
+    with pytest.raises(UserError, match=r"finetune was made from something else: finetune.max_steps was 3, is now 9"):
+        run(tiny_run_config(inputs, "finished", finetune={"max_steps": 9}), until="warmup")
+    assert (finished / "plan.json").read_bytes() == before
+
+
+def test_what_is_corrected_goes_on_where_nothing_was_computed(inputs):
+    """A stage that was refused after it had been opened leaves nothing that the corrected command could differ from."""
+    fresh = {"warmup": {"max_steps": 0}}
+    with pytest.raises(UserError, match="the LoRA adapter is fresh"):
+        run(tiny_run_config(inputs, "corrected", **fresh), until="gradient")
+    assert not (inputs / "corrected" / "gradient").exists()
+    many = {"select": {"count": 42, "methods": ["random"]}}
+    with pytest.raises(UserError, match=r"select.count = 42 is larger than the pool \(40 usable examples\)"):
+        run(tiny_run_config(inputs, "many", **many), until="select")
+    run(tiny_run_config(inputs, "many", select={"methods": ["random"]}), until="select")
+
+
+def test_arms_are_added_without_training_the_others_again(inputs):
+    folder = run(tiny_run_config(inputs, "arms", evaluate={"arms": ["base", "kernel"]}))
+    kept = folder / "finetune" / "kernel" / "adapter" / "adapter_model.safetensors"
+    before = kept.stat().st_mtime_ns
+    run(tiny_run_config(inputs, "arms", evaluate={"arms": ["base", "domain", "random", "kernel"]}))
+    names = [arm["name"] for arm in json.loads((folder / "evaluate" / "results.json").read_text())["arms"]]
+    assert names == ["base", "domain", "random", "kernel"] and kept.stat().st_mtime_ns == before
+
+
+def test_scores_do_not_depend_on_how_many_are_selected(inputs):
+    """Votes as a ranker look at 4 N, scores at the whole pool."""
+    sections = {"select": {"methods": ["votes", "kernel"]}}
+    one = tiny_run_config(inputs, "n", **sections)
+    other = tiny_run_config(inputs, "n", select={**sections["select"], "count": 7})
+    assert fingerprint(one, "score") == fingerprint(other, "score")
+    assert fingerprint(one, "preselect") != fingerprint(other, "preselect")
+
+
 def test_options_of_methods_that_are_not_asked_for_make_nothing_stale(finished, inputs):
     run(tiny_run_config(inputs, "finished", select={"bm25": {"b": 0.5}}))
     config = tiny_run_config(inputs, "asked", select={"methods": ["bm25"]})

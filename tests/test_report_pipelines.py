@@ -87,7 +87,7 @@ def test_a_diagnosis_alone(tmp_path: Path) -> None:
         "✓ done",
     ):
         assert said in page.text, said
-    assert "No config.yaml: the settings are not known." in page.text
+    assert "Configuration, Diagnosis" in page.text
 
 
 def test_the_figures_of_a_diagnosis_stand_alone(tmp_path: Path) -> None:

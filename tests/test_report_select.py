@@ -342,6 +342,14 @@ def test_the_equal_control_is_named(run: Path) -> None:
     notice = warned(run, "unequal numbers")
     assert notice is not None and notice.text.endswith("The equal control is “domain + random of equal length”.")
 
+    # Matched to the lengths of another selection it is none.
+    def other(plan: dict[str, Any]) -> None:
+        plan["pipelines"]["select"]["config"].setdefault("select", {})["length_matched"] = {"to": "random"}
+
+    edit(run / "plan.json", other)
+    notice = warned(run, "unequal numbers")
+    assert notice is not None and notice.text.endswith("(`length_matched`), is not among the arms.")
+
 
 # -- statements that must be true ----------------------------------------------------------------------------------
 

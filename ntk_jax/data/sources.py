@@ -35,10 +35,21 @@ _KNOWN = "JSONL (.jsonl, .jsonl.gz, .jsonl.xz), .parquet, .arrow, tfds:NAME/SPLI
 def read_records(spec: Spec) -> Iterator[Record]:
     """Streams the checked records of a source, or of several in order.
 
-    spec: a path, a glob, `builtin:NAME.jsonl`, `tfds:NAME/SPLIT`, `hf:NAME/SPLIT`, an iterable of these, or an
-    iterable of dicts. A record without id gets "<file stem>-<line number>", one without source the file's stem.
-    Raises UserError: a file that is missing, unreadable or damaged (file and line), a bad record (`check_record`), an
-    id that occurs twice, no record at all.
+    Args:
+        spec: a path, a glob, `builtin:NAME.jsonl`, `tfds:NAME/SPLIT`, `hf:NAME/SPLIT`, an iterable of these, or an
+            iterable of dicts.
+
+    Returns:
+        An iterator of dicts. A record without id gets "<file stem>-<line number>", one without source the file's stem.
+
+    Raises:
+        UserError: a file that is missing, unreadable or damaged (file and line), a bad record (`check_record`), an id
+            that occurs twice, no record at all.
+
+    Example:
+        >>> import ntk_jax as nj
+        >>> next(nj.read_records("builtin:kitchen.train.jsonl"))["response"]
+        'sweet'
     """
     seen: set[int] = set()
     for obj, where, default_id, default_source in _located(spec):

@@ -89,14 +89,17 @@ def make_plan(pipeline: Pipeline, config: Any, command: Command, folder: Path, s
     """
     stages = stages_asked(pipeline, config, command)
     earlier = pipeline.before(config, command.only) if command.only else ()
-    inputs = _input_hashes(pipeline, config, (*earlier, *stages))
-    parts = {name: _fingerprint(pipeline, config, name, inputs) for name in (*earlier, *stages)}
+    # Later stages that were begun must fit too: the plan that is written says how their results were made.
+    later = [name for name in pipeline.of(config) if name not in (*earlier, *stages)]
+    later = hosts.broadcast(lambda: [name for name in later if (folder / name / "fingerprint.json").exists()])
+    inputs = _input_hashes(pipeline, config, (*earlier, *stages, *later))
+    parts = {name: _fingerprint(pipeline, config, name, inputs) for name in (*earlier, *stages, *later)}
     hosts.require_equal("config or inputs", json.dumps(parts, sort_keys=True, default=str))
     states = hosts.broadcast(lambda: {name: look(folder / name, *parts[name]) for name in parts})
     for name in earlier:
         if states[name] not in FINISHED:
             raise UserError(f"stage {command.only} needs stage {name}, which is not done in {folder}; run it first")
-    for name in parts:
+    for name in (*earlier, *stages):
         if states[name] in FINISHED:
             hosts.broadcast(functools.partial(verify, folder / name))
     plan = Plan(

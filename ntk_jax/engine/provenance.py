@@ -26,7 +26,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def record_provenance(folder: Path, stage: str, seed: int | None, inputs: Mapping[str, Mapping[str, str]]) -> None:
+def record_provenance(
+    folder: Path, pipeline: str, stage: str, seed: int | None, inputs: Mapping[str, Mapping[str, str]]
+) -> None:
     """Writes provenance.json, and in it which environments computed each stage: one, unless a stage was resumed under
     other versions or on other devices. inputs: {kind: {path: SHA-256}}."""
     here = {
@@ -40,7 +42,10 @@ def record_provenance(folder: Path, stage: str, seed: int | None, inputs: Mappin
     stages = before.get("stages", {})
     others = [environment for environment in stages.get(stage, []) if environment != here]
     stages[stage] = [*others, here]
-    # The inputs of several pipelines in the same folder stay beside each other.
-    hashes = {kind: found for kind, found in {**before.get("hashes", {}), **inputs}.items() if found}
-    seeds = {} if seed is None else {"seed": seed}
+    # The inputs and seeds of several pipelines in the same folder stay beside each other.
+    hashes = {kind: dict(found) for kind, found in before.get("hashes", {}).items()}
+    for kind, found in inputs.items():
+        if found:
+            hashes[kind] = {**hashes.get(kind, {}), **found}
+    seeds = before.get("seeds", {}) | ({} if seed is None else {pipeline: seed})
     write_json(path, {**here, "seeds": seeds, "hashes": hashes, "stages": stages})

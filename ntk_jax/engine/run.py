@@ -27,7 +27,7 @@ from ntk_jax.parallel import hosts
 from ntk_jax.report.page import write_report
 from ntk_jax.storage import bucket
 from ntk_jax.storage.atomic import make_folder, write_text
-from ntk_jax.storage.run import begin, commit, lock, lock_shard, starting
+from ntk_jax.storage.run import begin, close_empty, commit, lock, lock_shard, starting
 
 
 def run(
@@ -73,7 +73,12 @@ def run(
                 hosts.broadcast(functools.partial(_begin, plan, folder, name))
             place = make_folder(folder / name)
             hosts.wait_until_visible(place / "fingerprint.json")
-            facts = pipeline.stage(name).function(state, place)
+            try:
+                facts = pipeline.stage(name).function(state, place)
+            except UserError:
+                if plan.states[name] == "new" and not command.shard:
+                    hosts.broadcast(functools.partial(close_empty, place))
+                raise
             if facts is not None:
                 hosts.broadcast(functools.partial(commit, place, plan.fingerprints[name], facts, plan.shown[name]))
             if remote:
@@ -140,7 +145,7 @@ def _begin(plan: Plan, folder: Path, name: str) -> None:
         clock.forget(folder, name)
     if plan.command.shard:
         _write_head(plan, folder)
-    record_provenance(folder, name, getattr(plan.config, "seed", None), plan.inputs)
+    record_provenance(folder, plan.pipeline.name, name, getattr(plan.config, "seed", None), plan.inputs)
 
 
 def _write_head(plan: Plan, folder: Path) -> None:

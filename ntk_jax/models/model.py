@@ -66,12 +66,26 @@ def load_model(
 ) -> Model:
     """Loads a Llama, Qwen2.5 or Qwen3 checkpoint: a Hugging Face folder, a hub id, or `builtin:model`.
 
-    lora: add a fresh adapter drawn from `seed`; adapter: a PEFT folder to load instead; neither: no adapter.
-    quantization: hold the frozen matrices of the layers in `int8` or `float8_e4m3fn` (`models/quantization.py`); they
-    are quantized from the checkpoint's own numbers on the way to the devices.
-    mesh: where the weights go (`parallel.rules`); None is the first device. tokenizer=False skips it.
-    Raises UserError for anything wrong with the folder (see `hub`), for both of lora and adapter, and where XLA is
-    known to compute wrong sums (see `xla`).
+    Args:
+        path: the folder, id or name. A hub id may end in @REVISION.
+        lora: add a fresh adapter drawn from `seed`. adapter: a PEFT folder to load instead. Neither: no adapter.
+        dtype: of computation and frozen weights, `float32` or `bfloat16`; adapters are float32.
+        quantization: hold the frozen matrices of the layers in `int8` or `float8_e4m3fn` (`models/quantization.py`);
+            they are quantized from the checkpoint's own numbers on the way to the devices.
+        mesh: where the weights go (`parallel.rules`); None is the first device.
+        seed: of a fresh adapter. tokenizer: False leaves it out.
+
+    Returns:
+        A `Model`.
+
+    Raises:
+        UserError: anything wrong with the folder (see `hub`), both of lora and adapter, or a machine where XLA is known
+            to compute wrong sums (see `xla`).
+
+    Example:
+        >>> import ntk_jax as nj
+        >>> nj.load_model("builtin:model", lora=nj.LoRAConfig(rank=2)).config.num_layers
+        4
     """
     if lora is not None and adapter is not None:
         raise UserError("give either a fresh adapter (lora) or a saved one (adapter), not both")

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ntk_jax.report.layout import Notice, Part, Section, Table, render
 from ntk_jax.report.markup import Html
 from ntk_jax.report.reading import Pipeline, RunDirectory, read_run
@@ -75,7 +77,11 @@ def _configuration(run: RunDirectory) -> Section:
     known = [(key.capitalize(), run.provenance[key]) for key in _FACTS if key in run.provenance]
     rest = {k: v for k, v in run.provenance.items() if k not in _FACTS}
     facts = [(title, _facts(title, value)) for title, value in [*known, *([("Other facts", rest)] if rest else [])]]
-    html = render("configuration.html", anchor=CONFIGURATION, facts=facts, run=run)
+    configs = {
+        pipeline.title: yaml.safe_dump(pipeline.config, sort_keys=False, allow_unicode=True)
+        for pipeline in run.pipelines.values()
+    }
+    html = render("configuration.html", anchor=CONFIGURATION, facts=facts, run=run, configs=configs)
     return Section(CONFIGURATION, "Configuration", html)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -167,11 +167,6 @@ def done_blocks(store: Store) -> set[int]:
         for block in range(store.blocks)
         if f"{_MARK}/c/{block}" in keys and all(_chunk(store, name, block) in keys for name in store.arrays)
     }
-
-
-def rows_of(store: Store, blocks: Iterable[int]) -> int:
-    """How many rows these blocks hold."""
-    return sum(stop - start for start, stop in map(store.block_range, blocks))
 
 
 def read(store: Store, name: str, start: int | None = None, stop: int | None = None) -> np.ndarray:

@@ -166,6 +166,15 @@ def begin(folder: str | Path, fingerprint: Mapping[str, Any], shown: Mapping[str
     return state
 
 
+def close_empty(folder: str | Path) -> None:
+    """Forgets a stage that was opened and has written nothing: whatever is corrected next, there is nothing it could
+    differ from."""
+    folder = Path(folder)
+    if [path.name for path in folder.iterdir()] == ["fingerprint.json"]:
+        (folder / "fingerprint.json").unlink()
+        folder.rmdir()
+
+
 def commit(
     folder: str | Path,
     fingerprint: Mapping[str, Any],

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,9 @@ def check(config: SelectConfig) -> None:
             raise UserError(f"evaluate.arms: there is no arm {name}; choose from {', '.join(known)}, or file:PATH{add}")
     folders = [_arm(name).name for name in names]
     if not names or len(set(folders)) < len(folders):
-        raise UserError(f"evaluate.arms = {list(names)}: give at least one arm, and each once")
+        raise UserError(
+            f"evaluate.arms = {list(names)}: give at least one arm, each once, and files of different names"
+        )
 
 
 def facts(config: SelectConfig) -> dict[str, Any]:
@@ -81,6 +84,6 @@ def _arm(name: str) -> Arm:
         return Arm(name, "domain only")
     if name.startswith(FILE):
         path = name.removeprefix(FILE)
-        stem = Path(path).name.split(".")[0]
+        stem = re.sub(r"\.(jsonl|json|ndjson|gz|xz|parquet|arrow)\b", "", Path(path.removeprefix("builtin:")).name)
         return Arm(f"file-{stem}", f"domain + {Path(path).name}", file=path)
     return Arm(name, f"domain + {name}", method=name)

@@ -44,13 +44,17 @@ def check(config: SelectConfig) -> None:
     for method in methods:
         for other in RANKERS[method].after(getattr(config.select, method)):
             if other not in methods or other == method:
-                raise UserError(f"select.methods: {method} looks at the selection of {other}; add {other} to the list")
+                raise UserError(
+                    f"select.methods: {method} looks at the selection of {other}; add {other} to the list, or name "
+                    f"another in select.{method}"
+                )
 
 
 def check_inputs(run: SelectRun, closing: bool) -> None:
     """Raises UserError: the pool has fewer records than are to be selected, or no record of a family that the config
-    names (a misspelt one would be counted as never selected)."""
+    names (a misspelt one would be counted as never selected); or the domain cannot be read."""
     score.check_pool(run)
+    _ = run.domain
     group_by, families = run.config.report.group_by, set(run.pool.census.families)
     if group_by != "auto" and families == {"(none)"}:
         raise UserError(f"report.group_by = {group_by}: no record of data.pool has this key; correct it")
@@ -64,6 +68,11 @@ def select(run: SelectRun, folder: Path) -> Facts:
     """Writes <method>.jsonl for every method (the records with score, rank and method added), selection.jsonl (the
     first method's) and summary.json."""
     config, pool = run.config, _Pool(run)
+    if config.select.count > pool.usable.sum():
+        raise UserError(
+            f"select.count = {config.select.count} is larger than the pool ({int(pool.usable.sum())} usable examples); "
+            "lower it or add data"
+        )
     rankings: dict[str, Ranking] = {}
     for method in rankers_of(config):
         options = getattr(config.select, method)
@@ -77,6 +86,7 @@ def select(run: SelectRun, folder: Path) -> Facts:
         )
         write_lines(folder / f"{method}.jsonl", (record_line(record) for record in found))
     hosts.broadcast(lambda: str(shutil.copyfile(folder / f"{methods[0]}.jsonl", folder / "selection.jsonl")))
+    write_json(folder / "domain.json", run.domain.statistics.to_dict())
     write_json(folder / "summary.json", _summary(run, pool, {method: rankings[method] for method in methods}))
     return {"count": config.select.count}
 

@@ -26,7 +26,7 @@ _HERE = "ntk_jax.pipelines.select"
 _GRADIENT = tuple(
     f"score.{key}"
     for key in ("objective", "span", "normalize", "parameters", "probes", "direction", "batch_tokens")
-    + ("block_examples", "allow_fresh_lora")
+    + ("block_examples",)
 )
 _SKETCHED = tuple(f"score.{key}" for key in ("objective", "span", "normalize", "parameters", "probes", "batch_tokens"))
 
@@ -34,6 +34,12 @@ _SKETCHED = tuple(f"score.{key}" for key in ("objective", "span", "normalize", "
 def _after_preselect(*others: str) -> Any:
     """Builds on these, and on pre-selection where there is one."""
     return lambda config: (*others, *(("preselect",) if config.preselect.method == "votes" else ()))
+
+
+def _reads_candidates(*others: str) -> Any:
+    """Reads these and what decides which examples are candidates."""
+    votes = {"votes": ("preselect",), "none": ("preselect.method",)}
+    return lambda config: ("data.pool", "data.pool_limit", *votes[config.preselect.method], *others)
 
 
 def _select_after(config: Any) -> tuple[str, ...]:
@@ -132,7 +138,7 @@ PIPELINE = Pipeline(
             "direction of gradient/. Writes score/scores.zarr block by block.",
             function=Address(f"{_HERE}.score:score"),
             after=_after_preselect("gradient"),
-            reads=("data.pool", "data.pool_limit", "preselect", "score.attention"),
+            reads=_reads_candidates("score.attention"),
             inputs=("pool",),
             stores=lambda config: ("scores.zarr",),
             check=Address(f"{_HERE}.score:check"),
@@ -148,7 +154,7 @@ PIPELINE = Pipeline(
             "sketch/domain.zarr block by block. The method sketch of select.methods selects by them.",
             function=Address(f"{_HERE}.sketch:sketch"),
             after=_after_preselect("warmup"),
-            reads=("data.pool", "data.pool_limit", "preselect", *_SKETCHED, "sketch"),
+            reads=_reads_candidates(*_SKETCHED, "sketch"),
             inputs=("pool",),
             stores=lambda config: ("pool.zarr", "domain.zarr"),
             check=Address(f"{_HERE}.sketch:check"),
@@ -203,7 +209,8 @@ PIPELINE = Pipeline(
             "selected, with the same number of steps. Writes finetune/<arm>/adapter, which peft loads.",
             function=Address(f"{_HERE}.finetune:finetune"),
             after=lambda config: ("select",),
-            reads=("seed", "model", "lora", "data.domain", "data.domain_limit", "finetune", "evaluate.arms"),
+            reads=("seed", "model", "lora", "data.domain", "data.domain_limit", "finetune"),
+            shows=("evaluate.arms",),  # an arm that is trained stays as it is, whatever arms are added or left out
             inputs=("model", "domain", "arms"),
             check=Address(f"{_HERE}.finetune:check"),
             check_inputs=Address(f"{_HERE}.finetune:check_inputs"),
@@ -217,9 +224,9 @@ PIPELINE = Pipeline(
             "Writes evaluate/.",
             function=Address(f"{_HERE}.evaluate:evaluate"),
             after=lambda config: ("finetune",),
-            reads=("evaluate.files", "evaluate.limit", "evaluate.arms", "score.batch_tokens"),
+            reads=("evaluate.files", "evaluate.limit", "score.batch_tokens"),
             inputs=("evaluate",),
-            shows=("evaluate.bootstrap", "evaluate.confidence"),
+            shows=("evaluate.arms", "evaluate.bootstrap", "evaluate.confidence"),
             check=Address(f"{_HERE}.evaluate:check"),
             check_inputs=Address(f"{_HERE}.evaluate:check_inputs"),
             cost=Address(f"{_HERE}.costs:evaluate"),

@@ -137,7 +137,7 @@ def select_run(directory: RunDirectory) -> SelectRun:
         methods=_methods(plan, summary),
         results=results,
         summary=summary,
-        domain_data=directory.json("warmup/data.json"),
+        domain_data=directory.json("warmup/data.json") or directory.json("select/domain.json"),
         pool_data=next((data for data in pool if data), {}),
         trained=trained,
     )

@@ -76,12 +76,13 @@ def _budget(run: SelectRun) -> list[Notice]:
         "The training loss is a mean over label tokens, so the domain's share of these is its weight in what an arm "
         "learns; a random arm of other lengths is no equal control. "
     )
-    equal = next((arm for arm in run.arms if arm.name == EQUAL_CONTROL), None)
+    matched = mapping(run.plan.setting("select", EQUAL_CONTROL)).get("to", leading.name) == leading.name
+    equal = next((arm for arm in run.arms if arm.name == EQUAL_CONTROL and matched), None)
     untested = "" if equal is None or equal in run.evaluated else ", which has not been evaluated"
     text += (
         f"The equal control is “{equal.title}”{untested}."
         if equal
-        else f"The equal control, random examples of matched length (`{EQUAL_CONTROL}`), is not among the arms."
+        else f"The equal control, random examples of equal lengths (`{EQUAL_CONTROL}`), is not among the arms."
     )
     cases.insert(0, _lesson(leading.title, tokens, None, share))
     return [Notice("cost", "The arms learnt from unequal numbers of label tokens", text, tuple(cases))]
