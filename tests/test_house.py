@@ -22,7 +22,7 @@ from ntk_jax.pipelines import all_pipelines  # noqa: E402
 README = (ROOT / "README.md").read_text(encoding="utf8")
 FILES = house.sources()
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
-GONE = re.compile(r"\b(told|mend|acquaint|DESIGN)\b", re.IGNORECASE)
+GONE = re.compile(r"\b(t[o]ld|m[e]nd|acqu[a]int|D[E]SIGN)\b", re.IGNORECASE)
 
 
 def test_the_package_is_found() -> None:
