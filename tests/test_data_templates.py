@@ -9,8 +9,22 @@ import pytest
 from small_tokenizers import CHAT, CHAT_THINKING, CHAT_WITH_BOS, byte_tokenizer
 from transformers import AutoTokenizer
 
-from ntk_jax.data.templates import render, render_choices, uses_chat
+from ntk_jax.data import templates
+from ntk_jax.data.control import codec_of
+from ntk_jax.data.templates import Rendering, uses_chat
 from ntk_jax.errors import UserError
+
+
+def render(record: Any, tokenizer: Any, template: str = "auto", add_eos: bool = True, **more: Any) -> tuple[str, str]:
+    return templates.render(record, tokenizer, Rendering(template, add_eos, **more))
+
+
+def render_choices(record: Any, tokenizer: Any, template: str = "auto", **more: Any) -> tuple[str, list[str]]:
+    """As people read it."""
+    prompt, choices, _ = templates.write_choices(record, tokenizer, Rendering(template, **more))
+    readable = codec_of(tokenizer).readable
+    return readable(prompt), [readable(choice) for choice in choices]
+
 
 RECORD = {"id": "a", "source": "s", "prompt": "How?", "response": "So."}
 CHOICES = RECORD | {"choices": ["yes", "no"], "answer": 0}
@@ -31,7 +45,7 @@ def test_plain() -> None:
     tokenizer = byte_tokenizer()
     assert render(RECORD, tokenizer) == ("How?", " So.<eos>")
     assert render(RECORD, tokenizer, add_eos=False) == ("How?", " So.")
-    assert render(RECORD | {"prompt": "How?\n"}, tokenizer) == ("How?\n", "So.<eos>")
+    assert render(RECORD | {"prompt": "How?\n"}, tokenizer) == ("How?", "\nSo.<eos>")
     assert render(RECORD | {"response": "\nSo."}, tokenizer) == ("How?", "\nSo.<eos>")
     assert render(RECORD | {"response": "So.<eos>"}, tokenizer) == ("How?", " So.<eos>")
     assert render(RECORD | {"prompt": ""}, tokenizer) == ("", "So.<eos>")
@@ -69,8 +83,8 @@ def test_thoughts_stay_out_of_the_response_unless_it_brings_one() -> None:
     assert render(RECORD, tokenizer) == ("<|user|>How?<|end|><|assistant|><think></think>", "So.<|end|>")
     record = RECORD | {"response": "<think>Hm.</think>So."}
     assert render(record, tokenizer) == ("<|user|>How?<|end|><|assistant|>", "<think>Hm.</think>So.<|end|>")
-    prompt, lead, texts = render_choices(CHOICES, tokenizer)
-    assert (prompt, lead, texts) == ("<|user|>How?<|end|><|assistant|><think></think>", "", ["yes", "no"])
+    prompt, texts = render_choices(CHOICES, tokenizer)
+    assert (prompt, texts) == ("<|user|>How?<|end|><|assistant|><think></think>", ["yes", "no"])
 
 
 def test_the_day_stands_still() -> None:
@@ -85,14 +99,14 @@ def test_the_day_stands_still() -> None:
 
 
 def test_choices() -> None:
-    assert render_choices(CHOICES, byte_tokenizer()) == ("How?", "", [" yes", " no"])
-    prompt, lead, texts = render_choices(CHOICES, byte_tokenizer(chat=CHAT))
-    assert (prompt, lead, texts) == ("<|user|>How?<|end|><|assistant|>", "", ["yes", "no"])
+    assert render_choices(CHOICES, byte_tokenizer()) == ("How?", [" yes", " no"])
+    prompt, texts = render_choices(CHOICES, byte_tokenizer(chat=CHAT))
+    assert (prompt, texts) == ("<|user|>How?<|end|><|assistant|>", ["yes", "no"])
     stripped = render_choices(CHOICES | {"choices": [" yes", "no"]}, byte_tokenizer(chat=CHAT_WITH_BOS))
-    assert stripped[2] == ["yes", "no"]
+    assert stripped[1] == ["yes", "no"]
     ends_with_question = {"id": "t", "messages": TALK["messages"][:4], "choices": ["x", "y"], "answer": 0}
     for tokenizer, texts in ((byte_tokenizer(), [" x", " y"]), (byte_tokenizer(chat=CHAT), ["x", "y"])):
-        prompt, _, found = render_choices(ends_with_question, tokenizer)
+        prompt, found = render_choices(ends_with_question, tokenizer)
         assert found == texts
         assert prompt == render_choices(TALK | {"choices": ["x", "y"], "answer": 0}, tokenizer)[0]
 
@@ -100,8 +114,7 @@ def test_choices() -> None:
 def test_a_lead_before_the_answer_is_told_apart() -> None:
     template = CHAT.replace("<|{{ m['role'] }}|>{{", "<|{{ m['role'] }}|>{{ 'Says: ' if m['role'] == 'assistant' }}{{")
     assert render_choices(CHOICES, byte_tokenizer(chat=template)) == (
-        "<|user|>How?<|end|><|assistant|>",
-        "Says: ",
+        "<|user|>How?<|end|><|assistant|>Says: ",
         ["yes", "no"],
     )
 
@@ -109,7 +122,10 @@ def test_a_lead_before_the_answer_is_told_apart() -> None:
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("{{ messages | length }}: {{ messages[0]['content'] }}", "a: the chat template writes the prompt differently"),
+        (
+            "{{ messages | length }}: {{ messages[0]['content'] }}",
+            "a: the chat template does not write the last message",
+        ),
         (
             "{{ raise_exception('roles must alternate') }}",
             "a: the chat template refuses the messages (roles must alter",
@@ -132,12 +148,12 @@ def test_a_template_that_changes_with_the_answer_has_no_choices() -> None:
 
 
 def test_which_template() -> None:
-    assert uses_chat(byte_tokenizer(chat=CHAT)) and not uses_chat(byte_tokenizer())
-    assert not uses_chat(byte_tokenizer(chat=CHAT), "plain")
+    assert uses_chat(byte_tokenizer(chat=CHAT), Rendering()) and not uses_chat(byte_tokenizer(), Rendering())
+    assert not uses_chat(byte_tokenizer(chat=CHAT), Rendering("plain"))
     with pytest.raises(UserError, match="has no chat template; take template = plain or auto"):
-        uses_chat(byte_tokenizer(), "chat")
+        uses_chat(byte_tokenizer(), Rendering("chat"))
     with pytest.raises(UserError, match="template 'fancy' is not one of auto, chat, plain"):
-        uses_chat(byte_tokenizer(), "fancy")
+        Rendering("fancy")
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +183,7 @@ def test_real_chat_templates(real: Any, name: str) -> None:
     assert prompt.endswith("<|im_start|>user\nHow?<|im_end|>\n<|im_start|>assistant\n")
     assert prompt.startswith("<|im_start|>system\nYou are a helpful ")
     assert response == "So.<|im_end|>\n"
-    assert render_choices(CHOICES, tokenizer) == (prompt, "", ["yes", "no"])
+    assert render_choices(CHOICES, tokenizer) == (prompt, ["yes", "no"])
     prompt, response = render(TALK, tokenizer)
     assert prompt == (
         "<|im_start|>system\nBe brief.<|im_end|>\n"

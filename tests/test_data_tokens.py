@@ -15,7 +15,9 @@ from transformers import AutoTokenizer
 
 from ntk_jax.data import tokens
 from ntk_jax.data.batch import TokenRow
+from ntk_jax.data.control import Codec, Encoding
 from ntk_jax.data.statistics import DataStatistics
+from ntk_jax.data.templates import Rendering
 from ntk_jax.data.tokens import ChoiceRow, Dropped, as_rows, encode, encode_choices
 from ntk_jax.errors import UserError
 
@@ -60,7 +62,8 @@ def test_one_bos_and_never_two() -> None:
     row = row_of(record(), BOS)
     assert row.ids[0] == bos and list(row.ids).count(bos) == 1
     assert predicted(BOS, row) == " So.<eos>"
-    assert list(row_of(record(prompt="<bos>How?"), BOS).ids) == list(row.ids)
+    kept = Rendering(control_tokens="keep")
+    assert list(row_of(record(prompt="<bos>How?"), BOS, rendering=kept).ids) == list(row.ids)
     row = row_of(record(), BOTH)
     assert row.ids[0] == bos and list(row.ids).count(bos) == 1
     assert predicted(BOTH, row) == "So.<|end|>"
@@ -79,7 +82,7 @@ def test_no_response_tokens() -> None:
     for tokenizer in (PLAIN, CHATTY):
         assert encode(record(response=" "), tokenizer) == Dropped("no response tokens", "a")
     assert isinstance(encode(record(response=""), PLAIN, span="all"), TokenRow)
-    assert encode(record(prompt="", response=""), PLAIN, span="all", add_eos=False) == Dropped(
+    assert encode(record(prompt="", response=""), PLAIN, span="all", rendering=Rendering(add_eos=False)) == Dropped(
         "no response tokens", "a"
     )
 
@@ -185,16 +188,16 @@ def test_choices_that_do_not_fit() -> None:
 def test_rows_come_in_order_in_batches_equal_to_single_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     records = [record("q" * (i % 7), "a" * (i % 3), f"r{i}") for i in range(50)]
     calls = []
-    original = tokens._tokenize
+    original = Codec.encode
 
-    def counted(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    def counted(codec: Codec, texts: list[str]) -> list[Encoding]:
         calls.append(len(texts))
-        return original(tokenizer, texts)
+        return original(codec, texts)
 
-    monkeypatch.setattr(tokens, "_tokenize", counted)
+    monkeypatch.setattr(Codec, "encode", counted)
     monkeypatch.setattr(tokens, "ENCODE_BATCH", 16)
     found = list(as_rows(iter(records), BOS, max_length=9))
-    assert calls == [32, 32, 32, 4]
+    assert calls == [16, 16, 16, 2]
     assert [r["id"] for r, _ in found if r] == [r["id"] for r in records]
     for source, (_, row) in zip(records, found, strict=True):
         single = encode(source, BOS, max_length=9)
@@ -296,6 +299,7 @@ def test_statistics() -> None:
         "kept": 8,
         "truncated": 1,
         "dropped": {"no response tokens": 1, "too long": 1},
+        "notes": {},
         "tokens": sum(lengths),
         "span_tokens": sum(n - 1 for n in lengths[:-1]) + 1,
         "lengths": {"5": 4, "25": 4, "50": 6, "75": 8, "95": 9, "max": 9},

@@ -56,8 +56,7 @@ def encoded(model: Model, examples: Any, span: SpanLike) -> Encoded:
         max_length=longest,
         span=rule.which,
         overflow="drop" if rule.overflow == "error" else rule.overflow,
-        template=rule.template,
-        add_eos=rule.add_eos,
+        rendering=rule.rendering,
         vocab_size=vocabulary,
     ):
         if isinstance(row, Dropped) and rule.overflow == "error":

@@ -14,6 +14,7 @@ import jax
 from ntk_jax.api.inputs import SpanLike, dropped_of, encoded
 from ntk_jax.data.packing import row_length_for
 from ntk_jax.data.sources import read_records, sample_indices
+from ntk_jax.data.templates import Rendering
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.accuracy import compare, evaluate_records, read_questions, task_files
 from ntk_jax.models.model import Model, computing_in
@@ -114,8 +115,10 @@ def evaluate(
     questions: Any,
     *,
     max_length: int | None = None,
-    template: str = "auto",
     overflow: str = "drop",
+    template: str = "auto",
+    control_tokens: str = "literal",
+    template_options: Mapping[str, Any] | None = None,
     limit: int | None = None,
     seed: int = 0,
     dtype: str | None = None,
@@ -131,7 +134,8 @@ def evaluate(
         questions: files or globs of multiple-choice records (`"choices": [...], "answer": index`), each file one task;
             or records, which are one task, `questions`.
         max_length: tokens of a prompt with one choice; None: as many as the model has positions. Of longer ones
-            `overflow` says: `drop`, or `truncate` the start of the prompt. template: as in `Span`.
+            `overflow` says: `drop`, or `truncate` the start of the prompt.
+        template, control_tokens, template_options: as in `Span`.
         limit: a sample of each task by `seed`, which also draws the bootstrap's resamples.
         dtype, batch_tokens, mesh: as in `mean_gradient`.
         bootstrap, confidence: resamples, and the level of the intervals.
@@ -157,6 +161,7 @@ def evaluate(
     arms = {"model": models} if isinstance(models, Model) else dict(models)
     if not arms:
         raise UserError("there are no models to evaluate; give at least one")
+    rendering = Rendering(template, control_tokens=control_tokens, options=template_options or {})
     tasks = {}
     for name, (where, records) in _tasks(questions).items():
         chosen = sample_indices(len(records), limit, seed)
@@ -167,7 +172,7 @@ def evaluate(
                 computing_in(model, dtype),
                 records,
                 max_length=min(max_length or model.config.max_positions, model.config.max_positions),
-                template=template,
+                rendering=rendering,
                 overflow=overflow,
                 batch_tokens=batch_tokens,
                 mesh=mesh,

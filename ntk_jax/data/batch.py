@@ -18,13 +18,15 @@ class TokenRow:
 
     ids: [T] int32. span: [T] bool, the positions whose hidden state counts; under the `response` span
     these are the positions that *predict* response tokens. id: the record's id, for messages.
-    truncated: tokens were cut away to fit the context, for the statistics.
+    truncated: tokens were cut away to fit the context, for the statistics. notes: what became of the record's words, as
+    in `templates.Written`.
     """
 
     ids: np.ndarray
     span: np.ndarray
     id: str = ""
     truncated: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @jax.tree_util.register_dataclass

@@ -20,6 +20,7 @@ class DataStatistics:
         self._group_by = group_by
         self._records = self._truncated = 0
         self._dropped: Counter[str] = Counter()
+        self._notes: Counter[str] = Counter()
         self._lengths: Counter[int] = Counter()
         self._spans: Counter[int] = Counter()
         self._families: Counter[str] = Counter()
@@ -31,19 +32,22 @@ class DataStatistics:
             self._dropped[row.reason] += 1
             return
         self._truncated += row.truncated
+        self._notes.update(row.notes)
         self._lengths[len(row.ids)] += 1
         self._spans[int(row.span.sum())] += 1
         if record is not None:
             self._families[family_of(record, self._group_by)] += 1
 
     def to_dict(self) -> dict[str, Any]:
-        """records, kept, truncated, dropped {reason: n}, tokens, span_tokens, lengths and span_lengths
+        """records, kept, truncated, dropped {reason: n}, notes {what became of their words: n}, tokens, span_tokens,
+        lengths and span_lengths
         {"5", "25", "50", "75", "95", "max"} in tokens of the kept examples, families {name: kept examples}."""
         return {
             "records": self._records,
             "kept": self._lengths.total(),
             "truncated": self._truncated,
             "dropped": dict(sorted(self._dropped.items())),
+            "notes": dict(sorted(self._notes.items())),
             "tokens": sum(length * count for length, count in self._lengths.items()),
             "span_tokens": sum(length * count for length, count in self._spans.items()),
             "lengths": _percentiles(self._lengths),

@@ -1,13 +1,17 @@
 """From records to token rows with a span, in batches, in order.
 
-Prompt and response are tokenised apart, so that the span begins exactly at the response. A tokenizer that puts a BOS
-before a text gets one BOS, also when the chat template has written it already.
+Prompt and response are tokenised as one text, as a model has read them in training, and the span begins at the first
+token that holds a character of the response. Where one token holds the end of the prompt and the start of the response,
+it is predicted with the response: as a part of the prompt it would give the response's first characters away. A
+tokenizer that puts a BOS before a text gets one BOS, also when the chat template has written it already.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import os.path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from ntk_jax.data.batch import TokenRow
+from ntk_jax.data.control import Encoding, codec_of
 from ntk_jax.data.records import Record, response_text
 from ntk_jax.data.sources import read_records
-from ntk_jax.data.templates import render, render_choices
+from ntk_jax.data.templates import SPELLS_CONTROL, Rendering, write, write_choices
 from ntk_jax.errors import UserError
 
 ENCODE_BATCH = 512  # records of one tokenizer call: enough to keep its threads busy, little to hold
@@ -25,6 +30,7 @@ ENCODE_BATCH = 512  # records of one tokenizer call: enough to keep its threads 
 TOO_LONG = "too long"
 NO_RESPONSE = "no response tokens"
 NO_PROMPT = "no prompt tokens"
+CONTROL_IN_TEXT = SPELLS_CONTROL
 
 
 @dataclass(frozen=True)
@@ -37,12 +43,14 @@ class Dropped:
 
 @dataclass(frozen=True)
 class ChoiceRow:
-    """A multiple-choice question: prompt [T] int32, and each choice [C_i] int32 as its continuation."""
+    """A multiple-choice question: prompt [T] int32, and each choice [C_i] int32 as its continuation. notes: what became
+    of the record's words, as in `templates.Written`."""
 
     prompt: np.ndarray
     choices: tuple[np.ndarray, ...]
     id: str = ""
     truncated: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -57,13 +65,10 @@ def encode(
     max_length: int | None = None,
     span: str = "response",
     overflow: str = "drop",
-    template: str = "auto",
-    add_eos: bool = True,
+    rendering: Rendering = Rendering(),  # noqa: B008 (it cannot change)
 ) -> TokenRow | Dropped:
     """One checked record as tokens; see `encode_many`."""
-    return encode_many(
-        [record], tokenizer, max_length=max_length, span=span, overflow=overflow, template=template, add_eos=add_eos
-    )[0]
+    return encode_many([record], tokenizer, max_length=max_length, span=span, overflow=overflow, rendering=rendering)[0]
 
 
 def encode_many(
@@ -73,8 +78,7 @@ def encode_many(
     max_length: int | None = None,
     span: str = "response",
     overflow: str = "drop",
-    template: str = "auto",
-    add_eos: bool = True,
+    rendering: Rendering = Rendering(),  # noqa: B008
 ) -> list[TokenRow | Dropped]:
     """Checked records as token rows, in order, by one tokenizer call.
 
@@ -82,26 +86,29 @@ def encode_many(
     `last`. overflow: `drop`, or `truncate`, which cuts the start of what the prompt says (the BOS, what a chat template
     puts before and behind it, and one prompt token stay) and then the end of the response. An example without response
     text is dropped under the `response` span.
-    Raises UserError: a template that cannot be used (see `templates.render`).
+    Raises UserError: a template that cannot be used (see `templates.write`).
     """
     _check_options(span, overflow, max_length)
     if not records:
         return []
-    texts = [render(record, tokenizer, template, add_eos) for record in records]
-    ids = _tokenize(tokenizer, [text for pair in texts for text in pair])
+    written = [write(record, tokenizer, rendering) for record in records]
+    encodings = codec_of(tokenizer).encode([each.prompt + each.response for each in written])
     bos = _bos_ids(tokenizer)
     out: list[TokenRow | Dropped] = []
-    for number, record in enumerate(records):
-        prompt, response = _with_bos(bos, ids[2 * number], ids[2 * number + 1])
+    for record, text, encoding in zip(records, written, encodings, strict=True):
         if span == "response" and not response_text(record).strip():
             out.append(Dropped(NO_RESPONSE, record["id"]))
-            continue
-        tokens = np.asarray(prompt + response, np.int32)
-        kept = (0, 1)
-        if max_length is not None and len(tokens) > max_length and overflow == "truncate":
-            kept = _frame(record, texts[number][0], prompt, tokenizer, bos)
-        marks = _span(len(prompt), len(tokens), span)
-        out.append(_fit(tokens, marks, record["id"], len(prompt), kept, max_length, overflow))
+        elif rendering.control_tokens == "drop" and SPELLS_CONTROL in text.notes:
+            out.append(Dropped(CONTROL_IN_TEXT, record["id"]))
+        else:
+            added = [] if encoding.ids[: len(bos)] == bos else bos
+            prompt = len(added) + encoding.before(len(text.prompt))
+            tokens = np.asarray(added + encoding.ids, np.int32)
+            kept = (0, 1)
+            if max_length is not None and len(tokens) > max_length and overflow == "truncate":
+                kept = _frame(record, text.prompt, encoding, bos)
+            row = TokenRow(tokens, _span(prompt, len(tokens), span), record["id"], notes=text.notes)
+            out.append(_fit(row, prompt, kept, max_length, overflow))
     return out
 
 
@@ -110,43 +117,41 @@ def encode_choices(
     tokenizer: Any,
     *,
     max_length: int | None = None,
-    template: str = "auto",
     overflow: str = "drop",
+    rendering: Rendering = Rendering(),  # noqa: B008
 ) -> ChoiceRow | Dropped:
     """A multiple-choice record as one prompt and the tokens of each choice (its text only, no end of turn, no EOS).
 
+    Each choice is tokenised with the prompt. The prompt is what all of them have in common of it: where its last tokens
+    change with the choice, they are predicted with the choice, so that all choices are compared as ends of one text.
     max_length bounds the prompt with its longest choice. overflow: `drop`, or `truncate` the prompt as `encode_many`.
     Raises UserError: the record has no choices, or the chat template cannot be used.
     """
     _check_options("response", overflow, max_length)
     if "choices" not in record:
         raise UserError(f'{record["id"]}: the record has no "choices"; multiple choice needs "choices" and "answer"')
-    prompt_text, lead, choice_texts = render_choices(record, tokenizer, template)
-    # The lead is tokenised together with the choice, as in training, and given to the prompt if it stays apart.
-    prompt, lead_ids, *choices = _tokenize(tokenizer, [prompt_text, lead, *(lead + text for text in choice_texts)])
+    asked, answers, notes = write_choices(record, tokenizer, rendering)
+    if rendering.control_tokens == "drop" and SPELLS_CONTROL in notes:
+        return Dropped(CONTROL_IN_TEXT, record["id"])
+    encodings = codec_of(tokenizer).encode([asked + answer for answer in answers])
     bos = _bos_ids(tokenizer)
-    prompt, _ = _with_bos(bos, prompt, choices[0])
-    asked = prompt
-    if lead.strip() and all(choice[: len(lead_ids)] == lead_ids for choice in choices):
-        prompt = prompt + lead_ids
-        choices = [choice[len(lead_ids) :] for choice in choices]
+    shared = list(os.path.commonprefix([each.ids[: each.before(len(asked))] for each in encodings]))
+    choices = [each.ids[len(shared) :] for each in encodings]
+    added = [] if shared[: len(bos)] == bos else bos
+    prompt = added + shared
     if not prompt:
         return Dropped(NO_PROMPT, record["id"])
     if not all(choices):
         return Dropped(NO_RESPONSE, record["id"])
-    longest = max(map(len, choices))
-    truncated = False
-    if max_length is not None and len(prompt) + longest > max_length:
-        if overflow == "drop":
+    room = len(prompt) if max_length is None else max_length - max(map(len, choices))
+    truncated = room < len(prompt)
+    if truncated:
+        start, end = _frame(record, asked, encodings[0], bos)
+        if overflow == "drop" or room < start + min(end, len(prompt) - start):
             return Dropped(TOO_LONG, record["id"])
-        start, end = _frame(record, prompt_text, asked, tokenizer, bos)
-        room = max_length - longest - start
-        if room < end + len(prompt) - len(asked):
-            return Dropped(TOO_LONG, record["id"])
-        prompt, truncated = prompt[:start] + prompt[len(prompt) - room :], True
-    return ChoiceRow(
-        np.asarray(prompt, np.int32), tuple(np.asarray(choice, np.int32) for choice in choices), record["id"], truncated
-    )
+        prompt = prompt[:start] + prompt[len(prompt) - room + start :]
+    arrays = tuple(np.asarray(choice, np.int32) for choice in choices)
+    return ChoiceRow(np.asarray(prompt, np.int32), arrays, record["id"], truncated, notes)
 
 
 def as_rows(
@@ -156,8 +161,7 @@ def as_rows(
     max_length: int | None = None,
     span: str = "response",
     overflow: str = "drop",
-    template: str = "auto",
-    add_eos: bool = True,
+    rendering: Rendering = Rendering(),  # noqa: B008
     vocab_size: int | None = None,
 ) -> Iterator[tuple[Record | None, TokenRow | Dropped]]:
     """Whatever the API takes as examples, as a stream of (record, token row): record is None for token rows.
@@ -173,15 +177,7 @@ def as_rows(
     def encode_chunk(records: list[Record]) -> Iterator[tuple[Record | None, TokenRow | Dropped]]:
         if tokenizer is None:
             raise UserError("these examples are text, but no tokenizer is given; load the model with its tokenizer")
-        rows = encode_many(
-            records,
-            tokenizer,
-            max_length=max_length,
-            span=span,
-            overflow=overflow,
-            template=template,
-            add_eos=add_eos,
-        )
+        rows = encode_many(records, tokenizer, max_length=max_length, span=span, overflow=overflow, rendering=rendering)
         return zip(records, rows, strict=True)
 
     if isinstance(examples, (str, Path, Mapping)):
@@ -203,8 +199,8 @@ def as_rows(
         if not marks.any():
             yield None, Dropped(NO_RESPONSE, name)
             continue
-        row = _fit(ids, marks, name, int(np.argmax(marks)) + 1, (0, 1), max_length, overflow)
-        yield None, TokenRow(row.ids, row.span, row.id, True) if cut and isinstance(row, TokenRow) else row
+        row = TokenRow(ids, marks, name, cut)
+        yield None, _fit(row, int(np.argmax(marks)) + 1, (0, 1), max_length, overflow)
 
 
 def _is_row(item: Any) -> bool:
@@ -264,59 +260,41 @@ def _span(prompt: int, total: int, span: str) -> np.ndarray:
     return marks
 
 
-def _frame(record: Record, prompt_text: str, prompt: list[int], tokenizer: Any, bos: list[int]) -> tuple[int, int]:
+def _frame(record: Record, prompt_text: str, encoding: Encoding, bos: list[int]) -> tuple[int, int]:
     """How many tokens at the start and at the end of the prompt are not the record's own words but the BOS and the
     template's marks, without which a model does not know who speaks; at least one at the end, which predicts the
-    response's first token."""
+    response's first token. bos: what the prompt opens with, whether the encoding has it or not."""
     said = [message["content"] for message in record["messages"][:-1]] if "messages" in record else [record["prompt"]]
     # as they are, or as a template that trims them has them
     first, last = (words if words in prompt_text else words.strip() for words in (said[0], said[-1]))
     begins, ends = prompt_text.find(first), prompt_text.rfind(last)
     if begins < 0 or ends < 0:  # the template rewrites the words: nothing to hold on to
-        return (len(bos) if prompt[: len(bos)] == bos else 0), 1
-    head, tail = _tokenize(tokenizer, [prompt_text[:begins], prompt_text[ends + len(last) :]])
-    if prompt[: len(bos)] == bos and head[: len(bos)] != bos:
-        head = bos + head
-    start = _common(head, prompt)
-    return start, max(1, min(_common(tail[::-1], prompt[::-1]), len(prompt) - start))
-
-
-def _common(a: list[int], b: list[int]) -> int:
-    """The length of the common start."""
-    return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+        return len(bos), 1
+    added = 0 if encoding.ids[: len(bos)] == bos else len(bos)
+    prompt = encoding.before(len(prompt_text))
+    head, tail = encoding.before(begins), encoding.first(ends + len(last))
+    return max(len(bos), added + head), max(1, min(prompt - tail, prompt - head))
 
 
 def _fit(
-    ids: np.ndarray,
-    span: np.ndarray,
-    name: str,
-    prompt: int,
-    kept: tuple[int, int],
-    max_length: int | None,
-    overflow: str,
+    row: TokenRow, prompt: int, kept: tuple[int, int], max_length: int | None, overflow: str
 ) -> TokenRow | Dropped:
     """Applies the length rule. prompt: the number of prompt tokens; kept: those at its start and end that stay."""
-    if not span.any():
-        return Dropped(NO_RESPONSE, name)
-    excess = 0 if max_length is None else len(ids) - max_length
+    if not row.span.any():
+        return Dropped(NO_RESPONSE, row.id)
+    excess = 0 if max_length is None else len(row.ids) - max_length
     if excess <= 0:
-        return TokenRow(ids, span, name)
+        return row
     if overflow == "drop":
-        return Dropped(TOO_LONG, name)
+        return Dropped(TOO_LONG, row.id)
     start, end = kept
     cut = min(excess, max(prompt - start - end, 0))
-    ends_marked = span[-1]
-    ids = np.concatenate([ids[:start], ids[start + cut :]])[:max_length]
-    span = np.concatenate([span[:start], span[start + cut :]])[:max_length].copy()
+    ids = np.concatenate([row.ids[:start], row.ids[start + cut :]])[:max_length]
+    span = np.concatenate([row.span[:start], row.span[start + cut :]])[:max_length].copy()
     if cut < excess:  # the end is new, and whether an end counts is the span's choice (`response`: no, else yes)
-        span[-1] = ends_marked
-    return TokenRow(ids, span, name, True) if span.any() else Dropped(TOO_LONG, name)
-
-
-def _tokenize(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    # verbose=False: a text longer than the tokenizer's own limit is our business, not a warning
-    call: Callable[..., Any] = tokenizer
-    return call(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        span[-1] = row.span[-1]
+    cut_row = dataclasses.replace(row, ids=ids, span=span, truncated=True)
+    return cut_row if span.any() else Dropped(TOO_LONG, row.id)
 
 
 def _bos_ids(tokenizer: Any) -> list[int]:
@@ -327,8 +305,3 @@ def _bos_ids(tokenizer: Any) -> list[int]:
         if special[start : start + len(plain)] == plain:
             return list(special[:start])
     return []
-
-
-def _with_bos(bos: list[int], prompt: list[int], response: list[int]) -> tuple[list[int], list[int]]:
-    """Prepends the BOS to the prompt unless the text brought it along."""
-    return (prompt if (prompt + response)[: len(bos)] == bos else bos + prompt), response

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from ntk_jax.builtin.paths import DATA as BUILTIN_DATA
 from ntk_jax.data.sources import read_records, sample_indices
+from ntk_jax.data.templates import Rendering
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.bootstrap import interval, resampled_means
 from ntk_jax.evaluation.choice import check_question, choice_log_likelihoods
@@ -36,7 +37,7 @@ def evaluate(
     files: Sequence[str],
     *,
     max_length: int,
-    template: str = "auto",
+    rendering: Rendering = Rendering(),  # noqa: B008
     overflow: str = "drop",
     batch_tokens: int = 8192,
     limit: int | None = None,
@@ -49,8 +50,8 @@ def evaluate(
     files: paths, globs (each file one task), or what `read_records` takes. limit: a seeded sample of each file.
     progress: makes the callback of a task from its name.
     predictions: a dict a question, in file order: id, answer, choices, log_likelihoods [C], lengths [C], raw and
-    normalized (predicted index; ties go to the first) and truncated if the prompt lost its start; or id and dropped
-    (why) for a question left out.
+    normalized (predicted index; ties go to the first), truncated if the prompt lost its start and notes if something
+    became of its words; or id and dropped (why) for a question left out.
     Raises `UserError` naming file and id for a record that is not a multiple-choice question.
     """
     results = {}
@@ -63,7 +64,7 @@ def evaluate(
             model,
             records,
             max_length=max_length,
-            template=template,
+            rendering=rendering,
             overflow=overflow,
             batch_tokens=batch_tokens,
             mesh=mesh,
@@ -78,7 +79,7 @@ def evaluate_records(
     records: Sequence[Mapping[str, Any]],
     *,
     max_length: int,
-    template: str = "auto",
+    rendering: Rendering = Rendering(),  # noqa: B008
     overflow: str = "drop",
     batch_tokens: int = 8192,
     mesh: Mesh | None = None,
@@ -90,7 +91,7 @@ def evaluate_records(
         model,
         records,
         max_length=max_length,
-        template=template,
+        rendering=rendering,
         overflow=overflow,
         batch_tokens=batch_tokens,
         mesh=mesh,
@@ -101,9 +102,17 @@ def evaluate_records(
         "predictions": [
             {"id": record["id"], "dropped": reason}
             if values is None or lengths is None
-            else predict(record, values, lengths) | ({"truncated": True} if truncated else {})
-            for record, values, lengths, reason, truncated in zip(
-                records, scores.log_likelihoods, scores.lengths, scores.reasons, scores.truncated, strict=True
+            else predict(record, values, lengths)
+            | ({"truncated": True} if truncated else {})
+            | ({"notes": list(notes)} if notes else {})
+            for record, values, lengths, reason, truncated, notes in zip(
+                records,
+                scores.log_likelihoods,
+                scores.lengths,
+                scores.reasons,
+                scores.truncated,
+                scores.notes,
+                strict=True,
             )
         ],
         "dropped": scores.dropped,
@@ -165,6 +174,7 @@ def compare(
                 "questions": len(questions),
                 "dropped": dict(Counter(p["dropped"] for p in arms[names[0]][task] if "dropped" in p)),
                 "truncated": sum(p.get("truncated", False) for p in questions),
+                "notes": dict(Counter(note for p in questions for note in p.get("notes", ()))),
                 "choices": float(np.mean([len(p["choices"]) for p in questions])),
                 "chance": float(np.mean([1.0 / len(p["choices"]) for p in questions])),
                 "truth": _count(labels, questions, "answer"),

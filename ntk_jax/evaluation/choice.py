@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from ntk_jax.data.batch import Batch
 from ntk_jax.data.packing import pack_choices
+from ntk_jax.data.templates import Rendering
 from ntk_jax.data.tokens import ChoiceRow, encode_choices
 from ntk_jax.errors import UserError
 from ntk_jax.models.model import Model
@@ -36,14 +37,15 @@ class ChoiceScores:
     """Per record, in the order given: log_likelihoods[i] [C] float32 (sum over the choice's tokens, in nats) and
     lengths[i] [C] int32 (tokens of the choice); both None where the question was dropped, for reasons[i].
 
-    truncated[i]: the start of the prompt was cut. dropped: how many for each reason. tokens: read by the model, each
-    prompt once. label_tokens: of the choices.
+    truncated[i]: the start of the prompt was cut. notes[i]: what became of the record's words. dropped: how many for
+    each reason. tokens: read by the model, each prompt once. label_tokens: of the choices.
     """
 
     log_likelihoods: list[np.ndarray | None]
     lengths: list[np.ndarray | None]
     reasons: list[str | None]
     truncated: list[bool]
+    notes: list[tuple[str, ...]]
     tokens: int
     label_tokens: int
     flops: float
@@ -58,7 +60,7 @@ def choice_log_likelihoods(
     records: Sequence[Mapping[str, Any]],
     *,
     max_length: int,
-    template: str = "auto",
+    rendering: Rendering = Rendering(),  # noqa: B008 (it cannot change)
     overflow: str = "drop",
     batch_tokens: int = 8192,
     mesh: Mesh | None = None,
@@ -82,12 +84,15 @@ def choice_log_likelihoods(
     kept: list[int] = []
     reasons: list[str | None] = [None] * len(records)
     truncated = [False] * len(records)
+    notes: list[tuple[str, ...]] = [()] * len(records)
     for ordinal, record in enumerate(records):
-        row = encode_choices(dict(record), model.tokenizer, max_length=max_length, template=template, overflow=overflow)
+        row = encode_choices(
+            dict(record), model.tokenizer, max_length=max_length, overflow=overflow, rendering=rendering
+        )
         if isinstance(row, ChoiceRow):
             rows.append(row)
             kept.append(ordinal)
-            truncated[ordinal] = row.truncated
+            truncated[ordinal], notes[ordinal] = row.truncated, row.notes
         else:
             reasons[ordinal] = row.reason
 
@@ -106,7 +111,7 @@ def choice_log_likelihoods(
     label_tokens = sum(len(choice) for row in rows for choice in row.choices)
     adapter_size = sum(leaf.size for leaf in jax.tree.leaves(model.lora))
     flops = forward_flops(model.config, tokens, label_tokens, lora_parameters=adapter_size)
-    return ChoiceScores(log_likelihoods, lengths, reasons, truncated, tokens, label_tokens, flops)
+    return ChoiceScores(log_likelihoods, lengths, reasons, truncated, notes, tokens, label_tokens, flops)
 
 
 def check_question(record: Mapping[str, Any], where: str) -> None:

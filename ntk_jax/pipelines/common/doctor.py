@@ -19,6 +19,7 @@ from ntk_jax.errors import UserError
 from ntk_jax.kernels import selftest
 from ntk_jax.models.model import Model, dequantized, quantized
 from ntk_jax.parallel.mesh import make_mesh
+from ntk_jax.pipelines.common.examples import rendering_of
 from ntk_jax.pipelines.common.model import run_model
 
 TOLERANCE = 1e-4  # relative, fp32
@@ -166,13 +167,12 @@ class _Files:
         model, section = self.model, self.config.model
         if model is None:
             return Doubt("not looked at: the model cannot be loaded")
-        tokenizer, template = model.tokenizer, section.template
+        tokenizer, rendering = model.tokenizer, rendering_of(section)
         if tokenizer is None:
             raise UserError(f"{section.path} has no tokenizer files; put tokenizer.json beside the weights")
-        # render refuses a template that rewrites the prompt once the response is there
         record = {"id": "probe", "source": "doctor", "prompt": "How many legs has a spider?", "response": "It has 8."}
-        prompt, response = render(record, tokenizer, template, section.add_eos)
-        row = encode(record, tokenizer, template=template, add_eos=section.add_eos)
+        prompt, response = render(record, tokenizer, rendering)
+        row = encode(record, tokenizer, rendering=rendering)
         assert isinstance(row, TokenRow)
         bos = tokenizer.bos_token_id
         count = 0 if bos is None else int((row.ids[:8] == bos).sum())
@@ -182,7 +182,7 @@ class _Files:
             )
         if not response.strip():
             raise UserError("the template gives an empty response; set model.template=plain")
-        kind = "chat template" if uses_chat(tokenizer, template) else "plain template"
+        kind = "chat template" if uses_chat(tokenizer, rendering) else "plain template"
         ids = f"{len(tokenizer):,} of {model.config.vocab_size:,} ids"
         return f"{ids}, {kind}, {count} BOS, prompt ends {prompt[-20:]!r}"
 
@@ -200,8 +200,7 @@ class _Files:
                 max_length=section.max_length,
                 span=self.config.score.span,
                 overflow=section.overflow,
-                template=section.template,
-                add_eos=section.add_eos,
+                rendering=rendering_of(section),
             )
             for record in _sampled(files, total)
         ]
@@ -227,8 +226,8 @@ class _Files:
                 record,
                 self.model.tokenizer,
                 max_length=section.max_length,
-                template=section.template,
                 overflow=section.overflow,
+                rendering=rendering_of(section),
             )
             for record in _sampled(path, total)
         ]

@@ -10,10 +10,16 @@ from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.records import Record, response_text
 from ntk_jax.data.sources import read_records, sample_indices
 from ntk_jax.data.statistics import DataStatistics
+from ntk_jax.data.templates import Rendering
 from ntk_jax.data.tokens import NO_RESPONSE, Dropped, as_rows
 from ntk_jax.errors import UserError
 from ntk_jax.pipelines.common.model import RunModel
 from ntk_jax.pipelines.common.sections import ModelSection
+
+
+def rendering_of(section: ModelSection) -> Rendering:
+    """How the run's records become text."""
+    return Rendering(section.template, section.add_eos, section.control_tokens, section.template_options or {})
 
 
 @dataclass(frozen=True)
@@ -33,8 +39,7 @@ class Encoder:
             max_length=section.max_length,
             span=span,
             overflow=section.overflow,
-            template=section.template,
-            add_eos=section.add_eos,
+            rendering=rendering_of(section),
             vocab_size=base.config.vocab_size,
         ):
             assert record is not None

@@ -4,7 +4,7 @@ pipeline."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from ntk_jax.kernels.names import NormalizationName, ObjectiveName
 from ntk_jax.settings import Count, Fraction, Natural, NotNegative, Positive, Range, setting
@@ -31,6 +31,16 @@ class ModelSection:
         "drop", "what becomes of a longer example: left out, or the start of its prompt's text is cut"
     )
     template: Literal["auto", "chat", "plain"] = setting("auto", "auto: the tokenizer's chat template where it has one")
+    template_options: dict[str, Any] | None = setting(
+        None,
+        "what the chat template is given besides the messages: enable_thinking, tools, documents, ...; chat_template "
+        "is the name of one of several or a file, system a message for talks that have none",
+    )
+    control_tokens: Literal["literal", "keep", "drop"] = setting(
+        "literal",
+        "what becomes of control tokens such as <|im_end|> that a record's text spells: text, control tokens, or the "
+        "record is dropped; counted",
+    )
     add_eos: bool = setting(True, "plain template only: close the response with the tokenizer's EOS token")
 
 

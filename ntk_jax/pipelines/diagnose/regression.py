@@ -25,6 +25,7 @@ from ntk_jax.kernels.regression import accuracy, choose_ridge, kernel_ridge, one
 from ntk_jax.kernels.rows import layout_for
 from ntk_jax.kernels.stability import Checkpoint
 from ntk_jax.models.model import Model, with_lora
+from ntk_jax.pipelines.common.examples import rendering_of
 from ntk_jax.pipelines.diagnose.state import DiagnoseRun
 
 PROBES = 4  # of the centred trace's estimate: more cost memory and change little here
@@ -123,8 +124,8 @@ def _prompts(run: DiagnoseRun, records: list[Record]) -> tuple[list[Record], lis
             record,
             run.model.base.tokenizer,
             max_length=section.max_length,
-            template=section.template,
             overflow=section.overflow,
+            rendering=rendering_of(section),
         )
         if isinstance(row, ChoiceRow):
             kept.append(record)
@@ -139,8 +140,8 @@ def _by_likelihood(run: DiagnoseRun, model: Model, questions: list[Record], clas
         model,
         questions,
         max_length=section.max_length,
-        template=section.template,
         overflow=section.overflow,
+        rendering=rendering_of(section),
         batch_tokens=run.config.score.batch_tokens,
         mesh=run.model.mesh,
         where="evaluate.files",

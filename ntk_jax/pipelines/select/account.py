@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ntk_jax.data.account import ACCOUNT, DROP_REASONS, KEPT, account_of
+from ntk_jax.data.account import ACCOUNT, DROP_REASONS, KEPT, account_of, count_notes
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.records import Record, family_of
 from ntk_jax.data.statistics import PERCENTILES
@@ -80,6 +80,7 @@ def data_of(store: Store) -> dict[str, Any]:
         "dropped": {
             reason: int((status == code).sum()) for code, reason in enumerate(DROP_REASONS, 1) if (status == code).any()
         },
+        "notes": count_notes(read(store, "notes")),
         "tokens": int(length.sum()),
         "span_tokens": int(span.sum()),
         "lengths": _percentiles(length[usable]),

@@ -14,6 +14,7 @@ from ntk_jax.errors import UserError
 from ntk_jax.evaluation.accuracy import compare, read_questions, task_files
 from ntk_jax.evaluation.accuracy import evaluate as evaluate_files
 from ntk_jax.parallel import hosts
+from ntk_jax.pipelines.common.examples import rendering_of
 from ntk_jax.pipelines.select.arms import Arm, arms
 from ntk_jax.pipelines.select.config import SelectConfig
 from ntk_jax.pipelines.select.state import SelectRun
@@ -67,7 +68,7 @@ def _predict(run: SelectRun, arm: Arm, place: Path, clock: Clock) -> None:
         run.model.adapted(trained) if arm.trained else run.model.base,
         config.evaluate.files,
         max_length=config.model.max_length,
-        template=config.model.template,
+        rendering=rendering_of(config.model),
         overflow=config.model.overflow,
         batch_tokens=config.score.batch_tokens,
         limit=config.evaluate.limit,

@@ -22,6 +22,7 @@ from ntk_jax.engine.progress import Progress
 from ntk_jax.engine.stage import Job
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.accuracy import read_questions, task_files
+from ntk_jax.pipelines.common.examples import rendering_of
 from ntk_jax.pipelines.common.pool_run import pool_run
 from ntk_jax.pipelines.common.shape import abstract_model
 from ntk_jax.pipelines.select.config import SelectConfig
@@ -177,7 +178,11 @@ def questions(run: SelectRun, grounds: Grounds) -> Questions:
     model = config.model
     encoded = [
         encode_choices(
-            r, run.model.base.tokenizer, max_length=model.max_length, template=model.template, overflow=model.overflow
+            r,
+            run.model.base.tokenizer,
+            max_length=model.max_length,
+            overflow=model.overflow,
+            rendering=rendering_of(model),
         )
         for r in sample
     ]
