@@ -14,6 +14,7 @@ from small_tokenizers import byte_tokenizer
 from tiny_run import write_inputs
 
 import ntk_jax as nj
+from ntk_jax.data.templates import Rendering
 from ntk_jax.data.tokens import encode_many
 from ntk_jax.models.decoder import hidden_states
 from ntk_jax.models.head import head_matrix
@@ -171,9 +172,11 @@ class TestWhatASpanLeavesOut:
         assert len(cut[1].ids) == 64 and cut[1].truncated and cut[2] is None
 
     def test_the_rows_are_those_of_a_run_with_the_same_settings(self, model):
-        settings = {"max_length": 40, "overflow": "truncate", "template": "plain", "add_eos": False}
-        expected = encode_many(self.RECORDS[:2], model.tokenizer, **settings)
-        for mine, row in zip(nj.token_rows(model, self.RECORDS[:2], span=nj.Span(**settings)), expected, strict=True):
+        settings = {"max_length": 40, "overflow": "truncate"}
+        rendering = Rendering("plain", add_eos=False)
+        expected = encode_many(self.RECORDS[:2], model.tokenizer, **settings, rendering=rendering)
+        span = nj.Span(**settings, template="plain", add_eos=False)
+        for mine, row in zip(nj.token_rows(model, self.RECORDS[:2], span=span), expected, strict=True):
             assert mine.ids.tolist() == row.ids.tolist() and mine.span.tolist() == row.span.tolist()
 
     def test_scores_and_gradients(self, model):

@@ -152,7 +152,7 @@ def test_which_template() -> None:
     assert not uses_chat(byte_tokenizer(chat=CHAT), Rendering("plain"))
     with pytest.raises(UserError, match="has no chat template; take template = plain or auto"):
         uses_chat(byte_tokenizer(), Rendering("chat"))
-    with pytest.raises(UserError, match="template 'fancy' is not one of auto, chat, plain"):
+    with pytest.raises(UserError, match="template = 'fancy' is not one of auto, chat, plain"):
         Rendering("fancy")
 
 

@@ -11,6 +11,7 @@ import pytest
 import synthetic_run
 from report_page import edit, page_of
 
+from ntk_jax.data.templates import REWRITTEN, SPACE_MOVED, SPELLS_CONTROL
 from ntk_jax.pipelines.select.report.findings import Collapse, collapses, differences, verdict
 from ntk_jax.pipelines.select.report.run import SelectRun, scores_and_lengths, select_run
 from ntk_jax.pipelines.select.report.warnings import warnings
@@ -384,6 +385,19 @@ def test_truncation_is_said_first(run: Path) -> None:
     assert page.index("480 of 24,000 pool examples") < page.index("Did it help?")
     edit(run / "score/data.json", lambda d: d.update(truncated=240))
     assert "240 of 24,000 pool" not in terminal(run)
+
+
+def test_what_became_of_the_words_is_said(run: Path) -> None:
+    example = {"id": "r-7", "before": "<|user|>How?<|assistant|>", "counted": "So.<|end|>"}
+    notes = {SPACE_MOVED: 7, SPELLS_CONTROL: 3, REWRITTEN: 5}
+    edit(run / "score/data.json", lambda d: d.update(notes=notes, example=example))
+    everywhere(run, "The chat template changed responses", "5 of the pool.")
+    html, page = page_of(run)
+    assert f"7 {SPACE_MOVED}" in page.text and f"3 {SPELLS_CONTROL}" in page.text and "as read" in page.text
+    assert "Texts spell control tokens" not in terminal(run)
+    assert "&lt;|assistant|&gt;<mark>So.&lt;|end|&gt;</mark>" in html
+    edit(run / "plan.json", lambda p: p["pipelines"]["select"]["config"]["model"].update(control_tokens="keep"))
+    everywhere(run, "Texts spell control tokens, which were kept", "3 of the pool.")
 
 
 def test_useful_shares_of_every_method(run: Path) -> None:

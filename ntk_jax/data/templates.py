@@ -62,7 +62,7 @@ class Rendering:
     def __post_init__(self) -> None:
         for name, known in (("template", TEMPLATES), ("control_tokens", CONTROL_TOKENS)):
             if getattr(self, name) not in known:
-                raise UserError(f"{name} {getattr(self, name)!r} is not one of {', '.join(known)}")
+                raise UserError(f"{name} = {getattr(self, name)!r} is not one of {', '.join(known)}")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ together."""
 from __future__ import annotations
 
 import functools
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -211,7 +213,7 @@ class _Files:
         used = f", a sample of {limit:,} used" if limit is not None and limit < total else ""
         return _judged(
             f"{total:,} records{used}; of {len(rows)} sampled over all files: {dropped} dropped, {cut} truncated, "
-            f"median {int(np.median(lengths))} tokens, longest {max(lengths)}",
+            f"median {int(np.median(lengths))} tokens, longest {max(lengths)}{_noted(kept)}",
             cut + dropped,
             len(rows),
         )
@@ -238,10 +240,17 @@ class _Files:
         choices = {len(row.choices) for row in kept}
         span = f"{min(choices)}" if len(choices) == 1 else f"{min(choices)} to {max(choices)}"
         return _judged(
-            f"{path}: {total:,} questions, {span} choices; of {len(rows)} sampled: {dropped} dropped, {cut} truncated",
+            f"{path}: {total:,} questions, {span} choices; of {len(rows)} sampled: {dropped} dropped, {cut} truncated"
+            f"{_noted(kept)}",
             cut + dropped,
             len(rows),
         )
+
+
+def _noted(rows: Sequence[TokenRow | ChoiceRow]) -> str:
+    """What became of the words of examples or questions."""
+    counts = Counter(note for row in rows for note in row.notes)
+    return "".join(f"; {number} with {note}" for note, number in sorted(counts.items()))
 
 
 def _sampled(files: Any, total: int) -> list[Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.records import Record, response_text
+from ntk_jax.data.shown import shown
 from ntk_jax.data.sources import read_records, sample_indices
 from ntk_jax.data.statistics import DataStatistics
 from ntk_jax.data.templates import Rendering
@@ -65,6 +66,10 @@ class Examples:
     records: list[Record]
     rows: list[TokenRow]
     statistics: DataStatistics
+
+    def account(self, tokenizer: Any) -> dict[str, Any]:
+        """What data.json says of them, with the first one as the model reads it."""
+        return self.statistics.to_dict() | {"example": shown(self.rows[0], tokenizer)}
 
 
 def read_examples(

@@ -14,12 +14,14 @@ import numpy as np
 from ntk_jax.data.account import ACCOUNT, DROP_REASONS, KEPT, account_of, count_notes
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.records import Record, family_of
+from ntk_jax.data.shown import shown
 from ntk_jax.data.statistics import PERCENTILES
 from ntk_jax.data.tokens import Dropped
 from ntk_jax.errors import UserError
 from ntk_jax.kernels import agreement
 from ntk_jax.parallel import hosts
 from ntk_jax.pipelines.common.pool import Pool
+from ntk_jax.pipelines.common.pool_run import PoolRun
 from ntk_jax.storage.arrays import Store, is_store, open_store, read
 
 ARRAYS: dict[str, Any] = {"ordinal": ((), np.int64), "family": ((), np.int32), **ACCOUNT}
@@ -65,8 +67,8 @@ def families_of(store: Store, pool: Pool) -> list[str]:
     return [family_of(record, pool.group_by) for record in pool.records(read(store, "ordinal"))]
 
 
-def data_of(store: Store) -> dict[str, Any]:
-    """data.json from the account in a store, with the keys of `DataStatistics`."""
+def data_of(store: Store, run: PoolRun) -> dict[str, Any]:
+    """data.json from the account in a store, with the keys of `Examples.account`."""
     status, length, span = read(store, "status"), read(store, "length"), read(store, "span")
     usable = status == KEPT
     if not usable.any():
@@ -85,7 +87,15 @@ def data_of(store: Store) -> dict[str, Any]:
         "span_tokens": int(span.sum()),
         "lengths": _percentiles(length[usable]),
         "span_lengths": _percentiles(span[usable]),
+        "example": _first(run, read(store, "ordinal")[usable][:1]),
     }
+
+
+def _first(run: PoolRun, ordinals: np.ndarray) -> dict[str, Any]:
+    """A usable example of the pool as the model reads it."""
+    ((_, row),) = run.encoder.rows(list(run.pool.records(ordinals)), run.config.score.span)
+    assert isinstance(row, TokenRow)
+    return shown(row, run.model.base.tokenizer)
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float | None:

@@ -78,7 +78,7 @@ def preselect(run: SelectRun, folder: Path) -> dict[str, Any] | None:
     by_place[0][usable], by_place[1][usable] = votes.votes, votes.similarity
     save_arrays(folder / RESULT, candidates=candidates, votes=by_place[0], similarity=by_place[1])
     counts, edges = np.histogram(votes.votes, bins=20)
-    data = data_of(store)
+    data = data_of(store, run)
     write_json(folder / "data.json", data)
     summary = {
         "method": "votes",

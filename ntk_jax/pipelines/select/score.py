@@ -109,7 +109,7 @@ def score(run: SelectRun, folder: Path) -> dict[str, Any] | None:
 
 
 def _summarize(run: SelectRun, folder: Path, store: Store, clock: Clock) -> dict[str, Any]:
-    data = data_of(store)
+    data = data_of(store, run)
     write_json(folder / "data.json", data)
     scores, length, span = (read(store, name) for name in ("score", "length", "span"))
     usable, tokens, objective = read(store, "status") == KEPT, data["tokens"], run.objective

@@ -86,7 +86,7 @@ def select(run: SelectRun, folder: Path) -> Facts:
         )
         write_lines(folder / f"{method}.jsonl", (record_line(record) for record in found))
     hosts.broadcast(lambda: str(shutil.copyfile(folder / f"{methods[0]}.jsonl", folder / "selection.jsonl")))
-    write_json(folder / "domain.json", run.domain.statistics.to_dict())
+    write_json(folder / "domain.json", run.domain.account(run.model.base.tokenizer))
     write_json(folder / "summary.json", _summary(run, pool, {method: rankings[method] for method in methods}))
     return {"count": config.select.count}
 

@@ -131,7 +131,7 @@ def _fill(run: SelectRun, store: Store, title: str, read_blocks: Read, account: 
 
 
 def _summarize(run: SelectRun, folder: Path, pool: Store, targets: Store, clock: Clock) -> dict[str, Any]:
-    data = data_of(pool)
+    data = data_of(pool, run)
     write_json(folder / "data.json", data)
     usable = [read(store, "status") == KEPT for store in (pool, targets)]
     if not read(targets, "sketch_norm").any():

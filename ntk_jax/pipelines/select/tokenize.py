@@ -35,7 +35,7 @@ def tokenize(run: SelectRun, folder: Path) -> dict[str, Any] | None:
     )
     if run.job.shard is not None:
         return None
-    data = data_of(store)
+    data = data_of(store, run)
     write_json(folder / "data.json", data)
     write_json(folder / "summary.json", {"tokens": data["tokens"], "seconds": clock.seconds()})
     return {"usable": data["kept"]}

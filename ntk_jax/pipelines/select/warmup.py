@@ -36,7 +36,7 @@ def warmup(run: SelectRun, folder: Path) -> dict[str, Any]:
     if hosts.broadcast((folder / "summary.json").exists):  # only the manifest is missing
         summary = hosts.broadcast(lambda: read_json(folder / "summary.json"))
         return {key: summary[key] for key in facts}
-    write_json(folder / "data.json", run.domain.statistics.to_dict())
+    write_json(folder / "data.json", run.domain.account(base.tokenizer))
     lora = base.lora
     if section.max_steps != 0:
         trained = train(

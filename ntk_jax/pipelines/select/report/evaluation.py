@@ -210,7 +210,8 @@ def _about(task: dict[str, Any]) -> tuple[str, ...]:
         lines.append(f"always “{label(most[0])}”: {percent(most[1])}")
     lines += [f"{count(n)} left out ({reason})" for reason, n in mapping(task.get("dropped")).items()]
     truncated = finite(task.get("truncated"))
-    return (*lines, *([f"{count(truncated)} with the start of the prompt cut"] if truncated else []))
+    lines += [f"{count(truncated)} with the start of the prompt cut"] if truncated else []
+    return (*lines, *(f"{count(n)} with {note}" for note, n in mapping(task.get("notes")).items()))
 
 
 def _mean_majority(run: SelectRun) -> tuple[str, ...]:

@@ -68,7 +68,8 @@ def data(run: SelectRun) -> Section:
         stage = next((s for s in ("preselect", "score", "sketch", "pool") if run.plan.has(s)), "pool")
         missing.append(run.directory.missing(stage, "pool statistics"))
     tables = [table for table in (_account(sets), _lengths(run, sets)) if table.rows]
-    return section("data", "Data", tables=tables, missing=missing)
+    shown = [{"name": name, **d["example"]} for name, d in sets if mapping(d.get("example"))]
+    return section("data", "Data", tables=tables, examples=shown, missing=missing)
 
 
 def _account(sets: list[tuple[str, dict[str, Any]]]) -> Table:
@@ -81,10 +82,17 @@ def _account(sets: list[tuple[str, dict[str, Any]]]) -> Table:
         cut = percent(truncated / kept) if truncated and kept else ()
         rows.append(
             [name, count(seen), Cell(count(kept), share), Cell(count(truncated), cut), reasons or "none"]
-            + [count(d.get("tokens")), count(d.get("span_tokens"))]
+            + [notes_of(d), count(d.get("tokens")), count(d.get("span_tokens"))]
         )
-    header = ["Set", "Records", "Kept", "Truncated", "Dropped", "Tokens", "Tokens in spans"]
+    header = ["Set", "Records", "Kept", "Truncated", "Dropped", "Of the kept", "Tokens", "Tokens in spans"]
     return Table(header, rows, "What was read and what became of it")
+
+
+def notes_of(d: dict[str, Any]) -> str:
+    """What became of the words of examples or questions, counted."""
+    return (
+        ", ".join(f"{count(n)} {why}" for why, n in sorted(mapping(d.get("notes")).items()) if finite(n)) or "as read"
+    )
 
 
 def _lengths(run: SelectRun, sets: list[tuple[str, dict[str, Any]]]) -> Table:

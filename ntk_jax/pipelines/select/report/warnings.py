@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ntk_jax.data.templates import REWRITTEN, SPELLS_CONTROL
 from ntk_jax.pipelines.select.report.findings import Collapse, collapses, leading_arm
 from ntk_jax.pipelines.select.report.run import SelectRun
 from ntk_jax.report.amounts import count, finite, general, percent, signed, times
@@ -32,6 +33,7 @@ def warnings(run: SelectRun) -> list[Notice]:
     found += _budget(run)
     found += _cut_questions(run)
     found += _cut_examples(run)
+    found += _changed_words(run)
     found += _rho(run)
     found += _lengths(run)
     return found
@@ -125,6 +127,26 @@ def _cut_examples(run: SelectRun) -> Iterator[Notice]:
             yield Notice("data", f"Much of the {name} was dropped", text)
     if cut:
         yield Notice("data", "Examples were truncated", "They are longer than model.max_length.", tuple(cut))
+
+
+def _changed_words(run: SelectRun) -> list[Notice]:
+    """Texts in which control tokens were taken for real, and responses of which the template kept only a part."""
+    kept = run.setting("model", "control_tokens") == "keep"
+    spelled, rewritten = [], []
+    for name, data in (("domain", run.domain_data), ("pool", run.pool_data)):
+        notes = mapping(data.get("notes"))
+        if kept and finite(notes.get(SPELLS_CONTROL)):
+            spelled.append(f"{count(notes[SPELLS_CONTROL])} of the {name}.")
+        if finite(notes.get(REWRITTEN)):
+            rewritten.append(f"{count(notes[REWRITTEN])} of the {name}.")
+    found = []
+    if spelled:
+        text = "model.control_tokens = keep, so that a record could open turns of its own."
+        found.append(Notice("data", "Texts spell control tokens, which were kept", text, tuple(spelled)))
+    if rewritten:
+        text = "It writes a turn that is over otherwise than it came, as by cutting a thought out of it."
+        found.append(Notice("data", "The chat template changed responses", text, tuple(rewritten)))
+    return found
 
 
 def _quoted(titles: list[str]) -> str:
