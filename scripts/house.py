@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent / "ntk_jax"
 ORDER: tuple[tuple[str, ...], ...] = (
     ("__main__", "__init__"),  # what `import ntk_jax` loads when it is asked for
     ("cli",),
+    ("lm_eval",),
     ("api",),
     ("pipelines",),
     ("engine",),

@@ -27,7 +27,7 @@ from ntk_jax.models.model import Model
 from ntk_jax.parallel.hosts import on_host
 from ntk_jax.parallel.rules import shard_batch
 from ntk_jax.training.flops import forward_flops
-from ntk_jax.training.loss import label_log_probs
+from ntk_jax.training.loss import label_log_probs, label_log_probs_and_greedy
 
 Progress = Callable[[int, int], None]
 
@@ -139,18 +139,45 @@ def score_choice_rows(
     progress: Progress | None = None,
 ) -> list[np.ndarray]:
     """Sum of log p over the tokens of each choice: per question [C] float32."""
+    return [values[:, 0] for values in _slot_values(model, rows, _slot_sums, batch_tokens, mesh, progress)]
+
+
+def score_continuations(
+    model: Model,
+    rows: Sequence[ChoiceRow],
+    *,
+    batch_tokens: int = 8192,
+    mesh: Mesh | None = None,
+    progress: Progress | None = None,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """`score_choice_rows`, and whether greedy decoding would write the choice: per question [C] float32, [C] bool."""
+    found = _slot_values(model, rows, _slot_sums_and_misses, batch_tokens, mesh, progress)
+    return [(values[:, 0], values[:, 1] == 0) for values in found]
+
+
+def _slot_values(
+    model: Model,
+    rows: Sequence[ChoiceRow],
+    compute: Callable[..., jax.Array],
+    batch_tokens: int,
+    mesh: Mesh | None,
+    progress: Progress | None,
+) -> list[np.ndarray]:
+    """[C, K] float32 of each question. compute: a jitted step that gives [B, S, K], S slots of one choice each."""
     if not rows:
         return []
     row_length = _row_length(max(row.tokens for row in rows))
     multiple = mesh.shape["data"] * mesh.shape["fsdp"] if mesh is not None else 1
     rows_per_batch = max(1, batch_tokens // (row_length * multiple)) * multiple
     offsets = np.cumsum([0] + [len(row.choices) for row in rows])
-    flat = np.full(int(offsets[-1]), np.nan, np.float32)
+    flat: np.ndarray | None = None
     done = 0
 
     def collect(index: np.ndarray, values: jax.Array) -> None:
-        nonlocal done
+        nonlocal done, flat
         used = index >= 0
+        if flat is None:
+            flat = np.full((int(offsets[-1]), values.shape[-1]), np.nan, np.float32)
         flat[index[used]] = on_host(values)[used]
         done += int(used.sum())
         if progress is not None:
@@ -160,7 +187,7 @@ def score_choice_rows(
     with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
         for packed in pack_choices(rows, row_length=row_length, rows_per_batch=rows_per_batch):
             batch = packed.batch if mesh is None else shard_batch(packed.batch, mesh)
-            values = _slot_sums(
+            values = compute(
                 model.graphdef, jnp.dtype(model.dtype), packed.index.shape[1], model.lora or {}, model.base, batch
             )
             if pending is not None:  # one batch behind: the host packs while the device computes
@@ -168,17 +195,30 @@ def score_choice_rows(
             pending = packed.index, values
     if pending is not None:
         collect(*pending)
+    assert flat is not None
     return [flat[start:stop] for start, stop in zip(offsets[:-1], offsets[1:], strict=True)]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _slot_sums(graphdef: Any, dtype: Any, slots: int, lora: Any, base: Any, batch: Batch) -> jax.Array:
-    """[B, S] float32: the labels' log probabilities summed by slot (one slot a choice)."""
-    log_probs = label_log_probs(graphdef, lora, base, batch, dtype=dtype)
+    """[B, S, 1] float32: the labels' log probabilities summed by slot (one slot a choice)."""
+    return _by_slot(batch, slots, label_log_probs(graphdef, lora, base, batch, dtype=dtype))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _slot_sums_and_misses(graphdef: Any, dtype: Any, slots: int, lora: Any, base: Any, batch: Batch) -> jax.Array:
+    """[B, S, 2] float32: these sums, and how many labels are not what greedy decoding would write."""
+    log_probs, greedy = label_log_probs_and_greedy(graphdef, lora, base, batch, dtype=dtype)
+    return _by_slot(batch, slots, log_probs, (~greedy).astype(jnp.float32))
+
+
+def _by_slot(batch: Batch, slots: int, *values: jax.Array) -> jax.Array:
+    """[B, S, K]: K arrays [B, G] of label values, summed by slot."""
     # Slot numbers start at 1 and 0 is unused. A one-hot contraction, because a scatter would serialise; HIGHEST,
     # because the sums are compared with each other and TF32 or bf16 products would round them.
     members = batch.label_segment[:, :, None] == jnp.arange(1, slots + 1)
-    return jnp.einsum("bg,bgs->bs", log_probs, members.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
+    stacked = jnp.stack(values, axis=-1)
+    return jnp.einsum("bgk,bgs->bsk", stacked, members.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
 
 
 def _row_length(longest: int) -> int:

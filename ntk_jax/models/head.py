@@ -27,10 +27,26 @@ def target_log_probs(hidden: jax.Array, targets: jax.Array, head: jax.Array, *, 
     hidden [..., D], targets [...] int, head [V, D]; matmuls run in hidden's dtype and accumulate in fp32.
     Differentiable in both modes with respect to hidden and head.
     """
+    own, normalizer, _ = _target_logits(hidden, targets, head, vocab_chunk)
+    return own - normalizer
+
+
+def target_log_probs_and_greedy(
+    hidden: jax.Array, targets: jax.Array, head: jax.Array, *, vocab_chunk: int = 16384
+) -> tuple[jax.Array, jax.Array]:
+    """`target_log_probs`, and whether no token of the vocabulary is likelier than the target: [...] bool."""
+    own, normalizer, top = _target_logits(hidden, targets, head, vocab_chunk)
+    return own - normalizer, own >= top
+
+
+def _target_logits(
+    hidden: jax.Array, targets: jax.Array, head: jax.Array, vocab_chunk: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The targets' logits, the logarithm of the sum of exp over all logits, and the largest logit, each [...] fp32."""
     vocab = head.shape[0]
     if vocab <= vocab_chunk:
         logits = all_logits(hidden, head)
-        return _pick(logits, targets) - jax.nn.logsumexp(logits, axis=-1)
+        return _pick(logits, targets), jax.nn.logsumexp(logits, axis=-1), logits.max(axis=-1)
 
     # Equal chunks without padding or copying the head: the last one reaches back over rows that the one before
     # it owns, and these are masked out.
@@ -50,7 +66,7 @@ def target_log_probs(hidden: jax.Array, targets: jax.Array, head: jax.Array, *, 
     zero = jnp.zeros(targets.shape, jnp.float32)
     chunks = jnp.arange(-(-vocab // vocab_chunk))
     (top, total, own), _ = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), (zero - jnp.inf, zero, zero), chunks)
-    return own - (top + jnp.log(total))
+    return own, top + jnp.log(total), top
 
 
 def _pick(logits: jax.Array, targets: jax.Array) -> jax.Array:

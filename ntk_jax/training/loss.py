@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from ntk_jax.data.batch import Batch
 from ntk_jax.models.decoder import hidden_states
-from ntk_jax.models.head import head_matrix, target_log_probs
+from ntk_jax.models.head import head_matrix, target_log_probs, target_log_probs_and_greedy
 
 
 def label_log_probs(
@@ -24,13 +24,28 @@ def label_log_probs(
     list, label_position counting over the part's B / groups * T positions. With a part a device, the gather stays
     inside the device.
     """
+    hidden = _labelled(graphdef, lora, base, batch, dtype, remat)
+    log_probs = target_log_probs(hidden, jnp.asarray(batch.label_target), head_matrix(base))
+    return jnp.where(jnp.asarray(batch.label_segment) > 0, log_probs, 0.0)
+
+
+def label_log_probs_and_greedy(
+    graphdef: Any, lora: Any, base: Any, batch: Batch, *, dtype: Any = jnp.float32
+) -> tuple[jax.Array, jax.Array]:
+    """`label_log_probs`, and where a label is what greedy decoding would write: bool, True in unused slots."""
+    hidden = _labelled(graphdef, lora, base, batch, dtype, False)
+    log_probs, greedy = target_log_probs_and_greedy(hidden, jnp.asarray(batch.label_target), head_matrix(base))
+    used = jnp.asarray(batch.label_segment) > 0
+    return jnp.where(used, log_probs, 0.0), greedy | ~used
+
+
+def _labelled(graphdef: Any, lora: Any, base: Any, batch: Batch, dtype: Any, remat: bool) -> jax.Array:
+    """The hidden states [groups, M, D] that predict the labels."""
     hidden = hidden_states(
         graphdef, lora, base, batch.tokens, batch.positions, batch.segments, batch.branches, dtype=dtype, remat=remat
     )
     hidden = hidden.reshape(batch.label_position.shape[0], -1, hidden.shape[-1])  # rows of a part end to end
-    labelled = jnp.take_along_axis(hidden, jnp.asarray(batch.label_position)[:, :, None], axis=1)  # [groups, M, D]
-    log_probs = target_log_probs(labelled, jnp.asarray(batch.label_target), head_matrix(base))
-    return jnp.where(jnp.asarray(batch.label_segment) > 0, log_probs, 0.0)
+    return jnp.take_along_axis(hidden, jnp.asarray(batch.label_position)[:, :, None], axis=1)
 
 
 def loss_sum(
