@@ -1,5 +1,5 @@
-"""Published checkpoints as they are found: logits of transformers, ids of their own chat template, and the commands that
-take them.
+"""Published checkpoints as they are found: logits of transformers, ids of their own chat template, and the commands
+that take them.
 
     NTK_JAX_CHECKPOINTS=DIR pytest -n 0 -m slow tests/test_real_checkpoints.py
 
