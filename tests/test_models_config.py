@@ -203,8 +203,8 @@ def test_a_window_must_make_sense(changes: dict[str, Any], message: str) -> None
 def test_a_window_of_all_layers_bounds_the_positions(kind: str) -> None:
     windowed, full = parse(model_type=kind, sliding_window=64), parse(model_type=kind, sliding_window=None)
     assert (windowed.max_positions, full.max_positions) == (64, 512)
-    assert "64 tokens of the sliding window" in windowed.limit and full.limit == "512 positions"
-    assert parse(model_type=kind, sliding_window=512) == full
+    assert "64 positions (its sliding window" in windowed.limit and full.limit == "512 positions"
+    assert parse(model_type=kind, sliding_window=512, max_window_layers=0) == full
     hf = config_to_hf(windowed)
     assert (hf["sliding_window"], hf["max_position_embeddings"]) == (64, 512)
     assert parse_config(hf, "again") == windowed and parse_config(config_to_hf(full), "again") == full
@@ -264,6 +264,10 @@ def test_a_key_is_ignored_at_the_users_word_only(kind: str) -> None:
         parse_config(hf, "config.json", ["sub_config"])
     config = parse_config(hf, "config.json", ["sub_config", "brand_new_norm", "not_there"])
     assert config.ignored_keys == ("brand_new_norm", "sub_config")
+    del hf["sub_config"]
+    assert parse_config(hf, "config.json", "brand_new_norm").ignored_keys == ("brand_new_norm",)
+    with pytest.raises(UserError, match="unknown key brand_new_norm"):
+        parse_config(hf, "config.json", "brand_new_norm_2")
     assert parse_config(config_to_hf(config), "again") == dataclasses.replace(config, ignored_keys=())
 
 

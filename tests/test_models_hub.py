@@ -181,6 +181,15 @@ def test_a_tied_head_may_be_written_twice_and_old_buffers_are_ignored(folder: Pa
     assert same(load_model(str(folder), tokenizer=False).base, expected.base)
 
 
+def test_an_unknown_key_of_config_json_is_ignored_at_the_users_word(folder: Path) -> None:
+    expected, file = load_model(str(folder), tokenizer=False), folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "brand_new_norm": True}))
+    with pytest.raises(UserError, match="unknown key brand_new_norm"):
+        load_model(str(folder), tokenizer=False)
+    model = load_model(str(folder), tokenizer=False, ignore_config_keys=["brand_new_norm"])
+    assert same(model.base, expected.base) and model.config.ignored_keys == ("brand_new_norm",)
+
+
 def test_an_untied_model_without_a_head_is_refused(folder: Path) -> None:
     file = folder / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "tie_word_embeddings": False}))

@@ -63,9 +63,8 @@ class ModelConfig:
     @property
     def limit(self) -> str:
         """What bounds the length of an example, in words."""
-        if self.positions_beyond_window is None:
-            return f"{self.max_positions} positions"
-        return f"{self.max_positions} tokens of the sliding window, within which attention is full,"
+        window = " (its sliding window, within which attention is full)" if self.positions_beyond_window else ""
+        return f"{self.max_positions} positions{window}"
 
     @property
     def special_tokens(self) -> dict[str, tuple[int, ...]]:
@@ -85,6 +84,7 @@ def parse_config(hf: Mapping[str, Any], where: str, ignore: Collection[str] = ()
     does not have, and a key to ignore that does decide what is computed.
     """
     rest = {key: value for key, value in hf.items() if value is not None}
+    ignore = (ignore,) if isinstance(ignore, str) else ignore
     kind = rest.pop("model_type", None)
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise UserError(f"{where}: model_type {kind!r} is not supported; use one of {', '.join(ARCHITECTURES)}")
@@ -207,6 +207,7 @@ def _take_window(rest: dict[str, Any], hf: Mapping[str, Any], where: str, layers
             f"{window!r}); if no example is longer than the window, say use_sliding_window = false and no layer_types "
             "in a copy of the file: that long, it changes nothing"
         )
+    rest.pop("max_window_layers", None)  # says nothing where all layers are alike
     if mixed:
         raise UserError(f"{where}: layer_types {kinds!r} is not supported; only full_attention is")
     if kind == "llama" and hf.get("use_sliding_window") is False:

@@ -32,6 +32,9 @@ class ModelSection:
     )
     template: Literal["auto", "chat", "plain"] = setting("auto", "auto: the tokenizer's chat template where it has one")
     add_eos: bool = setting(True, "plain template only: close the response with the tokenizer's EOS token")
+    ignore_config_keys: tuple[str, ...] = setting(
+        (), "unknown keys of config.json that you know not to change the model; without this they are refused"
+    )
 
 
 @dataclass(frozen=True)
