@@ -77,11 +77,14 @@ def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.reference
-def test_transformers_reads_what_we_write(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "config", [CONFIG, *(parse_config(cases.CASES[case], case) for case in ("mistral", "llama_yarn"))]
+)
+def test_transformers_reads_what_we_write(config: ModelConfig, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     from parity_torch import torch_model
 
-    model = random_model(CONFIG, lora=LoRAConfig(rank=2))
+    model = random_model(config, lora=LoRAConfig(rank=2))
     save_weights(tmp_path, model, shard_bytes=9000)
     ids = np.arange(40).reshape(2, 20)
     with torch.no_grad():
