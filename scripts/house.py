@@ -49,7 +49,6 @@ LONG_FILES: dict[str, str] = {}  # path: reason
 LONG_FUNCTIONS = {  # path:name: reason
     "evaluation/accuracy.py:compare": "one result, put together from every task, kind of likelihood and arm",
     "kernels/exact.py:tangent_kernel": "five kinds of kernel by two ways, chosen at one place",
-    "models/config.py:parse_config": "a table: one line for each number of a config.json",
     "pipelines/diagnose/audit.py:_lines": "a table: one line for each approximation that is audited",
     "pipelines/diagnose/regression.py:regression": "one comparison, whose steps are in order and used once",
     "pipelines/kernel/kernel.py:kernel": "one stage, whose steps are in order and used once",

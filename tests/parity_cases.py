@@ -75,6 +75,44 @@ CASES: dict[str, dict[str, Any]] = {
         "attention_bias": False,
         "tie_word_embeddings": False,
     },
+    "mistral": {  # with a window that the tokens just fit into, and positions stretched eightfold
+        **_COMMON,
+        "model_type": "mistral",
+        "head_dim": 40,
+        "rope_theta": 20000.0,
+        "rope_scaling": {"type": "linear", "factor": 8.0},
+        "sliding_window": LENGTH,
+        "tie_word_embeddings": False,
+    },
+    "qwen2_yarn": {  # YaRN as Qwen's files have it
+        **_COMMON,
+        "model_type": "qwen2",
+        "hidden_size": 128,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1000000.0,
+            "factor": 8.0,
+            "original_max_position_embeddings": 128,
+        },
+        "tie_word_embeddings": False,
+    },
+    "llama_yarn": {  # and with all of its other numbers but attention_factor, which comes instead of mscale
+        **_COMMON,
+        "model_type": "llama",
+        "head_dim": 32,
+        "rope_theta": 50000.0,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 256,
+            "beta_fast": 12.5,
+            "beta_slow": 1.5,
+            "truncate": False,
+            "mscale": 1.3,
+            "mscale_all_dim": 0.4,
+        },
+        "tie_word_embeddings": True,
+    },
 }
 
 

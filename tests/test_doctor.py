@@ -6,6 +6,7 @@ import dataclasses
 import importlib.metadata
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ntk_jax.engine.config import build
 from ntk_jax.errors import UserError
 from ntk_jax.kernels import reference, selftest
 from ntk_jax.kernels.objectives import Objective
+from ntk_jax.models.hub import resolve
 from ntk_jax.pipelines.common.doctor import numerics
 from ntk_jax.pipelines.select.config import SelectConfig
 
@@ -133,6 +135,21 @@ def test_quantized_weights_are_checked_and_counted(
     text = capsys.readouterr().out
     assert "FAIL" not in text and "agrees with plain products of the same int8 weights" in text
     assert "in float32, the layers' matrices in int8 (" in text
+
+
+def test_keys_ignored_at_the_users_word_are_named(
+    quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(resolve("builtin:model"), tmp_path / "model")
+    known = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**known, "brand_new_norm": True}))
+    model = {"path": str(folder), "max_length": 256}
+    with pytest.raises(UserError, match="1 check failed"):
+        examine(config(tmp_path, model=model))
+    assert "unknown key brand_new_norm = True" in found_of("weights", capsys.readouterr().out)
+    examine(config(tmp_path, model={**model, "ignore_config_keys": ["brand_new_norm", "not_there"]}))
+    line = found_of("config.json keys", capsys.readouterr().out)
+    assert line.startswith("LOOK") and line.endswith("ignored at your word: brand_new_norm")
 
 
 def test_a_sound_config(quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

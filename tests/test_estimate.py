@@ -453,6 +453,13 @@ def test_what_is_not_known_is_named(sections: dict[str, Any], message: str) -> N
     assert "\n" not in str(caught.value)
 
 
+def test_a_stated_mistral_has_the_positions_that_are_stated() -> None:
+    """A file that is silent about the window has one, the config does not."""
+    shape = {**STATED["estimate"]["shape"], "model_type": "mistral", "max_position_embeddings": 32768}
+    run = abstract_run(config(estimate={"shape": shape}, model={"max_length": 8192}))
+    assert run.model.base.config.max_positions == 32768
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

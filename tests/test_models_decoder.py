@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from model_calls import run
 
 from ntk_jax.models import attention
-from ntk_jax.models.config import Llama3Scaling, ModelConfig
+from ntk_jax.models.config import ModelConfig
 from ntk_jax.models.decoder import hidden_states
 from ntk_jax.models.lora import LoRAConfig
 from ntk_jax.models.model import Model, random_model
+from ntk_jax.models.rope_scaling import Llama3Scaling
 
 CONFIGS = {
     "llama": ModelConfig(

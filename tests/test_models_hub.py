@@ -77,11 +77,14 @@ def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.reference
-def test_transformers_reads_what_we_write(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "config", [CONFIG, *(parse_config(cases.CASES[case], case) for case in ("mistral", "llama_yarn"))]
+)
+def test_transformers_reads_what_we_write(config: ModelConfig, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     from parity_torch import torch_model
 
-    model = random_model(CONFIG, lora=LoRAConfig(rank=2))
+    model = random_model(config, lora=LoRAConfig(rank=2))
     save_weights(tmp_path, model, shard_bytes=9000)
     ids = np.arange(40).reshape(2, 20)
     with torch.no_grad():
@@ -179,6 +182,15 @@ def test_a_tied_head_may_be_written_twice_and_old_buffers_are_ignored(folder: Pa
         ),
     )
     assert same(load_model(str(folder), tokenizer=False).base, expected.base)
+
+
+def test_an_unknown_key_of_config_json_is_ignored_at_the_users_word(folder: Path) -> None:
+    expected, file = load_model(str(folder), tokenizer=False), folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "brand_new_norm": True}))
+    with pytest.raises(UserError, match="unknown key brand_new_norm"):
+        load_model(str(folder), tokenizer=False)
+    model = load_model(str(folder), tokenizer=False, ignore_config_keys=["brand_new_norm"])
+    assert same(model.base, expected.base) and model.config.ignored_keys == ("brand_new_norm",)
 
 
 def test_an_untied_model_without_a_head_is_refused(folder: Path) -> None:

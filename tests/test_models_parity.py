@@ -17,12 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 import parity_cases as cases
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from model_calls import logits_of, whole_rows
 
-from ntk_jax.models.config import ModelConfig
+from ntk_jax.models.config import ModelConfig, config_to_hf, parse_config
 from ntk_jax.models.decoder import abstract_decoder, hidden_states
 from ntk_jax.models.head import head_matrix, target_log_probs
 from ntk_jax.models.model import Model, load_model, with_lora
+from ntk_jax.models.rope import inverse_frequencies
+from ntk_jax.models.rope_scaling import LinearScaling, YarnScaling, rope_to_hf
 
 LOGIT_TOLERANCE = 2e-4  # largest error over the largest logit; fp32 PyTorch against itself in fp64: 3e-5
 GRADIENT_TOLERANCE = 5e-4  # root-mean-square error of a leaf, relative to the leaf's own
@@ -118,16 +122,100 @@ def test_a_mutated_theta_is_seen(case: str, load: Callable[[str], Model]) -> Non
     assert logit_error(case, mutant(model, rope_theta=model.config.rope_theta * 1.1)) > WIDE_MARGIN * LOGIT_TOLERANCE
 
 
-def test_dropped_rope_scaling_is_seen(load: Callable[[str], Model]) -> None:
-    assert logit_error("llama", mutant(load("llama"), rope_scaling=None)) > WIDE_MARGIN * LOGIT_TOLERANCE
+@pytest.mark.parametrize("case", [case for case in cases.CASES if parse_config(cases.CASES[case], case).rope_scaling])
+def test_dropped_rope_scaling_is_seen(case: str, load: Callable[[str], Model]) -> None:
+    assert logit_error(case, mutant(load(case), rope_scaling=None)) > WIDE_MARGIN * LOGIT_TOLERANCE
 
 
-@pytest.mark.parametrize("change", ({"factor": 7.0}, {"low_freq_factor": 1.5}, {"original_max_positions": 200}))
-def test_mutated_rope_scaling_is_seen(change: dict[str, Any], load: Callable[[str], Model]) -> None:
-    model = load("llama")
+@pytest.mark.parametrize(
+    "case, change",
+    [
+        ("llama", {"factor": 7.0}),
+        ("llama", {"low_freq_factor": 1.5}),
+        ("llama", {"original_max_positions": 200}),
+        ("mistral", {"factor": 7.9}),
+        ("qwen2_yarn", {"factor": 7.0}),
+        ("qwen2_yarn", {"attention_factor": 1.0}),
+        ("qwen2_yarn", {"truncate": False}),
+        ("llama_yarn", {"original_max_positions": 200}),
+        ("llama_yarn", {"beta_fast": 16.0}),
+        ("llama_yarn", {"beta_slow": 1.0}),
+        ("llama_yarn", {"truncate": True}),
+        ("llama_yarn", {"mscale": None}),
+        ("llama_yarn", {"mscale_all_dim": 0.6}),
+    ],
+)
+def test_mutated_rope_scaling_is_seen(case: str, change: dict[str, Any], load: Callable[[str], Model]) -> None:
+    model = load(case)
     assert model.config.rope_scaling is not None
     scaling = dataclasses.replace(model.config.rope_scaling, **change)
-    assert logit_error("llama", mutant(model, rope_scaling=scaling)) > WIDE_MARGIN * LOGIT_TOLERANCE
+    assert logit_error(case, mutant(model, rope_scaling=scaling)) > WIDE_MARGIN * LOGIT_TOLERANCE
+
+
+@pytest.mark.reference
+@settings(deadline=None)
+@given(
+    width=st.sampled_from((32, 64, 80, 128)),
+    theta=st.floats(1e3, 1e7),
+    scaling=st.one_of(
+        st.builds(LinearScaling, st.floats(1, 64)),
+        st.builds(
+            YarnScaling,
+            factor=st.floats(1, 64),
+            original_max_positions=st.integers(32, 65536),
+            beta_fast=st.floats(8, 64),
+            beta_slow=st.floats(0.25, 8),
+            truncate=st.booleans(),
+            attention_factor=st.none() | st.floats(0.5, 2),
+            mscale=st.none() | st.floats(0.1, 2),
+            mscale_all_dim=st.none() | st.floats(0.1, 2),
+        ),
+    ),
+)
+def test_scaled_frequencies_are_those_of_transformers(width: int, theta: float, scaling: Any) -> None:
+    pytest.importorskip("torch")
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    config = parse_config(
+        {**cases.CASES["llama"], "head_dim": width, "rope_theta": theta, **rope_to_hf(scaling)}, "config.json"
+    )
+    assert config.rope_scaling == scaling
+    hf = config_to_hf(config)
+    speeds, scale = ROPE_INIT_FUNCTIONS[hf["rope_scaling"]["rope_type"]](quietly(LlamaConfig, hf), "cpu")
+    np.testing.assert_allclose(inverse_frequencies(config), speeds.numpy(), rtol=2e-6)
+    assert getattr(scaling, "attention_scale", 1.0) == scale
+
+
+def quietly(kind: Any, hf: Mapping[str, Any]) -> Any:
+    """A config of transformers, without its opinion of the numbers."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        return kind(**hf)
+    finally:
+        logging.set_verbosity(level)
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("length, same", ((64, True), (65, False)))
+def test_a_window_matters_beyond_its_own_length_only(length: int, same: bool) -> None:
+    """PyTorch's Mistral with a window and without: what a file with a window is held to, `max_positions` tokens."""
+    torch = pytest.importorskip("torch")
+    from transformers import MistralConfig, MistralForCausalLM
+
+    hf = {**cases.CASES["mistral"], "sliding_window": 64}
+    assert parse_config(hf, "config.json").max_positions == 64
+    torch.manual_seed(0)
+    windowed = MistralForCausalLM._from_config(MistralConfig(**hf), attn_implementation="eager")
+    hf["sliding_window"] = None
+    full = MistralForCausalLM._from_config(MistralConfig(**hf), attn_implementation="eager")
+    full.load_state_dict(windowed.state_dict())
+    ids = torch.tensor(cases.token_ids("mistral")[:, :length])
+    with torch.no_grad():
+        assert torch.equal(windowed(ids).logits, full(ids).logits) is same
 
 
 def test_dropped_qk_norm_is_seen(load: Callable[[str], Model]) -> None:
@@ -145,7 +233,7 @@ def test_dropped_biases_are_seen(load: Callable[[str], Model]) -> None:
     assert logit_error("llama_bias", wrong) > WIDE_MARGIN * LOGIT_TOLERANCE
 
 
-@pytest.mark.parametrize("case", cases.CASES)
+@pytest.mark.parametrize("case", ("llama", "llama_bias", "qwen2", "qwen3"))  # the others have no other leaves
 def test_every_single_leaf_matters(case: str, load: Callable[[str], Model]) -> None:
     """A leaf put back to what it would be if it did not exist (a norm 1, all else 0) is seen, one at a time."""
     model = load(case)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import pytest
 import synthetic_run
 from report_page import page_of
 
+from ntk_jax import pipelines
+from ntk_jax.engine.config import build
+from ntk_jax.models.hub import resolve
 from ntk_jax.pipelines.diagnose import report as diagnose_report
 from ntk_jax.pipelines.diagnose.figures import DIAGNOSES, figures
 from ntk_jax.pipelines.kernel import report as kernel_report
@@ -130,6 +134,29 @@ def test_a_kernel_alone(tmp_path: Path) -> None:
     write(tmp_path / "kernel/summary.json", {**SUMMARY, "smallest_eigenvalue": None, "largest_eigenvalue": None})
     assert "too large for its eigenvalues" in page_of(tmp_path)[1].text
     assert "Eigenvalues" not in kernel_report.terminal(tmp_path)
+
+
+def test_keys_of_config_json_that_were_ignored_are_named_once(tmp_path: Path) -> None:
+    plan(tmp_path, "kernel", "diagnose")
+    _, page = page_of(tmp_path)
+    assert "at the user's word" not in page.text
+    value = json.loads((tmp_path / "plan.json").read_text())
+    for entry in value["pipelines"].values():
+        entry["facts"] = {"ignored_config_keys": ["brand_new_norm", "<odd>"]}
+    write(tmp_path / "plan.json", value)
+    _, page = page_of(tmp_path)
+    said = "config.json keys that this run ignored at the user's word: brand_new_norm, <odd>."
+    assert page.text.count(said) == 1 and page.text.index(said) < page.text.index("Configuration and provenance")
+
+
+@pytest.mark.parametrize("pipeline", pipelines.all_pipelines(), ids=lambda pipeline: pipeline.name)
+def test_every_plan_says_which_keys_its_run_ignores(pipeline: Any, tmp_path: Path) -> None:
+    shutil.copytree(resolve("builtin:model"), tmp_path / "model")
+    known = json.loads((tmp_path / "model/config.json").read_text())
+    write(tmp_path / "model/config.json", {**known, "brand_new_norm": True})
+    model = {"path": str(tmp_path / "model"), "ignore_config_keys": ["brand_new_norm", "not_there"]}
+    config = build(pipeline.config.resolve(), {"model": model}, "test")
+    assert pipeline.facts(config)["ignored_config_keys"] == ["brand_new_norm"]
 
 
 def test_one_page_shows_every_pipeline(tmp_path: Path) -> None:

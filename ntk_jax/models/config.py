@@ -1,97 +1,42 @@
 """What a backbone is: `config.json` of Hugging Face read strictly into one small frozen dataclass.
 
 Strict, because a silently ignored key (a rope variant, a sliding window, a bias) gives a model that runs and
-is wrong. Every key is either understood here, known to have no effect on a forward pass (`_INERT`), or allowed
-at one value only (`_FIXED`); anything else is a `UserError` that names the key. Both spellings are read: the
-one of hub files (`rope_theta`, `rope_scaling`, `torch_dtype`) and that of transformers 5 (`rope_parameters`,
-`dtype`).
+is wrong. Every key is either understood here, known to have no effect on a forward pass (`config_keys.is_inert`), or
+allowed at one value only (`config_keys.FIXED`); anything else is a `UserError` that names the key, unless the user
+answers for it. Both spellings are read: the one of hub files (`rope_theta`, `rope_scaling`, `torch_dtype`) and that of
+transformers 5 (`rope_parameters`, `dtype`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 from ntk_jax.errors import UserError
+from ntk_jax.models.config_keys import FIXED, is_inert
+from ntk_jax.models.rope_scaling import DEFAULT_THETA, Scaling, rope_to_hf, take_rope
 
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-
-# Keys that do not change hidden states: bookkeeping, initialisation, generation, and training-time machinery.
-_INERT = frozenset(
-    {
-        "_name_or_path",
-        "architectures",
-        "auto_map",
-        "torch_dtype",
-        "dtype",
-        "transformers_version",
-        "use_cache",
-        "initializer_range",
-        "pretraining_tp",
-        "max_window_layers",
-        "sliding_window",
-        "output_hidden_states",
-        "output_attentions",
-        "return_dict",
-        "id2label",
-        "label2id",
-        "problem_type",
-        "chunk_size_feed_forward",
-        "is_encoder_decoder",
-        "task_specific_params",
-        "finetuning_task",
-        "num_labels",
-        "unsloth_fixed",
-        "unsloth_version",
-        "temperature",
-        "top_p",
-        "top_k",
-        "do_sample",
-    }
-)
-# Keys that may be written down as long as they say what this decoder does.
-_FIXED: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu", "swish"),
-    "mlp_bias": (False,),
-    "attention_dropout": (0.0,),
-    "use_sliding_window": (False,),
-    "partial_rotary_factor": (1.0,),
-    "rope_interleaved": (False,),
-    "add_cross_attention": (False,),
-    "is_decoder": (False,),
-    "use_mrope": (False,),
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
 }
-_ROPE_KEYS = frozenset(
-    {
-        "rope_type",
-        "type",
-        "rope_theta",
-        "factor",
-        "low_freq_factor",
-        "high_freq_factor",
-        "original_max_position_embeddings",
-        "partial_rotary_factor",
-    }
-)
-_DEFAULT_THETA = 10000.0  # of all three families, where the file is silent
 
-
-@dataclass(frozen=True)
-class Llama3Scaling:
-    """Llama 3.1's stretching of the slow rotary frequencies; see `rope.inverse_frequencies`."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_positions: int
+_WITH_BIAS_KEY = ("llama", "qwen3")
+# What a file leaves out is what transformers takes for it.
+_HEAD_DIM = {"qwen3": 128}  # whatever the width; the others divide it by the heads
+_KV_HEADS = {"mistral": 8}  # the others have as many as query heads
+_WINDOW, _FULL_LAYERS = 4096, 28  # Mistral's and Qwen's window, and the layers of Qwen below it
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The numbers and flags by which Llama 2/3.x, Qwen2.5 and Qwen3 dense models differ."""
+    """The numbers and flags by which Llama 2/3.x, Mistral, Qwen2.5 and Qwen3 dense models differ."""
 
-    model_type: str  # llama, qwen2, qwen3
+    model_type: str  # of ARCHITECTURES
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -99,17 +44,27 @@ class ModelConfig:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    rope_theta: float = _DEFAULT_THETA
-    rope_scaling: Llama3Scaling | None = None
+    rope_theta: float = DEFAULT_THETA
+    rope_scaling: Scaling | None = None
     norm_eps: float = 1e-6
     qkv_bias: bool = False
     o_bias: bool = False
     qk_norm: bool = False  # RMS norm of every query and key head before the rotation (Qwen3)
     tied: bool = False  # the head is the embedding
-    max_positions: int = 2048
+    max_positions: int = 2048  # tokens of an example at most
+    # max_position_embeddings of a file whose sliding window is shorter. max_positions then is that window: where no
+    # example is longer, every token sees all before it, which is what this decoder computes.
+    positions_beyond_window: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
+    ignored_keys: tuple[str, ...] = ()  # keys of the file that nobody here knows and the user answers for
+
+    @property
+    def limit(self) -> str:
+        """What bounds the length of an example, in words."""
+        window = " (its sliding window, within which attention is full)" if self.positions_beyond_window else ""
+        return f"{self.max_positions} positions{window}"
 
     @property
     def special_tokens(self) -> dict[str, tuple[int, ...]]:
@@ -120,13 +75,16 @@ class ModelConfig:
         }
 
 
-def parse_config(hf: Mapping[str, Any], where: str) -> ModelConfig:
+def parse_config(hf: Mapping[str, Any], where: str, ignore: Collection[str] = ()) -> ModelConfig:
     """Reads a Hugging Face `config.json` mapping; `where` names it in messages.
 
-    Raises UserError for another model type, a missing or ill-typed key, an unknown key, and for every feature
-    that this decoder does not have.
+    ignore: keys that would be refused as unknown, and are not.
+
+    Raises UserError for another model type, a missing or ill-typed key, an unknown key, every feature that this decoder
+    does not have, and a key to ignore that does decide what is computed.
     """
     rest = {key: value for key, value in hf.items() if value is not None}
+    ignore = (ignore,) if isinstance(ignore, str) else ignore
     kind = rest.pop("model_type", None)
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise UserError(f"{where}: model_type {kind!r} is not supported; use one of {', '.join(ARCHITECTURES)}")
@@ -146,20 +104,21 @@ def parse_config(hf: Mapping[str, Any], where: str) -> ModelConfig:
         return value
 
     hidden, heads = take("hidden_size", int), take("num_attention_heads", int)
-    # The class default of Qwen3 is 128 whatever the width; the other two divide.
-    head_dim = take("head_dim", int, 128 if kind == "qwen3" else hidden // heads)
-    # Qwen2 has biases on q, k and v by construction and no key for them; the others have one key for all four.
-    bias = kind != "qwen2" and take("attention_bias", bool, False)
-    max_positions = take("max_position_embeddings", int)
-    theta, scaling = _take_rope(rest, where, max_positions)
+    head_dim = take("head_dim", int, _HEAD_DIM.get(kind, hidden // heads))
+    kv_heads = heads if "num_key_value_heads" in hf else _KV_HEADS.get(kind, heads)
+    # Qwen2 has biases on q, k and v by construction, Mistral none; the others have one key for all four.
+    bias = kind in _WITH_BIAS_KEY and take("attention_bias", bool, False)
+    layers, positions = take("num_hidden_layers", int), take("max_position_embeddings", int)
+    theta, scaling = take_rope(rest, where, positions)
+    window = _take_window(rest, hf, where, layers, positions)
     config = ModelConfig(
         model_type=kind,
         vocab_size=take("vocab_size", int),
         hidden_size=hidden,
         intermediate_size=take("intermediate_size", int),
-        num_layers=take("num_hidden_layers", int),
+        num_layers=layers,
         num_heads=heads,
-        num_kv_heads=take("num_key_value_heads", int, heads),
+        num_kv_heads=take("num_key_value_heads", int, kv_heads),
         head_dim=head_dim,
         rope_theta=theta,
         rope_scaling=scaling,
@@ -168,7 +127,8 @@ def parse_config(hf: Mapping[str, Any], where: str) -> ModelConfig:
         o_bias=bias,
         qk_norm=kind == "qwen3",
         tied=take("tie_word_embeddings", bool, False),
-        max_positions=max_positions,
+        max_positions=window or positions,
+        positions_beyond_window=positions if window else None,
         bos_token_id=_take_token(rest, "bos_token_id", where),
         eos_token_id=_take_token(rest, "eos_token_id", where, many=True),
         pad_token_id=_take_token(rest, "pad_token_id", where),
@@ -178,16 +138,7 @@ def parse_config(hf: Mapping[str, Any], where: str) -> ModelConfig:
             f"{where}: {heads} heads over {config.num_kv_heads} key/value heads of {head_dim} values do not fit; "
             "heads must divide evenly and head_dim be even"
         )
-    kinds = rest.pop("layer_types", [])
-    if not isinstance(kinds, list) or any(layer != "full_attention" for layer in kinds):
-        raise UserError(f"{where}: layer_types {kinds!r} is not supported; only full_attention is")
-    for key, value in rest.items():
-        if key in _FIXED:
-            if value not in _FIXED[key]:
-                raise UserError(f"{where}: {key} = {value!r} is not supported; only {_FIXED[key][0]!r} is")
-        elif key not in _INERT:
-            raise UserError(f"{where}: unknown key {key} = {value!r}; it may change the model, so it is not ignored")
-    return config
+    return dataclasses.replace(config, ignored_keys=_check_others(rest, hf, where, kind, ignore))
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
@@ -203,7 +154,7 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
         "hidden_act": "silu",
-        "max_position_embeddings": config.max_positions,
+        "max_position_embeddings": config.positions_beyond_window or config.max_positions,
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
         "tie_word_embeddings": config.tied,
@@ -211,19 +162,13 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
         "eos_token_id": list(config.eos_token_id) if isinstance(config.eos_token_id, tuple) else config.eos_token_id,
         "pad_token_id": config.pad_token_id,
     }
-    if config.model_type != "qwen2":
+    if config.positions_beyond_window or config.model_type == "mistral":  # whose files mean a window by silence
+        hf["sliding_window"] = config.max_positions if config.positions_beyond_window else None
+    if config.model_type in _WITH_BIAS_KEY:
         if config.qkv_bias != config.o_bias:
             raise UserError(f"{config.model_type} files say biases on all of q, k, v, o or on none; use qwen2")
         hf["attention_bias"] = config.o_bias
-    if config.rope_scaling is not None:
-        hf["rope_scaling"] = {
-            "rope_type": "llama3",
-            "factor": config.rope_scaling.factor,
-            "low_freq_factor": config.rope_scaling.low_freq_factor,
-            "high_freq_factor": config.rope_scaling.high_freq_factor,
-            "original_max_position_embeddings": config.rope_scaling.original_max_positions,
-        }
-    return hf
+    return hf | rope_to_hf(config.rope_scaling)
 
 
 def _take_token(rest: dict[str, Any], key: str, where: str, many: bool = False) -> Any:
@@ -235,47 +180,65 @@ def _take_token(rest: dict[str, Any], key: str, where: str, many: bool = False) 
     return value
 
 
-def _take_rope(rest: dict[str, Any], where: str, max_positions: int) -> tuple[float, Llama3Scaling | None]:
-    """Joins `rope_theta`, `rope_scaling` and `rope_parameters`, which must not contradict one another."""
-    joined: dict[str, Any] = {}
-    top = {"rope_theta": rest.pop("rope_theta")} if "rope_theta" in rest else {}
-    for name, source in [("rope_theta", top), *((k, rest.pop(k, {})) for k in ("rope_scaling", "rope_parameters"))]:
-        if not isinstance(source, Mapping):
-            raise UserError(f"{where}: {name} must be a mapping, got {source!r}")
-        for key, value in source.items():
-            if key not in _ROPE_KEYS:
-                raise UserError(f"{where}: unknown key {name}.{key}; this rope variant is not supported")
-            key = "rope_type" if key == "type" else key  # the older name
-            if value is not None and joined.setdefault(key, value) != value:
-                raise UserError(f"{where}: {key} is given twice, as {joined[key]!r} and {value!r}; keep one")
-    if joined.pop("partial_rotary_factor", 1.0) != 1.0:
-        raise UserError(f"{where}: partial_rotary_factor below 1 is not supported")
-    theta = _number(joined.pop("rope_theta", _DEFAULT_THETA), "rope_theta", where)
-    kind = joined.pop("rope_type", "default")
-    if kind == "default":
-        if joined:
-            raise UserError(f"{where}: rope_type default takes no {', '.join(sorted(joined))}; remove them")
-        return theta, None
-    if kind != "llama3":
-        raise UserError(f"{where}: rope_type {kind!r} is not supported; only default and llama3 are")
+def _take_window(rest: dict[str, Any], hf: Mapping[str, Any], where: str, layers: int, positions: int) -> int | None:
+    """The sliding window that all layers have, where it is shorter than the positions; None: attention is full.
 
-    def take(key: str, default: float | None = None) -> float:
-        if key not in joined and default is None:
-            raise UserError(f"{where}: rope_type llama3 needs {key}")
-        return _number(joined.get(key, default), key, where)
-
-    scaling = Llama3Scaling(
-        factor=take("factor"),
-        low_freq_factor=take("low_freq_factor"),
-        high_freq_factor=take("high_freq_factor"),
-        original_max_positions=int(take("original_max_position_embeddings", max_positions)),
-    )
-    if scaling.high_freq_factor <= scaling.low_freq_factor:
-        raise UserError(f"{where}: high_freq_factor must exceed low_freq_factor")
-    return theta, scaling
+    Raises UserError: some layers have one. Their examples could be held to the window too, but these files (Qwen's) say
+    that the model is meant for more."""
+    kinds = rest.pop("layer_types", None)
+    if kinds is not None:
+        if not isinstance(kinds, list) or any(kind not in ("full_attention", "sliding_attention") for kind in kinds):
+            raise UserError(f"{where}: layer_types {kinds!r} is not supported; only full_attention is")
+        if len(kinds) != layers:
+            raise UserError(f"{where}: layer_types is for {len(kinds)} layers, num_hidden_layers is {layers}")
+    kind, mixed = hf["model_type"], kinds is not None and "sliding_attention" in kinds
+    # A null switches the window off; of a key that is not there the family has its own opinion.
+    window = rest.pop("sliding_window", None if "sliding_window" in hf or kind == "llama" else _WINDOW)
+    if kind in ("qwen2", "qwen3"):
+        used, full = rest.pop("use_sliding_window", False), rest.pop("max_window_layers", _FULL_LAYERS)
+        if not isinstance(used, bool):
+            raise UserError(f"{where}: use_sliding_window must be bool, got {used!r}")
+        if kinds is None:
+            mixed = used and window is not None and _whole(full, "max_window_layers", where) < layers
+        if not mixed or (used and window is not None and _whole(window, "sliding_window", where) >= positions):
+            return None
+        raise UserError(
+            f"{where}: layers with a sliding window are not supported (use_sliding_window = {used}, sliding_window = "
+            f"{window!r}); if no example is longer than the window, say use_sliding_window = false and no layer_types "
+            "in a copy of the file: that long, it changes nothing"
+        )
+    rest.pop("max_window_layers", None)  # says nothing where all layers are alike
+    if mixed:
+        raise UserError(f"{where}: layer_types {kinds!r} is not supported; only full_attention is")
+    if kind == "llama" and hf.get("use_sliding_window") is False:
+        return None
+    return window if window is not None and _whole(window, "sliding_window", where) < positions else None
 
 
-def _number(value: Any, key: str, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-        raise UserError(f"{where}: {key} must be a positive number, got {value!r}")
-    return float(cast(float, value))
+def _check_others(
+    rest: Mapping[str, Any], hf: Mapping[str, Any], where: str, kind: str, ignore: Collection[str]
+) -> tuple[str, ...]:
+    """The keys that are ignored at the user's word. rest: those of hf that no number was read from."""
+    fixed = FIXED | ({"attention_bias": (False,)} if kind == "mistral" else {})
+    for key in ignore:
+        if hf.get(key) is not None and (key not in rest or key in fixed):
+            raise UserError(f"{where}: {key} decides what the model computes, so it cannot be ignored")
+    ignored = []
+    for key, value in rest.items():
+        if key in fixed:
+            if value not in fixed[key]:
+                raise UserError(f"{where}: {key} = {value!r} is not supported; only {fixed[key][0]!r} is")
+        elif not is_inert(key):
+            if key not in ignore:
+                raise UserError(
+                    f"{where}: unknown key {key} = {value!r}; it may change the model, so it is not ignored unless you "
+                    "list it in ignore_config_keys"
+                )
+            ignored.append(key)
+    return tuple(ignored)
+
+
+def _whole(value: Any, key: str, where: str) -> int:
+    if type(value) is not int or value < (key == "sliding_window"):
+        raise UserError(f"{where}: {key} must be a whole number, got {value!r}")
+    return value

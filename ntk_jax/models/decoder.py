@@ -1,4 +1,4 @@
-"""One decoder for Llama 2/3.x, Qwen2.5 and Qwen3: tokens in, hidden states after the final norm out.
+"""One decoder for Llama 2/3.x, Mistral, Qwen2.5 and Qwen3: tokens in, hidden states after the final norm out.
 
 nnx modules say what parameters there are; every transform (scan, checkpoint, and the caller's jit, grad, jvp)
 is plain jax over split state, because nnx transforms do not nest inside jax's. All layers share one module

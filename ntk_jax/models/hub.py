@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,9 +72,9 @@ def resolve(path: str) -> Path:
         ) from None
 
 
-def read_config(folder: Path) -> ModelConfig:
-    """The strict reading of `config.json`; UserError where it is missing or not JSON."""
-    return parse_config(read_object(folder / "config.json"), str(folder / "config.json"))
+def read_config(folder: Path, ignore: Collection[str] = ()) -> ModelConfig:
+    """The strict reading of `config.json`, but for unknown keys to ignore; UserError where it is missing or no JSON."""
+    return parse_config(read_object(folder / "config.json"), str(folder / "config.json"), ignore)
 
 
 def load_weights(folder: Path, config: ModelConfig, shapes: Mapping[str, Any], shardings: Any = None) -> dict[str, Any]:

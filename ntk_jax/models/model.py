@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,8 +64,9 @@ def load_model(
     mesh: Mesh | None = None,
     seed: int = 0,
     tokenizer: bool = True,
+    ignore_config_keys: Collection[str] = (),
 ) -> Model:
-    """Loads a Llama, Qwen2.5 or Qwen3 checkpoint: a Hugging Face folder, a hub id, or `builtin:model`.
+    """Loads a Llama, Mistral, Qwen2.5 or Qwen3 checkpoint: a Hugging Face folder, a hub id, or `builtin:model`.
 
     Args:
         path: the folder, id or name. A hub id may end in @REVISION.
@@ -74,6 +76,8 @@ def load_model(
             they are quantized from the checkpoint's own numbers on the way to the devices.
         mesh: where the weights go (`parallel.rules`); None is the first device.
         seed: of a fresh adapter. tokenizer: False leaves it out.
+        ignore_config_keys: keys of config.json that are unknown here, and would be refused because they may change the
+            model, but that you know not to; those that were there are `config.ignored_keys` of the result.
 
     Returns:
         A `Model`.
@@ -93,7 +97,7 @@ def load_model(
     check_kind(quantization)
     refuse_wrong_sums()
     folder = hub.resolve(str(path))
-    config = hub.read_config(folder)
+    config = hub.read_config(folder, ignore_config_keys)
     values = None
     if adapter is not None:
         from ntk_jax.models.peft import load_adapter

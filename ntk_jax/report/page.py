@@ -55,7 +55,7 @@ def render_page(run: RunDirectory, parts: Parts) -> str:
         style=Html(Path(__file__).with_name("style.css").read_text(encoding="utf8")),
         heads=heads,
         unknown=[pipeline.title for pipeline in unknown],
-        problems=_problems(run),
+        notices=[*_problems(run), *_ignored_keys(run)],
         contents=[*sections, last],
         last=last,
     )
@@ -66,10 +66,21 @@ def _stages(pipeline: Pipeline) -> list[tuple[str, str, str]]:
     return [(stage.title, stage.state, _STATES[stage.state]) for stage in pipeline.stages]
 
 
-def _problems(run: RunDirectory) -> Notice | None:
+def _problems(run: RunDirectory) -> list[Notice]:
     if not run.problems:
-        return None
-    return Notice(CONFIGURATION, "Files that could not be read", "What they hold is missing here.", tuple(run.problems))
+        return []
+    text = "What they hold is missing here."
+    return [Notice(CONFIGURATION, "Files that could not be read", text, tuple(run.problems))]
+
+
+def _ignored_keys(run: RunDirectory) -> list[Notice]:
+    """What no pipeline can answer for: the numbers are of the model as it was read, not as its file may mean it."""
+    found = [pipeline.facts.get("ignored_config_keys") for pipeline in run.pipelines.values()]
+    keys = dict.fromkeys(str(key) for names in found if isinstance(names, list) for key in names)
+    if not keys:
+        return []
+    text = f"config.json keys that this run ignored at the user's word: {', '.join(keys)}."
+    return [Notice(CONFIGURATION, "The model's config.json was not read whole", text)]
 
 
 def _configuration(run: RunDirectory) -> Section:

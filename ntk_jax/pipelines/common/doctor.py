@@ -53,6 +53,7 @@ def checks(config: Any) -> list[Check]:
     return [
         *([("quantized weights", lambda: _quantized_products_agree(quantization))] if quantization else []),
         ("weights", files.weights),
+        *([("config.json keys", files.ignored_keys)] if config.model.ignore_config_keys else []),
         ("tokenizer", files.tokenizer),
         ("data.domain", lambda: files.examples("domain", config.data.domain, config.data.domain_limit)),
         ("data.pool", lambda: files.examples("pool", config.data.pool, config.data.pool_limit)),
@@ -161,8 +162,16 @@ class _Files:
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.base))
         return (
             f"{model.config.model_type}, {shape}, {base / 1e6:,.1f}M parameters in {model.dtype}{held} "
-            f"({size / 1e6:,.1f} MB), LoRA {adapter / 1e6:,.2f}M ({100 * adapter / base:.2f}%)"
+            f"({size / 1e6:,.1f} MB), LoRA {adapter / 1e6:,.2f}M ({100 * adapter / base:.2f}%), at most "
+            f"{model.config.limit}"
         )
+
+    def ignored_keys(self) -> str | Doubt:
+        """Keys of config.json that would be refused, but for model.ignore_config_keys."""
+        if self.model is None:
+            return Doubt("not looked at: the model cannot be loaded")
+        keys = self.model.config.ignored_keys
+        return Doubt(f"ignored at your word: {', '.join(keys)}") if keys else "none of those to ignore is there"
 
     def tokenizer(self) -> str | Doubt:
         """Ids, template, BOS."""

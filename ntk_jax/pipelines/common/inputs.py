@@ -1,10 +1,11 @@
-"""What a fingerprint holds of the models that a run reads."""
+"""What a fingerprint and a plan hold of the models that a run reads."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
-from ntk_jax.models.hub import resolve
+from ntk_jax.models.hub import read_config, resolve
 from ntk_jax.pipelines.common.sections import ModelSection
 from ntk_jax.storage.hashing import hash_model
 
@@ -17,3 +18,11 @@ def model_hashes(section: ModelSection) -> dict[str, str]:
 def folder_hashes(paths: Iterable[str]) -> dict[str, str]:
     """SHA-256 of folders in Hugging Face or PEFT format."""
     return {path: hash_model(resolve(path)) for path in paths}
+
+
+def facts(config: Any) -> dict[str, Any]:
+    """What plan.json keeps of a config's model, for the report: the keys of its config.json that this run ignores."""
+    section = config.model
+    if not section.ignore_config_keys:
+        return {}
+    return {"ignored_config_keys": list(read_config(resolve(section.path), section.ignore_config_keys).ignored_keys)}

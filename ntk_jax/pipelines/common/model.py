@@ -12,13 +12,14 @@ from typing import Any
 import jax
 
 from ntk_jax.errors import UserError
+from ntk_jax.models.config import ModelConfig
 from ntk_jax.models.lora import LoRAConfig
 from ntk_jax.models.model import Model, load_model, with_lora
 from ntk_jax.models.peft import load_adapter
 from ntk_jax.parallel import hosts
 from ntk_jax.parallel.mesh import make_mesh
 from ntk_jax.parallel.rules import param_shardings
-from ntk_jax.pipelines.common.sections import MeshSection
+from ntk_jax.pipelines.common.sections import MeshSection, ModelSection
 
 
 @dataclass
@@ -66,13 +67,18 @@ def _load(config: Any, mesh: jax.sharding.Mesh | None) -> Model:
         quantization=section.quantization,
         mesh=mesh,
         seed=config.seed,
+        ignore_config_keys=section.ignore_config_keys,
     )
-    if section.max_length > model.config.max_positions:
-        raise UserError(
-            f"model.max_length = {section.max_length} is more than the {model.config.max_positions} positions of "
-            f"{section.path}; lower it"
-        )
+    check_length(section, model.config)
     return model
+
+
+def check_length(section: ModelSection, shape: ModelConfig) -> None:
+    """Raises UserError: examples may be longer than the model can take."""
+    if section.max_length > shape.max_positions:
+        raise UserError(
+            f"model.max_length = {section.max_length} is more than the {shape.limit} of {section.path}; lower it"
+        )
 
 
 def mesh_of(section: MeshSection) -> jax.sharding.Mesh | None:

@@ -42,6 +42,9 @@ class ModelSection:
         "record is dropped; counted",
     )
     add_eos: bool = setting(True, "plain template only: close the response with the tokenizer's EOS token")
+    ignore_config_keys: tuple[str, ...] = setting(
+        (), "unknown keys of config.json that you know not to change the model; without this they are refused"
+    )
 
 
 @dataclass(frozen=True)

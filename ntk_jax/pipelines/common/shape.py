@@ -19,7 +19,7 @@ from ntk_jax.models.lora import LoRAConfig
 from ntk_jax.models.model import Model
 from ntk_jax.models.peft import load_adapter
 from ntk_jax.parallel.mesh import abstract_mesh
-from ntk_jax.pipelines.common.model import RunModel
+from ntk_jax.pipelines.common.model import RunModel, check_length
 from ntk_jax.report.amounts import metric
 
 
@@ -51,9 +51,10 @@ def model_shape(config: Any, folder: Path | None, grounds: Grounds) -> ModelConf
     """
     given = {key: value for key, value in dataclasses.asdict(config.estimate.shape).items() if value is not None}
     if folder is not None and (folder / "config.json").is_file():
-        shape, source = read_config(folder), str(folder / "config.json")
+        shape, source = read_config(folder, config.model.ignore_config_keys), str(folder / "config.json")
         note = grounds.known
     elif given:
+        given["sliding_window"] = None  # silence here is not the silence of a file
         shape, source, note = parse_config(given, "estimate.shape"), "estimate.shape of the config", grounds.assume
     else:
         raise UserError(
@@ -78,11 +79,7 @@ def abstract_model(config: Any, grounds: Grounds) -> RunModel:
     """
     folder = model_folder(config.model.path)
     shape = model_shape(config, folder, grounds)
-    if config.model.max_length > shape.max_positions:
-        raise UserError(
-            f"model.max_length = {config.model.max_length} is more than the {shape.max_positions} positions of "
-            f"{config.model.path}; lower it"
-        )
+    check_length(config.model, shape)
     lora = LoRAConfig(config.lora.rank, config.lora.alpha, config.lora.targets)
     if config.model.adapter:
         _, lora = load_adapter(config.model.adapter, shape)

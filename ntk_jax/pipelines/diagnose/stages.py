@@ -24,6 +24,7 @@ PIPELINE = Pipeline(
     final=lambda config: ("diagnose",),
     check=Address("ntk_jax.pipelines.common.checks:check_model_and_data"),
     doctor=Address("ntk_jax.pipelines.common.doctor:checks"),
+    facts=Address("ntk_jax.pipelines.common.inputs:facts"),
     part=Address(f"{_HERE}.report:part"),
     terminal=Address(f"{_HERE}.report:terminal"),
     stages=(

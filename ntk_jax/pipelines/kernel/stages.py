@@ -21,6 +21,7 @@ PIPELINE = Pipeline(
     open=Address(f"{_HERE}.kernel:open_run"),
     inputs=Address(f"{_HERE}.kernel:input_hashes"),
     final=lambda config: ("kernel",),
+    facts=Address("ntk_jax.pipelines.common.inputs:facts"),
     part=Address(f"{_HERE}.report:part"),
     terminal=Address(f"{_HERE}.report:terminal"),
     stages=(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ntk_jax.errors import UserError
+from ntk_jax.pipelines.common import inputs
 from ntk_jax.pipelines.select.config import SelectConfig, arms_of
 from ntk_jax.selection.rankers import RANKERS
 
@@ -65,10 +66,10 @@ def check(config: SelectConfig) -> None:
 
 
 def facts(config: SelectConfig) -> dict[str, Any]:
-    """What plan.json keeps of the arms and methods, for the report."""
+    """What plan.json keeps of the model, the arms and the methods, for the report."""
     from ntk_jax.pipelines.select.select import label_of
 
-    return {
+    return inputs.facts(config) | {
         "arms": [{"name": arm.name, "title": arm.title} for arm in arms(config)],
         "methods": [
             {"name": method, "title": RANKERS[method].title, "label": label_of(config, method)}

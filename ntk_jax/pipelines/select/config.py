@@ -71,7 +71,7 @@ SelectSection: Any = dataclasses.make_dataclass(
 class ShapeSection:
     """A model's shape in the words of Hugging Face's config.json, for where that file is not at hand."""
 
-    model_type: str | None = setting(None, "llama, qwen2 or qwen3")
+    model_type: str | None = setting(None, "llama, mistral, qwen2 or qwen3")
     vocab_size: Count | None = setting(None, "V, tokens of the vocabulary")
     hidden_size: Count | None = setting(None, "D, width of the hidden states")
     intermediate_size: Count | None = setting(None, "inner width of the MLP")

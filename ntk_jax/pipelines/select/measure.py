@@ -145,6 +145,7 @@ def _model(run: SelectRun, mesh: Any, grounds: Grounds) -> Model:
             quantization=section.quantization,
             mesh=mesh,
             tokenizer=False,
+            ignore_config_keys=section.ignore_config_keys,
         )
     grounds.assume("weights of the measurement", "random", "random, of the same shape", "the weights are not here")
     base = random_weights(abstract.base, mesh)
