@@ -43,9 +43,9 @@ class Model:
     dtype: Any
 
     @property
-    def scale(self) -> float:
-        """α / R of the adapter, 0 without one."""
-        return self.lora_config.scale if self.lora_config else 0.0
+    def scales(self) -> dict[str, float]:
+        """α / R of each linear that has an adapter, by name."""
+        return self.lora_config.scales if self.lora_config else {}
 
     @property
     def quantization(self) -> str | None:
