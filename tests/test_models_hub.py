@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import parity_cases as cases
 import pytest
+from files_found import checkpoints
 from model_calls import hidden_of, logits_of
 from safetensors.numpy import load_file, save_file
 from small_tokenizers import byte_tokenizer
@@ -87,6 +88,33 @@ def test_transformers_reads_what_we_write(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = torch_model(tmp_path)(torch.tensor(ids)).logits.numpy()
     assert np.abs(logits_of(model, ids) - expected).max() < 2e-4 * np.abs(expected).max()
+
+
+@pytest.mark.reference
+@pytest.mark.filterwarnings("ignore::ntk_jax.errors.Note")
+@pytest.mark.parametrize("found", ("beside shards", "head alone", "backbone alone", "value head", "buffers"))
+def test_transformers_reads_the_same_of_what_people_have(tmp_path: Path, found: str) -> None:
+    torch = pytest.importorskip("torch")
+    from parity_torch import torch_model
+
+    if found == "beside shards":
+        checkpoints.beside_shards(tmp_path)
+    else:
+        edit = {"head alone": checkpoints.head_alone, "buffers": checkpoints.buffers, "backbone alone": _backbone}
+        value_head = {"v_head.summary.weight": np.ones((1, 128), np.float32)}
+        checkpoints.write(tmp_path, edit=edit.get(found, lambda t: t.update(value_head)))
+    ids = np.arange(40).reshape(2, 20)
+    with torch.no_grad():
+        expected = torch_model(tmp_path)(torch.tensor(ids)).logits.numpy()
+    model = load_model(str(tmp_path), tokenizer=False)
+    assert np.abs(logits_of(model, ids) - expected).max() < 2e-5 * np.abs(expected).max()
+    case = load_model(str(cases.write_checkpoint("qwen2", tmp_path / "case")), tokenizer=False)
+    assert same(model.base, case.base)
+
+
+def _backbone(tensors: dict[str, np.ndarray]) -> None:
+    for name in list(tensors):
+        tensors[name.removeprefix("model.")] = tensors.pop(name)
 
 
 @pytest.mark.parametrize("sizes", ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)))

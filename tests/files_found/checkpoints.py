@@ -372,9 +372,15 @@ CASES = [
         refused(with_tensor(f"{UP}.qweight", np.int32, instead=f"{UP}.weight"), "quantized weights", "unquantized"),
     ),
     Case(
-        "FP8 with `weight_scale_inv`",
+        "FP8, with or without `weight_scale_inv`",
         "refused: use the unquantized checkpoint",
-        refused(with_tensor(f"{UP}.weight_scale_inv"), "quantized weights", "unquantized"),
+        lambda folder: [
+            refused(make, "unquantized checkpoint")(folder)
+            for make in (
+                with_tensor(f"{UP}.weight_scale_inv"),
+                with_tensor(f"{UP}.weight", ml_dtypes.float8_e4m3fn, instead=f"{UP}.weight"),
+            )
+        ][-1],
     ),
     Case(
         "a pad token added without a row in the embedding",
