@@ -82,6 +82,9 @@ def load_model(
         UserError: anything wrong with the folder (see `hub`), both of lora and adapter, or a machine where XLA is known
             to compute wrong sums (see `xla`).
 
+    Warns:
+        Note: a file of the folder, or a token, is left aside.
+
     Example:
         >>> import ntk_jax as nj
         >>> nj.load_model("builtin:model", lora=nj.LoRAConfig(rank=2)).config.num_layers
