@@ -14,11 +14,13 @@ import platform
 import sys
 import textwrap
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from ntk_jax.engine.stage import Pipeline, Stage, nothing
-from ntk_jax.errors import TryAgain, UserError
+from ntk_jax.errors import Note, TryAgain, UserError
 from ntk_jax.pipelines import all_pipelines, report_parts
 from ntk_jax.version import VERSION
 
@@ -155,11 +157,27 @@ def _add_processes(sub: argparse.ArgumentParser) -> None:
     )
 
 
+@contextmanager
+def _notes_as_lines() -> Iterator[None]:
+    """Shows a `Note` without the place in the code that gave it."""
+    plain = warnings.formatwarning
+
+    def line(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> str:
+        return f"ntk-jax: note: {message}\n" if issubclass(category, Note) else plain(message, category, *where, **more)
+
+    warnings.formatwarning = line
+    try:
+        yield
+    finally:
+        warnings.formatwarning = plain
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line (`sys.argv` by default) and returns its exit code."""
     try:
         arguments, rest = parser().parse_known_args(argv)
-        _command(arguments, rest)
+        with _notes_as_lines():
+            _command(arguments, rest)
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end

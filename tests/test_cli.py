@@ -161,6 +161,17 @@ def test_help_waits_for_nothing_slow() -> None:
     assert result.stdout.splitlines()[-1] == "[]", result.stderr
 
 
+def test_a_note_is_one_line_on_stderr_and_comes_once() -> None:
+    program = (
+        "from ntk_jax import cli, errors\n"
+        "def left_aside(*_):\n    for _ in range(2):\n        errors.note('a.json is left aside')\n"
+        "cli._command = left_aside\n"
+        "raise SystemExit(cli.main(['doctor']))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "ntk-jax: note: a.json is left aside\n")
+
+
 def test_a_reader_that_has_enough_is_no_bug() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     line = f"{sys.executable} -m ntk_jax help | head -n 1; exit ${{PIPESTATUS[0]}}"

@@ -221,6 +221,21 @@ def test_a_model_that_is_not_there_is_one_failure(
     assert "questions; their tokens are not counted" in found_of("evaluate.files", text)
 
 
+def test_what_is_left_aside_of_a_checkpoint_is_to_be_looked_at(
+    quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(resolve("builtin:model"), tmp_path / "model")
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/name"}')
+    examine(config(tmp_path, model={"path": str(folder), "max_length": 64}))
+    line = found_of("weights", capsys.readouterr().out)
+    assert line.startswith("LOOK") and f"{folder}: the adapter beside the weights (adapter_config.json) is left" in line
+    (folder / "config.json").unlink()
+    with pytest.raises(UserError, match="^1 check failed"):
+        examine(config(tmp_path, model={"path": str(folder), "max_length": 64}))
+    line = found_of("weights", capsys.readouterr().out)
+    assert "is a PEFT adapter: set model.adapter to it, and model.path to owner/name" in line
+
+
 def test_a_sample_that_a_run_takes_is_stated(quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = {"domain": "builtin:gloves.train.jsonl", "pool": "builtin:pool.jsonl", "pool_limit": 100}
     examine(config(tmp_path, data=data, select={"count": 100}))

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import parity_cases as cases
 import pytest
+from files_found import checkpoints
 from model_calls import hidden_of, logits_of
 from safetensors.numpy import load_file, save_file
 from small_tokenizers import byte_tokenizer
@@ -59,7 +60,7 @@ def test_a_model_comes_back_from_its_folder(tmp_path: Path, dtype: str, shard_by
     model = random_model(CONFIG, lora=LoRAConfig(rank=2), dtype=dtype)
     save_weights(tmp_path, model, shard_bytes=shard_bytes)
     back = load_model(str(tmp_path), dtype=dtype, tokenizer=False)
-    assert back.config == CONFIG and same(back.base, fold(model.lora, model.base, model.scale))
+    assert back.config == CONFIG and same(back.base, fold(model.lora, model.base, model.scales))
     files = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
     several = "model.safetensors.index.json" in files
     assert several == (shard_bytes == 9000) and several != ("model.safetensors" in files)
@@ -92,13 +93,40 @@ def test_transformers_reads_what_we_write(config: ModelConfig, tmp_path: Path) -
     assert np.abs(logits_of(model, ids) - expected).max() < 2e-4 * np.abs(expected).max()
 
 
+@pytest.mark.reference
+@pytest.mark.filterwarnings("ignore::ntk_jax.errors.Note")
+@pytest.mark.parametrize("found", ("beside shards", "head alone", "backbone alone", "value head", "buffers"))
+def test_transformers_reads_the_same_of_what_people_have(tmp_path: Path, found: str) -> None:
+    torch = pytest.importorskip("torch")
+    from parity_torch import torch_model
+
+    if found == "beside shards":
+        checkpoints.beside_shards(tmp_path)
+    else:
+        edit = {"head alone": checkpoints.head_alone, "buffers": checkpoints.buffers, "backbone alone": _backbone}
+        value_head = {"v_head.summary.weight": np.ones((1, 128), np.float32)}
+        checkpoints.write(tmp_path, edit=edit.get(found, lambda t: t.update(value_head)))
+    ids = np.arange(40).reshape(2, 20)
+    with torch.no_grad():
+        expected = torch_model(tmp_path)(torch.tensor(ids)).logits.numpy()
+    model = load_model(str(tmp_path), tokenizer=False)
+    assert np.abs(logits_of(model, ids) - expected).max() < 2e-5 * np.abs(expected).max()
+    case = load_model(str(cases.write_checkpoint("qwen2", tmp_path / "case")), tokenizer=False)
+    assert same(model.base, case.base)
+
+
+def _backbone(tensors: dict[str, np.ndarray]) -> None:
+    for name in list(tensors):
+        tensors[name.removeprefix("model.")] = tensors.pop(name)
+
+
 @pytest.mark.parametrize("sizes", ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)))
 def test_a_sharded_load_is_the_unsharded_one_and_reads_each_byte_once(
     folder: Path, sizes: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = load_model(str(folder), lora=LoRAConfig(rank=2), tokenizer=False)
     read: list[int] = []
-    plain_open = hub._open
+    plain_open = hub.open_tensors
 
     class Counted:
         def __init__(self, inner: Any) -> None:
@@ -114,7 +142,7 @@ def test_a_sharded_load_is_the_unsharded_one_and_reads_each_byte_once(
         with plain_open(path) as tensors:
             yield {name: Counted(inner) for name, inner in tensors.items()}
 
-    monkeypatch.setattr(hub, "_open", counting)
+    monkeypatch.setattr(hub, "open_tensors", counting)
     model = load_model(str(folder), lora=LoRAConfig(rank=2), tokenizer=False, mesh=make_mesh(*sizes))
     assert same(model.base, expected.base) and same(model.lora, expected.lora)
     assert sum(read) == sum(value.size for value in cases.tensors("qwen2").values())
@@ -257,6 +285,7 @@ def test_a_hub_id_is_fetched_at_its_revision(folder: Path, monkeypatch: pytest.M
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert load_model("owner/name@v1", tokenizer=False).name == "owner/name@v1"
     assert asked["name"] == "owner/name" and asked["revision"] == "v1" and "*.safetensors" in asked["allow_patterns"]
+    assert asked["ignore_patterns"] == ["consolidated*"]  # Mistral's own names for the same weights
 
 
 @pytest.mark.parametrize(

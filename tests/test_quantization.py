@@ -183,7 +183,7 @@ def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="weights cannot be written from a model whose layers are held in int8"):
         save_weights(tmp_path / "out", model)
     with pytest.raises(UserError, match="an adapter cannot be folded into a model whose layers are held in int8"):
-        fold(model.lora, model.base, model.scale)
+        fold(model.lora, model.base, model.scales)
     with pytest.raises(UserError, match="quantization 'int4' is not supported; use int8 or float8_e4m3fn"):
         quantized(model, "int4")
     with pytest.raises(UserError, match="cannot quantize a model whose layers are held in int8"):

@@ -97,9 +97,11 @@ def _layers(lora: Tree, taken: slice) -> Tree:
 
 
 def refuse_fresh_lora(model: Model, parameters: str) -> None:
-    """Raises UserError when only adapter leaves are differentiated and every B is 0: all A-gradients would vanish
-    ."""
-    if not model.lora or not is_fresh(model.lora):
+    """Raises UserError when only adapter leaves are differentiated and every B of them is 0: all A-gradients would
+    vanish."""
+    if not model.lora:
+        return
+    if not is_fresh(split_parameters(model, parameters)[0] if only_adapters(parameters) else model.lora):
         return
     if only_adapters(parameters) or "base" not in split_parameters(model, parameters)[0]:
         raise UserError(

@@ -6,7 +6,7 @@ held against shares nothing with it but the parameters, and needs no compilation
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -60,7 +60,7 @@ def _hidden(model: Model, base: Any, lora: Any, ids: np.ndarray) -> np.ndarray:
     """[T, D] after the final norm."""
     c, length = model.config, len(ids)
     assert model.lora_config is not None
-    scale = model.lora_config.scale
+    scales = model.lora_config.scales
     angles = np.arange(length)[:, None] * inverse_frequencies(c).astype(np.float64)
     cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
 
@@ -75,7 +75,7 @@ def _hidden(model: Model, base: Any, lora: Any, ids: np.ndarray) -> np.ndarray:
     x = base["embed"][ids]
     for number in range(c.num_layers):
         frozen, adapter = (_layer(tree["layers"], number) for tree in (base, lora))
-        linear = _linear(frozen, adapter, scale)
+        linear = _linear(frozen, adapter, scales)
         h = norm(x, frozen["input_norm"])
         q, k, v = (linear(name, h).reshape(length, -1, c.head_dim) for name in ("q_proj", "k_proj", "v_proj"))
         q, k = rotated(norm(q, frozen["q_norm"])) * c.head_dim**-0.5, rotated(norm(k, frozen["k_norm"]))
@@ -94,12 +94,12 @@ def _layer(stacked: Any, number: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[number], stacked)
 
 
-def _linear(frozen: Any, adapter: Any, scale: float) -> Callable[[str, np.ndarray], np.ndarray]:
+def _linear(frozen: Any, adapter: Any, scales: Mapping[str, float]) -> Callable[[str, np.ndarray], np.ndarray]:
     """A layer's linear maps by name: weights, bias where there is one, adapter."""
 
     def apply(name: str, x: np.ndarray) -> np.ndarray:
         own, low = frozen[name], adapter[name]
-        y: np.ndarray = x @ own["kernel"] + own.get("bias", 0.0) + scale * (x @ low["a"] @ low["b"])
+        y: np.ndarray = x @ own["kernel"] + own.get("bias", 0.0) + scales[name] * (x @ low["a"] @ low["b"])
         return y
 
     return apply

@@ -46,7 +46,7 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((layers, d_out), dtype)) if bias else None
         self.a = nnx.LoRAParam(jnp.zeros((layers, d_in, lora.rank), jnp.float32)) if lora else None
         self.b = nnx.LoRAParam(jnp.zeros((layers, lora.rank, d_out), jnp.float32)) if lora else None
-        self.scale = lora.scale if lora else 0.0
+        self.scale = lora.scales[name] if lora else 0.0
 
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.kernel_scale is None:

@@ -11,36 +11,34 @@ channel's scale needs all of its numbers, so each process reads those tensors wh
 from __future__ import annotations
 
 import functools
-import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy, which safetensors needs)
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ntk_jax.builtin.paths import ROOT as BUILTIN
-from ntk_jax.errors import UserError
+from ntk_jax.errors import UserError, note
+from ntk_jax.models.checkpoint import INDEX, open_tensors, read_object, refuse_other_folder, refuse_placeholder, some
 from ntk_jax.models.config import ModelConfig, config_to_hf, parse_config
 from ntk_jax.models.lora import fold
-from ntk_jax.models.names import EMBED, HEAD, Source, name_table
+from ntk_jax.models.names import DERIVED, EMBED, HEAD, VALUE_HEAD, Source, foreign, name_table, plain_names
+from ntk_jax.models.pad_token import is_only_beyond, without_pad
 from ntk_jax.models.quantization import SCALE, is_quantized, quantize, refuse_quantized
 from ntk_jax.storage.atomic import make_folder, write_bytes, write_json
 
 if TYPE_CHECKING:
     from ntk_jax.models.model import Model
 
-INDEX = "model.safetensors.index.json"
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # what a snapshot needs; no .bin, no .pth
+_LEFT = ["consolidated*"]  # the same weights under Mistral's own names
 _FLOATS = ("F32", "BF16", "F16", "F64")
 Index = tuple[slice, ...]
 Part = Callable[[str, Index], np.ndarray]  # (tensor's name, what of it) → its numbers
-_UNUSED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")  # written by old Llama files
 
 
 def resolve(path: str) -> Path:
@@ -56,6 +54,8 @@ def resolve(path: str) -> Path:
     if path and Path(path).expanduser().is_dir():
         return Path(path).expanduser()
     if Path(path).expanduser().is_file():
+        if path.endswith(".gguf"):
+            raise UserError(f"{path}: GGUF is not read; give the Hugging Face folder or hub id that it was made from")
         raise UserError(f"{path} is a file; give the folder it is in")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", path) or path.startswith("."):
         raise UserError(f"no model folder at {path!r}; give a Hugging Face folder or a hub id such as owner/name")
@@ -63,7 +63,7 @@ def resolve(path: str) -> Path:
 
     name, _, revision = path.partition("@")
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=_FILES))
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=_FILES, ignore_patterns=_LEFT))
     except Exception as error:  # offline, gated, misspelt, timed out: many types, and all the user's to put right
         reason = str(error).strip().split("\n")[0]
         raise UserError(
@@ -73,7 +73,9 @@ def resolve(path: str) -> Path:
 
 
 def read_config(folder: Path, ignore: Collection[str] = ()) -> ModelConfig:
-    """The strict reading of `config.json`, but for unknown keys to ignore; UserError where it is missing or no JSON."""
+    """The strict reading of `config.json`, but for unknown keys to ignore; UserError where it is missing or not JSON,
+    or the folder is an adapter."""
+    refuse_other_folder(folder)
     return parse_config(read_object(folder / "config.json"), str(folder / "config.json"), ignore)
 
 
@@ -89,7 +91,8 @@ def load_weights(folder: Path, config: ModelConfig, shapes: Mapping[str, Any], s
     places = jax.tree.leaves(shardings)  # same tree, so same order
     first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     expected = {_path(path): leaf.shape for path, leaf in leaves if path[-1].key != SCALE}
-    with _open(folder) as tensors:
+    with open_tensors(folder) as found:
+        tensors = _by_plain_name(folder, found)
         _check_names(folder, config, table, tensors, expected)
         values, parts = [], dict[str, Part]()
         for i, (path, leaf) in enumerate(leaves):
@@ -115,7 +118,7 @@ def save_weights(folder: str | Path, model: Model, *, shard_bytes: int = 4 << 30
     """
     refuse_quantized(model.base, "weights cannot be written from")
     folder = make_folder(folder)
-    base = fold(model.lora, model.base, model.scale) if model.lora else model.base
+    base = fold(model.lora, model.base, model.scales) if model.lora else model.base
     leaves = {_path(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(base)[0]}
     table = name_table(model.config)
     files = _split(table, {leaf: value.nbytes for leaf, value in leaves.items()}, shard_bytes)
@@ -172,14 +175,17 @@ def load_tokenizer(folder: Path, vocab_size: int, special: Mapping[str, tuple[in
     try:
         tokenizer = reader.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # transformers raises what its many readers raise
+        for file in sorted(folder.glob("tokenizer*")):
+            refuse_placeholder(file)
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{folder}: the tokenizer cannot be read ({reason}); copy the model's own files") from None
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= vocab_size:
-        raise UserError(
-            f"{folder}: the tokenizer does not match the model: it has token id {largest}, "
-            f"the embedding {vocab_size} rows; use the model's own tokenizer"
+    if is_only_beyond(tokenizer, vocab_size):
+        note(
+            f"{folder}: the pad token {tokenizer.pad_token!r} has no row in the embedding ({vocab_size} rows) and is "
+            "left aside; padding here needs none"
         )
+        tokenizer = without_pad(tokenizer)
+    _refuse_without_row(folder, tokenizer, vocab_size)
     for name, ours in special.items():
         theirs = getattr(tokenizer, f"{name}_token_id")
         if theirs is None or not ours or theirs in ours:
@@ -192,50 +198,41 @@ def load_tokenizer(folder: Path, vocab_size: int, special: Mapping[str, tuple[in
     return tokenizer
 
 
+def _refuse_without_row(folder: Path, tokenizer: Any, rows: int) -> None:
+    beyond = sorted((number, name) for name, number in tokenizer.get_vocab().items() if number >= rows)
+    if not beyond:
+        return
+    advice = "use the model's own tokenizer"
+    added = tokenizer.get_added_vocab()
+    if all(name in added for _, name in beyond):
+        advice = (
+            f"{some([repr(name) for _, name in beyond])} was added to it: use the checkpoint whose embedding was "
+            "resized for that, or the tokenizer from before"
+        )
+    raise UserError(
+        f"{folder}: the tokenizer does not match the model: it has token id {beyond[-1][0]}, "
+        f"the embedding {rows} rows; {advice}"
+    )
+
+
 def _path(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file of a checkpoint; UserError where it is missing or something else."""
-    try:
-        value = json.loads(file.read_text(encoding="utf8"))
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); give a complete Hugging Face folder") from None
-    except ValueError:
-        raise UserError(f"{file}: not valid JSON; download it again") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{file}: must hold a JSON object; download it again")
-    return value
-
-
-@contextmanager
-def _open(folder: Path) -> Iterator[dict[str, Any]]:
-    """Tensor name → lazy safetensors slice, over all files of the checkpoint."""
-    index = folder / INDEX
-    if index.is_file():
-        places = read_object(index).get("weight_map")
-        if not isinstance(places, dict):
-            raise UserError(f"{index}: weight_map must map tensors to files, got {places!r:.60}; download it again")
-        files = sorted({str(name) for name in places.values()})
-    else:
-        files = ["model.safetensors"]
+def _by_plain_name(folder: Path, found: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors under the names of the table, as far as they have one, without those that are not needed."""
     tensors: dict[str, Any] = {}
-    with ExitStack() as stack:
-        for name in files:
-            file = folder / name
-            if not file.is_file():
-                raise UserError(f"{file} is missing; fetch it (weights are read from safetensors; convert .bin)")
-            try:
-                handle = stack.enter_context(safe_open(file, framework="np"))
-                names = list(handle.keys())
-            except (SafetensorError, OSError) as error:
-                raise UserError(f"{file}: not a whole safetensors file ({error}); download it again") from None
-            for tensor in names:
-                if tensor in tensors:
-                    raise UserError(f"{file}: {tensor} is also in another file of the checkpoint; keep one of them")
-                tensors[tensor] = handle.get_slice(tensor)
-        yield tensors
+    aside = []
+    for name, plain in plain_names(found).items():
+        if VALUE_HEAD.fullmatch(plain):
+            aside.append(name)
+        elif not DERIVED.fullmatch(plain):
+            if plain in tensors:
+                raise UserError(f"{folder}: {name} and another tensor both stand for {plain}; keep one of them")
+            tensors[plain] = found[name]
+    if aside:
+        note(f"{folder}: the value head, {some(aside)}, is left aside: it changes neither hidden states nor logits")
+    return tensors
 
 
 def _check_names(
@@ -248,17 +245,30 @@ def _check_names(
     """Names, shapes and dtypes agree with the table, before anything is read."""
     assert set(table) == set(shapes), "the name table and the decoder disagree"
     wanted = {name: leaf for leaf, source in table.items() for name in source.names}
-    if config.tied and HEAD in tensors and EMBED in tensors:
-        # Some exporters write the shared matrix twice. Used once it is fine; two different ones are not.
-        if not np.array_equal(tensors[HEAD][:], tensors[EMBED][:]):
-            raise UserError(f"{folder}: config.json ties the head to the embedding, but {HEAD} differs; untie it there")
+    for name in tensors:
+        reason = foreign(name) if name not in wanted else None
+        if reason:
+            raise UserError(f"{folder}: tensor {name}: {reason}")
+    if config.tied and HEAD in tensors:
+        # Some exporters write the shared matrix twice, some under the head's name alone.
+        if EMBED not in tensors:
+            tensors[EMBED] = tensors[HEAD]
+        # transformers 4 takes the embedding here and 5 the head, so that no answer is right for everyone.
+        elif not np.array_equal(tensors[HEAD][:], tensors[EMBED][:]):
+            raise UserError(
+                f"{folder}: config.json ties the head to the embedding, but {HEAD} differs; untie it there "
+                "(tie_word_embeddings: false), or remove that tensor if the model was trained with them tied"
+            )
         del tensors[HEAD]
     missing = [name for name in wanted if name not in tensors]
     if missing == [HEAD]:
-        raise UserError(f"{folder}: no {HEAD}, and config.json does not tie it; set tie_word_embeddings to true")
+        raise UserError(
+            f"{folder}: no {HEAD}, and config.json does not tie it: a model without its head; use the checkpoint that "
+            "has it, or, if the head is the embedding, set tie_word_embeddings to true"
+        )
     if missing:
         raise UserError(f"{folder}: tensor {some(missing)} is missing; the checkpoint is not complete")
-    extra = [name for name in tensors if name not in wanted and not _UNUSED.fullmatch(name)]
+    extra = [name for name in tensors if name not in wanted]
     if extra:
         raise UserError(f"{folder}: tensor {some(extra)} has no place in the model of its config.json")
     for name, leaf in wanted.items():
@@ -268,13 +278,10 @@ def _check_names(
         found = tensors[name].get_shape()
         if found != expected:
             raise UserError(f"{folder}: tensor {name} has shape {found}, config.json asks for {expected}")
-        if tensors[name].get_dtype() not in _FLOATS:
-            raise UserError(f"{folder}: tensor {name} is {tensors[name].get_dtype()}; only float weights are supported")
-
-
-def some(names: list[str]) -> str:
-    """The first of many names, and how many more there are: for messages."""
-    return names[0] + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
+        kind = tensors[name].get_dtype()
+        if kind not in _FLOATS:
+            more = "; use the unquantized checkpoint" if kind in ("F8_E4M3", "F8_E5M2", "I8", "U8", "I32") else ""
+            raise UserError(f"{folder}: tensor {name} is {kind}; only float weights are supported{more}")
 
 
 def _copy(value: np.ndarray, out: np.ndarray) -> None:

@@ -2,10 +2,14 @@
 
 y = xW + (α/R)(xA)B with A [Din, R], B [R, Dout] (Hu et al., arXiv 2106.09685). Adapters are always fp32; the
 linear in `decoder.py` casts them to the compute dtype. Leaves are stacked over layers, as everything here.
+
+All linears of all layers have the same R. Where a file has a smaller rank somewhere, or none, A and B are filled up
+with zeros. That part stays zero and counts in no kernel: the gradient of A has B as a factor, and that of B has xA.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import zlib
@@ -25,16 +29,19 @@ LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """Adapter shape. `targets` are regular expressions that must match a linear's whole name."""
+    """Adapter shape. `targets` are regular expressions that must match a linear's whole name; `alphas` are (name, α) of
+    linears whose α is not `alpha`."""
 
     rank: int = 16
     alpha: float = 32.0
     targets: tuple[str, ...] = LINEARS
+    alphas: tuple[tuple[str, float], ...] = ()
 
     @property
-    def scale(self) -> float:
-        """α / R, the factor of the low-rank term."""
-        return self.alpha / self.rank
+    def scales(self) -> dict[str, float]:
+        """α / R, the factor of the low-rank term, of each linear that has an adapter."""
+        own = dict(self.alphas)
+        return {name: own.get(name, self.alpha) / self.rank for name in target_names(self)}
 
 
 def target_names(lora: LoRAConfig | None) -> tuple[str, ...]:
@@ -43,8 +50,9 @@ def target_names(lora: LoRAConfig | None) -> tuple[str, ...]:
         return ()
     if not isinstance(lora.rank, int) or lora.rank < 1:
         raise UserError(f"rank must be a whole number of at least 1, got {lora.rank!r}")
-    if not isinstance(lora.alpha, (int, float)) or not 0 < lora.alpha < math.inf:
-        raise UserError(f"alpha must be a number above 0, got {lora.alpha!r}")
+    for key, alpha in (("alpha", lora.alpha), *((f"alphas: {name}", alpha) for name, alpha in lora.alphas)):
+        if not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf:
+            raise UserError(f"{key} must be a number above 0, got {alpha!r}")
     if not lora.targets:
         raise UserError(f"targets is empty; name some of {', '.join(LINEARS)}")
     found: set[str] = set()
@@ -56,6 +64,9 @@ def target_names(lora: LoRAConfig | None) -> tuple[str, ...]:
         if not matched:
             raise UserError(f"targets: {pattern!r} matches no layer; the names are {', '.join(LINEARS)}")
         found |= matched
+    for name, _ in lora.alphas:
+        if name not in found:
+            raise UserError(f"alphas: {name!r} is not one of the targets, {', '.join(sorted(found))}")
     return tuple(name for name in LINEARS if name in found)
 
 
@@ -76,12 +87,12 @@ def initial_lora(shapes: Mapping[str, Any], seed: int) -> dict[str, Any]:
     return {"layers": layers}
 
 
-def fold(lora: Mapping[str, Any], base: Mapping[str, Any], scale: float) -> dict[str, Any]:
-    """The base with W + scale·AB in place of W, computed in fp32 and rounded to W's dtype. Raises UserError for a
-    quantized W, which has no room for the sum."""
+def fold(lora: Mapping[str, Any], base: Mapping[str, Any], scales: Mapping[str, float]) -> dict[str, Any]:
+    """The base with W + scale·AB in place of W, computed in fp32 and rounded to W's dtype. scales: of each linear, by
+    name. Raises UserError for a quantized W, which has no room for the sum."""
     refuse_quantized(base, "an adapter cannot be folded into")
 
-    def one_layer(leaves: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+    def one_layer(scale: float, leaves: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         kernel, a, b = leaves
         update = scale * jnp.matmul(a, b, precision="highest")
         return (kernel.astype(jnp.float32) + update).astype(kernel.dtype)
@@ -89,7 +100,7 @@ def fold(lora: Mapping[str, Any], base: Mapping[str, Any], scale: float) -> dict
     layers = dict(base["layers"])
     for name, leaf in lora.get("layers", {}).items():
         # Layer by layer: the fp32 update of all layers at once would be twice the size of bf16 weights.
-        kernel = jax.lax.map(one_layer, (layers[name]["kernel"], leaf["a"], leaf["b"]))
+        kernel = jax.lax.map(functools.partial(one_layer, scales[name]), (layers[name]["kernel"], leaf["a"], leaf["b"]))
         layers[name] = {**layers[name], "kernel": kernel}
     return {**base, "layers": layers}
 

@@ -44,9 +44,9 @@ class Model:
     dtype: Any
 
     @property
-    def scale(self) -> float:
-        """α / R of the adapter, 0 without one."""
-        return self.lora_config.scale if self.lora_config else 0.0
+    def scales(self) -> dict[str, float]:
+        """α / R of each linear that has an adapter, by name."""
+        return self.lora_config.scales if self.lora_config else {}
 
     @property
     def quantization(self) -> str | None:
@@ -85,6 +85,9 @@ def load_model(
     Raises:
         UserError: anything wrong with the folder (see `hub`), both of lora and adapter, or a machine where XLA is known
             to compute wrong sums (see `xla`).
+
+    Warns:
+        Note: a file of the folder, or a token, is left aside.
 
     Example:
         >>> import ntk_jax as nj

@@ -54,9 +54,11 @@ def sketch_facts(
     kind = objective.kind
     name = kind if isinstance(kind, str) else f"{kind.__module__}.{getattr(kind, '__qualname__', type(kind).__name__)}"
     config = {key: value for key, value in dataclasses.asdict(model.config).items()}
+    scales = model.scales
+    scale = next(iter(scales.values()), 0.0) if len(set(scales.values())) < 2 else scales
     facts = {
         "model": hash_tree({"config": config, "weights": model.base}),
-        "adapter": hash_tree({"scale": model.scale, "leaves": model.lora}),
+        "adapter": hash_tree({"scale": scale, "leaves": model.lora}),
         "objective": name,
         "span": span,
         "normalize": objective.normalize,

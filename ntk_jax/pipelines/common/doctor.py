@@ -4,9 +4,10 @@ together."""
 from __future__ import annotations
 
 import functools
+import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from ntk_jax.data.sources import count_records, read_chosen, sample_indices
 from ntk_jax.data.templates import render, uses_chat
 from ntk_jax.data.tokens import ChoiceRow, Dropped, encode, encode_choices
 from ntk_jax.engine.doctor import Check, Doubt
-from ntk_jax.errors import UserError
+from ntk_jax.errors import Note, UserError
 from ntk_jax.kernels import selftest
 from ntk_jax.models.model import Model, dequantized, quantized
 from ntk_jax.parallel.mesh import make_mesh
@@ -136,22 +137,31 @@ class _Files:
     """A config's model, loaded by the first check that needs it, and the checks that look at it and at the data."""
 
     config: Any
+    notes: list[str] = field(default_factory=list)  # of what was read otherwise than it may seem
 
     @functools.cached_property
     def _loaded(self) -> Model | UserError:
         if not self.config.model.path:
             return UserError("model.path is empty; give a Hugging Face folder, a hub id, or builtin:model")
         try:
-            return run_model(self.config).base
+            with warnings.catch_warnings(record=True) as noted:
+                warnings.simplefilter("always", Note)
+                model = run_model(self.config).base
         except UserError as error:
             return error
+        for warning in noted:
+            if issubclass(warning.category, Note):
+                self.notes.append(str(warning.message))
+            else:
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        return model
 
     @property
     def model(self) -> Model | None:
         """The model; None where it cannot be loaded, which one check says and the others need not repeat."""
         return None if isinstance(self._loaded, UserError) else self._loaded
 
-    def weights(self) -> str:
+    def weights(self) -> str | Doubt:
         """Shape, sizes and the adapter's share."""
         model = self._loaded
         if isinstance(model, UserError):
@@ -160,11 +170,12 @@ class _Files:
         shape = f"{model.config.num_layers} layers, width {model.config.hidden_size}"
         held = f", the layers' matrices in {model.quantization}" if model.quantization else ""
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.base))
-        return (
+        text = (
             f"{model.config.model_type}, {shape}, {base / 1e6:,.1f}M parameters in {model.dtype}{held} "
             f"({size / 1e6:,.1f} MB), LoRA {adapter / 1e6:,.2f}M ({100 * adapter / base:.2f}%), at most "
             f"{model.config.limit}"
         )
+        return Doubt("; ".join([text, *self.notes])) if self.notes else text
 
     def ignored_keys(self) -> str | Doubt:
         """Keys of config.json that would be refused, but for model.ignore_config_keys."""

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from ntk_jax.errors import UserError
+from ntk_jax.models.checkpoint import base_of_adapter
 from ntk_jax.models.config import ModelConfig
 from ntk_jax.models.lora import LoRAConfig
 from ntk_jax.models.model import Model, load_model, with_lora
@@ -57,8 +58,16 @@ def run_model(config: Any, mesh: MeshSection | None = None) -> RunModel:
     return RunModel(lambda: mesh_of(mesh or config.mesh), functools.partial(_load, config))
 
 
+def refuse_adapter_as_model(path: str) -> None:
+    """Raises UserError where model.path is the folder of an adapter."""
+    base = base_of_adapter(Path(path).expanduser()) if path else None
+    if base is not None:
+        raise UserError(f"model.path = {path} is a PEFT adapter: set model.adapter to it, and model.path to {base}")
+
+
 def _load(config: Any, mesh: jax.sharding.Mesh | None) -> Model:
     section, lora = config.model, config.lora
+    refuse_adapter_as_model(section.path)
     model = load_model(
         section.path,
         lora=None if section.adapter else LoRAConfig(lora.rank, lora.alpha, lora.targets),

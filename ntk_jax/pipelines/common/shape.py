@@ -19,7 +19,7 @@ from ntk_jax.models.lora import LoRAConfig
 from ntk_jax.models.model import Model
 from ntk_jax.models.peft import load_adapter
 from ntk_jax.parallel.mesh import abstract_mesh
-from ntk_jax.pipelines.common.model import RunModel, check_length
+from ntk_jax.pipelines.common.model import RunModel, check_length, refuse_adapter_as_model
 from ntk_jax.report.amounts import metric
 
 
@@ -77,6 +77,7 @@ def abstract_model(config: Any, grounds: Grounds) -> RunModel:
 
     Raises UserError: no shape to be had, a mesh that does not fit the devices, an adapter that does not fit.
     """
+    refuse_adapter_as_model(config.model.path)
     folder = model_folder(config.model.path)
     shape = model_shape(config, folder, grounds)
     check_length(config.model, shape)
