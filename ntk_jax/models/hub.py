@@ -106,6 +106,16 @@ def load_weights(folder: Path, config: ModelConfig, shapes: Mapping[str, Any], s
         return jax.tree_util.tree_unflatten(treedef, values)
 
 
+@contextmanager
+def open_checkpoint(folder: Path, config: ModelConfig, shapes: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Tensor name of the name table → lazy slice (`[:]`, `get_shape`, `get_dtype`) of the checkpoint in `folder`. All
+    but its numbers is checked. shapes, and what is raised: as `load_weights`."""
+    leaves = jax.tree_util.tree_flatten_with_path(shapes)[0]
+    with _open(folder) as tensors:
+        _check_names(folder, config, name_table(config), tensors, {_path(path): leaf.shape for path, leaf in leaves})
+        yield tensors
+
+
 def save_weights(folder: str | Path, model: Model, *, shard_bytes: int = 4 << 30) -> None:
     """Writes a Hugging Face folder of what the model computes: an adapter is folded into the weights. Quantized weights
     are refused: what was rounded away belongs in the file, and loading without quantization has it.

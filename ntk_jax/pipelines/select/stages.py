@@ -84,6 +84,7 @@ PIPELINE = Pipeline(
     measure=Address(f"{_HERE}.measure:measured_rate"),
     notes=Address(f"{_HERE}.costs:notes"),
     doctor=Address(f"{_HERE}.doctor:checks"),
+    export=Address(f"{_HERE}.export:export"),
     spoken=("select", "evaluate"),
     distributed=True,
     stages=(
