@@ -229,7 +229,12 @@ def test_the_pipeline_of_a_config_says_what_is_checked(
         ({"select": {"count": 10**6}}, 1, "select.count = 1,000,000 of a pool of"),
         ({"data": {"domain": "nowhere.jsonl", "pool": "builtin:pool.jsonl"}}, 1, "nowhere.jsonl"),
         ({"data": {"domain": "builtin:gloves.train.jsonl"}}, 3, "data.pool is empty; give at least one file"),
-        ({"evaluate": {"files": "builtin:pool.jsonl"}}, 1, "choices"),
+        (
+            {"evaluate": {"files": "builtin:pool.jsonl", "metrics": ["accuracy"]}},
+            1,
+            "has no choices, and accuracy needs",
+        ),
+        ({"evaluate": {"files": "builtin:pool.jsonl", "metrics": ["f1"]}}, 1, "metrics: 'f1' is not one of accuracy"),
         (
             {"model": {"path": "builtin:model", "max_length": 2}},
             3,
