@@ -21,6 +21,7 @@ from ntk_jax.report.amounts import NOTHING, count, finite, general, nats, percen
 from ntk_jax.report.figures import Mark, WhiskerRow, whiskers
 from ntk_jax.report.layout import Cell, Figure, Table
 from ntk_jax.report.reading import mapping
+from ntk_jax.report.text import label
 
 WORDS = {"by_example": "mean over examples", "by_token": "mean over tokens"}
 WHAT = (
@@ -39,7 +40,7 @@ def loss_verdict(run: SelectRun) -> list[str]:
     leading, compared = leading_arm(run), against_controls(run, loss_differences(run))
     if not compared or leading is None:
         return []
-    words = {1: "lower than", -1: "higher than", 0: "not to be told from"}
+    words = {1: "lower than", -1: "higher than", 0: "cannot tell it from"}
     short = [f"{words[d.sign]} that of “{run.title(d.b)}”" for d in (next(iter(by.values())) for by in compared)]
     lines = [_against(run, by_kind) for by_kind in compared]
     if len(lines) > 1:
@@ -92,7 +93,7 @@ def _named(run: SelectRun) -> list[tuple[str, tuple[str, str, str], dict[str, An
     for task in run.loss_tasks:
         out = sum(finite(n) or 0.0 for n in mapping(task.get("dropped")).values())
         about = (count(task.get("examples")), count(task.get("tokens")), count(out))
-        found.append((str(task.get("name")), about, mapping(task.get("results"))))
+        found.append((label(task.get("name", "task")), about, mapping(task.get("results"))))
     average = mapping(run.losses.get("average"))
     return [*([("average", ("", "", ""), average)] if average and len(found) > 1 else []), *found]
 
