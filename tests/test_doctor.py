@@ -160,6 +160,28 @@ def found_of(name: str, text: str) -> str:
     return line
 
 
+@pytest.mark.parametrize(
+    ("metrics", "choices", "said"),
+    [
+        (None, {}, "64 examples, by their loss; of 64 sampled: 1 dropped, 0 truncated"),
+        (None, {"choices": ["warm", "cold"], "answer": 0}, "64 questions, 2 choices; of 64 sampled: 1 dropped"),
+        (
+            ["accuracy", "loss"],
+            {"choices": ["warm", "cold"], "answer": 0},
+            "64 questions, 2 choices, by their loss; of",
+        ),
+        (["loss"], {"choices": ["warm", "cold"], "answer": 0}, "64 examples, by their loss; of 64"),
+    ],
+)
+def test_files_to_evaluate_on_are_questions_or_examples(
+    metrics: Any, choices: Any, said: str, quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out = write(tmp_path / "held_out.jsonl", [SHORT] * 63 + [LONG], **choices)
+    model = {"path": "builtin:model", "max_length": 64}
+    examine(config(tmp_path, model=model, evaluate={"files": held_out, "metrics": metrics}))
+    assert f"held_out.jsonl: {said}" in found_of("evaluate.files", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize(("overflow", "lost"), [("drop", "dropped"), ("truncate", "truncated")])
 def test_all_files_of_a_set_are_looked_at(
     overflow: str, lost: str, quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]

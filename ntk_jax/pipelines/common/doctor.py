@@ -16,7 +16,7 @@ from ntk_jax.data.templates import render, uses_chat
 from ntk_jax.data.tokens import Dropped, encode, encode_choices, encode_many
 from ntk_jax.engine.doctor import Check, Doubt
 from ntk_jax.errors import UserError
-from ntk_jax.evaluation.tasks import check_metrics, metrics_of
+from ntk_jax.evaluation.tasks import metrics_of
 from ntk_jax.kernels import selftest
 from ntk_jax.models.model import Model, dequantized, quantized
 from ntk_jax.parallel.mesh import make_mesh
@@ -222,7 +222,6 @@ class _Files:
         """Likewise of a file that models are evaluated on: its questions, or its examples where it has no choices."""
         section, total = self.config.model, count_records(path)
         sample = _sampled(path, total)
-        check_metrics(self.config.evaluate.metrics)
         metrics = metrics_of(sample, path, self.config.evaluate.metrics)
         what = "questions" if "accuracy" in metrics else "examples"
         loss = ", by their loss" if "loss" in metrics else ""
