@@ -431,7 +431,11 @@ class TestMistakes:
             evaluate={"files": files, "metrics": ["accuracy"]},
         )
         self.refused(
-            inputs, "evaluate.metrics: 'f1' is not one of accuracy, loss", "no-choices", evaluate={"metrics": ["f1"]}
+            inputs,
+            "evaluate.metrics: 'f1' is not one of accuracy, loss",
+            "no-choices",
+            "evaluate",
+            evaluate={"metrics": ["f1"]},
         )
         assert not (inputs / "no-choices" / "warmup").exists(), "said before anything is computed"
 
