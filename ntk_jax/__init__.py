@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ntk_jax.kernels.objectives import Objective
     from ntk_jax.kernels.projections import Projection
     from ntk_jax.models.lora import LoRAConfig
+    from ntk_jax.models.merge import merge_adapter
     from ntk_jax.models.model import Model, load_model, with_lora
     from ntk_jax.selection.ranker import Ranking
     from ntk_jax.selection.rankers import RANKERS
@@ -64,6 +65,7 @@ _DEFINED_IN = {
     "load_model": "ntk_jax.models.model",
     "logits": "ntk_jax.api",
     "mean_gradient": "ntk_jax.api",
+    "merge_adapter": "ntk_jax.models.merge",
     "ntk": "ntk_jax.api",
     "open_sketches": "ntk_jax.selection.sketch_store",
     "rank_sketches": "ntk_jax.selection.sketch",
@@ -94,6 +96,7 @@ __all__ = [
     "load_model",
     "logits",
     "mean_gradient",
+    "merge_adapter",
     "ntk",
     "open_sketches",
     "rank_sketches",

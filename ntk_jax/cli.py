@@ -41,11 +41,27 @@ goes on. Blocks that are there are skipped whatever n they were computed with, s
 has the same bytes as that of one process.
 """
 
+EXPORT = """\
+At least one of the three is given; what is there already is never overwritten.
+
+  ntk-jax export runs/my_run --merged my_model --selection chosen.parquet
+  ntk-jax export my_run.yaml --arm random --adapter random_adapter
+
+RUN is a run directory (a folder, gs://... or s3://...), or the config whose `out` it is. The settings are those that
+the run was made with; where its model lies somewhere else now, --model.path=DIR says where.
+"""
+
 # Commands that serve every pipeline: (one line for the list, what its own --help says).
 COMMON = {
     "report": (
         "one HTML page of the whole run",
         "Makes report/index.html, a self-contained page, from what the stages wrote. Reads the run directory only.",
+    ),
+    "export": (
+        "adapter, merged weights and selection for other programs",
+        "Writes an arm's adapter as a PEFT folder, the model with the adapter merged into its weights as a Hugging "
+        "Face folder (tensor by tensor, so that a large model needs no large memory), and a selection as JSONL, "
+        "Parquet or a Hugging Face dataset. Reads a finished run directory and the run's model.",
     ),
     "estimate": (
         "what a run will cost, before it starts",
@@ -64,6 +80,14 @@ COMMON = {
         "Lists every key of every pipeline's config with its default, its values in brackets and its meaning, or those "
         "whose name begins with KEY: ntk-jax help score.objective, ntk-jax help finetune.",
     ),
+}
+
+
+# How the argument of a command is written where it is no CONFIG, and which options it has of its own.
+PLACES = {"export": "RUN", "doctor": "[CONFIG]", "help": "[KEY]"}
+OWN = {
+    "export": "[--arm NAME] [--adapter DIR] [--merged DIR] [--selection PATH] ",
+    "estimate": "[--json FILE] [--measure] ",
 }
 
 
@@ -97,35 +121,47 @@ def parser() -> argparse.ArgumentParser:
             if stage.name not in commands.choices:  # where pipelines share a name, the config says which is meant
                 _add_stage(commands, stage)
     for name, (line, description) in COMMON.items():
-        own = {"estimate": "[--json FILE] [--measure] "}.get(name, "")
-        sub = _add(commands, name, line, description, own, config={"doctor": "[CONFIG]", "help": "[KEY]"}.get(name))
+        sub = _add(commands, name, line, description, OWN.get(name, ""), config=PLACES.get(name, "CONFIG"))
         sub.add_argument("-h", "--help", action="help", help="show this and exit")
         if name == "estimate":
             sub.add_argument("--json", metavar="FILE", help="also write all numbers and their grounds there")
             sub.add_argument("--measure", action="store_true", help="measure the rate on this machine's devices")
+        if name == "export":
+            sub.add_argument(
+                "--arm", metavar="NAME", help="whose: an arm or method; that of the first method by default"
+            )
+            sub.add_argument("--adapter", metavar="DIR", help="write the arm's adapter there, in PEFT format")
+            sub.add_argument("--merged", metavar="DIR", help="write the model with the arm's adapter merged in there")
+            sub.add_argument(
+                "--selection",
+                metavar="PATH",
+                help="write the method's records: .jsonl, .parquet, or a dataset's folder",
+            )
     return top
 
 
 def _add(
-    commands: Any, name: str, line: str, description: str, own: str, *, config: str | None = None, epilog: str = ""
+    commands: Any, name: str, line: str, description: str, own: str, *, config: str = "CONFIG", epilog: str = ""
 ) -> argparse.ArgumentParser:
-    """A sub-command. own: its options in the usage. config: how its argument is written, CONFIG by default."""
-    place = config or "CONFIG"
-    rest = "" if place == "[KEY]" else f" [--out DIR] {own}[--section.key=value ...]"
+    """A sub-command. own: its options in the usage. config: how its argument is written."""
+    keys = "--model.path=DIR" if config == "RUN" else "--section.key=value ..."
+    rest = "" if config == "[KEY]" else f" [--out DIR] {own}[{keys}]"
+    about = {"[KEY]": "", "RUN": EXPORT}.get(config, OVERRIDES.format(name=name) + epilog)
     sub: argparse.ArgumentParser = commands.add_parser(
         name,
         help=line,
         description=textwrap.fill(description, WIDTH),
-        epilog="" if place == "[KEY]" else OVERRIDES.format(name=name) + epilog,
+        epilog=about,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=WIDTH),
         allow_abbrev=False,
         add_help=False,
-        usage=f"ntk-jax {name} {place}{rest}",
+        usage=f"ntk-jax {name} {config}{rest}",
     )
-    if place == "[KEY]":
+    if config == "[KEY]":
         sub.add_argument("config", metavar="KEY", nargs="?", default="", help="a key or the beginning of one")
         return sub
-    sub.add_argument("config", metavar="CONFIG", nargs="?" if place == "[CONFIG]" else None, help="a YAML file")
+    what = "a run directory, or its config" if config == "RUN" else "a YAML file"
+    sub.add_argument("config", metavar=config.strip("[]"), nargs="?" if config == "[CONFIG]" else None, help=what)
     sub.add_argument(
         "--out", metavar="DIR", help="the run directory, or gs://... or s3://...; wins over `out` in the config"
     )
@@ -222,6 +258,12 @@ def _command(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
         print(explained(arguments.config))
         return
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found": only tokenizers are used
+    if arguments.command == "export":
+        from ntk_jax.engine.export import Wanted, export
+
+        wanted = Wanted(arguments.arm, arguments.adapter, arguments.merged, arguments.selection)
+        print("\n".join(export(arguments.config, wanted, all_pipelines(), out=arguments.out, overrides=rest)))
+        return
     pipeline, config = _configured(arguments, rest)
     if arguments.command == "doctor":
         _doctor(pipeline, config)

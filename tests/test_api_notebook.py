@@ -129,4 +129,4 @@ class TestTraining:
         with pytest.raises(nj.UserError, match="files: no files to evaluate on"):
             nj.evaluate(bare, [])
         with pytest.raises(nj.UserError, match="has no choices"):
-            nj.evaluate(bare, [{"prompt": "a", "response": "b"}])
+            nj.evaluate(bare, [{"prompt": "a", "response": "b"}], metrics=["accuracy"])

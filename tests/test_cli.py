@@ -27,7 +27,7 @@ COMMANDS = tuple(
             for pipeline in all_pipelines()
             for name in (pipeline.command, *(stage.name for stage in pipeline.stages))
         ]
-        + ["report", "estimate", "doctor", "help"]
+        + ["report", "export", "estimate", "doctor", "help"]
     )
 )
 CONFIG = """
@@ -118,7 +118,8 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
     text = capsys.readouterr().out
     assert stop.value.code == 0
     if name != "help":
-        assert "--out DIR" in text and "--section.key=value" in text and len(text) > 600
+        keys = "--model.path=DIR" if name == "export" else "--section.key=value"
+        assert "--out DIR" in text and keys in text and len(text) > 600
     assert max(map(len, text.splitlines())) <= 120
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -20,6 +21,7 @@ from ntk_jax.pipelines import report_parts
 from ntk_jax.pipelines.diagnose import diagnose
 from ntk_jax.pipelines.diagnose.config import DiagnoseConfig
 from ntk_jax.pipelines.diagnose.figures import figures
+from ntk_jax.pipelines.diagnose.regression import regression
 from ntk_jax.report.page import write_report
 
 SMALL = {
@@ -257,3 +259,12 @@ class TestMistakes:
             part.write_bytes(part.read_bytes()[:50])
             assert cli.main(["diagnose", str(path)]) == 2
             assert f"{part.name} is damaged" in capsys.readouterr().err
+
+
+def test_files_without_choices_are_no_questions(inputs, tmp_path):
+    """They are evaluated by their loss elsewhere, and may stand in the same config."""
+    path = tmp_path / "notes.jsonl"
+    path.write_text(json.dumps({"prompt": "Why?", "response": "Because."}) + "\n")
+    config = config_of(inputs, "notes", evaluate={"files": [str(path)]})
+    state = SimpleNamespace(config=config, domain=SimpleNamespace(records=[{"choices": ["a", "b"], "answer": 0}]))
+    assert regression(state, None, None, None, ())["skipped"].endswith("holds no multiple-choice questions")

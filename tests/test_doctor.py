@@ -177,6 +177,28 @@ def found_of(name: str, text: str) -> str:
     return line
 
 
+@pytest.mark.parametrize(
+    ("metrics", "choices", "said"),
+    [
+        (None, {}, "64 examples, by their loss; of 64 sampled: 1 dropped, 0 truncated"),
+        (None, {"choices": ["warm", "cold"], "answer": 0}, "64 questions, 2 choices; of 64 sampled: 1 dropped"),
+        (
+            ["accuracy", "loss"],
+            {"choices": ["warm", "cold"], "answer": 0},
+            "64 questions, 2 choices, by their loss; of",
+        ),
+        (["loss"], {"choices": ["warm", "cold"], "answer": 0}, "64 examples, by their loss; of 64"),
+    ],
+)
+def test_files_to_evaluate_on_are_questions_or_examples(
+    metrics: Any, choices: Any, said: str, quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out = write(tmp_path / "held_out.jsonl", [SHORT] * 63 + [LONG], **choices)
+    model = {"path": "builtin:model", "max_length": 64}
+    examine(config(tmp_path, model=model, evaluate={"files": held_out, "metrics": metrics}))
+    assert f"held_out.jsonl: {said}" in found_of("evaluate.files", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize(("overflow", "lost"), [("drop", "dropped"), ("truncate", "truncated")])
 def test_all_files_of_a_set_are_looked_at(
     overflow: str, lost: str, quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -261,7 +283,12 @@ def test_the_pipeline_of_a_config_says_what_is_checked(
         ({"select": {"count": 10**6}}, 1, "select.count = 1,000,000 of a pool of"),
         ({"data": {"domain": "nowhere.jsonl", "pool": "builtin:pool.jsonl"}}, 1, "nowhere.jsonl"),
         ({"data": {"domain": "builtin:gloves.train.jsonl"}}, 3, "data.pool is empty; give at least one file"),
-        ({"evaluate": {"files": "builtin:pool.jsonl"}}, 1, "choices"),
+        (
+            {"evaluate": {"files": "builtin:pool.jsonl", "metrics": ["accuracy"]}},
+            1,
+            "has no choices, and accuracy needs",
+        ),
+        ({"evaluate": {"files": "builtin:pool.jsonl", "metrics": ["f1"]}}, 1, "metrics: 'f1' is not one of accuracy"),
         (
             {"model": {"path": "builtin:model", "max_length": 2}},
             3,

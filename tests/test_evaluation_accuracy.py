@@ -13,7 +13,8 @@ from kernel_reference import tiny_model
 from small_tokenizers import byte_tokenizer
 
 from ntk_jax.errors import UserError
-from ntk_jax.evaluation.accuracy import compare, evaluate, predict, task_files
+from ntk_jax.evaluation.accuracy import compare, evaluate_records, predict, task_files
+from ntk_jax.evaluation.tasks import read_tasks
 
 LABELS = ["joy", "anger"]
 
@@ -109,6 +110,16 @@ def test_dropped_questions() -> None:
         compare({"base": {"t": rows}, "other": {"t": rows[1:]}})
     with pytest.raises(UserError, match="no arms"):
         compare({})
+
+
+def evaluate(model: Any, files: list[str], *, limit: int | None = None, seed: int = 0, **options: Any) -> Any:
+    progress = options.pop("progress", None)
+    return {
+        task.name: evaluate_records(
+            model, task.records, where=task.where, progress=progress and progress(task.name), **options
+        )
+        for task in read_tasks(files, ["accuracy"], limit=limit, seed=seed)
+    }
 
 
 def write(path: Path, records: list[dict[str, Any]]) -> str:

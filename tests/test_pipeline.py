@@ -423,7 +423,20 @@ class TestMistakes:
 
     def test_evaluation_file_without_choices(self, inputs):
         files = [str(inputs / "test.jsonl"), str(inputs / "pool.jsonl")]
-        self.refused(inputs, "record 'sum-0' has no choices", "no-choices", "evaluate", evaluate={"files": files})
+        self.refused(
+            inputs,
+            "record 'sum-0' has no choices",
+            "no-choices",
+            "evaluate",
+            evaluate={"files": files, "metrics": ["accuracy"]},
+        )
+        self.refused(
+            inputs,
+            "evaluate.metrics: 'f1' is not one of accuracy, loss",
+            "no-choices",
+            "evaluate",
+            evaluate={"metrics": ["f1"]},
+        )
         assert not (inputs / "no-choices" / "warmup").exists(), "said before anything is computed"
 
     def test_finetuning_that_trains_nothing(self, inputs):

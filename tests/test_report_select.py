@@ -12,8 +12,9 @@ import synthetic_run
 from report_page import edit, page_of
 
 from ntk_jax.data.templates import REWRITTEN, SPACE_MOVED, SPELLS_CONTROL
-from ntk_jax.pipelines.select.report.findings import Collapse, collapses, differences, verdict
+from ntk_jax.pipelines.select.report.findings import Collapse, accuracy_differences, collapses
 from ntk_jax.pipelines.select.report.run import SelectRun, scores_and_lengths, select_run
+from ntk_jax.pipelines.select.report.verdict import verdict
 from ntk_jax.pipelines.select.report.warnings import warnings
 from ntk_jax.pipelines.select.terminal import terminal
 from ntk_jax.report import amounts
@@ -290,7 +291,7 @@ def test_raw_says_so_when_it_disagrees(run: Path) -> None:
 
 
 def test_controls_come_in_order(finished: Path) -> None:
-    found = [(d.a, d.b, d.kind) for d in differences(read(finished))]
+    found = [(d.a, d.b, d.kind) for d in accuracy_differences(read(finished))]
     assert found[:3] == [
         ("kernel", "domain", "normalized"),
         ("kernel", "domain", "raw"),

@@ -201,3 +201,40 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a part of the path is a file; give another folder"):
         atomic.make_folder(tmp_path / "file" / "run")
     assert atomic.make_folder(tmp_path / "a" / "b").is_dir()
+
+
+def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "deep" / "out"
+    with atomic.new_folder(place) as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "x").write_text("new")
+        assert not place.exists()
+    assert (place / "sub" / "x").read_text() == "new"
+    with pytest.raises(UserError, match="out is there already"), atomic.new_folder(place):
+        raise AssertionError("nothing is begun")
+    (place / "sub" / "x").unlink()
+    (place / "sub").rmdir()
+    (place.parent / ".out.tmp").mkdir()  # what a kill left
+    (place.parent / ".out.tmp" / "half").write_text("")
+    with pytest.raises(KeyError), atomic.new_folder(place) as folder:  # an empty folder may be filled
+        assert not list(folder.iterdir())
+        raise KeyError
+    assert not list(place.iterdir()) and not (place.parent / ".out.tmp").exists()
+    with monkeypatch.context() as patch:
+        fail_at(patch, "replace", OSError(errno.ENOSPC, "No space left on device"))
+        with pytest.raises(UserError, match="cannot write .*out: the disk is full"), atomic.new_folder(place):
+            pass
+    assert [path.name for path in place.parent.iterdir()] == ["out"]
+    monkeypatch.chdir(tmp_path)
+    with atomic.new_folder("here") as folder:
+        (folder / "x").write_text("")
+    assert (tmp_path / "here" / "x").exists()
+
+
+def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for name in ("file", "dangling"):
+        with pytest.raises(UserError, match=f"{name} is there already"):
+            atomic.refuse_existing(tmp_path / name)
+    atomic.refuse_existing(tmp_path / "nothing")

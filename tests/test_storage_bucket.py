@@ -229,6 +229,9 @@ def test_shards_on_several_machines(inputs, whole, tmp_path, cloud, monkeypatch,
         assert bytes_of(run_folder(URL) / stage) == bytes_of(whole / stage)
     stages = json.loads(cloud.objects[f"{PLACE}/provenance.json"][0])["stages"]
     assert list(stages) == ["warmup", "gradient", "score", "select"]
+    shutil.rmtree(run_folder(URL))  # what is exported comes from the bucket
+    assert cli.main(["export", URL, "--selection", str(tmp_path / "s.jsonl")]) == 0
+    assert (tmp_path / "s.jsonl").read_bytes() == (whole / "select" / "selection.jsonl").read_bytes()
 
 
 def test_doctor_and_estimate_take_an_address(inputs, tmp_path, cloud, capsys):

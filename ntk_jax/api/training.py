@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ import jax
 
 from ntk_jax.api.inputs import SpanLike, dropped_of, encoded
 from ntk_jax.data.packing import row_length_for
-from ntk_jax.data.sources import read_records, sample_indices
+from ntk_jax.data.sources import read_records
 from ntk_jax.data.templates import Rendering
 from ntk_jax.errors import UserError
-from ntk_jax.evaluation.accuracy import compare, evaluate_records, read_questions, task_files
+from ntk_jax.evaluation.accuracy import evaluate_records
+from ntk_jax.evaluation.loss import held_out_losses
+from ntk_jax.evaluation.tasks import Task, check_metrics, comparison, read_tasks, task_of
 from ntk_jax.models.model import Model, computing_in
 from ntk_jax.models.peft import save_adapter
 from ntk_jax.training.optimizer import TrainConfig
@@ -114,9 +116,11 @@ def evaluate(
     models: Model | Mapping[str, Model],
     questions: Any,
     *,
+    metrics: Sequence[str] | None = None,
     max_length: int | None = None,
     overflow: str = "drop",
     template: str = "auto",
+    add_eos: bool = True,
     control_tokens: str = "literal",
     template_options: Mapping[str, Any] | None = None,
     limit: int | None = None,
@@ -127,15 +131,16 @@ def evaluate(
     bootstrap: int = 1000,
     confidence: float = 0.95,
 ) -> dict[str, Any]:
-    """Multiple choice by likelihood, of one model or of several on the same questions.
+    """Multiple choice by likelihood, and held-out loss, of one model or of several on the same records.
 
     Args:
         models: a model, or several by name.
-        questions: files or globs of multiple-choice records (`"choices": [...], "answer": index`), each file one task;
-            or records, which are one task, `questions`.
-        max_length: tokens of a prompt with one choice; None: as many as the model has positions. Of longer ones
-            `overflow` says: `drop`, or `truncate` the start of the prompt.
-        template, control_tokens, template_options: as in `Span`.
+        questions: files or globs of multiple-choice records (`"choices": [...], "answer": index`) or of any records
+            with a response, each file one task; or records, which are one task, `questions`.
+        metrics: `accuracy`, `loss` or both; None: accuracy of a task whose records have choices, else the loss.
+        max_length: tokens of a prompt with its response, or one choice; None: as many as the model has positions. Of
+            longer ones `overflow` says: `drop`, or `truncate` the start of the prompt.
+        template, add_eos, control_tokens, template_options: as in `Span`; the loss includes the EOS.
         limit: a sample of each task by `seed`, which also draws the bootstrap's resamples.
         dtype, batch_tokens, mesh: as in `mean_gradient`.
         bootstrap, confidence: resamples, and the level of the intervals.
@@ -144,11 +149,13 @@ def evaluate(
         A dict. "average": {model: {"raw" or "normalized": {"accuracy", "low", "high"}}}, where `normalized` divides a
         choice's log likelihood by its tokens (one model that is given without a name is called `model`). "tasks": the
         same for each task, with counts of predicted labels. "paired": differences of all pairs of models.
-        "predictions": {model: {task: [a dict a question]}}.
+        "predictions": {model: {task: [a dict a question]}}. Where there are losses, "loss" holds "tasks", "average" and
+        "paired" in the same way with `by_example` (the mean of the examples' losses) and `by_token` (of all tokens
+        alike) in place of the likelihoods, in nats a token, lower is better; "losses" the dict of each example.
 
     Raises:
-        UserError: no questions, a record that is none (naming file and id), a task of which no question is short
-            enough.
+        UserError: no records, one that is no question where accuracy is asked for (naming file and id), a task of which
+            no record is short enough.
 
     Example:
         >>> import ntk_jax as nj
@@ -157,39 +164,40 @@ def evaluate(
         >>> found = nj.evaluate(model, [question])
         >>> found["average"]["model"]["raw"]["accuracy"] in (0.0, 1.0)
         True
+        >>> found = nj.evaluate(model, [{"prompt": "A cat", "response": "purrs and sleeps"}])
+        >>> found["loss"]["average"]["model"]["by_example"]["loss"] > 0
+        True
     """
     arms = {"model": models} if isinstance(models, Model) else dict(models)
     if not arms:
         raise UserError("there are no models to evaluate; give at least one")
-    rendering = Rendering(template, control_tokens=control_tokens, options=template_options or {})
-    tasks = {}
-    for name, (where, records) in _tasks(questions).items():
-        chosen = sample_indices(len(records), limit, seed)
-        tasks[name] = (where, records if chosen is None else [records[i] for i in chosen])
-    predictions = {
-        arm: {
-            name: evaluate_records(
-                computing_in(model, dtype),
-                records,
-                max_length=min(max_length or model.config.max_positions, model.config.max_positions),
-                rendering=rendering,
-                overflow=overflow,
-                batch_tokens=batch_tokens,
-                mesh=mesh,
-                where=where,
-            )["predictions"]
-            for name, (where, records) in tasks.items()
+    rendering = Rendering(template, add_eos, control_tokens, template_options or {})
+    tasks = _tasks(questions, metrics, limit, seed)
+    predictions: dict[str, dict[str, Any]] = {arm: {} for arm in arms}
+    losses: dict[str, dict[str, Any]] = {arm: {} for arm in arms}
+    for arm, given in arms.items():
+        model = computing_in(given, dtype)
+        options: dict[str, Any] = {
+            "max_length": min(max_length or model.config.max_positions, model.config.max_positions),
+            "rendering": rendering,
+            "overflow": overflow,
+            "batch_tokens": batch_tokens,
+            "mesh": mesh,
         }
-        for arm, model in arms.items()
-    }
-    found = compare(predictions, bootstrap=bootstrap, confidence=confidence, seed=seed)
-    return {**found, "predictions": predictions}
+        for task in tasks:
+            if "accuracy" in task.metrics:
+                found = evaluate_records(model, task.records, where=task.where, **options)
+                predictions[arm][task.name] = found["predictions"]
+            if "loss" in task.metrics:
+                found = held_out_losses(model, task.records, where=task.where, **options)
+                losses[arm][task.name] = found["losses"]
+    results = comparison(predictions, losses, bootstrap=bootstrap, confidence=confidence, seed=seed)
+    return {**results, "predictions": predictions, **({"losses": losses} if any(losses.values()) else {})}
 
 
-def _tasks(questions: Any) -> dict[str, tuple[str, list[dict[str, Any]]]]:
-    """{task: (where its questions come from, they)}."""
+def _tasks(questions: Any, metrics: Sequence[str] | None, limit: int | None, seed: int) -> list[Task]:
     items = [questions] if isinstance(questions, (str, Path, Mapping)) else list(questions)
     if items and all(isinstance(item, Mapping) for item in items):
-        return {"questions": ("the questions", list(read_records(items)))}
-    files = task_files([str(item) for item in items])
-    return {name: (file, read_questions(file)) for name, file in files.items()}
+        check_metrics(metrics)
+        return [task_of("questions", "the questions", list(read_records(items)), metrics, limit=limit, seed=seed)]
+    return read_tasks([str(item) for item in items], metrics, limit=limit, seed=seed)

@@ -105,6 +105,7 @@ class Pipeline:
     load(config, grounds) -> what costs are computed from, by default the state.
     measure(load, grounds) -> a rate measured here; notes(load, rate) -> (values, lines) to add to an estimate.
     doctor(config) -> [(name, function that returns what it found or raises UserError)].
+    export(config, folder, wanted) -> lines that say what was written; wanted: an `engine.export.Wanted`.
     distributed: whether several processes may run it over one mesh.
     """
 
@@ -127,6 +128,7 @@ class Pipeline:
     measure: Address | None = None
     notes: Address | None = None
     doctor: Address | None = None
+    export: Address | None = None
     spoken: tuple[str, ...] = ()
     distributed: bool = False
 

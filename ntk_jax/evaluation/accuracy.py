@@ -1,7 +1,7 @@
 """From choice likelihoods to accuracies: predictions of one arm, and the table that compares arms.
 
-`evaluate` reads the questions and gives the predictions of one model; `compare` takes the predictions of all
-arms and gives the body of evaluate/results.json. Both likelihoods are reported, summed (`raw`) and divided by
+`evaluate_records` gives the predictions of one model; `compare` takes the predictions of all arms and gives the
+body of evaluate/results.json. Both likelihoods are reported, summed (`raw`) and divided by
 the number of tokens (`normalized`), with the counts of predicted labels, because a length-normalised score
 can collapse onto one long label on a weak model and such a collapse is not a result.
 """
@@ -19,11 +19,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ntk_jax.builtin.paths import DATA as BUILTIN_DATA
-from ntk_jax.data.sources import read_records, sample_indices
 from ntk_jax.data.templates import Rendering
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.bootstrap import interval, resampled_means
-from ntk_jax.evaluation.choice import check_question, choice_log_likelihoods
+from ntk_jax.evaluation.choice import choice_log_likelihoods
 from ntk_jax.models.model import Model
 
 KINDS = ("raw", "normalized")
@@ -32,61 +31,25 @@ Progress = Callable[[int, int], None]
 Prediction = dict[str, Any]
 
 
-def evaluate(
-    model: Model,
-    files: Sequence[str],
-    *,
-    max_length: int,
-    rendering: Rendering = Rendering(),  # noqa: B008
-    overflow: str = "drop",
-    batch_tokens: int = 8192,
-    limit: int | None = None,
-    seed: int = 0,
-    mesh: Mesh | None = None,
-    progress: Callable[[str], Progress] | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Predictions of one model on every file: {task name: {"predictions", "dropped", "tokens", "flops"}}.
-
-    files: paths, globs (each file one task), or what `read_records` takes. limit: a seeded sample of each file.
-    progress: makes the callback of a task from its name.
-    predictions: a dict a question, in file order: id, answer, choices, log_likelihoods [C], lengths [C], raw and
-    normalized (predicted index; ties go to the first), truncated if the prompt lost its start and notes if something
-    became of its words; or id and dropped (why) for a question left out.
-    Raises `UserError` naming file and id for a record that is not a multiple-choice question.
-    """
-    results = {}
-    for name, file in task_files(files).items():
-        records = read_questions(file)
-        chosen = sample_indices(len(records), limit, seed)
-        if chosen is not None:
-            records = [records[i] for i in chosen]
-        results[name] = evaluate_records(
-            model,
-            records,
-            max_length=max_length,
-            rendering=rendering,
-            overflow=overflow,
-            batch_tokens=batch_tokens,
-            mesh=mesh,
-            where=file,
-            progress=progress(name) if progress else None,
-        )
-    return results
-
-
 def evaluate_records(
     model: Model,
     records: Sequence[Mapping[str, Any]],
     *,
     max_length: int,
-    rendering: Rendering = Rendering(),  # noqa: B008
+    rendering: Rendering = Rendering(),  # noqa: B008 (it cannot change)
     overflow: str = "drop",
     batch_tokens: int = 8192,
     mesh: Mesh | None = None,
     where: str = "the questions",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """What `evaluate` gives for one file, of records in memory. Raises `UserError` as there, naming `where`."""
+    """Predictions of one model on questions: {"predictions", "dropped", "tokens", "flops"}.
+
+    predictions: a dict a question, in order: id, answer, choices, log_likelihoods [C], lengths [C], raw and normalized
+    (predicted index; ties go to the first) and truncated if the prompt lost its start; or id and dropped (why) for a
+    question left out. where: the file, for messages.
+    Raises `UserError` naming `where` and id for a record that is not a multiple-choice question.
+    """
     scores = choice_log_likelihoods(
         model,
         records,
@@ -210,14 +173,6 @@ def compare(
     }
 
 
-def read_questions(file: str) -> list[dict[str, Any]]:
-    """The records of one task. Raises `UserError` naming file and id for one that is not a multiple-choice question."""
-    records = list(read_records(file))
-    for record in records:
-        check_question(record, file)
-    return records
-
-
 def task_files(files: Sequence[str]) -> dict[str, str]:
     """{task name: file}: globs are spread out, names are file stems, with the folder before them where two agree."""
     found: list[str] = []
@@ -227,7 +182,7 @@ def task_files(files: Sequence[str]) -> dict[str, str]:
     if repeated:
         raise UserError(f"files: {repeated[0]} is given twice; give each file once")
     if not found:
-        raise UserError("files: no files to evaluate on; give at least one multiple-choice file")
+        raise UserError("files: no files to evaluate on; give at least one")
     short = [_stem(file) for file in found]
     names = [
         name if short.count(name) == 1 else f"{Path(file).parent.name}-{name}"

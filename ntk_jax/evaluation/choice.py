@@ -6,28 +6,22 @@ numbers are those of scoring (prompt, choice) alone, at the price of the prompt 
 
 from __future__ import annotations
 
-import contextlib
-import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ntk_jax.data.batch import Batch
 from ntk_jax.data.packing import pack_choices
 from ntk_jax.data.templates import Rendering
 from ntk_jax.data.tokens import ChoiceRow, encode_choices
 from ntk_jax.errors import UserError
+from ntk_jax.evaluation.packed import log_prob_sums, log_prob_sums_and_misses, row_length_of, rows_per_batch
 from ntk_jax.models.model import Model
-from ntk_jax.parallel.hosts import on_host
-from ntk_jax.parallel.rules import shard_batch
 from ntk_jax.training.flops import forward_flops
-from ntk_jax.training.loss import label_log_probs, label_log_probs_and_greedy
 
 Progress = Callable[[int, int], None]
 
@@ -139,7 +133,7 @@ def score_choice_rows(
     progress: Progress | None = None,
 ) -> list[np.ndarray]:
     """Sum of log p over the tokens of each choice: per question [C] float32."""
-    return [values[:, 0] for values in _slot_values(model, rows, _slot_sums, batch_tokens, mesh, progress)]
+    return _by_question(rows, log_prob_sums, model, batch_tokens, mesh, progress)
 
 
 def score_continuations(
@@ -151,77 +145,28 @@ def score_continuations(
     progress: Progress | None = None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """`score_choice_rows`, and whether greedy decoding would write the choice: per question [C] float32, [C] bool."""
-    found = _slot_values(model, rows, _slot_sums_and_misses, batch_tokens, mesh, progress)
+    found = _by_question(rows, log_prob_sums_and_misses, model, batch_tokens, mesh, progress)
     return [(values[:, 0], values[:, 1] == 0) for values in found]
 
 
-def _slot_values(
-    model: Model,
+def _by_question(
     rows: Sequence[ChoiceRow],
-    compute: Callable[..., jax.Array],
+    compute: Callable[..., np.ndarray],
+    model: Model,
     batch_tokens: int,
     mesh: Mesh | None,
     progress: Progress | None,
 ) -> list[np.ndarray]:
-    """[C, K] float32 of each question. compute: a jitted step that gives [B, S, K], S slots of one choice each."""
+    """What a function of `packed` gives for each choice, per question."""
     if not rows:
         return []
-    row_length = _row_length(max(row.tokens for row in rows))
-    multiple = mesh.shape["data"] * mesh.shape["fsdp"] if mesh is not None else 1
-    rows_per_batch = max(1, batch_tokens // (row_length * multiple)) * multiple
+    row_length = row_length_of(max(row.tokens for row in rows))
     offsets = np.cumsum([0] + [len(row.choices) for row in rows])
-    flat: np.ndarray | None = None
-    done = 0
 
-    def collect(index: np.ndarray, values: jax.Array) -> None:
-        nonlocal done, flat
-        used = index >= 0
-        if flat is None:
-            flat = np.full((int(offsets[-1]), values.shape[-1]), np.nan, np.float32)
-        flat[index[used]] = on_host(values)[used]
-        done += int(used.sum())
+    def finished(done: int) -> None:
         if progress is not None:
             progress(int(np.searchsorted(offsets, done, side="right")) - 1, len(rows))
 
-    pending: tuple[np.ndarray, jax.Array] | None = None
-    with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
-        for packed in pack_choices(rows, row_length=row_length, rows_per_batch=rows_per_batch):
-            batch = packed.batch if mesh is None else shard_batch(packed.batch, mesh)
-            values = compute(
-                model.graphdef, jnp.dtype(model.dtype), packed.index.shape[1], model.lora or {}, model.base, batch
-            )
-            if pending is not None:  # one batch behind: the host packs while the device computes
-                collect(*pending)
-            pending = packed.index, values
-    if pending is not None:
-        collect(*pending)
-    assert flat is not None
+    packed = pack_choices(rows, row_length=row_length, rows_per_batch=rows_per_batch(row_length, batch_tokens, mesh))
+    flat = compute(model, packed, int(offsets[-1]), mesh=mesh, finished=finished)
     return [flat[start:stop] for start, stop in zip(offsets[:-1], offsets[1:], strict=True)]
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _slot_sums(graphdef: Any, dtype: Any, slots: int, lora: Any, base: Any, batch: Batch) -> jax.Array:
-    """[B, S, 1] float32: the labels' log probabilities summed by slot (one slot a choice)."""
-    return _by_slot(batch, slots, label_log_probs(graphdef, lora, base, batch, dtype=dtype))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _slot_sums_and_misses(graphdef: Any, dtype: Any, slots: int, lora: Any, base: Any, batch: Batch) -> jax.Array:
-    """[B, S, 2] float32: these sums, and how many labels are not what greedy decoding would write."""
-    log_probs, greedy = label_log_probs_and_greedy(graphdef, lora, base, batch, dtype=dtype)
-    return _by_slot(batch, slots, log_probs, (~greedy).astype(jnp.float32))
-
-
-def _by_slot(batch: Batch, slots: int, *values: jax.Array) -> jax.Array:
-    """[B, S, K]: K arrays [B, G] of label values, summed by slot."""
-    # Slot numbers start at 1 and 0 is unused. A one-hot contraction, because a scatter would serialise; HIGHEST,
-    # because the sums are compared with each other and TF32 or bf16 products would round them.
-    members = batch.label_segment[:, :, None] == jnp.arange(1, slots + 1)
-    stacked = jnp.stack(values, axis=-1)
-    return jnp.einsum("bgk,bgs->bsk", stacked, members.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
-
-
-def _row_length(longest: int) -> int:
-    """Rounded up in steps of an eighth to a quarter, so that files of like lengths share a compilation."""
-    step = max(64, 1 << (max(longest - 1, 1).bit_length() - 3))
-    return -(-longest // step) * step

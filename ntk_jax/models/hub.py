@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +108,17 @@ def load_weights(folder: Path, config: ModelConfig, shapes: Mapping[str, Any], s
             # Reading runs ahead of copying to the device: without this, all of the model piles up on the host.
             values[-1].block_until_ready()
         return jax.tree_util.tree_unflatten(treedef, values)
+
+
+@contextmanager
+def open_checkpoint(folder: Path, config: ModelConfig, shapes: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Tensor name of the name table → lazy slice (`[:]`, `get_shape`, `get_dtype`) of the checkpoint in `folder`. All
+    but its numbers is checked. shapes, and what is raised: as `load_weights`."""
+    leaves = jax.tree_util.tree_flatten_with_path(shapes)[0]
+    with open_tensors(folder) as found:
+        tensors = _by_plain_name(folder, found)
+        _check_names(folder, config, name_table(config), tensors, {_path(path): leaf.shape for path, leaf in leaves})
+        yield tensors
 
 
 def save_weights(folder: str | Path, model: Model, *, shard_bytes: int = 4 << 30) -> None:

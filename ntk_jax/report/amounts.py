@@ -76,6 +76,15 @@ def points(value: Any) -> str:
     return "0.0" if float(text) == 0 else minus(text)
 
 
+def nats(value: Any) -> str:
+    """A difference of losses, always signed: −0.0312."""
+    number = finite(value)
+    if number is None:
+        return NOTHING
+    text = f"{number:+.4f}"
+    return "0.0000" if float(text) == 0 else minus(text)
+
+
 def signed(value: Any) -> str:
     """A correlation: −0.81."""
     number = finite(value)

@@ -72,7 +72,7 @@ def whiskers(
     shown = [v for r in rows for m in r.marks for v in (m.value, m.low, m.high) if v is not None]
     shown += [reference[0]] if reference else []
     low, high = min(shown) * scale_by, max(shown) * scale_by
-    margin = max((high - low) * 0.06, 0.5)
+    margin = max((high - low) * 0.06, 0.005 * scale_by)
     name_width = min(max(text_width(r.name) for r in rows), width * 0.34)
     value_width = max(text_width(m.text, 11.5) for r in rows for m in r.marks) + 10
     row_height, top = 38, 40

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -77,9 +78,42 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
-        _sync_folder(path.parent)  # the rename itself must reach the disk
+        _sync(path.parent)  # the rename itself must reach the disk
     except OSError as error:
         raise user_error(error, path) from error
+
+
+def refuse_existing(path: str | Path) -> None:
+    """Raises UserError where a file or a folder that is not empty has this path: nothing is overwritten there."""
+    path = Path(path)
+    if path.is_symlink() or path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise UserError(f"{path} is there already; give another path, or delete it")
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """A folder to fill; at the end of the block it appears as `folder` with all that was written, at an error it
+    vanishes. A crash leaves `.<name>.tmp` beside the place, which the next writer of the same folder removes.
+
+    Raises UserError: `folder` exists and is not empty, or cannot be made or written.
+    """
+    folder = Path(folder)
+    refuse_existing(folder)
+    temporary = folder.absolute().with_name(f".{folder.absolute().name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        make_folder(temporary)
+        try:
+            yield temporary
+            for path in (*temporary.rglob("*"), temporary):
+                _sync(path)
+            os.replace(temporary, folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        _sync(folder.absolute().parent)
+    except OSError as error:
+        raise user_error(error, folder) from error
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -134,8 +168,9 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Has the disk keep a file, or the names in a folder."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

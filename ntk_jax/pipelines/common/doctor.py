@@ -16,9 +16,10 @@ import numpy as np
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.sources import count_records, read_chosen, sample_indices
 from ntk_jax.data.templates import render, uses_chat
-from ntk_jax.data.tokens import ChoiceRow, Dropped, encode, encode_choices
+from ntk_jax.data.tokens import ChoiceRow, Dropped, encode, encode_choices, encode_many
 from ntk_jax.engine.doctor import Check, Doubt
 from ntk_jax.errors import Note, UserError
+from ntk_jax.evaluation.tasks import metrics_of
 from ntk_jax.kernels import selftest
 from ntk_jax.models.model import Model, dequantized, quantized
 from ntk_jax.parallel.mesh import make_mesh
@@ -58,7 +59,7 @@ def checks(config: Any) -> list[Check]:
         ("tokenizer", files.tokenizer),
         ("data.domain", lambda: files.examples("domain", config.data.domain, config.data.domain_limit)),
         ("data.pool", lambda: files.examples("pool", config.data.pool, config.data.pool_limit)),
-        *(("evaluate.files", functools.partial(files.questions, path)) for path in config.evaluate.files),
+        *(("evaluate.files", functools.partial(files.held_out, path)) for path in config.evaluate.files),
     ]
 
 
@@ -238,29 +239,33 @@ class _Files:
             len(rows),
         )
 
-    def questions(self, path: str) -> str | Doubt:
-        """Likewise of a file of questions."""
+    def held_out(self, path: str) -> str | Doubt:
+        """Likewise of a file that models are evaluated on: its questions, or its examples where it has no choices."""
         section, total = self.config.model, count_records(path)
+        sample = _sampled(path, total)
+        metrics = metrics_of(sample, path, self.config.evaluate.metrics)
+        what = "questions" if "accuracy" in metrics else "examples"
+        loss = ", by their loss" if "loss" in metrics else ""
         if self.model is None:
-            return _uncounted(f"{path}: {total:,} questions")
-        rows = [
-            encode_choices(
-                record,
-                self.model.tokenizer,
-                max_length=section.max_length,
-                overflow=section.overflow,
-                rendering=rendering_of(section),
-            )
-            for record in _sampled(path, total)
-        ]
-        kept = [row for row in rows if isinstance(row, ChoiceRow)]
+            return _uncounted(f"{path}: {total:,} {what}{loss}")
+        options: dict[str, Any] = {
+            "max_length": section.max_length, "overflow": section.overflow, "rendering": rendering_of(section)
+        }  # fmt: skip
+        rows: list[Any] = []
+        if "loss" in metrics:
+            rows = encode_many(sample, self.model.tokenizer, **options)
+        if "accuracy" in metrics:
+            rows = [encode_choices(record, self.model.tokenizer, **options) for record in sample]
+        kept = [row for row in rows if not isinstance(row, Dropped)]
         if not kept:
-            raise UserError(f"{path}: none of {len(rows)} sampled questions is usable; check model.max_length")
+            raise UserError(f"{path}: none of {len(rows)} sampled {what} is usable; check model.max_length")
         cut, dropped = sum(row.truncated for row in kept), len(rows) - len(kept)
-        choices = {len(row.choices) for row in kept}
-        span = f"{min(choices)}" if len(choices) == 1 else f"{min(choices)} to {max(choices)}"
+        of = ""
+        if "accuracy" in metrics:
+            choices = {len(row.choices) for row in kept}
+            of = f", {min(choices)}" + (f" to {max(choices)}" if len(choices) > 1 else "") + " choices"
         return _judged(
-            f"{path}: {total:,} questions, {span} choices; of {len(rows)} sampled: {dropped} dropped, {cut} truncated"
+            f"{path}: {total:,} {what}{of}{loss}; of {len(rows)} sampled: {dropped} dropped, {cut} truncated"
             f"{_noted(kept)}",
             cut + dropped,
             len(rows),

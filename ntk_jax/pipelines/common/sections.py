@@ -121,15 +121,20 @@ class ScoreSection:
 
 @dataclass(frozen=True)
 class EvaluateSection:
-    """Multiple-choice files and the arms compared on them."""
+    """Files of multiple-choice questions, or of any held-out examples, and the arms compared on them."""
 
-    files: tuple[str, ...] = setting((), "multiple-choice files; each is a task")
-    limit: Count | None = setting(None, "a seeded sample of so many questions of each file; null: all")
+    files: tuple[str, ...] = setting((), "each is a task: questions with choices, or any records with responses")
+    metrics: tuple[str, ...] | None = setting(
+        None,
+        "accuracy (of records with choices) and loss (of the response of any record); null: accuracy where a file has "
+        "choices, else loss",
+    )
+    limit: Count | None = setting(None, "a seeded sample of so many records of each file; null: all")
     arms: tuple[str, ...] | None = setting(
         None,
         "base, domain, a method of select.methods, or file:PATH; null: base, domain, and every method, the first last",
     )
-    bootstrap: Count = setting(1000, "resamples of the questions")
+    bootstrap: Count = setting(1000, "resamples of the records")
     confidence: Annotated[float, Range(0, 1, open=True)] = setting(0.95, "level of the intervals")
 
 

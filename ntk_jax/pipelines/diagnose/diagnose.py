@@ -25,7 +25,7 @@ import numpy as np
 
 from ntk_jax.data.sources import sample_indices
 from ntk_jax.errors import UserError
-from ntk_jax.evaluation.accuracy import read_questions, task_files
+from ntk_jax.evaluation.tasks import read_tasks
 from ntk_jax.kernels.agreement import spearman
 from ntk_jax.kernels.cross_output import cross_output_cosines
 from ntk_jax.kernels.objectives import LABEL_AWARE, LINEAR, head_coherence
@@ -92,8 +92,8 @@ def check_inputs(run: DiagnoseRun, closing: bool) -> None:
     if len(run.domain.rows) < 2:
         raise UserError("data.domain: only one usable example; kernels are compared on at least two")
     run.pool_sample(run.config.diagnose.candidates)
-    for file in task_files(run.config.evaluate.files).values() if run.config.evaluate.files else ():
-        read_questions(file)
+    if run.config.evaluate.files:
+        read_tasks(run.config.evaluate.files)
     if run.config.diagnose.adapters:
         _given(run)
 

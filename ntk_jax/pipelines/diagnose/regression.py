@@ -15,10 +15,9 @@ import numpy as np
 
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.records import Record
-from ntk_jax.data.sources import sample_indices
 from ntk_jax.data.tokens import ChoiceRow, encode_choices
-from ntk_jax.evaluation.accuracy import read_questions, task_files
 from ntk_jax.evaluation.choice import choice_log_likelihoods
+from ntk_jax.evaluation.tasks import read_tasks
 from ntk_jax.kernels.gram import gradient_features_gram
 from ntk_jax.kernels.objectives import Objective
 from ntk_jax.kernels.regression import accuracy, choose_ridge, kernel_ridge, one_hot, predict
@@ -41,9 +40,9 @@ def regression(
     base: the model without what was trained; start, warm: where kernels are taken; ends: what fine-tuning came to.
     """
     train = [record for record in run.domain.records if "choices" in record]
-    if not run.config.evaluate.files or not train:
+    asked = _questions(run) if run.config.evaluate.files else []
+    if not asked or not train:
         return {"skipped": "the domain, or evaluate.files, holds no multiple-choice questions"}
-    asked = _questions(run)
     train, train_rows = _prompts(run, train)
     classes = sorted({_answer(record) for record in train})
     place = {name: number for number, name in enumerate(classes)}
@@ -109,10 +108,8 @@ def _answer(record: Record) -> str:
 def _questions(run: DiagnoseRun) -> list[Record]:
     """A seeded sample of each file's questions."""
     found: list[Record] = []
-    for file in task_files(run.config.evaluate.files).values():
-        records = read_questions(file)
-        chosen = sample_indices(len(records), run.config.diagnose.questions, run.config.seed)
-        found += records if chosen is None else [records[i] for i in chosen]
+    for task in read_tasks(run.config.evaluate.files, limit=run.config.diagnose.questions, seed=run.config.seed):
+        found += task.records if "accuracy" in task.metrics else []
     return found
 
 

@@ -92,7 +92,7 @@ class EstimateSection:
     domain_examples: Count | None = setting(None, "examples in all domain files")
     tokens_per_example: Positive | None = setting(None, "mean tokens of prompt and response, after truncation")
     response_share: Fraction = setting(0.5, "share of an example's tokens that are its response")
-    questions: Count | None = setting(None, "questions in all files of evaluate.files together")
+    questions: Count | None = setting(None, "questions and other records in all files of evaluate.files together")
     tokens_per_question: Positive | None = setting(
         None, "mean tokens of a prompt, once, and all its choices; null: estimate.tokens_per_example"
     )

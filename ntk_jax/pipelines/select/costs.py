@@ -4,6 +4,7 @@ memory of a device, and the files that are left."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ from ntk_jax.pipelines.select.account import ARRAYS
 from ntk_jax.pipelines.select.align import directions_at_once
 from ntk_jax.pipelines.select.arms import arms
 from ntk_jax.pipelines.select.config import resolved_votes
-from ntk_jax.pipelines.select.load import Load
+from ntk_jax.pipelines.select.load import Load, Questions
 from ntk_jax.pipelines.select.memory import keys_per_query, peak_memory, recomputes
 from ntk_jax.report.amounts import metric
 from ntk_jax.training.checkpoints import KEPT
@@ -32,6 +33,7 @@ _SMALL = 4096  # the JSON files of a stage: fingerprint, manifest, checksums, su
 _ARRAY = 1500  # zarr's description of an array, with some others beside those of the account
 _STEP = 170  # a line of history.jsonl
 _SELECTED = 90  # what a selection adds to a record: score, rank, method
+_LOSS = 80  # a line of a held-out example
 _PREDICTED = 160  # a prediction, beside the text of its choices and 24 bytes a choice
 
 
@@ -137,17 +139,22 @@ def finetune(load: Load) -> Cost:
 
 
 def evaluate(load: Load) -> Cost:
-    """Every arm reads every question once."""
-    run, asked, number = load.run, load.questions, len(arms(load.run.config))
-    lines = number * asked.count * (_PREDICTED + 2 * asked.bytes)
-    disk = Disk(lines + _SMALL * (1 + asked.files))
-    if not asked.count:
-        return Cost((), disk)
-    tokens, labels = number * asked.count * asked.tokens, number * asked.count * asked.labels
+    """Every arm reads every question, and every held-out example, once."""
+    number, asked, held_out = len(arms(load.run.config)), load.questions, load.held_out
+    lines = number * (asked.count * (_PREDICTED + 2 * asked.bytes) + held_out.count * _LOSS)
+    works = [_evaluation(load, found, number) for found in (asked, held_out) if found.count]
+    if len(works) > 1:
+        works = [replace(work, part=part) for work, part in zip(works, ("accuracy", "loss"), strict=True)]
+    return Cost(tuple(works), Disk(lines + _SMALL * (1 + asked.files + held_out.files)))
+
+
+def _evaluation(load: Load, found: Questions, number: int) -> Work:
+    run = load.run
+    tokens, labels = number * found.count * found.tokens, number * found.count * found.labels
     size = run.model.adapter_size
     flops = forward_flops(run.model.base.config, round(tokens), round(labels), lora_parameters=size)
-    work = Work(number * asked.count, tokens, flops, flops, memory=_memory(load, "evaluate"))
-    return Cost((work,), disk)
+    memory = peak_memory(run, "evaluate", load.pool, found)
+    return Work(number * found.count, tokens, flops, flops, memory=memory)
 
 
 def candidates(load: Load) -> float:

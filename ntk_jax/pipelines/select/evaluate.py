@@ -1,18 +1,17 @@
-"""Multiple choice by likelihood for every arm on every file, and the comparison of the arms."""
+"""Multiple choice by likelihood, and held-out loss, for every arm on every file, and the comparison of the arms."""
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ntk_jax.engine.clock import Clock
 from ntk_jax.engine.stage import Facts
 from ntk_jax.errors import UserError
-from ntk_jax.evaluation.accuracy import compare, read_questions, task_files
-from ntk_jax.evaluation.accuracy import evaluate as evaluate_files
+from ntk_jax.evaluation.accuracy import evaluate_records
+from ntk_jax.evaluation.loss import held_out_losses
+from ntk_jax.evaluation.tasks import METRICS, Task, check_metrics, comparison, read_tasks
 from ntk_jax.parallel import hosts
 from ntk_jax.pipelines.common.examples import rendering_of
 from ntk_jax.pipelines.select.arms import Arm, arms
@@ -22,68 +21,84 @@ from ntk_jax.selection.records import record_line
 from ntk_jax.storage.atomic import make_folder, read_json, write_json, write_lines
 
 FACTS = ("title", "examples", "steps", "tokens", "label_tokens", "domain_label_tokens", "flops")
+FOLDERS = {"accuracy": "predictions", "loss": "losses"}  # metric → where its lines are kept, a folder an arm
+UNITS = {"accuracy": "questions", "loss": "examples"}
 
 
 def check(config: SelectConfig) -> None:
-    """Raises UserError: there is nothing to evaluate on."""
+    """Raises UserError: there is nothing to evaluate on, or no such metric."""
     if not config.evaluate.files:
-        raise UserError(
-            "evaluate.files is empty; give at least one multiple-choice file, or stop with --until finetune"
-        )
+        raise UserError("evaluate.files is empty; give at least one file, or stop with --until finetune")
+    try:
+        check_metrics(config.evaluate.metrics)
+    except UserError as error:
+        raise UserError(f"evaluate.{error}") from None
 
 
 def check_inputs(run: SelectRun, closing: bool) -> None:
-    """Raises UserError for an evaluation file that is absent or holds anything but multiple-choice questions."""
-    check_questions(run.config.evaluate.files)
+    """Raises UserError for an evaluation file that is absent or holds records that its metrics cannot be taken of."""
+    tasks_of(run.config)
 
 
-def check_questions(files: tuple[str, ...]) -> None:
-    """Raises UserError as `check_inputs`."""
-    for file in task_files(files).values():
-        read_questions(file)
+def tasks_of(config: SelectConfig) -> list[Task]:
+    """The tasks of evaluate.files. Raises UserError as `check_inputs`."""
+    section = config.evaluate
+    return read_tasks(section.files, section.metrics, limit=section.limit, seed=config.seed)
 
 
 def evaluate(run: SelectRun, folder: Path) -> Facts:
-    """Writes predictions/<arm>/ and results.json; an arm that was evaluated before is not evaluated again."""
-    config, clock = run.config, Clock(run.job.folder, "evaluate")
-    predictions = {}
+    """Writes predictions/<arm>/ and losses/<arm>/, as the tasks ask for them, and results.json; a task on which an arm
+    was evaluated before is not evaluated again."""
+    config, clock, tasks = run.config, Clock(run.job.folder, "evaluate"), tasks_of(run.config)
+    lines: dict[str, dict[str, Any]] = {metric: {} for metric in METRICS}
     for arm in arms(config):
-        place = folder / "predictions" / arm.name
-        if not hosts.broadcast((place / "tasks.json").exists):  # written last
-            _predict(run, arm, place, clock)
-        hosts.barrier(f"evaluated {arm.name}")
-        predictions[arm.name] = {name: _read_lines(place / f"{name}.jsonl") for name in read_json(place / "tasks.json")}
+        for metric in METRICS:
+            asked = [task for task in tasks if metric in task.metrics]
+            place = folder / FOLDERS[metric] / arm.name
+            _measure(run, arm, metric, asked, place, clock)
+            hosts.barrier(f"evaluated {metric} of {arm.name}")
+            lines[metric][arm.name] = {task.name: _read_lines(place / f"{task.name}.jsonl") for task in asked}
     section = config.evaluate
-    results = compare(predictions, bootstrap=section.bootstrap, confidence=section.confidence, seed=config.seed)
+    results = comparison(
+        *(lines[metric] for metric in METRICS),
+        bootstrap=section.bootstrap,
+        confidence=section.confidence,
+        seed=config.seed,
+    )
     results["arms"] = [_arm_facts(run, arm) for arm in arms(config)]
     write_json(folder / "results.json", results)
     write_json(folder / "summary.json", {"seconds": clock.seconds()})
-    return {"tasks": [task["name"] for task in results["tasks"]]}
+    return {"tasks": [task.name for task in tasks]}
 
 
-def _predict(run: SelectRun, arm: Arm, place: Path, clock: Clock) -> None:
-    config = run.config
+def _measure(run: SelectRun, arm: Arm, metric: str, tasks: list[Task], place: Path, clock: Clock) -> None:
+    """Evaluates an arm on the tasks that tasks.json of its folder does not name yet."""
+    done = hosts.broadcast(lambda: read_json(place / "tasks.json") if (place / "tasks.json").exists() else {})
+    missing = [task for task in tasks if task.name not in done]
+    if not missing:
+        return
     trained = run.job.folder / "finetune" / arm.name / "adapter"
-    tasks = evaluate_files(
-        run.model.adapted(trained) if arm.trained else run.model.base,
-        config.evaluate.files,
-        max_length=config.model.max_length,
-        rendering=rendering_of(config.model),
-        overflow=config.model.overflow,
-        batch_tokens=config.score.batch_tokens,
-        limit=config.evaluate.limit,
-        seed=config.seed,
-        mesh=run.model.mesh,
-        progress=functools.partial(_progress, run, arm, clock),
-    )
-    make_folder(place)
-    for name, task in tasks.items():
-        write_lines(place / f"{name}.jsonl", (record_line(line) for line in task["predictions"]))
-    write_json(place / "tasks.json", {n: {k: t[k] for k in ("tokens", "flops")} for n, t in tasks.items()})
-
-
-def _progress(run: SelectRun, arm: Arm, clock: Clock, task: str) -> Callable[..., None]:
-    return clock.ticking(run.job.progress(f"evaluate {arm.name}", None, f"questions of {task}"))
+    model = run.model.adapted(trained) if arm.trained else run.model.base
+    config = run.config
+    for task in missing:
+        unit = f"{UNITS[metric]} of {task.name}"
+        options: dict[str, Any] = {
+            "max_length": config.model.max_length,
+            "rendering": rendering_of(config.model),
+            "overflow": config.model.overflow,
+            "batch_tokens": config.score.batch_tokens,
+            "mesh": run.model.mesh,
+            "where": task.where,
+            "progress": clock.ticking(run.job.progress(f"evaluate {arm.name}", None, unit)),
+        }
+        if metric == "accuracy":
+            found = evaluate_records(model, task.records, **options)
+        else:
+            found = held_out_losses(model, task.records, **options)
+        make_folder(place)
+        write_lines(place / f"{task.name}.jsonl", (record_line(line) for line in found[FOLDERS[metric]]))
+        done[task.name] = {key: found[key] for key in ("tokens", "flops")}
+        write_json(place / "tasks.json", done)  # last: it says that the lines are whole
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

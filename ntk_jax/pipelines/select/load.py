@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,16 +17,17 @@ from ntk_jax.data.columns import remote_kind
 from ntk_jax.data.packing import pack
 from ntk_jax.data.records import Record
 from ntk_jax.data.sources import count_records, sample_indices
-from ntk_jax.data.tokens import ChoiceRow, encode_choices
+from ntk_jax.data.tokens import ChoiceRow, encode_choices, encode_many
 from ntk_jax.engine.costs import Grounds
 from ntk_jax.engine.progress import Progress
 from ntk_jax.engine.stage import Job
 from ntk_jax.errors import UserError
-from ntk_jax.evaluation.accuracy import read_questions, task_files
+from ntk_jax.evaluation.tasks import METRICS, Task
 from ntk_jax.pipelines.common.examples import rendering_of
 from ntk_jax.pipelines.common.pool_run import pool_run
 from ntk_jax.pipelines.common.shape import abstract_model
 from ntk_jax.pipelines.select.config import SelectConfig
+from ntk_jax.pipelines.select.evaluate import tasks_of
 from ntk_jax.pipelines.select.state import SelectRun
 
 MAX_SEGMENTS = 16  # examples a packed row holds at most, as `kernels.rows.Layout` has it
@@ -59,7 +61,8 @@ class Volume:
 
 @dataclass(frozen=True)
 class Questions:
-    """Multiple-choice questions of all files. tokens: the prompt once and every choice; labels: of the choices."""
+    """Multiple-choice questions of all files, or held-out examples. tokens: the prompt once and every choice, or the
+    response; labels: of the choices, or the response. bytes: of the choices, which predictions repeat."""
 
     files: int
     count: float
@@ -67,6 +70,9 @@ class Questions:
     labels: float
     bytes: float
     longest: int
+
+
+NONE = Questions(0, 0, 0.0, 0.0, 0.0, 1)
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,7 @@ class Load:
     pool: Volume
     domain: Volume
     questions: Questions
+    held_out: Questions
     grounds: Grounds
 
     @property
@@ -92,7 +99,7 @@ def load(config: SelectConfig, grounds: Grounds) -> Load:
     Raises UserError: a number that is neither here nor given, a damaged file, fewer pool examples than are selected.
     """
     run = pool_run(SelectRun, config, Job(Path(config.out), Progress), abstract_model(config, grounds))
-    found = Load(run, pool_examples(run, grounds), domain_examples(run, grounds), questions(run, grounds), grounds)
+    found = Load(run, pool_examples(run, grounds), domain_examples(run, grounds), *evaluated(run, grounds), grounds)
     if config.select.count > found.pool.records:
         raise UserError(
             f"select.count = {config.select.count} is larger than the pool ({found.pool.records} examples); lower it "
@@ -148,59 +155,61 @@ def domain_examples(run: SelectRun, grounds: Grounds) -> Volume:
     return found
 
 
-def questions(run: SelectRun, grounds: Grounds) -> Questions:
-    """The questions of evaluate.files, after evaluate.limit. Raises UserError as `pool_examples`."""
-    config, section = run.config, run.config.estimate
-    if not config.evaluate.files:
+def evaluated(run: SelectRun, grounds: Grounds) -> tuple[Questions, Questions]:
+    """(questions whose choices are scored, examples whose loss is taken) of evaluate.files, after evaluate.limit.
+    Raises UserError as `pool_examples`."""
+    config, section = run.config.evaluate, run.config.estimate
+    if not config.files:
         grounds.known("questions", 0, "none", "evaluate.files is empty")
-        return Questions(0, 0, 0.0, 0.0, 0.0, 1)
-    if not here(config.evaluate.files):
+        return NONE, NONE
+    if not here(config.files):
         if section.questions is None:
             raise UserError(
-                f"evaluate.files: none of {', '.join(config.evaluate.files)} is here; give the files, or their number "
+                f"evaluate.files: none of {', '.join(config.files)} is here; give the files, or their number "
                 "of questions as estimate.questions"
             )
-        files = len(config.evaluate.files)
-        count = min(section.questions, (config.evaluate.limit or section.questions) * files)
+        files = len(config.files)
+        count = min(section.questions, (config.limit or section.questions) * files)
         grounds.assume("questions", count, f"{count:,}", "estimate.questions: the files are not here")
-        return _assumed_questions(run, grounds, files, count)
-    records: list[Record] = []
-    paths = list(task_files(config.evaluate.files).values())
-    for file in paths:
-        found = read_questions(file)
-        chosen = sample_indices(len(found), config.evaluate.limit, config.seed)
-        records += found if chosen is None else [found[i] for i in chosen]
-    grounds.known("questions", len(records), f"{len(records):,} in {len(paths)} file(s)", "counted in evaluate.files")
-    if run.model.base.tokenizer is None:
-        return _assumed_questions(run, grounds, len(paths), len(records))
-    few = sample_indices(len(records), section.sample, config.seed)
+        asked = config.metrics or ("accuracy",)  # as if all had choices
+        found = {name: _assumed_questions(run, grounds, files, count, name) for name in METRICS if name in asked}
+        return found.get("accuracy", NONE), found.get("loss", NONE)
+    tasks = tasks_of(run.config)
+    choosing, held_out = ([task for task in tasks if metric in task.metrics] for metric in METRICS)
+    return _counted(run, grounds, choosing, "accuracy"), _counted(run, grounds, held_out, "loss")
+
+
+def _counted(run: SelectRun, grounds: Grounds, tasks: Sequence[Task], metric: str) -> Questions:
+    """Those of tasks that are here, by a tokenized sample."""
+    if not tasks:
+        return NONE
+    names = {"accuracy": ("questions", "question"), "loss": ("held-out examples", "held-out example")}[metric]
+    records = [record for task in tasks for record in task.records]
+    where = f"{len(records):,} in {len(tasks)} file(s)"
+    grounds.known(names[0], len(records), where, "counted in evaluate.files")
+    tokenizer, model = run.model.base.tokenizer, run.config.model
+    if tokenizer is None:
+        return _assumed_questions(run, grounds, len(tasks), len(records), metric)
+    few = sample_indices(len(records), run.config.estimate.sample, run.config.seed)
     sample = records if few is None else [records[i] for i in few]
-    model = config.model
-    encoded = [
-        encode_choices(
-            r,
-            run.model.base.tokenizer,
-            max_length=model.max_length,
-            overflow=model.overflow,
-            rendering=rendering_of(model),
-        )
-        for r in sample
-    ]
-    rows = [row for row in encoded if isinstance(row, ChoiceRow)]
-    if not rows:
-        raise UserError("evaluate.files: none of the sampled questions is usable; raise model.max_length")
-    tokens = [row.tokens for row in rows]
-    grounds.known(
-        "tokens a question", float(np.mean(tokens)), _spread(tokens), f"tokenized {len(sample):,} of {len(records):,}"
-    )
-    return Questions(
-        len(paths),
-        len(records) * len(rows) / len(sample),
-        float(np.mean(tokens)),
-        float(np.mean([sum(map(len, row.choices)) for row in rows])),
-        float(np.mean([len(json.dumps(r["choices"], ensure_ascii=False).encode()) for r in sample])),
-        max(tokens),
-    )
+    options: dict[str, Any] = {
+        "max_length": model.max_length, "overflow": model.overflow, "rendering": rendering_of(model)
+    }  # fmt: skip
+    if metric == "accuracy":
+        asked = [row for r in sample if isinstance(row := encode_choices(r, tokenizer, **options), ChoiceRow)]
+        sizes = [(row.tokens, sum(map(len, row.choices))) for row in asked]
+        size = float(np.mean([len(json.dumps(r["choices"], ensure_ascii=False).encode()) for r in sample]))
+    else:
+        read = encode_many(sample, tokenizer, **options)
+        sizes = [(len(row.ids), int(row.span.sum())) for row in read if isinstance(row, TokenRow)]
+        size = 0.0
+    if not sizes:
+        raise UserError(f"evaluate.files: none of the sampled {names[0]} is usable; raise model.max_length")
+    tokens, labels = np.array(sizes).T
+    text = f"tokenized {len(sample):,} of {len(records):,}"
+    grounds.known(f"tokens a {names[1]}", float(tokens.mean()), _spread(tokens), text)
+    count = len(records) * len(sizes) / len(sample)
+    return Questions(len(tasks), count, float(tokens.mean()), float(labels.mean()), size, int(tokens.max()))
 
 
 def _sampled(run: SelectRun, grounds: Grounds, name: str, records: list[Record], limit: int) -> Volume:
@@ -292,7 +301,7 @@ def _without_tokenizer(run: SelectRun, grounds: Grounds, name: str, count: int) 
     )
 
 
-def _assumed_questions(run: SelectRun, grounds: Grounds, files: int, count: int) -> Questions:
+def _assumed_questions(run: SelectRun, grounds: Grounds, files: int, count: int, metric: str) -> Questions:
     section = run.config.estimate
     tokens = section.tokens_per_question or section.tokens_per_example
     if tokens is None:
@@ -301,18 +310,17 @@ def _assumed_questions(run: SelectRun, grounds: Grounds, files: int, count: int)
             "number of tokens as estimate.tokens_per_question"
         )
     key = "tokens_per_question" if section.tokens_per_question else "tokens_per_example"
+    longest = min(run.config.model.max_length, round(2 * tokens))
+    if metric == "loss":
+        labels = section.response_share * tokens
+        text = f"{tokens:g}, {labels:g} of them in responses"
+        grounds.assume("tokens a held-out example", tokens, text, f"estimate.{key}, response_share")
+        return Questions(files, count, tokens, labels, 0.0, longest)
     labels = min(section.choice_tokens, tokens)
     grounds.assume(
         "tokens a question", tokens, f"{tokens:g}, {labels:g} of them in choices", f"estimate.{key}, choice_tokens"
     )
-    return Questions(
-        files,
-        count,
-        tokens,
-        labels,
-        labels * section.bytes_per_token + 20,
-        min(run.config.model.max_length, round(2 * tokens)),
-    )
+    return Questions(files, count, tokens, labels, labels * section.bytes_per_token + 20, longest)
 
 
 def _spread(lengths: Sequence[int] | np.ndarray, error: float = 0.0) -> str:

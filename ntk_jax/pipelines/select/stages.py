@@ -11,7 +11,7 @@
 | select     | what its methods need             | <method>.jsonl, selection.jsonl                                     |
 | align      | select, warmup                    | examples.json                                                       |
 | finetune   | domain, select                    | <arm>/adapter, <arm>/history.jsonl, <arm>/summary.json              |
-| evaluate   | finetune                          | results.json, predictions/<arm>/                                    |
+| evaluate   | finetune                          | results.json, predictions/<arm>/, losses/<arm>/                     |
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ PIPELINE = Pipeline(
     help="all stages of NTK-Selector in order, resumable",
     description=(
         "Runs the stages that this config uses in order, skips what is finished in the run directory, writes "
-        "the report, and prints the table of accuracies at the end."
+        "the report, and prints accuracies and losses at the end."
     ),
     config=Address(f"{_HERE}.config:SelectConfig"),
     open=Address(f"{_HERE}.state:open_run"),
@@ -84,6 +84,7 @@ PIPELINE = Pipeline(
     measure=Address(f"{_HERE}.measure:measured_rate"),
     notes=Address(f"{_HERE}.costs:notes"),
     doctor=Address(f"{_HERE}.doctor:checks"),
+    export=Address(f"{_HERE}.export:export"),
     spoken=("select", "evaluate"),
     distributed=True,
     stages=(
@@ -219,14 +220,14 @@ PIPELINE = Pipeline(
         Stage(
             name="evaluate",
             title="Evaluation",
-            help="accuracy of every arm",
-            description="Multiple-choice accuracy on evaluate.files with bootstrap intervals, and prints the table. "
-            "Writes evaluate/.",
+            help="accuracy and held-out loss of every arm",
+            description="Multiple-choice accuracy, and for files without choices held-out loss, on evaluate.files with "
+            "bootstrap intervals, and prints the tables. Writes evaluate/.",
             function=Address(f"{_HERE}.evaluate:evaluate"),
             after=lambda config: ("finetune",),
             reads=("evaluate.files", "evaluate.limit", "score.batch_tokens"),
             inputs=("evaluate",),
-            shows=("evaluate.arms", "evaluate.bootstrap", "evaluate.confidence"),
+            shows=("evaluate.arms", "evaluate.metrics", "evaluate.bootstrap", "evaluate.confidence"),
             check=Address(f"{_HERE}.evaluate:check"),
             check_inputs=Address(f"{_HERE}.evaluate:check_inputs"),
             cost=Address(f"{_HERE}.costs:evaluate"),

@@ -1,4 +1,5 @@
-"""The text that a run ends with: accuracies, what limits them, the verdict against every control, the selection.
+"""The text that a run ends with: accuracies and losses, what limits them, the verdict against every control, the
+selection.
 
 It says what the page says, from the same findings; what is not there yet is left out.
 """
@@ -13,17 +14,18 @@ from typing import Any
 from ntk_jax.pipelines.select.report.cost import stage_costs, total_time
 from ntk_jax.pipelines.select.report.findings import (
     Collapse,
+    accuracy_differences,
     bracket,
     collapsed_in,
     collapses,
     confidence,
-    differences,
     most_common,
     pool_sentence,
-    verdict,
 )
+from ntk_jax.pipelines.select.report.losses import WHAT, WORDS, loss_differences, loss_rows
 from ntk_jax.pipelines.select.report.run import KINDS, NAME, Arm, SelectRun, select_run
 from ntk_jax.pipelines.select.report.selection import chosen, family_rows, family_shares
+from ntk_jax.pipelines.select.report.verdict import verdict
 from ntk_jax.pipelines.select.report.warnings import domain_share, warnings
 from ntk_jax.report.amounts import count, duration, finite, percent, signed
 from ntk_jax.report.layout import Notice
@@ -42,8 +44,10 @@ def terminal(folder: str | Path) -> str:
         return ""
     run = select_run(directory)
     parts = []
-    if run.results:
+    if run.tasks:
         parts.append(accuracy_table(run))
+    if run.loss_tasks:
+        parts.append(losses_table(run))
     noticed = warnings(run)
     if noticed:
         parts.append(_wrapped("Read this first", [line for w in noticed for line in _notice(w)]))
@@ -93,6 +97,18 @@ def accuracy_table(run: SelectRun) -> str:
         "choices by likelihood per token; raw: by whole likelihood. Majority: what always answering the most common "
         "true label gets." + (" !: the arm collapsed onto one label, in an average on some task." if broken else "")
     )
+    return "\n".join([*textwrap.wrap(text, WIDTH), *align(rows, rules)])
+
+
+def losses_table(run: SelectRun) -> str:
+    """Both means of the held-out loss a task and arm, and the perplexity; what each was trained on, unless the table of
+    accuracies says it."""
+    rows = [["task", "examples", "tokens", "left out", *(label(arm.title) for arm in run.evaluated)], *loss_rows(run)]
+    rules = {1}
+    if not run.tasks:
+        rules.add(len(rows))
+        rows += _training_rows(run, run.evaluated)
+    text = f"{WHAT} In brackets {confidence(run)} bootstrap intervals over examples."
     return "\n".join([*textwrap.wrap(text, WIDTH), *align(rows, rules)])
 
 
@@ -152,14 +168,22 @@ def _most(entry: Any) -> str:
 
 
 def paired_lines(run: SelectRun) -> str:
-    """Every pair of arms on a line of its own, both kinds of likelihood, with a mark where an arm has collapsed."""
+    """Every pair of arms on a line of its own, both kinds of likelihood, with a mark where an arm has collapsed; then
+    likewise of losses."""
     broken = collapses(run)
     found: dict[tuple[str, str], list[str]] = {}
-    for d in differences(run):
+    for d in accuracy_differences(run):
         hit = dict.fromkeys(run.title(c.arm) for c in collapsed_in(d, broken))
         mark = f" (COLLAPSED: {', '.join(hit)})" if hit else ""
         found.setdefault((d.a, d.b), []).append(f"{d.kind} {bracket(d)}{mark}")
     lines = [f"{run.title(a)} minus {run.title(b)}, paired: {'; '.join(kinds)}" for (a, b), kinds in found.items()]
+    losses: dict[tuple[str, str], list[str]] = {}
+    for d in loss_differences(run):
+        losses.setdefault((d.a, d.b), []).append(f"{WORDS[d.kind]} {bracket(d)}")
+    lines += [
+        f"{run.title(a)} minus {run.title(b)}, held-out loss, paired: {'; '.join(kinds)}"
+        for (a, b), kinds in losses.items()
+    ]
     return "\n".join(lines)
 
 

@@ -9,11 +9,12 @@ from ntk_jax.pipelines.select.report.cost import cost
 from ntk_jax.pipelines.select.report.direction import direction
 from ntk_jax.pipelines.select.report.evaluation import evaluation
 from ntk_jax.pipelines.select.report.examples import examples
-from ntk_jax.pipelines.select.report.findings import pool_sentence, verdict
+from ntk_jax.pipelines.select.report.findings import pool_sentence
 from ntk_jax.pipelines.select.report.run import SelectRun, select_run
 from ntk_jax.pipelines.select.report.scores import lengths, scores
 from ntk_jax.pipelines.select.report.selection import families
 from ntk_jax.pipelines.select.report.training import data, training
+from ntk_jax.pipelines.select.report.verdict import verdict
 from ntk_jax.pipelines.select.report.warnings import warnings
 from ntk_jax.report.amounts import NOTHING, count, finite
 from ntk_jax.report.layout import Fact, Part

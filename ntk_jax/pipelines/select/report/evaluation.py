@@ -6,15 +6,16 @@ from typing import Any
 
 from ntk_jax.pipelines.select.report.findings import (
     Collapse,
+    accuracy_differences,
     bracket,
     collapsed_in,
     collapses,
     confidence,
     counts,
-    differences,
     most_common,
 )
 from ntk_jax.pipelines.select.report.layout import section
+from ntk_jax.pipelines.select.report.losses import loss_figure, loss_pairs, loss_table
 from ntk_jax.pipelines.select.report.run import KINDS, Arm, SelectRun
 from ntk_jax.report.amounts import NOTHING, count, finite, general, percent, points
 from ntk_jax.report.figures import Mark, WhiskerRow, whiskers
@@ -24,19 +25,23 @@ from ntk_jax.report.text import label
 
 
 def evaluation(run: SelectRun) -> Section:
-    """The section with the accuracy figures and tables."""
+    """The section with the figures and tables of accuracy, and of held-out loss."""
     missing, broken = None, collapses(run)
     if not run.results or not run.evaluated:
         missing = run.directory.missing("evaluate", "evaluation")
-    overview = [_paired_figure(run, broken), _average_figure(run)] if not missing else []
+    overview = [_paired_figure(run, broken), _average_figure(run)] if not missing and run.tasks else []
+    loss_drawn = loss_figure(run)
     panels = [_task_figure(run, task) for task in run.tasks] if len(run.tasks) > 1 else []
     return section(
         "evaluation",
         "Evaluation",
         missing=missing,
         overview=[figure for figure in overview if figure is not None],
-        accuracies=_accuracy_table(run, broken) if not missing else None,
+        accuracies=_accuracy_table(run, broken) if not missing and run.tasks else None,
         paired=_paired_table(run, broken),
+        losses=loss_table(run),
+        loss_pairs=loss_pairs(run),
+        loss_figures=[loss_drawn] if loss_drawn else [],
         panels=[panel for panel in panels if panel is not None],
         predicted=[found for task in run.tasks if (found := _predicted(run, task, broken)) is not None],
     )
@@ -112,7 +117,7 @@ def _choices(task: dict[str, Any]) -> str:
 
 
 def _paired_figure(run: SelectRun, broken: list[Collapse]) -> Figure | None:
-    found, arms = differences(run), {arm.name: arm for arm in run.arms}
+    found, arms = accuracy_differences(run), {arm.name: arm for arm in run.arms}
     rows = []
     for a, b in dict.fromkeys((d.a, d.b) for d in found if d.a in arms and d.b in arms):
         marks = tuple(
@@ -143,7 +148,7 @@ def _paired_figure(run: SelectRun, broken: list[Collapse]) -> Figure | None:
 
 def _paired_table(run: SelectRun, broken: list[Collapse]) -> Table | None:
     """Every difference, with a mark where one of its arms has collapsed."""
-    found = differences(run)
+    found = accuracy_differences(run)
     rows: list[list[object]] = []
     for a, b in dict.fromkeys((d.a, d.b) for d in found):
         cells = []

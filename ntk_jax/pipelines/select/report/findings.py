@@ -1,4 +1,4 @@
-"""What the numbers say, in words that the page and the terminal share: the verdict against every control.
+"""What the numbers say, in words that the page and the terminal share: the verdict by accuracy against every control.
 
 The wording follows the interval: a difference whose interval includes zero is never called a gain or a loss, and one
 in which an arm has collapsed onto one label is never called a gain.
@@ -6,11 +6,12 @@ in which an arm has collapsed onto one label is never called a gain.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ntk_jax.pipelines.select.report.run import KINDS, Arm, SelectRun
-from ntk_jax.report.amounts import count, finite, percent, points, times
+from ntk_jax.report.amounts import count, finite, nats, percent, points, times
 from ntk_jax.report.reading import mapping, records
 from ntk_jax.report.text import label as short_label
 
@@ -34,7 +35,8 @@ class Collapse:
 
 @dataclass(frozen=True)
 class Difference:
-    """The paired difference of two arms' average accuracies, a − b, with its interval."""
+    """The paired difference of two arms' averages, a − b, with its interval: of accuracies, or where `unit` says so of
+    losses, of which the lower is the better."""
 
     a: str
     b: str
@@ -42,15 +44,17 @@ class Difference:
     value: float
     low: float
     high: float
+    unit: str = "points"
 
     @property
     def sign(self) -> int:
-        """+1 or −1 when the interval excludes zero, else 0."""
-        return 1 if self.low > 0 else -1 if self.high < 0 else 0
+        """+1 (a is better) or −1 (worse) when the interval excludes zero, else 0."""
+        above = 1 if self.low > 0 else -1 if self.high < 0 else 0
+        return above if self.unit == "points" else -above
 
     def turned(self) -> Difference:
         """The same as b − a."""
-        return Difference(self.b, self.a, self.kind, -self.value, -self.high, -self.low)
+        return Difference(self.b, self.a, self.kind, -self.value, -self.high, -self.low, self.unit)
 
 
 def leading_arm(run: SelectRun) -> Arm | None:
@@ -69,19 +73,27 @@ def controls(run: SelectRun) -> list[Arm]:
     return sorted(rest, key=lambda arm: (arm.name != "domain", arm.name == "base"))
 
 
-def differences(run: SelectRun) -> list[Difference]:
-    """The differences that hold finite numbers; those of the leading arm first, in the order of its controls."""
+def accuracy_differences(run: SelectRun) -> list[Difference]:
+    """The differences of average accuracies."""
+    return differences(run, run.results.get("paired"), KINDS, "points")
+
+
+def differences(run: SelectRun, pairs: Any, kinds: Sequence[str], unit: str) -> list[Difference]:
+    """The differences that hold finite numbers; those of the leading arm first, in the order of its controls. pairs: as
+    results.json has them. kinds: the one that leads first."""
     leading, order = leading_arm(run), {arm.name: i for i, arm in enumerate(controls(run))}
     found = []
-    for pair in records(run.results.get("paired")):
+    for pair in records(pairs):
         value, low, high = (finite(pair.get(key)) for key in ("difference", "low", "high"))
         if value is None or low is None or high is None:
             continue
-        item = Difference(str(pair.get("a")), str(pair.get("b")), str(pair.get("kind")), value, low, high)
+        if pair.get("kind") not in kinds:
+            continue
+        item = Difference(str(pair.get("a")), str(pair.get("b")), str(pair.get("kind")), value, low, high, unit)
         found.append(item.turned() if leading and item.b == leading.name else item)
 
     def place(d: Difference) -> tuple[bool, int, str, bool]:
-        return not leading or d.a != leading.name, order.get(d.b, len(order)), d.a, d.kind != KINDS[0]
+        return not leading or d.a != leading.name, order.get(d.b, len(order)), d.a, d.kind != kinds[0]
 
     return sorted(found, key=place)
 
@@ -91,30 +103,21 @@ def confidence(run: SelectRun) -> str:
     return percent(run.results.get("confidence"), 0)
 
 
-def verdict(run: SelectRun) -> list[str]:
-    """The finding, then one sentence for every control, then what qualifies them."""
-    if not run.results:
-        return [
-            "Nothing has been evaluated yet, so this run supports no finding about accuracy.",
-            *useful_sentence(run),
-        ]
-    leading, found, broken = leading_arm(run), differences(run), collapses(run)
-    compared = []
-    for control in controls(run):
-        pair = [d for d in found if leading and (d.a, d.b) == (leading.name, control.name)]
-        by_kind = {d.kind: d for kind in KINDS for d in pair if d.kind == kind}
-        if by_kind:
-            compared.append(by_kind)
-    if not compared or leading is None:
-        return ["The arms were evaluated, but no paired difference was computed.", *useful_sentence(run)]
+def accuracy_verdict(run: SelectRun) -> list[str]:
+    """The finding by accuracy, then one sentence for every control; nothing where no accuracies are compared."""
+    leading, broken = leading_arm(run), collapses(run)
+    compared = against_controls(run, accuracy_differences(run))
     lines = [_against(run, by_kind, broken) for by_kind in compared]
-    if len(lines) > 1:
+    if len(lines) > 1 and leading is not None:
         lines.insert(0, _in_short(run, leading, compared, broken))
-    left = [f"“{arm.title}”" for arm in run.arms if arm not in run.evaluated]
-    if left:
-        lines.append(f"Not evaluated, so not compared: {', '.join(left)}.")
-    last = f"Brackets are {confidence(run)} intervals over the choice of questions, not over training seeds."
-    return [*lines, last, *useful_sentence(run)]
+    return lines
+
+
+def against_controls(run: SelectRun, found: Sequence[Difference]) -> list[dict[str, Difference]]:
+    """For each control that the leading arm is compared with, the differences by their kind, in the order found."""
+    leading = leading_arm(run)
+    pairs = ([d for d in found if leading and (d.a, d.b) == (leading.name, c.name)] for c in controls(run))
+    return [{d.kind: d for d in pair} for pair in pairs if pair]
 
 
 def _in_short(run: SelectRun, leading: Arm, compared: list[dict[str, Difference]], broken: list[Collapse]) -> str:
@@ -142,7 +145,7 @@ def _against(run: SelectRun, by_kind: dict[str, Difference], broken: list[Collap
     if d.sign > 0 and hit:
         text = f"No gain of “{a}” over “{b}” is shown, though the numbers differ by {bracket(d)}, {kind}"
     elif d.sign:
-        text = f"“{a}” is {_better(d)} than “{b}” by {_size(d)}, {kind}"
+        text = f"“{a}” is {_better(d)} than “{b}” by {size(d)}, {kind}"
     else:
         text = f"Cannot tell “{a}” from “{b}”: {bracket(d)}, {kind}"
     text += f"; {_collapsed_words(run, hit)}." if hit else "."
@@ -155,14 +158,14 @@ def _raw(run: SelectRun, d: Difference, other: Difference, broken: list[Collapse
     spoilt, hit = collapsed_in(d, broken), collapsed_in(other, broken)
     if spoilt and d.sign > 0 and not hit:  # there is no verdict that raw could agree with
         text = "By raw likelihood neither has collapsed: "
-        text += f"{_better(other)} by {_size(other)}" if other.sign else f"cannot tell, {bracket(other)}"
+        text += f"{_better(other)} by {size(other)}" if other.sign else f"cannot tell, {bracket(other)}"
     elif other.sign == d.sign:
         text = f"Raw {'shows none either' if spoilt and d.sign > 0 else 'agrees'} ({bracket(other)})"
     elif other.sign > 0 and hit:
         text = f"Raw disagrees, but shows no gain either: {bracket(other)}"
     else:
         text = "Raw disagrees: "
-        text += f"{_better(other)} by {_size(other)}" if other.sign else f"cannot tell, {bracket(other)}"
+        text += f"{_better(other)} by {size(other)}" if other.sign else f"cannot tell, {bracket(other)}"
     if hit and {c.arm for c in hit} <= {c.arm for c in spoilt}:
         return f"{text}; COLLAPSED too."
     return text + (f"; {_collapsed_words(run, hit)}." if hit else ".")
@@ -172,16 +175,21 @@ def _better(d: Difference) -> str:
     return "better" if d.sign > 0 else "worse"
 
 
-def _size(d: Difference) -> str:
+def size(d: Difference) -> str:
     """Magnitudes, because the word before says which way: 19.2 points [13.7, 24.5]."""
-    d = d if d.sign > 0 else d.turned()
-    value, low, high = (points(x).removeprefix("+") for x in (d.value, d.low, d.high))
-    return f"{value} points [{low}, {high}]"
+    d = d if d.low > 0 else d.turned()
+    value, low, high = (_signed(d, x).removeprefix("+") for x in (d.value, d.low, d.high))
+    return f"{value} {d.unit} [{low}, {high}]"
 
 
 def bracket(d: Difference) -> str:
     """+12.2 points [+7.2, +17.5]."""
-    return f"{points(d.value)} points [{points(d.low)}, {points(d.high)}]"
+    value, low, high = (_signed(d, x) for x in (d.value, d.low, d.high))
+    return f"{value} {d.unit} [{low}, {high}]"
+
+
+def _signed(d: Difference, value: float) -> str:
+    return points(value) if d.unit == "points" else nats(value)
 
 
 def collapsed_in(d: Difference, broken: list[Collapse]) -> list[Collapse]:

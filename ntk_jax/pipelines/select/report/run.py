@@ -74,6 +74,16 @@ class SelectRun:
         return records(self.results.get("tasks"))
 
     @property
+    def losses(self) -> dict[str, Any]:
+        """What was found of held-out loss; empty where it was not taken."""
+        return mapping(self.results.get("loss"))
+
+    @property
+    def loss_tasks(self) -> list[dict[str, Any]]:
+        """The tasks whose loss was taken."""
+        return records(self.losses.get("tasks"))
+
+    @property
     def evaluated(self) -> list[Arm]:
         """The arms with results, in the plan's order."""
         seen = {str(arm.get("name")) for arm in records(self.results.get("arms"))}

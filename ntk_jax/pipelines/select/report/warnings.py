@@ -99,21 +99,32 @@ def _lesson(title: str, tokens: float | None, against: float | None, share: floa
 def _cut_questions(run: SelectRun) -> list[Notice]:
     found = []
     cut, out = [], []
-    for task in run.tasks:
-        asked, name = finite(task.get("questions")) or 0.0, str(task.get("name"))
+    accuracies = {str(task.get("name")): (task, "questions") for task in run.tasks}
+    losses = {str(task.get("name")): (task, "examples") for task in run.loss_tasks}
+    for name, (task, what) in (losses | accuracies).items():
+        asked = finite(task.get(what)) or 0.0
         truncated = finite(task.get("truncated")) or 0.0
         left_out = sum(finite(n) or 0.0 for n in mapping(task.get("dropped")).values())
         if asked and truncated > WORTH_SAYING * asked:
-            cut.append(f"{name}: {count(truncated)} of its {count(asked)} questions ({percent(truncated / asked)}).")
+            cut.append(f"{name}: {count(truncated)} of its {count(asked)} {what} ({percent(truncated / asked)}).")
         if left_out > WORTH_SAYING * (asked + left_out):
             reasons = ", ".join(f"{count(n)} {why}" for why, n in sorted(mapping(task.get("dropped")).items()))
-            out.append(f"{name}: {count(left_out)} of {count(asked + left_out)} questions ({reasons}).")
+            out.append(f"{name}: {count(left_out)} of {count(asked + left_out)} {what} ({reasons}).")
     if cut:
         text = "The start of their prompt was cut to model.max_length."
-        found.append(Notice("evaluation", "Questions were truncated", text, tuple(cut)))
+        found.append(Notice("evaluation", f"{_what(cut)} were truncated", text, tuple(cut)))
     if out:
-        found.append(Notice("evaluation", "Questions were left out", "The accuracies do not count them.", tuple(out)))
+        which = {"Questions": "The accuracies do", "Examples": "The losses do"}.get(
+            _what(out), "Accuracies and losses do"
+        )
+        found.append(Notice("evaluation", f"{_what(out)} were left out", f"{which} not count them.", tuple(out)))
     return found
+
+
+def _what(cases: list[str]) -> str:
+    """What the cases are about: questions, examples, or both."""
+    found = [word for word in ("questions", "examples") if any(f" {word} (" in case for case in cases)]
+    return " and ".join(found).capitalize()
 
 
 def _cut_examples(run: SelectRun) -> Iterator[Notice]:

@@ -1,0 +1,113 @@
+"""What a file is evaluated for: accuracy where its records have choices, held-out loss where they have none. And the
+comparison of arms by both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ntk_jax.data.sources import read_records, sample_indices
+from ntk_jax.errors import UserError
+from ntk_jax.evaluation.accuracy import compare, task_files
+from ntk_jax.evaluation.choice import check_question
+from ntk_jax.evaluation.loss import compare_losses
+
+METRICS = ("accuracy", "loss")
+
+
+@dataclass(frozen=True)
+class Task:
+    """name: of its results. where: the file, for messages. records: all, or the sample that is used. metrics: some of
+    `METRICS`, in that order."""
+
+    name: str
+    where: str
+    records: list[dict[str, Any]]
+    metrics: tuple[str, ...]
+
+
+def read_tasks(
+    files: Sequence[str], metrics: Sequence[str] | None = None, *, limit: int | None = None, seed: int = 0
+) -> list[Task]:
+    """The tasks of files or globs, each file one. metrics: see `metrics_of`. limit: a seeded sample of each file.
+
+    Raises UserError: as `task_files` and `read_records`, and naming file and record as `metrics_of`.
+    """
+    check_metrics(metrics)
+    return [
+        task_of(name, file, list(read_records(file)), metrics, limit=limit, seed=seed)
+        for name, file in task_files(files).items()
+    ]
+
+
+def task_of(
+    name: str,
+    where: str,
+    records: list[dict[str, Any]],
+    metrics: Sequence[str] | None = None,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Task:
+    """A task of checked records in memory. Raises UserError as `metrics_of`."""
+    found = metrics_of(records, where, metrics)
+    chosen = sample_indices(len(records), limit, seed)
+    return Task(name, where, records if chosen is None else [records[i] for i in chosen], found)
+
+
+def check_metrics(metrics: Sequence[str] | None) -> None:
+    """Raises UserError for what is neither None nor a list of `METRICS`, at least one."""
+    for name in metrics if metrics is not None else METRICS:
+        if name not in METRICS:
+            raise UserError(f"metrics: {name!r} is not one of {', '.join(METRICS)}")
+    if metrics is not None and not metrics:
+        raise UserError(f"metrics is empty; give {' or '.join(METRICS)}, or leave it out")
+
+
+def metrics_of(records: Sequence[Mapping[str, Any]], where: str, asked: Sequence[str] | None = None) -> tuple[str, ...]:
+    """What the records of a file are evaluated for. asked: None for accuracy where they have choices and loss where
+    they have none; or some of `METRICS`, where `loss` may be taken of any record with a response.
+
+    Raises UserError, naming file and record: accuracy alone is asked for and there are no choices, only some records
+    have choices, or a record is no question.
+    """
+    if asked is not None and "accuracy" not in asked:
+        return ("loss",)
+    without = next((record for record in records if not record.get("choices")), None)
+    if without is not None:
+        if asked is not None and "loss" not in asked:
+            raise UserError(
+                f'{where}: record {without["id"]!r} has no choices, and accuracy needs them ("choices": [...], '
+                '"answer": index); the metric for records without is loss'
+            )
+        if any(record.get("choices") for record in records):
+            raise UserError(
+                f"{where}: record {without['id']!r} has no choices, but others of the file have; put questions and "
+                "other examples into files of their own, or ask for loss alone"
+            )
+        return ("loss",)
+    for record in records:
+        check_question(record, where)
+    return tuple(name for name in METRICS if name in (asked or ("accuracy",)))
+
+
+def comparison(
+    predictions: Mapping[str, Mapping[str, Any]],
+    losses: Mapping[str, Mapping[str, Any]],
+    *,
+    bootstrap: int,
+    confidence: float,
+    seed: int,
+) -> dict[str, Any]:
+    """The body of results.json: what `compare` gives of the tasks with accuracies (no tasks, no averages and no pairs
+    where there are none), and under `loss` what `compare_losses` gives, where there are losses.
+
+    predictions, losses: {arm: {task: lines}}. Raises UserError as these.
+    """
+    found: dict[str, Any] = {"tasks": [], "average": {}, "paired": [], "confidence": confidence, "bootstrap": bootstrap}
+    if any(predictions.values()):
+        found = compare(predictions, bootstrap=bootstrap, confidence=confidence, seed=seed)
+    if any(losses.values()):
+        found["loss"] = compare_losses(losses, bootstrap=bootstrap, confidence=confidence, seed=seed)
+    return found

@@ -1,0 +1,73 @@
+"""Files that models are evaluated on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from files_found.case import Case
+from ntk_jax.errors import UserError
+from ntk_jax.evaluation.tasks import read_tasks
+
+TITLE = "Files to evaluate on (`evaluate.files`)"
+
+QUESTION = {"id": "q", "prompt": "2 + 2 =", "choices": ["3", "4"], "answer": 1}
+PLAIN = {"id": "p", "prompt": "2 + 2 =", "response": "4"}
+CHAT = {"id": "c", "messages": [{"role": "user", "content": "2 + 2 ="}, {"role": "assistant", "content": "4"}]}
+
+
+def _file(folder: Path, records: list[dict[str, Any]], name: str = "exam.jsonl") -> str:
+    path = folder / name
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def _gives(records: list[dict[str, Any]], asked: list[str] | None, *metrics: str) -> Any:
+    def check(folder: Path) -> None:
+        (task,) = read_tasks([_file(folder, records)], asked)
+        assert task.metrics == metrics and len(task.records) == len(records)
+
+    return check
+
+
+def _refused(records: list[dict[str, Any]], asked: list[str] | None, message: str) -> Any:
+    def check(folder: Path) -> None:
+        with pytest.raises(UserError, match=message):
+            read_tasks([_file(folder, records)], asked)
+
+    return check
+
+
+def _parquet(folder: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = {"id": ["a", "b"], "prompt": ["1 =", "2 ="], "response": ["1", "2"], "choices": [None, None]}
+    parquet.write_table(arrow.table(columns), folder / "notes.parquet")
+    (task,) = read_tasks([str(folder / "notes.parquet")])
+    assert task.metrics == ("loss",)
+
+
+CASES: list[Case] = [
+    Case("every record has `choices` and `answer`", "accuracy", _gives([QUESTION], None, "accuracy")),
+    Case("no record has `choices`", "held-out loss of the responses", _gives([PLAIN], None, "loss")),
+    Case("`messages` that end with the assistant's", "held-out loss of the last message", _gives([CHAT], None, "loss")),
+    Case("a column `choices` that is null in every row", "as if it were not there: held-out loss", _parquet),
+    Case(
+        "some records have `choices`, others have none",
+        "refused, naming a record that has none; `evaluate.metrics: [loss]` takes them all",
+        _refused([QUESTION, PLAIN], None, "record 'p' has no choices, but others of the file have"),
+    ),
+    Case(
+        "`choices`, and `evaluate.metrics: [accuracy, loss]`",
+        "accuracy, and the loss of `response`, which is the right choice where it is left out",
+        _gives([QUESTION], ["accuracy", "loss"], "accuracy", "loss"),
+    ),
+    Case("`choices`, and `evaluate.metrics: [loss]`", "held-out loss alone", _gives([QUESTION], ["loss"], "loss")),
+    Case(
+        "no `choices`, and `evaluate.metrics: [accuracy]`",
+        "refused, naming the record",
+        _refused([PLAIN], ["accuracy"], "record 'p' has no choices, and accuracy needs them"),
+    ),
+]
