@@ -30,7 +30,13 @@ def is_columnar(path: Path) -> bool:
 def read_file(path: Path) -> Iterator[dict[str, Any]]:
     """Streams the rows of a Parquet or Arrow file as dicts. Raises UserError: unreadable or damaged."""
     for batch in _batches(path):
-        for row in batch.to_pylist():
+        try:
+            # Offsets of a damaged file may point anywhere, and pyarrow follows them unless it is asked to look first.
+            batch.validate(full=True)
+            rows = batch.to_pylist()
+        except (ValueError, OSError, OverflowError) as error:
+            raise _unreadable(path, error) from None
+        for row in rows:
             yield plain(row)
 
 
