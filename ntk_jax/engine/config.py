@@ -180,6 +180,8 @@ def _values(hint: Any) -> str:
     if origin is tuple:
         name, comma, range_ = _values(args[0]).partition(",")
         return f"list of {name}s{comma}{range_}"
+    if origin is Mapping:
+        return "mapping"
     return {str: "text", int: "whole number", float: "number", bool: "true or false"}.get(hint, str(hint))
 
 
@@ -268,6 +270,10 @@ def _coerce(value: Any, hint: Any, where: str, key: str) -> Any:
         if not isinstance(items, (list, tuple)):
             raise UserError(f"{where}: {key} must be a list, got {value!r}")
         return tuple(_coerce(item, args[0], where, key) for item in items)
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{where}: {key} must be a mapping, got {value!r}")
+        return dict(value)
     if hint is float and isinstance(value, str):  # YAML 1.1 reads 2e-5 as text
         with contextlib.suppress(ValueError):
             value = float(value)

@@ -19,7 +19,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ntk_jax.builtin.paths import DATA as BUILTIN_DATA
-from ntk_jax.data.sources import read_records, sample_indices
+from ntk_jax.data.formats import AUTO, Reading
+from ntk_jax.data.sources import read, sample_indices
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.bootstrap import interval, resampled_means
 from ntk_jax.evaluation.choice import check_question, choice_log_likelihoods
@@ -43,10 +44,12 @@ def evaluate(
     seed: int = 0,
     mesh: Mesh | None = None,
     progress: Callable[[str], Progress] | None = None,
+    reading: Reading = AUTO,
 ) -> dict[str, dict[str, Any]]:
     """Predictions of one model on every file: {task name: {"predictions", "dropped", "tokens", "flops"}}.
 
     files: paths, globs (each file one task), or what `read_records` takes. limit: a seeded sample of each file.
+    reading: how they are read.
     progress: makes the callback of a task from its name.
     predictions: a dict a question, in file order: id, answer, choices, log_likelihoods [C], lengths [C], raw and
     normalized (predicted index; ties go to the first) and truncated if the prompt lost its start; or id and dropped
@@ -55,7 +58,7 @@ def evaluate(
     """
     results = {}
     for name, file in task_files(files).items():
-        records = read_questions(file)
+        records = read_questions(file, reading)
         chosen = sample_indices(len(records), limit, seed)
         if chosen is not None:
             records = [records[i] for i in chosen]
@@ -200,9 +203,9 @@ def compare(
     }
 
 
-def read_questions(file: str) -> list[dict[str, Any]]:
+def read_questions(file: str, reading: Reading = AUTO) -> list[dict[str, Any]]:
     """The records of one task. Raises `UserError` naming file and id for one that is not a multiple-choice question."""
-    records = list(read_records(file))
+    records = list(read(file, reading))
     for record in records:
         check_question(record, file)
     return records

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from ntk_jax.data.batch import TokenRow
+from ntk_jax.data.formats import Reading
 from ntk_jax.data.sources import count_records, read_chosen, sample_indices
 from ntk_jax.data.templates import render, uses_chat
 from ntk_jax.data.tokens import ChoiceRow, Dropped, encode, encode_choices
@@ -20,6 +21,7 @@ from ntk_jax.kernels import selftest
 from ntk_jax.models.model import Model, dequantized, quantized
 from ntk_jax.parallel.mesh import make_mesh
 from ntk_jax.pipelines.common.model import run_model
+from ntk_jax.pipelines.common.reading import reading_of
 
 TOLERANCE = 1e-4  # relative, fp32
 _SLOW = "differences of the same model in float64"
@@ -190,6 +192,7 @@ class _Files:
         """A seeded sample over all files of a set: lengths, what is cut and what is dropped."""
         if not files:
             raise UserError(f"data.{name} is empty; give at least one file")
+        reading = reading_of(self.config, "data")
         section, total = self.config.model, count_records(files)
         if self.model is None:
             return _uncounted(f"{total:,} records")
@@ -203,7 +206,7 @@ class _Files:
                 template=section.template,
                 add_eos=section.add_eos,
             )
-            for record in _sampled(files, total)
+            for record in _sampled(files, total, reading)
         ]
         kept = [row for row in rows if not isinstance(row, Dropped)]
         if not kept:
@@ -230,7 +233,7 @@ class _Files:
                 template=section.template,
                 overflow=section.overflow,
             )
-            for record in _sampled(path, total)
+            for record in _sampled(path, total, reading_of(self.config, "evaluate"))
         ]
         kept = [row for row in rows if isinstance(row, ChoiceRow)]
         if not kept:
@@ -245,9 +248,9 @@ class _Files:
         )
 
 
-def _sampled(files: Any, total: int) -> list[Any]:
+def _sampled(files: Any, total: int, reading: Reading) -> list[Any]:
     chosen = sample_indices(total, SAMPLE, 0)
-    return list(read_chosen(files, range(total) if chosen is None else chosen.tolist()))
+    return list(read_chosen(files, range(total) if chosen is None else chosen.tolist(), reading))
 
 
 def _uncounted(text: str) -> Doubt:

@@ -3,12 +3,14 @@ pipeline."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from ntk_jax.kernels.names import NormalizationName, ObjectiveName
 from ntk_jax.settings import Count, Fraction, Natural, NotNegative, Positive, Range, setting
 
+Format = Literal["auto", "records", "alpaca", "sharegpt", "openai", "text"]
 Axis = Annotated[int, Range(-1)]  # of the mesh; `make_mesh` has the last word
 
 
@@ -55,6 +57,10 @@ class DataSection:
         (), "the domain's examples: files, globs, builtin:NAME, tfds:NAME/SPLIT or hf:NAME/SPLIT"
     )
     pool: tuple[str, ...] = setting((), "the general pool: files, globs and names as of data.domain")
+    format: Format = setting("auto", "what the files of both are; auto: each is recognised by its first record")
+    columns: Mapping[str, Any] | None = setting(
+        None, "where a record's fields come from, as {prompt: question}; or such a mapping for each {file pattern: ...}"
+    )
     domain_limit: Count | None = setting(None, "a seeded sample of so many of the domain; null: all of it")
     pool_limit: Count | None = setting(None, "a seeded sample of so many of the pool; null: all of it")
 
@@ -111,6 +117,8 @@ class EvaluateSection:
     """Multiple-choice files and the arms compared on them."""
 
     files: tuple[str, ...] = setting((), "multiple-choice files; each is a task")
+    format: Format = setting("auto", "what these files are, as data.format")
+    columns: Mapping[str, Any] | None = setting(None, "where the fields of a question come from, as data.columns")
     limit: Count | None = setting(None, "a seeded sample of so many questions of each file; null: all")
     arms: tuple[str, ...] | None = setting(
         None,

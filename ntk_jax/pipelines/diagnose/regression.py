@@ -25,6 +25,7 @@ from ntk_jax.kernels.regression import accuracy, choose_ridge, kernel_ridge, one
 from ntk_jax.kernels.rows import layout_for
 from ntk_jax.kernels.stability import Checkpoint
 from ntk_jax.models.model import Model, with_lora
+from ntk_jax.pipelines.common.reading import reading_of
 from ntk_jax.pipelines.diagnose.state import DiagnoseRun
 
 PROBES = 4  # of the centred trace's estimate: more cost memory and change little here
@@ -109,7 +110,7 @@ def _questions(run: DiagnoseRun) -> list[Record]:
     """A seeded sample of each file's questions."""
     found: list[Record] = []
     for file in task_files(run.config.evaluate.files).values():
-        records = read_questions(file)
+        records = read_questions(file, reading_of(run.config, "evaluate"))
         chosen = sample_indices(len(records), run.config.diagnose.questions, run.config.seed)
         found += records if chosen is None else [records[i] for i in chosen]
     return found

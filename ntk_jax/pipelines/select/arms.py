@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ntk_jax.errors import UserError
+from ntk_jax.pipelines.common.reading import formats
 from ntk_jax.pipelines.select.config import SelectConfig, arms_of
 from ntk_jax.selection.rankers import RANKERS
 
@@ -69,6 +70,7 @@ def facts(config: SelectConfig) -> dict[str, Any]:
     from ntk_jax.pipelines.select.select import label_of
 
     return {
+        "formats": formats(config),
         "arms": [{"name": arm.name, "title": arm.title} for arm in arms(config)],
         "methods": [
             {"name": method, "title": RANKERS[method].title, "label": label_of(config, method)}
@@ -84,6 +86,8 @@ def _arm(name: str) -> Arm:
         return Arm(name, "domain only")
     if name.startswith(FILE):
         path = name.removeprefix(FILE)
-        stem = re.sub(r"\.(jsonl|json|ndjson|gz|xz|parquet|arrow)\b", "", Path(path.removeprefix("builtin:")).name)
+        stem = re.sub(
+            r"\.(jsonl|json|ndjson|csv|tsv|gz|xz|zst|parquet|arrow)\b", "", Path(path.removeprefix("builtin:")).name
+        )
         return Arm(f"file-{stem}", f"domain + {Path(path).name}", file=path)
     return Arm(name, f"domain + {name}", method=name)

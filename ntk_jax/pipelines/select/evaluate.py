@@ -14,6 +14,7 @@ from ntk_jax.errors import UserError
 from ntk_jax.evaluation.accuracy import compare, read_questions, task_files
 from ntk_jax.evaluation.accuracy import evaluate as evaluate_files
 from ntk_jax.parallel import hosts
+from ntk_jax.pipelines.common.reading import reading_of, say_formats
 from ntk_jax.pipelines.select.arms import Arm, arms
 from ntk_jax.pipelines.select.config import SelectConfig
 from ntk_jax.pipelines.select.state import SelectRun
@@ -33,13 +34,10 @@ def check(config: SelectConfig) -> None:
 
 def check_inputs(run: SelectRun, closing: bool) -> None:
     """Raises UserError for an evaluation file that is absent or holds anything but multiple-choice questions."""
-    check_questions(run.config.evaluate.files)
-
-
-def check_questions(files: tuple[str, ...]) -> None:
-    """Raises UserError as `check_inputs`."""
-    for file in task_files(files).values():
-        read_questions(file)
+    reading, files = reading_of(run.config, "evaluate"), task_files(run.config.evaluate.files).values()
+    say_formats(run.job.progress, "evaluate.files", tuple(files), reading)
+    for file in files:
+        read_questions(file, reading)
 
 
 def evaluate(run: SelectRun, folder: Path) -> Facts:
@@ -74,6 +72,7 @@ def _predict(run: SelectRun, arm: Arm, place: Path, clock: Clock) -> None:
         seed=config.seed,
         mesh=run.model.mesh,
         progress=functools.partial(_progress, run, arm, clock),
+        reading=reading_of(config, "evaluate"),
     )
     make_folder(place)
     for name, task in tasks.items():

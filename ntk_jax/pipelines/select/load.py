@@ -23,6 +23,7 @@ from ntk_jax.engine.stage import Job
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.accuracy import read_questions, task_files
 from ntk_jax.pipelines.common.pool_run import pool_run
+from ntk_jax.pipelines.common.reading import reading_of
 from ntk_jax.pipelines.common.shape import abstract_model
 from ntk_jax.pipelines.select.config import SelectConfig
 from ntk_jax.pipelines.select.state import SelectRun
@@ -166,7 +167,7 @@ def questions(run: SelectRun, grounds: Grounds) -> Questions:
     records: list[Record] = []
     paths = list(task_files(config.evaluate.files).values())
     for file in paths:
-        found = read_questions(file)
+        found = read_questions(file, reading_of(config, "evaluate"))
         chosen = sample_indices(len(found), config.evaluate.limit, config.seed)
         records += found if chosen is None else [found[i] for i in chosen]
     grounds.known("questions", len(records), f"{len(records):,} in {len(paths)} file(s)", "counted in evaluate.files")
