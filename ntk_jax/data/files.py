@@ -44,11 +44,18 @@ def read_rows(path: Path) -> Iterator[Row]:
     line = [0]  # the last one that was read whole, for messages
     try:
         with open_bytes(path) as file:
-            yield from _table(path, file, TABLES[ending], line) if ending in TABLES else _json(path, file, line)
+            if ending in TABLES or _first(file) == b"[":
+                with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+                    yield from (
+                        _table(path, text, TABLES[ending], line) if ending in TABLES else _array(path, text, line)
+                    )
+            else:
+                yield from _json_lines(path, file, line)
     except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as error:
         raise refused(f"{path}: the compressed file is damaged after line {line[0]} ({error}); copy it anew") from None
     except UnicodeDecodeError:
-        raise refused(f"{path}: not UTF-8 text after line {line[0]}; save the file as UTF-8") from None
+        after = f" after line {line[0]}" if line[0] else ""
+        raise refused(f"{path}: not UTF-8 text{after}; save the file as UTF-8") from None
     except csv.Error as error:
         raise refused(f"{path}:{line[0] + 1}: not a table ({error}); correct the quotes of this row") from None
     except OSError as error:
@@ -76,21 +83,22 @@ def open_bytes(path: Path) -> IO[bytes]:
 
 
 def parse_json(text: str) -> Any:
-    """`json.loads`, but a key that an object has twice is refused, and so is what is nested deeper than `DEEPEST`.
+    """What the JSON text says; a key that an object has twice is refused, and what is nested deeper than `DEEPEST`.
 
     Raises ValueError (JSONDecodeError where it is not JSON); RecursionError.
     """
-    found = json.loads(text, object_pairs_hook=_object)
+    found = _DECODER.decode(text)
     _refuse_deep(found, text.count("[") + text.count("{"))
     return found
 
 
-def _json(path: Path, file: IO[bytes], line: list[int]) -> Iterator[Row]:
-    """A file whose first character is [ is one array, any other has a record on each line."""
+def _first(file: IO[bytes]) -> bytes:
+    """The first character that is no white space. One that is [ begins an array; other files have a record a line."""
     start: bytes = file.peek(64)  # type: ignore[attr-defined]
-    if start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
-        yield from _array(path, io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), line)
-        return
+    return start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+
+
+def _json_lines(path: Path, file: IO[bytes], line: list[int]) -> Iterator[Row]:
     for number, text in enumerate(file, start=1):
         if number == 1:
             text = text.removeprefix(b"\xef\xbb\xbf")  # the mark some editors put at the start
@@ -128,10 +136,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
 def _refuse_deep(value: Any, most: int) -> None:
     """most: no value can be deeper; few texts have so many brackets, and only these are looked at."""
-    level, depth = [value], 0
-    while most > DEEPEST and level:
+    level, depth = [value] if most > DEEPEST else [], 0
+    while level:
         depth += 1
         if depth > DEEPEST + 1:
             raise ValueError(f"it is nested more than {DEEPEST} levels deep")
@@ -145,7 +156,7 @@ def _refuse_deep(value: Any, most: int) -> None:
 class _Text:
     """A text that is read as far as it is looked at. start: where the part that matters begins; line: its line."""
 
-    def __init__(self, file: io.TextIOWrapper) -> None:
+    def __init__(self, file: IO[str]) -> None:
         self.file, self.text, self.start, self.line, self.whole = file, "", 0, 1, False
 
     def more(self) -> bool:
@@ -173,8 +184,8 @@ class _Text:
                 return ""
 
 
-def _array(path: Path, file: io.TextIOWrapper, line: list[int]) -> Iterator[Row]:
-    text, decoder = _Text(file), json.JSONDecoder(object_pairs_hook=_object)
+def _array(path: Path, file: IO[str], line: list[int]) -> Iterator[Row]:
+    text = _Text(file)
     text.next()
     text.skip(text.start + 1)  # the bracket that made it an array
     number = 0
@@ -187,7 +198,7 @@ def _array(path: Path, file: io.TextIOWrapper, line: list[int]) -> Iterator[Row]
             what = "the array ends in the middle" if not found else f"a record must begin here, found {short(found)}"
             raise refused(f"{path}:{text.line}: {what}; an array holds one object for each record")
         number, begun = number + 1, text.line
-        record = _element(path, text, decoder)
+        record = _element(path, text)
         yield number, begun, functools.partial(_given, record)
         found = text.next()
         if found == "]":
@@ -205,11 +216,11 @@ def _array(path: Path, file: io.TextIOWrapper, line: list[int]) -> Iterator[Row]
         raise refused(f"{path}:{text.line}: there is text behind the end of the array; remove it")
 
 
-def _element(path: Path, text: _Text, decoder: json.JSONDecoder) -> Any:
+def _element(path: Path, text: _Text) -> Any:
     """The record that begins at the start of the text."""
     while True:
         try:
-            found, end = decoder.raw_decode(text.text, text.start)
+            found, end = _DECODER.raw_decode(text.text, text.start)
             _refuse_deep(found, text.text.count("[", text.start, end) + text.text.count("{", text.start, end))
         except json.JSONDecodeError as error:
             # Where the text that is there breaks off, the record goes on in what was not read yet.
@@ -232,9 +243,9 @@ def _given(value: Any) -> Any:
 # -- tables --------------------------------------------------------------------------------------------------------
 
 
-def _table(path: Path, file: IO[bytes], delimiter: str, line: list[int]) -> Iterator[Row]:
+def _table(path: Path, file: IO[str], delimiter: str, line: list[int]) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)  # texts are longer than the 128 KiB that the library expects
-    rows = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), delimiter=delimiter, strict=True)
+    rows = csv.reader(file, delimiter=delimiter, strict=True)
     header: list[str] | None = None
     number = 0
     for cells in rows:
@@ -264,4 +275,9 @@ def _header(path: Path, line: int, cells: list[str]) -> list[str]:
     twice = [cell for cell in cells if cells.count(cell) > 1]
     if twice:
         raise refused(f"{path}:{line}: two columns are called {short(twice[0])}; the first row gives each its own name")
+    other = next((mark for mark in ";|\t," if mark in cells[0]), "") if len(cells) == 1 else ""
+    if other:
+        raise refused(
+            f"{path}:{line}: the columns are separated by {short(other)}; write a .csv with commas, or a .tsv"
+        )
     return cells

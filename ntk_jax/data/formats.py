@@ -141,7 +141,7 @@ class Reading:
         """How the rows of a file are read whose first is `row`. Raises UserError: it is of no known format."""
         own = self.own_columns(names)
         if own is None:
-            return recognise(row, where, self.format) if isinstance(row, Mapping) else RECORDS
+            return recognise(row, where, self.format, self.key) if isinstance(row, Mapping) else RECORDS
         return own
 
     @property
@@ -162,25 +162,29 @@ class Reading:
 AUTO = Reading()
 
 
-def recognise(row: Mapping[str, Any], where: str, format: str = "auto") -> Columns:
-    """The columns of a file whose first record is `row`. Raises UserError: a column is missing, or it is not clear
-    which of them hold what."""
+def recognise(row: Mapping[str, Any], where: str, format: str = "auto", key: str = "") -> Columns:
+    """The columns of a file whose first record is `row`. key: as of `Reading`. Raises UserError: a column is missing,
+    or it is not clear which of them hold what."""
     if format == "records":
         return RECORDS
     if format != "auto":
         return _named(row, where, format)
+    if "messages" in row and "response" not in row and ("prompt" in row or _speaks_sharegpt(row["messages"])):
+        return _named(row, where, "sharegpt" if _speaks_sharegpt(row["messages"]) else "openai")
     found = [shape for shape in _SHAPES if all(key in row for key in shape.needs)]
     if found and found[0].name in ("records", "openai"):  # these two may stand in one file
         return RECORDS
     # A shape that has all columns of another one and more is meant.
-    found = [s for s in found if not any(set(s.needs) < set(other.needs) for other in found)]
+    found = [
+        s for s in found if not any(set(s.needs) < {*other.needs, *other.also} for other in found if other is not s)
+    ]
     if len(found) == 1:
         shape = found[0]
         known = {*shape.needs, *shape.also}
         others = [key for key in row if key in _DOUBTFUL - known and row[key] is not None]
         if not others:
             return shape.columns
-    raise _unclear(row, where)
+    raise _unclear(row, where, key)
 
 
 def _named(row: Mapping[str, Any], where: str, format: str) -> Columns:
@@ -193,22 +197,25 @@ def _named(row: Mapping[str, Any], where: str, format: str) -> Columns:
     return shape.columns
 
 
-def _unclear(row: Mapping[str, Any], where: str) -> UserError:
+def _speaks_sharegpt(messages: Any) -> bool:
+    first = messages[0] if isinstance(messages, list) and messages else None
+    return isinstance(first, Mapping) and {"from", "value"} <= set(first)
+
+
+def _unclear(row: Mapping[str, Any], where: str, key: str) -> UserError:
     """What is missing in a record, or what might be meant, with the columns to write down."""
-    lists = [key for key, value in row.items() if isinstance(value, list) and value and isinstance(value[0], Mapping)]
+    lists = [name for name, value in row.items() if isinstance(value, list) and value and isinstance(value[0], Mapping)]
     if len(row) == 1 and lists and lists[0] not in _TALKS:
         return refused(f"{where}: the records are under the key {short(lists[0])}; write that list alone to a file")
-    talks = [key for key in (*_TALKS, "chosen") if isinstance(row.get(key), list)]
-    prompts = [key for key in _PROMPTS if key in row]
-    responses = [key for key in _RESPONSES if key in row]
-    if talks and not (prompts and responses):
+    talks = [name for name in (*_TALKS, "chosen") if name in lists]
+    prompts = [name for name in _PROMPTS if name in row]
+    responses = [name for name in _RESPONSES if name in row and name not in lists]
+    mapping = f"{{prompt: {(prompts or ['...'])[0]}, response: {(responses or ['...'])[0]}}}"
+    if talks and not responses:
         mapping = f"{{messages: {talks[0]}}}"
-    else:
-        mapping = f"{{prompt: {(prompts or ['...'])[0]}, response: {(responses or ['...'])[0]}}}"
-    what = "it is not clear which columns hold the prompt and the response" if prompts and responses else (
-        f'the record has no "{"response" if "prompt" in row else "prompt"}"; a record is {{"prompt", "response"}} or '
-        '{"messages"}'
-    )  # fmt: skip
-    return refused(
-        f"{where}: {what}; keys found: {listed(sorted(map(str, row)))}; say them, such as columns: {mapping}"
-    )
+    missing = "response" if "prompt" in row else "prompt"
+    what = f'the record has no "{missing}"; a record is {{"prompt", "response"}} or {{"messages"}}'
+    if prompts and responses or talks:
+        what = "it is not clear which columns hold the prompt and the response"
+    found = listed(sorted(map(str, row)))
+    return refused(f"{where}: {what}; keys found: {found}; say which, such as {key}columns: {mapping}")

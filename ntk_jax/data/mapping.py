@@ -152,7 +152,7 @@ def _text(value: Any, name: str, where: str) -> str:
 
 
 def _absent(name: str, row: Mapping[str, Any], where: str) -> Exception:
-    near = difflib.get_close_matches(name, list(map(str, row)), n=2, cutoff=0.5)
+    near = difflib.get_close_matches(name, list(map(str, row)), n=2)
     remedy = f"did you mean {' or '.join(near)}?" if near else f"its columns are {listed(row)}"
     return refused(f"{where}: there is no column {short(name)}; {remedy}")
 

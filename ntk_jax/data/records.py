@@ -18,7 +18,8 @@ from ntk_jax.data.talk import turn_of
 Record = dict[str, Any]
 
 _SHAPE = '{"prompt", "response"} or {"messages"}'
-_OURS = ("id", "source", "prompt", "response", "messages", "choices", "answer")
+_TAKEN = ("prompt", "response", "messages", "choices", "answer")  # by a record, whatever else a file calls so
+_OURS = ("id", "source", *_TAKEN)
 
 
 def check_record(
@@ -43,8 +44,6 @@ def check_record(
         raise refused(f"{where}: a record is a JSON object, found {_kind(obj)}; put one object on each line")
     record = {key: value for key, value in obj.items() if value is not None or key not in _OURS}
     _take(record, columns, obj, where)
-    if "messages" in record and "prompt" in record and "response" not in record:
-        del record["prompt"]  # the first message once more
     _fill_name(record, "id", default_id, where)
     _fill_name(record, "source", default_source, where)
     if "choices" in record:
@@ -53,7 +52,7 @@ def check_record(
         if "prompt" in record:
             raise refused(f'{where}: the record has both "messages" and "prompt"; keep one of them')
         _check_messages(record, where)
-    _keep_original(record, obj)
+    _keep_original(record, obj, columns)
     if "messages" in record:
         if record["messages"][-1]["role"] != "assistant":  # a question: `_check_messages` lets no other end so
             answer = {"role": "assistant", "content": record["choices"][record["answer"]]}
@@ -81,19 +80,23 @@ def _take(record: Record, columns: Columns, row: Mapping[str, Any], where: str) 
     if system is None or system == "":
         return
     turn = {"role": "system", "content": system}
-    if "messages" in record:
-        record["messages"] = [turn, *record["messages"]] if isinstance(record["messages"], list) else None
+    talk = record.get("messages")
+    if isinstance(talk, list) and talk and isinstance(talk[0], Mapping):
+        if turn_of(talk[0]).get("role") != "system":
+            record["messages"] = [turn, *talk]
     elif "prompt" in record:
         record["messages"] = [turn, {"role": "user", "content": record.pop("prompt")}]
         if "response" in record:
             record["messages"].append({"role": "assistant", "content": record.pop("response")})
 
 
-def _keep_original(record: Record, row: Mapping[str, Any]) -> None:
+def _keep_original(record: Record, row: Mapping[str, Any], columns: Columns) -> None:
     """Puts columns whose name now stands for something else under "original", and one of that name too."""
-    taken = ("prompt", "response", "messages", "choices", "answer")
-    given = {key: row[key] for key in taken if row.get(key) is not None and record.get(key) is not row[key]}
-    moved = {key: value for key, value in given.items() if record.get(key) != value}
+    moved = {}
+    for key in (*_TAKEN, *(name for name, _ in columns.fields if name not in _TAKEN)):
+        value = row.get(key)
+        if value is not None and record.get(key) is not value and record.get(key) != value:
+            moved[key] = value
     if moved:
         record["original"] = {**({"original": row["original"]} if "original" in row else {}), **moved}
 
