@@ -74,6 +74,11 @@ def remote_stem(item: str | Path) -> str:
 def read_remote(kind: Remote, item: str | Path) -> Iterator[dict[str, Any]]:
     """Streams a tfds or Hugging Face data set. Raises UserError: the library, the data set or the split is missing."""
     rows = _open_tfds(str(item)) if kind == "tfds" else _open_hf(str(item))
+    if kind == "hf":
+        try:
+            rows.data.validate(full=True)  # as in `read_file`: its Arrow files may be damaged
+        except (ValueError, OSError, _library("pyarrow", item).ArrowException) as error:
+            raise refused(f"{item}: its files are damaged ({_first_line(error)}); write the data set anew") from None
     for row in rows:
         yield plain(row)
 
