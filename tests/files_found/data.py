@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from files_found.case import Case
 
+from files_found.case import Case
 from ntk_jax.data.sources import read_records
 from ntk_jax.errors import UserError
 
