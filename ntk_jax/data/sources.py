@@ -203,8 +203,9 @@ def _shaped(source: _Source, reading: Reading) -> Iterator[tuple[Line, Columns]]
     shape: Columns | None = None
     for line in source.lines():
         if shape is None:
-            row, where, _ = line()
-            shape = reading.columns_for(row, where, source.names)
+            first = line()
+            shape = reading.columns_for(first[0], first[1], source.names)
+            line = functools.partial(_parsed, first)
         yield line, shape
 
 

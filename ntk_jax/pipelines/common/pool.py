@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ntk_jax.data.formats import Reading
+from ntk_jax.data.formats import AUTO, Reading
 from ntk_jax.data.records import Record, family_of
 from ntk_jax.data.sources import read, read_chosen, sample_indices
 from ntk_jax.engine.stage import MakeProgress
@@ -40,7 +40,7 @@ class Pool:
     seed: int
     group_by: str
     make_progress: MakeProgress
-    reading: Reading
+    reading: Reading = AUTO
 
     @functools.cached_property
     def census(self) -> Census:
