@@ -235,7 +235,7 @@ def test_an_array_in_pieces_is_what_json_says(
         patch.setattr(files, "_CHUNK", size)
         found = list(read_rows(path))
     assert [parse() for _, _, parse in found] == rows
-    text = path.read_text(encoding="utf8").splitlines() if indent else []
+    text = path.read_text(encoding="utf8").split("\n")
     assert all(text[line - 1].strip().startswith("{") for _, line, _ in found if indent)
 
 

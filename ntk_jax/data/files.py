@@ -12,7 +12,6 @@ import gzip
 import io
 import json
 import lzma
-import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ JSON = (".jsonl", ".ndjson", ".json")
 TABLES = {".csv": ",", ".tsv": "\t"}
 DEEPEST = 100  # objects and lists inside each other; far below what Python's own stack holds
 _CHUNK = 1 << 20  # characters of a JSON array read at a time
+_CELL = 1 << 27  # characters: far more than a text, and less than what a forgotten quote would gather
 _SPACE = " \t\n\r"
 _MMLU = ("question", "A", "B", "C", "D", "answer")  # the tables of its first release have no header
 
@@ -244,7 +244,7 @@ def _given(value: Any) -> Any:
 
 
 def _table(path: Path, file: IO[str], delimiter: str, line: list[int]) -> Iterator[Row]:
-    csv.field_size_limit(sys.maxsize)  # texts are longer than the 128 KiB that the library expects
+    csv.field_size_limit(_CELL)
     rows = csv.reader(file, delimiter=delimiter, strict=True)
     header: list[str] | None = None
     number = 0

@@ -67,6 +67,9 @@ _SHAPES = (
     _pair("prompt", "completion"),
     _pair("question", "answer"),
     _pair("query", "response"),
+    _pair("input", "output"),
+    _pair("inputs", "targets"),
+    _pair("problem", "solution"),
     _choice("mmlu", "question", "choices", "answer"),
     _choice("mmlu", "question", _LETTERS, "answer"),
     _choice("arc", "question", "choices", "answerKey"),
@@ -81,9 +84,21 @@ _SHAPES = (
 
 # Names that columns with a prompt, a response, a part of them or a conversation have; beside a known format they are
 # doubtful.
-_PROMPTS = ("prompt", "question", "instruction", "query", "problem", "goal", "ctx", "question_stem", "input", "text")
+_PROMPTS = (
+    "prompt",
+    "question",
+    "instruction",
+    "query",
+    "problem",
+    "goal",
+    "ctx",
+    "question_stem",
+    "input",
+    "inputs",
+    "text",
+)
 _RESPONSES = ("response", "completion", "output", "answer", "solution", "correct_answer", "chosen", "best_answer") + (
-    ("long_answer", "answers", "target", "summary", "label", "labels")
+    ("long_answer", "answers", "target", "targets", "summary", "label", "labels")
 )
 _PARTS = ("context", "contexts", "passage", "article", "support", "history", "system", "system_prompt", "role")
 _TALKS = ("messages", "conversations", "conversation")

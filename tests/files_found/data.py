@@ -159,7 +159,7 @@ CASES = [
     ),
     Case("`question` and `answer`", "prompt and response", reads("a.jsonl", {"question": "q", "answer": "a"}, PAIR)),
     Case(
-        "`instruction` and `response`; `query` and `response`",
+        "`instruction` and `response`, `query` and `response`, `input` and `output`, `problem` and `solution`",
         "prompt and response",
         reads("a.jsonl", {"query": "q", "response": "a"}, PAIR),
     ),

@@ -21,7 +21,7 @@ from ntk_jax.kernels import selftest
 from ntk_jax.models.model import Model, dequantized, quantized
 from ntk_jax.parallel.mesh import make_mesh
 from ntk_jax.pipelines.common.model import run_model
-from ntk_jax.pipelines.common.reading import reading_of
+from ntk_jax.pipelines.common.reading import how_read, reading_of
 
 TOLERANCE = 1e-4  # relative, fp32
 _SLOW = "differences of the same model in float64"
@@ -214,15 +214,15 @@ class _Files:
         cut, dropped, lengths = sum(row.truncated for row in kept), len(rows) - len(kept), [len(r.ids) for r in kept]
         used = f", a sample of {limit:,} used" if limit is not None and limit < total else ""
         return _judged(
-            f"{total:,} records{used}; of {len(rows)} sampled over all files: {dropped} dropped, {cut} truncated, "
-            f"median {int(np.median(lengths))} tokens, longest {max(lengths)}",
+            f"{total:,} records{how_read(files, reading)}{used}; of {len(rows)} sampled over all files: "
+            f"{dropped} dropped, {cut} truncated, median {int(np.median(lengths))} tokens, longest {max(lengths)}",
             cut + dropped,
             len(rows),
         )
 
     def questions(self, path: str) -> str | Doubt:
         """Likewise of a file of questions."""
-        section, total = self.config.model, count_records(path)
+        section, total, reading = self.config.model, count_records(path), reading_of(self.config, "evaluate")
         if self.model is None:
             return _uncounted(f"{path}: {total:,} questions")
         rows = [
@@ -233,7 +233,7 @@ class _Files:
                 template=section.template,
                 overflow=section.overflow,
             )
-            for record in _sampled(path, total, reading_of(self.config, "evaluate"))
+            for record in _sampled(path, total, reading)
         ]
         kept = [row for row in rows if isinstance(row, ChoiceRow)]
         if not kept:
@@ -242,7 +242,8 @@ class _Files:
         choices = {len(row.choices) for row in kept}
         span = f"{min(choices)}" if len(choices) == 1 else f"{min(choices)} to {max(choices)}"
         return _judged(
-            f"{path}: {total:,} questions, {span} choices; of {len(rows)} sampled: {dropped} dropped, {cut} truncated",
+            f"{path}: {total:,} questions{how_read(path, reading)}, {span} choices; of {len(rows)} sampled: {dropped} "
+            f"dropped, {cut} truncated",
             cut + dropped,
             len(rows),
         )

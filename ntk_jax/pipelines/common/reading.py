@@ -36,6 +36,11 @@ def say_formats(make_progress: MakeProgress, key: str, files: tuple[str, ...], r
         make_progress(key, None, "")(1, 1, f"{what} read as {how}")
 
 
+def how_read(files: str | tuple[str, ...], reading: Reading) -> str:
+    """The same behind a comma, for a line about the files."""
+    return "".join(f", read as {how}" for how in _by_format(files, reading))
+
+
 def formats(config: Any) -> list[dict[str, str]]:
     """What was recognised in the files of a config's sets, for the report: [{set, files, format}]. A set whose files
     cannot be looked at is left out."""
@@ -57,7 +62,7 @@ def _sets(config: Any) -> list[tuple[str, str, tuple[str, ...]]]:
     ]
 
 
-def _by_format(files: tuple[str, ...], reading: Reading) -> dict[str, list[str]]:
+def _by_format(files: str | tuple[str, ...], reading: Reading) -> dict[str, list[str]]:
     """{format: names of the files that are read so}, without records as they are."""
     found: dict[str, list[str]] = defaultdict(list)
     for name, columns in formats_of(files, reading).items() if files else ():
