@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_run import run, tiny_run_config, write_inputs
 
+from ntk_jax import pipelines
 from ntk_jax.data import files, formats
 from ntk_jax.data.choices import AMBIGUOUS, index_of, labelled
 from ntk_jax.data.files import read_rows
@@ -23,6 +24,7 @@ from ntk_jax.data.mapping import getter
 from ntk_jax.data.refusal import refused
 from ntk_jax.data.sources import count_records, formats_of, read_chosen, read_records, source_hashes
 from ntk_jax.errors import UserError
+from ntk_jax.report.page import write_report
 from ntk_jax.selection.records import record_line
 
 ALPACA = [{"instruction": f"Add {i}", "input": "1 2" if i % 2 else "", "output": str(i)} for i in range(9)]
@@ -341,6 +343,8 @@ def test_a_run_over_other_peoples_files(tmp_path: Path) -> None:
     assert any("domain.csv read as columns (prompt: frage, response: antwort)" in line for line in printed)
     facts = json.loads((folder / "plan.json").read_text())["pipelines"]["select"]["facts"]["formats"]
     assert [(f["set"], f["format"].split()[0]) for f in facts] == [("data.domain", "columns"), ("data.pool", "alpaca")]
+    page = write_report(folder, pipelines.report_parts()).read_text()
+    assert "Read as" in page and "alpaca (prompt:" in page
     before = (folder / "select" / "manifest.json").stat().st_mtime_ns
     select(format="alpaca")  # what it was recognised as
     assert (folder / "select" / "manifest.json").stat().st_mtime_ns == before
