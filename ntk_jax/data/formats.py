@@ -7,7 +7,7 @@ or a part of them, nothing is guessed: the columns must be given.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,14 +145,14 @@ class Reading:
     def _own(self, pattern: str, columns: Mapping[str, Any]) -> Columns:
         return columns_of("columns", columns, f"{self.key}columns" + (f" of {pattern}" if pattern else ""))
 
-    def own_columns(self, names: Iterable[str]) -> Columns | None:
+    def own_columns(self, names: Sequence[str]) -> Columns | None:
         """The columns given for a file. names: what it is called, as it was given and as it was found."""
         for pattern, columns in self._given().items():
             if not pattern or any(name == pattern or fnmatch.fnmatchcase(name, pattern) for name in names):
                 return self._own(pattern, columns)
         return None
 
-    def columns_for(self, row: Any, where: str, names: Iterable[str] = ()) -> Columns:
+    def columns_for(self, row: Any, where: str, names: Sequence[str] = ()) -> Columns:
         """How the rows of a file are read whose first is `row`. Raises UserError: it is of no known format."""
         own = self.own_columns(names)
         if own is None:
