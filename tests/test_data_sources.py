@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ntk_jax.data import sources
+from ntk_jax.data import files, sources
 from ntk_jax.data.sources import count_records, read_records, sample_indices, source_hashes
 from ntk_jax.errors import UserError
 
@@ -151,8 +151,10 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     expect("none.jsonl does not exist; correct the path", tmp_path / "none.jsonl")
     expect("*.jsonl matches no file; correct the pattern", str(tmp_path / "*.jsonl"))
     expect("is a folder; name its files, for example", tmp_path)
-    (tmp_path / "a.csv").write_text("x")
-    expect("a.csv: not a known kind of file; give JSONL (.jsonl, .jsonl.gz, .jsonl.xz), .parquet", tmp_path / "a.csv")
+    (tmp_path / "a.doc").write_text("x")
+    expect("a.doc: not a known kind of file; give JSONL (.jsonl, .jsonl.gz, .jsonl.xz, .jsonl.zst)", tmp_path / "a.doc")
+    (tmp_path / "a.txt.gz").write_text("x")
+    expect('plain text has no records; write each text as a line {"text": ...} of a .jsonl', tmp_path / "a.txt.gz")
     expect("a source is a path or a record, got int", [3])
 
 
@@ -210,7 +212,7 @@ def test_a_file_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.Monkey
     def refuse(path: Path) -> Any:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(sources, "_open", refuse)
+    monkeypatch.setattr(files, "open_bytes", refuse)
     expect("a.jsonl: Permission denied; correct its path or its permissions", path)
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ntk_jax.data.refusal import refused
 from ntk_jax.errors import UserError
 from ntk_jax.storage.hashing import hash_tree
 
@@ -30,7 +31,13 @@ def is_columnar(path: Path) -> bool:
 def read_file(path: Path) -> Iterator[dict[str, Any]]:
     """Streams the rows of a Parquet or Arrow file as dicts. Raises UserError: unreadable or damaged."""
     for batch in _batches(path):
-        for row in batch.to_pylist():
+        try:
+            # Offsets of a damaged file may point anywhere, and pyarrow follows them unless it is asked to look first.
+            batch.validate(full=True)
+            rows = batch.to_pylist()
+        except Exception as error:  # any of a dozen kinds: a time zone, a date or a type that there is not
+            raise _unreadable(path, error) from None
+        for row in rows:
             yield plain(row)
 
 
@@ -38,10 +45,10 @@ def count_file(path: Path) -> int:
     """The number of rows: from the footer of a Parquet file, from the batch headers of an Arrow file."""
     if path.suffix.lower() != ".parquet":
         return sum(batch.num_rows for batch in _batches(path))
-    parquet = _library("pyarrow.parquet", path)
+    parquet, damaged = _library("pyarrow.parquet", path), _library("pyarrow", path).ArrowException
     try:
         return parquet.read_metadata(path).num_rows
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, damaged) as error:
         raise _unreadable(path, error) from None
 
 
@@ -67,6 +74,11 @@ def remote_stem(item: str | Path) -> str:
 def read_remote(kind: Remote, item: str | Path) -> Iterator[dict[str, Any]]:
     """Streams a tfds or Hugging Face data set. Raises UserError: the library, the data set or the split is missing."""
     rows = _open_tfds(str(item)) if kind == "tfds" else _open_hf(str(item))
+    if kind == "hf":
+        try:
+            rows.data.validate(full=True)  # as in `read_file`: its Arrow files may be damaged
+        except (ValueError, OSError, _library("pyarrow", item).ArrowException) as error:
+            raise refused(f"{item}: its files are damaged ({_first_line(error)}); write the data set anew") from None
     for row in rows:
         yield plain(row)
 
@@ -106,6 +118,7 @@ def plain(value: Any) -> Any:
 
 def _batches(path: Path) -> Iterator[Any]:
     """Record batches of a file; Arrow files come in two forms, with and without a footer."""
+    damaged = _library("pyarrow", path).ArrowException
     try:
         if path.suffix.lower() == ".parquet":
             with _library("pyarrow.parquet", path).ParquetFile(path) as file:
@@ -123,7 +136,7 @@ def _batches(path: Path) -> Iterator[Any]:
                 yield file.get_batch(number)
     except UserError:  # a ValueError too, but it says already what is wrong
         raise
-    except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
+    except (OSError, ValueError, OverflowError, damaged) as error:
         raise _unreadable(path, error) from None
 
 
@@ -135,7 +148,7 @@ def _open_tfds(item: str) -> Any:
             return tfds.builder_from_directory(str(Path(name).expanduser())).as_data_source(split=split)
         return tfds.data_source(name, split=split)
     except Exception as error:  # any of a dozen kinds: an unknown name, no network, a format without random access
-        raise UserError(f"{item}: tfds cannot open it ({_first_line(error)}); correct the name or prepare it") from None
+        raise refused(f"{item}: tfds cannot open it ({_first_line(error)}); correct the name or prepare it") from None
 
 
 def _open_hf(item: str) -> Any:
@@ -149,13 +162,13 @@ def _open_hf(item: str) -> Any:
         if (folder / "dataset_dict.json").exists():
             splits = datasets.load_from_disk(str(folder))
             if split not in splits:
-                raise UserError(f"{item}: there is no split {split}; there are: {', '.join(sorted(splits))}")
+                raise refused(f"{item}: there is no split {split}; there are: {', '.join(sorted(splits))}")
             return splits[split]
         return datasets.load_dataset(name, split=split)
     except UserError:
         raise
     except Exception as error:  # as above: the library raises what its many back ends raise
-        raise UserError(
+        raise refused(
             f"{item}: datasets cannot open it ({_first_line(error)}); correct the name and split, or download it first"
         ) from None
 
@@ -169,7 +182,7 @@ def _name_and_split(item: str) -> tuple[str, str]:
     kind, _, rest = item.partition(":")
     name, _, split = rest.rpartition("/")
     if not name or not split:
-        raise UserError(f"{item}: the split is missing; write {kind}:NAME/SPLIT, for example {kind}:{rest}/train")
+        raise refused(f"{item}: the split is missing; write {kind}:NAME/SPLIT, for example {kind}:{rest}/train")
     return name, split
 
 
@@ -178,12 +191,12 @@ def _library(name: str, item: str | Path) -> Any:
         return importlib.import_module(name)
     except ImportError:
         package = {"tensorflow_datasets": "tensorflow-datasets array-record"}.get(name, name.split(".")[0])
-        raise UserError(f"{item} needs the package {package}; install it: pip install {package}") from None
+        raise refused(f"{item} needs the package {package}; install it: pip install {package}") from None
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
     kind = "Parquet" if path.suffix.lower() == ".parquet" else "Arrow"
-    return UserError(f"cannot read {path} as {kind} ({_first_line(error)}); correct its permissions or write it anew")
+    return refused(f"cannot read {path} as {kind} ({_first_line(error)}); correct its permissions or write it anew")
 
 
 def _first_line(error: Exception) -> str:

@@ -8,62 +8,81 @@ from __future__ import annotations
 
 import functools
 import glob
-import gzip
 import hashlib
-import json
-import lzma
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from ntk_jax.builtin.paths import DATA as BUILTIN_DATA
-from ntk_jax.data import columns
+from ntk_jax.data import columns, files
+from ntk_jax.data.formats import AUTO, Reading
+from ntk_jax.data.mapping import Columns
 from ntk_jax.data.records import Record, check_record
+from ntk_jax.data.refusal import refused
 from ntk_jax.errors import UserError
 from ntk_jax.storage.hashing import hash_tree, sha256_file
 
 Spec = str | Path | Iterable[Any]
-Located = tuple[Any, str, str | None, str]  # object, where it stands, default id, default source
+Located = tuple[Any, str, str]  # a row, where it stands, its id if it has none
+Line = Callable[[], Located]
 
-_LINES = (".jsonl", ".ndjson", ".json")
-_KNOWN = "JSONL (.jsonl, .jsonl.gz, .jsonl.xz), .parquet, .arrow, tfds:NAME/SPLIT or hf:NAME/SPLIT"
+_KNOWN = (
+    "JSONL (.jsonl, .jsonl.gz, .jsonl.xz, .jsonl.zst), a JSON array (.json), .csv, .tsv, .parquet, .arrow, "
+    "tfds:NAME/SPLIT or hf:NAME/SPLIT"
+)
 
 
-def read_records(spec: Spec) -> Iterator[Record]:
+def read_records(spec: Spec, *, format: str = "auto", columns: Mapping[str, Any] | None = None) -> Iterator[Record]:
     """Streams the checked records of a source, or of several in order.
 
     Args:
         spec: a path, a glob, `builtin:NAME.jsonl`, `tfds:NAME/SPLIT`, `hf:NAME/SPLIT`, an iterable of these, or an
             iterable of dicts.
+        format: `auto` recognises each file by its first record; `records`, `alpaca`, `sharegpt`, `openai` and `text`
+            say what all of them are.
+        columns: instead of a format, where the fields of a record come from: {"prompt": "question", "response":
+            "answers.text.0"}, or {pattern: such a mapping} for the files of that name. Fields are prompt, response,
+            messages, choices, answer, id, source, task and system.
 
     Returns:
-        An iterator of dicts. A record without id gets "<file stem>-<line number>", one without source the file's stem.
+        An iterator of dicts. A record without id gets "<file stem>-<line number>" (in an array and in a table, the
+        record's number), one without source the file's stem.
 
     Raises:
-        UserError: a file that is missing, unreadable or damaged (file and line), a bad record (`check_record`), an id
-            that occurs twice, no record at all.
+        UserError: a file that is missing, unreadable or damaged (file and line), of no known format, a bad record
+            (`check_record`), an id that occurs twice, no record at all.
 
     Example:
         >>> import ntk_jax as nj
         >>> next(nj.read_records("builtin:kitchen.train.jsonl"))["response"]
         'sweet'
+        >>> rows = [{"question": "Is rice white?", "best": "yes"}]
+        >>> next(nj.read_records(rows, columns={"prompt": "question", "response": "best"}))["prompt"]
+        'Is rice white?'
     """
+    return read(spec, Reading(format, columns))
+
+
+def read(spec: Spec, reading: Reading = AUTO) -> Iterator[Record]:
+    """`read_records` for settings that were made before."""
     seen: set[int] = set()
-    for obj, where, default_id, default_source in _located(spec):
-        record = check_record(obj, where, default_id=default_id, default_source=default_source)
-        key = int.from_bytes(hashlib.blake2b(record["id"].encode("utf8"), digest_size=8).digest())
-        if key in seen:
-            raise UserError(f"{where}: the id {record['id']!r} occurs a second time; give every record its own id")
-        seen.add(key)
-        yield record
+    for source in _sources(spec):
+        for line, shape in _shaped(source, reading):
+            obj, where, default_id = line()
+            record = check_record(obj, where, default_id=default_id, default_source=source.stem, columns=shape)
+            key = int.from_bytes(hashlib.blake2b(record["id"].encode("utf8"), digest_size=8).digest())
+            if key in seen:
+                raise refused(f"{where}: the id {record['id']!r} occurs a second time; give every record its own id")
+            seen.add(key)
+            yield record
     if not seen:
         raise UserError(f"{_name(spec)}: no records; give a source with at least one")
 
 
-def read_chosen(spec: Spec, ordinals: Iterable[int]) -> Iterator[Record]:
+def read_chosen(spec: Spec, ordinals: Iterable[int], reading: Reading = AUTO) -> Iterator[Record]:
     """The records at these ascending positions of what `read_records` gives. The others are passed over, not parsed: of
     text lines only the line ends are looked at.
 
@@ -73,12 +92,12 @@ def read_chosen(spec: Spec, ordinals: Iterable[int]) -> Iterator[Record]:
     target = next(wanted, None)
     place = 0
     for source in _sources(spec):
-        for line in source():
+        for line, shape in _shaped(source, reading):
             if target is None:
                 return
             if place == target:
-                obj, where, default_id, default_source = line()
-                yield check_record(obj, where, default_id=default_id, default_source=default_source)
+                obj, where, default_id = line()
+                yield check_record(obj, where, default_id=default_id, default_source=source.stem, columns=shape)
                 target = next(wanted, None)
             place += 1
     if target is not None:
@@ -86,20 +105,26 @@ def read_chosen(spec: Spec, ordinals: Iterable[int]) -> Iterator[Record]:
 
 
 def count_records(spec: Spec) -> int:
-    """How many records `read_records` would give, without parsing them.
+    """How many records `read_records` would give, without parsing them where they are lines or have a count.
 
     Raises UserError: as `read_records` for files; an iterator that can be read only once.
     """
-    total = 0
-    for item in _items(spec, counting=True):
-        if isinstance(item, Mapping):
-            total += 1
-        elif remote := columns.remote_kind(item):
-            total += columns.count_remote(remote, item)
-        else:
-            for path in _paths(item):
-                total += columns.count_file(path) if columns.is_columnar(path) else _count_lines(path)
-    return total
+    _refuse_iterator(spec)
+    return sum(source.count() for source in _sources(spec))
+
+
+def formats_of(spec: Spec, reading: Reading = AUTO) -> dict[str, Columns]:
+    """{name of a source: how it is read}, from the first record of each; a source without records is left out.
+
+    Raises UserError: as `read_records` for what is looked at.
+    """
+    _refuse_iterator(spec)
+    found: dict[str, Columns] = {}
+    for source in _sources(spec):
+        for _, shape in _shaped(source, reading):
+            found.setdefault(source.name, shape)
+            break
+    return found
 
 
 def sample_indices(count: int, limit: int | None, seed: int) -> np.ndarray | None:
@@ -119,81 +144,122 @@ def sample_indices(count: int, limit: int | None, seed: int) -> np.ndarray | Non
     return np.sort(np.argpartition(z, limit)[:limit] if limit else np.zeros(0)).astype(np.int64)
 
 
-def source_hashes(spec: Spec) -> dict[str, str]:
-    """SHA-256 of every input, by its name: what a fingerprint holds to notice that the data have changed.
+def source_hashes(spec: Spec, reading: Reading = AUTO) -> dict[str, str]:
+    """SHA-256 of every input, by its name, and for those that are not read as plain records how they are: what a
+    fingerprint holds to notice that the records have changed.
 
     Records given in memory are hashed together under "(records)".
     """
+    _refuse_iterator(spec)
     hashes: dict[str, str] = {}
     records = hashlib.sha256()
-    for item in _items(spec, counting=True):
+    for item in _items(spec):
         if isinstance(item, Mapping):
             records.update(hash_tree(item).encode())
             hashes["(records)"] = records.hexdigest()
         elif remote := columns.remote_kind(item):
             hashes[str(item)] = columns.fingerprint_remote(remote, item)
         else:
-            for path in _paths(item):
-                # A packaged file is named as the user named it, so that the name does not depend on the installation.
-                builtin = str(item).startswith("builtin:")
-                hashes[f"builtin:{path.relative_to(BUILTIN_DATA).as_posix()}" if builtin else str(path)] = sha256_file(
-                    path
-                )
-    return hashes
+            hashes |= {_public_name(item, path): sha256_file(path) for path in _paths(item)}
+    shapes = formats_of(spec, reading)
+    return hashes | {f"{name} read as": str(shape) for name, shape in shapes.items() if shape.fields}
 
 
-def _items(spec: Spec, counting: bool = False) -> Iterator[Any]:
+def source_names(spec: Spec) -> list[tuple[str, ...]]:
+    """What each source is called, as `Reading.check_patterns` takes it. Raises UserError: a file is not there."""
+    return [source.names for source in _sources(spec)]
+
+
+def _items(spec: Spec) -> Iterator[Any]:
     """The parts of a specification: names of sources, or dicts."""
     if isinstance(spec, (str, Path, Mapping)):
         yield spec
         return
-    if counting and iter(spec) is spec:
-        raise UserError("the records are an iterator, which can be read only once; give a list or a file")
     for item in spec:
         if not isinstance(item, (str, Path, Mapping)):
             raise UserError(f"a source is a path or a record, got {type(item).__name__}; {_KNOWN}")
         yield item
 
 
-def _located(spec: Spec) -> Iterator[Located]:
-    """Everything in the specification, in order."""
-    for source in _sources(spec):
-        for line in source():
-            yield line()
+def _refuse_iterator(spec: Spec) -> None:
+    if not isinstance(spec, (str, Path, Mapping)) and iter(spec) is spec:
+        raise UserError("the records are an iterator, which can be read only once; give a list or a file")
 
 
-def _sources(spec: Spec) -> Iterator[Callable[[], Iterator[Callable[[], Located]]]]:
-    """The parts of a specification, each as a function that streams functions that parse one record."""
+@dataclass(frozen=True)
+class _Source:
+    """One file, data set, or dict in memory. name: as hashes and people call it. names: what a pattern may match. stem:
+    for ids and sources. lines: streams functions that parse one record. count: how many there are."""
+
+    name: str
+    names: tuple[str, ...]
+    stem: str
+    lines: Callable[[], Iterator[Line]]
+    count: Callable[[], int]
+
+
+def _shaped(source: _Source, reading: Reading) -> Iterator[tuple[Line, Columns]]:
+    """Every line of a source with the columns of its records, which the first one decides."""
+    shape: Columns | None = None
+    for line in source.lines():
+        if shape is None:
+            first = line()
+            shape = reading.columns_for(first[0], first[1], source.names)
+            line = functools.partial(_parsed, first)
+        yield line, shape
+
+
+def _sources(spec: Spec) -> Iterator[_Source]:
+    """The parts of a specification."""
     given = 0
     for item in _items(spec):
         if isinstance(item, Mapping):
             given += 1
-            yield functools.partial(_rows, functools.partial(tuple, [item]), "record", "records", given)
+            rows = functools.partial(_rows, functools.partial(tuple, [item]), "record", "records", given)
+            yield _Source("(records)", ("(records)",), "records", rows, lambda: 1)
         elif remote := columns.remote_kind(item):
-            stem = columns.remote_stem(item)
-            yield functools.partial(_rows, functools.partial(columns.read_remote, remote, item), f"{item} row", stem)
+            name, stem = str(item), columns.remote_stem(item)
+            rows = functools.partial(_rows, functools.partial(columns.read_remote, remote, item), f"{item} row", stem)
+            yield _Source(name, (name,), stem, rows, functools.partial(columns.count_remote, remote, item))
         else:
             for path in _paths(item):
-                stem = path.name.split(".")[0] if path.name.split(".")[0] else path.name
-                if columns.is_columnar(path):
-                    yield functools.partial(_rows, functools.partial(columns.read_file, path), f"{path} row", stem)
-                else:
-                    yield functools.partial(_json_lines, path, stem)
+                yield _file(item, path)
 
 
-def _rows(read: Callable[[], Iterable[Any]], name: str, stem: str, first: int = 1) -> Iterator[Callable[[], Located]]:
+def _file(item: str | Path, path: Path) -> _Source:
+    stem = path.name.split(".")[0] if path.name.split(".")[0] else path.name
+    name = _public_name(item, path)
+    names = (name, str(item), path.name)
+    if columns.is_columnar(path):
+        rows = functools.partial(_rows, functools.partial(columns.read_file, path), f"{path} row", stem)
+        return _Source(name, names, stem, rows, functools.partial(columns.count_file, path))
+    return _Source(
+        name, names, stem, functools.partial(_lines, path, stem), lambda: sum(1 for _ in files.read_rows(path))
+    )
+
+
+def _public_name(item: str | Path, path: Path) -> str:
+    """A packaged file is named as the user named it, so that the name does not depend on the installation."""
+    return f"builtin:{path.relative_to(BUILTIN_DATA).as_posix()}" if str(item).startswith("builtin:") else str(path)
+
+
+def _rows(read: Callable[[], Iterable[Any]], name: str, stem: str, first: int = 1) -> Iterator[Line]:
     """Rows that come as objects, numbered from `first`: there is nothing to parse."""
     for number, obj in enumerate(read(), start=first):
-        yield functools.partial(_parsed, (obj, f"{name} {number}", f"{stem}-{number}", stem))
+        yield functools.partial(_parsed, (obj, f"{name} {number}", f"{stem}-{number}"))
 
 
 def _parsed(found: Located) -> Located:
     return found
 
 
-def _json_lines(path: Path, stem: str) -> Iterator[Callable[[], Located]]:
-    for number, line in _lines(path):
-        yield functools.partial(_parse_line, path, number, line, stem)
+def _lines(path: Path, stem: str) -> Iterator[Line]:
+    for number, line, parse in files.read_rows(path):
+        yield functools.partial(_parse, parse, f"{path}:{line}", f"{stem}-{number}")
+
+
+def _parse(parse: Callable[[], Any], where: str, default_id: str) -> Located:
+    return parse(), where, default_id
 
 
 def _name(spec: Spec) -> str:
@@ -222,52 +288,10 @@ def _paths(item: str | Path) -> list[Path]:
         remedy = f"there are: {near}" if near else f"correct the path (relative paths start at {Path.cwd()})"
         raise UserError(f"{text} does not exist; {remedy}")
     for path in found:
-        if not columns.is_columnar(path) and not _plain_name(path).endswith(_LINES):
+        if not columns.is_columnar(path) and not files.plain_name(path).endswith((*files.JSON, *files.TABLES)):
+            if files.plain_name(path).endswith((".txt", ".md")):
+                raise UserError(
+                    f'{path}: plain text has no records; write each text as a line {{"text": ...}} of a .jsonl'
+                )
             raise UserError(f"{path}: not a known kind of file; give {_KNOWN}")
     return found
-
-
-def _plain_name(path: Path) -> str:
-    return path.name.lower().removesuffix(".gz").removesuffix(".xz")
-
-
-def _open(path: Path) -> IO[bytes]:
-    if path.name.lower().endswith(".gz"):
-        return gzip.open(path, "rb")  # type: ignore[return-value]
-    if path.name.lower().endswith(".xz"):
-        return lzma.open(path, "rb")
-    return open(path, "rb")
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(line number from 1, line) of every line that is not blank."""
-    number = 0
-    try:
-        with _open(path) as file:
-            for number, line in enumerate(file, start=1):
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")  # the mark some editors put at the start
-                if not line.isspace() and line:
-                    yield number, line
-    except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise UserError(f"{path}: the compressed file is damaged after line {number} ({error}); copy it anew") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}; correct its path or its permissions") from None
-
-
-def _count_lines(path: Path) -> int:
-    return sum(1 for _ in _lines(path))
-
-
-def _parse_line(path: Path, number: int, line: bytes, stem: str) -> Located:
-    try:
-        obj = json.loads(line.decode("utf8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}:{number}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}:{number}: not JSON ({error.msg}, column {error.colno}); correct or remove the line"
-        ) from None
-    except (RecursionError, ValueError) as error:  # nested too deep, or a number of too many digits
-        raise UserError(f"{path}:{number}: cannot be read as JSON ({error}); remove the line") from None
-    return obj, f"{path}:{number}", f"{stem}-{number}", stem

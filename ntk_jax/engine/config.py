@@ -180,7 +180,7 @@ def _values(hint: Any) -> str:
     if origin is tuple:
         name, comma, range_ = _values(args[0]).partition(",")
         return f"list of {name}s{comma}{range_}"
-    if origin is dict:
+    if origin is Mapping:
         return "mapping"
     return {str: "text", int: "whole number", float: "number", bool: "true or false"}.get(hint, str(hint))
 
@@ -265,15 +265,15 @@ def _coerce(value: Any, hint: Any, where: str, key: str) -> Any:
         if value not in args:
             raise UserError(f"{where}: {key} = {value!r} is not one of {', '.join(map(str, args))}")
         return value
-    if origin is dict:
-        if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
-            raise UserError(f"{where}: {key} must be a mapping from names, got {value!r}")
-        return dict(value)
     if origin is tuple:
         items = [value] if isinstance(value, str) else value
         if not isinstance(items, (list, tuple)):
             raise UserError(f"{where}: {key} must be a list, got {value!r}")
         return tuple(_coerce(item, args[0], where, key) for item in items)
+    if origin is Mapping:
+        if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+            raise UserError(f"{where}: {key} must be a mapping from names, got {value!r}")
+        return dict(value)
     if hint is float and isinstance(value, str):  # YAML 1.1 reads 2e-5 as text
         with contextlib.suppress(ValueError):
             value = float(value)

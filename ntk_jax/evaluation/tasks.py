@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ntk_jax.data.sources import read_records, sample_indices
+from ntk_jax.data.formats import AUTO, Reading
+from ntk_jax.data.sources import read, sample_indices
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.accuracy import compare, task_files
 from ntk_jax.evaluation.choice import check_question
@@ -28,15 +29,21 @@ class Task:
 
 
 def read_tasks(
-    files: Sequence[str], metrics: Sequence[str] | None = None, *, limit: int | None = None, seed: int = 0
+    files: Sequence[str],
+    metrics: Sequence[str] | None = None,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    reading: Reading = AUTO,
 ) -> list[Task]:
     """The tasks of files or globs, each file one. metrics: see `metrics_of`. limit: a seeded sample of each file.
+    reading: what the files are.
 
-    Raises UserError: as `task_files` and `read_records`, and naming file and record as `metrics_of`.
+    Raises UserError: as `task_files` and `read`, and naming file and record as `metrics_of`.
     """
     check_metrics(metrics)
     return [
-        task_of(name, file, list(read_records(file)), metrics, limit=limit, seed=seed)
+        task_of(name, file, list(read(file, reading)), metrics, limit=limit, seed=seed)
         for name, file in task_files(files).items()
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ntk_jax.errors import UserError
+from ntk_jax.pipelines.common.reading import check_patterns, reading_of
 from ntk_jax.pipelines.common.sections import ModelSection
 
 
@@ -15,7 +16,8 @@ def check_model(section: ModelSection) -> None:
 
 
 def check_model_and_data(config: Any) -> None:
-    """Raises UserError: no model is named, or no files of the domain or of the pool are."""
+    """Raises UserError: no model is named, or no files of the domain or of the pool are; formats and columns that mean
+    nothing."""
     check_model(config.model)
     for key, files, remedy in (
         ("data.domain", config.data.domain, "give the file of the domain's examples"),
@@ -23,3 +25,5 @@ def check_model_and_data(config: Any) -> None:
     ):
         if not files:
             raise UserError(f"{key} is not set; {remedy}")
+    check_patterns(reading_of(config, "data"), config.data.domain, config.data.pool)
+    check_patterns(reading_of(config, "evaluate"), config.evaluate.files)

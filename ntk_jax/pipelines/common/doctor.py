@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from ntk_jax.data.batch import TokenRow
+from ntk_jax.data.formats import Reading
 from ntk_jax.data.sources import count_records, read_chosen, sample_indices
 from ntk_jax.data.templates import render, uses_chat
 from ntk_jax.data.tokens import ChoiceRow, Dropped, encode, encode_choices, encode_many
@@ -25,6 +26,7 @@ from ntk_jax.models.model import Model, dequantized, quantized
 from ntk_jax.parallel.mesh import make_mesh
 from ntk_jax.pipelines.common.examples import rendering_of
 from ntk_jax.pipelines.common.model import run_model
+from ntk_jax.pipelines.common.reading import how_read, reading_of
 
 TOLERANCE = 1e-4  # relative, fp32
 _SLOW = "differences of the same model in float64"
@@ -213,6 +215,7 @@ class _Files:
         """A seeded sample over all files of a set: lengths, what is cut and what is dropped."""
         if not files:
             raise UserError(f"data.{name} is empty; give at least one file")
+        reading = reading_of(self.config, "data")
         section, total = self.config.model, count_records(files)
         if self.model is None:
             return _uncounted(f"{total:,} records")
@@ -225,7 +228,7 @@ class _Files:
                 overflow=section.overflow,
                 rendering=rendering_of(section),
             )
-            for record in _sampled(files, total)
+            for record in _sampled(files, total, reading)
         ]
         kept = [row for row in rows if not isinstance(row, Dropped)]
         if not kept:
@@ -233,16 +236,17 @@ class _Files:
         cut, dropped, lengths = sum(row.truncated for row in kept), len(rows) - len(kept), [len(r.ids) for r in kept]
         used = f", a sample of {limit:,} used" if limit is not None and limit < total else ""
         return _judged(
-            f"{total:,} records{used}; of {len(rows)} sampled over all files: {dropped} dropped, {cut} truncated, "
-            f"median {int(np.median(lengths))} tokens, longest {max(lengths)}{_noted(kept)}",
+            f"{total:,} records{how_read(files, reading)}{used}; of {len(rows)} sampled over all files: "
+            f"{dropped} dropped, {cut} truncated, median {int(np.median(lengths))} tokens, longest {max(lengths)}"
+            f"{_noted(kept)}",
             cut + dropped,
             len(rows),
         )
 
     def held_out(self, path: str) -> str | Doubt:
         """Likewise of a file that models are evaluated on: its questions, or its examples where it has no choices."""
-        section, total = self.config.model, count_records(path)
-        sample = _sampled(path, total)
+        section, total, reading = self.config.model, count_records(path), reading_of(self.config, "evaluate")
+        sample = _sampled(path, total, reading)
         metrics = metrics_of(sample, path, self.config.evaluate.metrics)
         what = "questions" if "accuracy" in metrics else "examples"
         loss = ", by their loss" if "loss" in metrics else ""
@@ -265,8 +269,8 @@ class _Files:
             choices = {len(row.choices) for row in kept}
             of = f", {min(choices)}" + (f" to {max(choices)}" if len(choices) > 1 else "") + " choices"
         return _judged(
-            f"{path}: {total:,} {what}{of}{loss}; of {len(rows)} sampled: {dropped} dropped, {cut} truncated"
-            f"{_noted(kept)}",
+            f"{path}: {total:,} {what}{how_read(path, reading)}{of}{loss}; of {len(rows)} sampled: {dropped} dropped, "
+            f"{cut} truncated{_noted(kept)}",
             cut + dropped,
             len(rows),
         )
@@ -278,9 +282,9 @@ def _noted(rows: Sequence[TokenRow | ChoiceRow]) -> str:
     return "".join(f"; {number} with {note}" for note, number in sorted(counts.items()))
 
 
-def _sampled(files: Any, total: int) -> list[Any]:
+def _sampled(files: Any, total: int, reading: Reading) -> list[Any]:
     chosen = sample_indices(total, SAMPLE, 0)
-    return list(read_chosen(files, range(total) if chosen is None else chosen.tolist()))
+    return list(read_chosen(files, range(total) if chosen is None else chosen.tolist(), reading))
 
 
 def _uncounted(text: str) -> Doubt:

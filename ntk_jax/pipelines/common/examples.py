@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ntk_jax.data.batch import TokenRow
+from ntk_jax.data.formats import AUTO, Reading
 from ntk_jax.data.records import Record, response_text
 from ntk_jax.data.shown import shown
-from ntk_jax.data.sources import read_records, sample_indices
+from ntk_jax.data.sources import read, sample_indices
 from ntk_jax.data.statistics import DataStatistics
 from ntk_jax.data.templates import Rendering
 from ntk_jax.data.tokens import NO_RESPONSE, Dropped, as_rows
@@ -73,13 +74,20 @@ class Examples:
 
 
 def read_examples(
-    encoder: Encoder, key: str, files: tuple[str, ...], limit: int | None, seed: int, *, span: str = "response"
+    encoder: Encoder,
+    key: str,
+    files: tuple[str, ...],
+    limit: int | None,
+    seed: int,
+    *,
+    span: str = "response",
+    reading: Reading = AUTO,
 ) -> Examples:
     """The examples of files, sampled by the seed. key: what the config calls the files.
 
     Raises UserError: a bad file or record, or no example that can be used.
     """
-    records: list[Any] = list(read_records(files))
+    records: list[Any] = list(read(files, reading))
     chosen = sample_indices(len(records), limit, seed)
     if chosen is not None:
         records = [records[i] for i in chosen]

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ntk_jax.data.formats import AUTO, Reading
 from ntk_jax.data.records import Record, family_of
-from ntk_jax.data.sources import read_chosen, read_records, sample_indices
+from ntk_jax.data.sources import read, read_chosen, sample_indices
 from ntk_jax.engine.stage import MakeProgress
 from ntk_jax.pipelines.common.examples import Encoder, Examples, none_usable
+from ntk_jax.pipelines.common.reading import say_formats
 from ntk_jax.selection.sketch_store import longest_id
 
 
@@ -28,6 +30,7 @@ class Census:
 @dataclass
 class Pool:
     """files, limit, seed: all of the files, or a seeded sample. group_by: the record key that names a family.
+    reading: how the files are read.
 
     A *place* is an index into what this run looks at, an *ordinal* one into the files.
     """
@@ -37,15 +40,17 @@ class Pool:
     seed: int
     group_by: str
     make_progress: MakeProgress
+    reading: Reading = AUTO
 
     @functools.cached_property
     def census(self) -> Census:
         """Reads and checks every record: a bad line must be found now, for correcting it changes the pool, and with it
         every result. Raises UserError: a bad file or record."""
+        say_formats(self.make_progress, "data.pool", self.files, self.reading)
         progress: Callable[..., None] = self.make_progress("check pool", None, "examples")
         total = longest = 0
         families: dict[str, None] = {}
-        for total, record in enumerate(read_records(self.files), 1):
+        for total, record in enumerate(read(self.files, self.reading), 1):
             longest = max(longest, longest_id([record["id"]]))
             families.setdefault(family_of(record, self.group_by))
             if total % 1000 == 0:
@@ -64,7 +69,7 @@ class Pool:
 
         Raises UserError: one of them is no longer there.
         """
-        return read_chosen(self.files, ordinals)
+        return read_chosen(self.files, ordinals, self.reading)
 
     def blocks(self, ordinals: np.ndarray, wanted: Collection[int], size: int) -> Iterator[tuple[int, list[Record]]]:
         """(block, its records) of the wanted blocks of `size` ordinals each, ascending."""

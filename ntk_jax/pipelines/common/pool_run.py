@@ -12,6 +12,7 @@ from ntk_jax.kernels.rows import Layout, layout_for
 from ntk_jax.pipelines.common.examples import Encoder, Examples, read_examples
 from ntk_jax.pipelines.common.model import RunModel, run_model
 from ntk_jax.pipelines.common.pool import Pool
+from ntk_jax.pipelines.common.reading import reading_of, say_formats
 
 R = TypeVar("R", bound="PoolRun")
 
@@ -35,7 +36,11 @@ class PoolRun:
     def domain(self) -> Examples:
         """The domain set, sampled by the seed."""
         data = self.config.data
-        return read_examples(self.encoder, "data.domain", data.domain, data.domain_limit, self.config.seed)
+        reading = reading_of(self.config, "data")
+        say_formats(self.job.progress, "data.domain", data.domain, reading)
+        return read_examples(
+            self.encoder, "data.domain", data.domain, data.domain_limit, self.config.seed, reading=reading
+        )
 
     @property
     def layout(self) -> Layout:
@@ -51,5 +56,7 @@ class PoolRun:
 def pool_run(kind: type[R], config: Any, job: Job, model: RunModel | None = None) -> R:
     """The run of a config. model: instead of the config's."""
     data = config.data
-    pool = Pool(data.pool, data.pool_limit, config.seed, config.report.group_by, job.progress)
+    pool = Pool(
+        data.pool, data.pool_limit, config.seed, config.report.group_by, job.progress, reading_of(config, "data")
+    )
     return kind(config, job, model or run_model(config), pool)

@@ -3,12 +3,14 @@ pipeline."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from ntk_jax.kernels.names import NormalizationName, ObjectiveName
 from ntk_jax.settings import Count, Fraction, Natural, NotNegative, Positive, Range, setting
 
+Format = Literal["auto", "records", "alpaca", "sharegpt", "openai", "text"]
 Axis = Annotated[int, Range(-1)]  # of the mesh; `make_mesh` has the last word
 
 
@@ -31,7 +33,7 @@ class ModelSection:
         "drop", "what becomes of a longer example: left out, or the start of its prompt's text is cut"
     )
     template: Literal["auto", "chat", "plain"] = setting("auto", "auto: the tokenizer's chat template where it has one")
-    template_options: dict[str, Any] | None = setting(
+    template_options: Mapping[str, Any] | None = setting(
         None,
         "what the chat template is given besides the messages: enable_thinking, tools, documents, ...; chat_template "
         "is the name of one of several or a file, system a message for talks that have none",
@@ -68,6 +70,10 @@ class DataSection:
         (), "the domain's examples: files, globs, builtin:NAME, tfds:NAME/SPLIT or hf:NAME/SPLIT"
     )
     pool: tuple[str, ...] = setting((), "the general pool: files, globs and names as of data.domain")
+    format: Format = setting("auto", "what the files of both are; auto: each is recognised by its first record")
+    columns: Mapping[str, Any] | None = setting(
+        None, "where a record's fields come from, as {prompt: question}; or such a mapping for each {file pattern: ...}"
+    )
     domain_limit: Count | None = setting(None, "a seeded sample of so many of the domain; null: all of it")
     pool_limit: Count | None = setting(None, "a seeded sample of so many of the pool; null: all of it")
 
@@ -124,6 +130,8 @@ class EvaluateSection:
     """Files of multiple-choice questions, or of any held-out examples, and the arms compared on them."""
 
     files: tuple[str, ...] = setting((), "each is a task: questions with choices, or any records with responses")
+    format: Format = setting("auto", "what these files are, as data.format")
+    columns: Mapping[str, Any] | None = setting(None, "where the fields of a question come from, as data.columns")
     metrics: tuple[str, ...] | None = setting(
         None,
         "accuracy (of records with choices) and loss (of the response of any record); null: accuracy where a file has "

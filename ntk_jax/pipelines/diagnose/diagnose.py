@@ -36,6 +36,7 @@ from ntk_jax.models.lora import initial_lora
 from ntk_jax.models.model import Model, computing_in, with_lora
 from ntk_jax.models.peft import load_adapter_like, save_adapter
 from ntk_jax.pipelines.common.arrays import load_arrays, save_arrays
+from ntk_jax.pipelines.common.reading import reading_of
 from ntk_jax.pipelines.common.training import check_training, train_config
 from ntk_jax.pipelines.diagnose.audit import audit
 from ntk_jax.pipelines.diagnose.config import DiagnoseConfig
@@ -93,7 +94,7 @@ def check_inputs(run: DiagnoseRun, closing: bool) -> None:
         raise UserError("data.domain: only one usable example; kernels are compared on at least two")
     run.pool_sample(run.config.diagnose.candidates)
     if run.config.evaluate.files:
-        read_tasks(run.config.evaluate.files)
+        read_tasks(run.config.evaluate.files, reading=reading_of(run.config, "evaluate"))
     if run.config.diagnose.adapters:
         _given(run)
 

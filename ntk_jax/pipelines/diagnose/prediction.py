@@ -16,7 +16,7 @@ import numpy as np
 
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.records import family_of
-from ntk_jax.data.sources import read_records, sample_indices
+from ntk_jax.data.sources import read, sample_indices
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.accuracy import task_files
 from ntk_jax.kernels.agreement import spearman
@@ -25,6 +25,7 @@ from ntk_jax.kernels.objectives import Objective
 from ntk_jax.kernels.score import directional_scores
 from ntk_jax.models.model import Model
 from ntk_jax.pipelines.common.arrays import load_arrays, save_arrays
+from ntk_jax.pipelines.common.reading import reading_of
 from ntk_jax.pipelines.diagnose.state import DiagnoseRun
 from ntk_jax.storage.atomic import make_folder
 from ntk_jax.training.influence import loss_drops
@@ -150,7 +151,8 @@ def _held_out(run: DiagnoseRun) -> tuple[list[TokenRow], str]:
         rows = run.domain.rows
         chosen = sample_indices(len(rows), section.held_out, config.seed)
         return (rows if chosen is None else [rows[i] for i in chosen]), "the domain"
-    records = [record for file in task_files(config.evaluate.files).values() for record in read_records(file)]
+    reading = reading_of(config, "evaluate")
+    records = [record for file in task_files(config.evaluate.files).values() for record in read(file, reading)]
     chosen = sample_indices(len(records), section.held_out, config.seed)
     kept = run.encoder.encode(records if chosen is None else [records[i] for i in chosen])
     if not kept.rows:

@@ -25,6 +25,7 @@ from ntk_jax.kernels.rows import layout_for
 from ntk_jax.kernels.stability import Checkpoint
 from ntk_jax.models.model import Model, with_lora
 from ntk_jax.pipelines.common.examples import rendering_of
+from ntk_jax.pipelines.common.reading import reading_of
 from ntk_jax.pipelines.diagnose.state import DiagnoseRun
 
 PROBES = 4  # of the centred trace's estimate: more cost memory and change little here
@@ -108,7 +109,9 @@ def _answer(record: Record) -> str:
 def _questions(run: DiagnoseRun) -> list[Record]:
     """A seeded sample of each file's questions."""
     found: list[Record] = []
-    for task in read_tasks(run.config.evaluate.files, limit=run.config.diagnose.questions, seed=run.config.seed):
+    section, seed = run.config.diagnose, run.config.seed
+    reading = reading_of(run.config, "evaluate")
+    for task in read_tasks(run.config.evaluate.files, limit=section.questions, seed=seed, reading=reading):
         found += task.records if "accuracy" in task.metrics else []
     return found
 

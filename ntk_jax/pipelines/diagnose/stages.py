@@ -5,6 +5,8 @@ from __future__ import annotations
 from ntk_jax.engine.stage import Address, Pipeline, Stage
 
 _HERE = "ntk_jax.pipelines.diagnose"
+# How the files are read counts by the records that come out: it stands among the inputs.
+_DATA = ("data.domain", "data.pool", "data.domain_limit", "data.pool_limit")
 _SCORE = ("score.span", "score.normalize", "score.probes", "score.batch_tokens")
 
 PIPELINE = Pipeline(
@@ -34,7 +36,7 @@ PIPELINE = Pipeline(
             help="does fine-tuning stay in the NTK regime?",
             description="Writes diagnose/.",
             function=Address(f"{_HERE}.diagnose:diagnose"),
-            reads=("seed", "model", "lora", "data", "warmup", "diagnose", "evaluate.files", "report.group_by", *_SCORE),
+            reads=("seed", "model", "lora", *_DATA, "warmup", "diagnose", "evaluate.files", "report.group_by", *_SCORE),
             inputs=("model", "adapters", "domain", "pool", "evaluate"),
             check=Address(f"{_HERE}.diagnose:check"),
             check_inputs=Address(f"{_HERE}.diagnose:check_inputs"),

@@ -11,6 +11,7 @@ from ntk_jax.data.sources import source_hashes
 from ntk_jax.engine.stage import Job
 from ntk_jax.pipelines.common.inputs import folder_hashes, model_hashes
 from ntk_jax.pipelines.common.pool_run import PoolRun, pool_run
+from ntk_jax.pipelines.common.reading import reading_of
 from ntk_jax.pipelines.diagnose.config import DiagnoseConfig
 
 
@@ -40,7 +41,7 @@ def input_hashes(config: DiagnoseConfig) -> dict[str, Any]:
     return {
         "model": lambda: model_hashes(config.model),
         "adapters": lambda: folder_hashes(config.diagnose.adapters),
-        "domain": lambda: source_hashes(config.data.domain),
-        "pool": lambda: source_hashes(config.data.pool),
-        "evaluate": lambda: source_hashes(config.evaluate.files) if config.evaluate.files else {},
+        "domain": lambda: source_hashes(config.data.domain, reading_of(config, "data")),
+        "pool": lambda: source_hashes(config.data.pool, reading_of(config, "data")),
+        "evaluate": lambda: source_hashes(config.evaluate.files, reading_of(config, "evaluate")),
     }

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from ntk_jax.pipelines.common.sections import LoRASection, MeshSection, ModelSection, ScoreSection
+from ntk_jax.pipelines.common.sections import Format, LoRASection, MeshSection, ModelSection, ScoreSection
 from ntk_jax.settings import Count, Range, section, setting
 
 
@@ -15,6 +16,8 @@ class KernelSection:
 
     a: tuple[str, ...] = setting((), "files of the examples whose kernel is asked for, as data.domain")
     b: tuple[str, ...] = setting((), "those of the other side; empty: a itself")
+    format: Format = setting("auto", "what the files of both sides are, as data.format")
+    columns: Mapping[str, Any] | None = setting(None, "where the fields of a record come from, as data.columns")
     limit: Count | None = setting(None, "a seeded sample of so many of each; null: all")
     kind: Literal["full", "trace", "centered_trace", "pseudo", "probe"] = setting("trace", "which kernel is computed")
     method: Literal["jacobian", "products"] = setting("jacobian", "the way it is computed: two exact ones")

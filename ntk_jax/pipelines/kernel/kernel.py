@@ -30,6 +30,7 @@ from ntk_jax.pipelines.common.checks import check_model
 from ntk_jax.pipelines.common.examples import Encoder, read_examples
 from ntk_jax.pipelines.common.inputs import model_hashes
 from ntk_jax.pipelines.common.model import RunModel, run_model
+from ntk_jax.pipelines.common.reading import check_patterns, reading_of, say_formats
 from ntk_jax.pipelines.common.sections import MeshSection
 from ntk_jax.pipelines.kernel.config import KernelConfig
 from ntk_jax.storage.arrays import create, read
@@ -61,8 +62,10 @@ class KernelRun:
     def _examples(self, side: str, files: tuple[str, ...]) -> tuple[list[TokenRow], dict[str, Any]]:
         """(usable examples of one side, the account of all)."""
         encoder, config = Encoder(self.model, self.config.model), self.config
+        reading = reading_of(config, "kernel")
+        say_formats(self.job.progress, f"kernel.{side}", files, reading)
         found = read_examples(
-            encoder, f"kernel.{side}", files, config.kernel.limit, config.seed, span=config.score.span
+            encoder, f"kernel.{side}", files, config.kernel.limit, config.seed, span=config.score.span, reading=reading
         )
         return found.rows, found.statistics.to_dict()
 
@@ -79,8 +82,8 @@ def input_hashes(config: KernelConfig) -> dict[str, Any]:
     section = config.kernel
     return {
         "model": lambda: model_hashes(config.model),
-        "a": lambda: source_hashes(section.a),
-        "b": lambda: source_hashes(section.b) if section.b else {},
+        "a": lambda: source_hashes(section.a, reading_of(config, "kernel")),
+        "b": lambda: source_hashes(section.b, reading_of(config, "kernel")),
     }
 
 
@@ -90,6 +93,7 @@ def check(config: KernelConfig) -> None:
     check_model(config.model)
     if not section.a:
         raise UserError("kernel.a is not set; give the files of the examples whose kernel is asked for")
+    check_patterns(reading_of(config, "kernel"), section.a, section.b)
     if section.kind == "full" and section.method == "products":
         raise UserError(
             "kernel.kind = full needs kernel.method = jacobian; products give the traces: set one of the two"

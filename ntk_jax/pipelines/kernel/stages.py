@@ -5,6 +5,10 @@ from __future__ import annotations
 from ntk_jax.engine.stage import Address, Pipeline, Stage
 
 _HERE = "ntk_jax.pipelines.kernel"
+# How the files are read counts by the records that come out: it stands among the inputs.
+_KERNEL = tuple(
+    f"kernel.{key}" for key in ("a", "b", "limit", "kind", "method", "probes", "orthogonal", "block_examples")
+)
 
 PIPELINE = Pipeline(
     name="kernel",
@@ -31,7 +35,7 @@ PIPELINE = Pipeline(
             help="a kernel matrix between two files",
             description="Writes kernel/.",
             function=Address(f"{_HERE}.kernel:kernel"),
-            reads=("seed", "model", "lora", "kernel", "score.span", "score.parameters"),
+            reads=("seed", "model", "lora", *_KERNEL, "score.span", "score.parameters"),
             inputs=("model", "a", "b"),
             check=Address(f"{_HERE}.kernel:check"),
             check_inputs=Address(f"{_HERE}.kernel:check_inputs"),

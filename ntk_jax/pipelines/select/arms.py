@@ -17,6 +17,7 @@ from typing import Any
 
 from ntk_jax.errors import UserError
 from ntk_jax.pipelines.common import inputs
+from ntk_jax.pipelines.common.reading import formats
 from ntk_jax.pipelines.select.config import SelectConfig, arms_of
 from ntk_jax.selection.rankers import RANKERS
 
@@ -70,6 +71,7 @@ def facts(config: SelectConfig) -> dict[str, Any]:
     from ntk_jax.pipelines.select.select import label_of
 
     return inputs.facts(config) | {
+        "formats": formats(config),
         "arms": [{"name": arm.name, "title": arm.title} for arm in arms(config)],
         "methods": [
             {"name": method, "title": RANKERS[method].title, "label": label_of(config, method)}
@@ -85,6 +87,8 @@ def _arm(name: str) -> Arm:
         return Arm(name, "domain only")
     if name.startswith(FILE):
         path = name.removeprefix(FILE)
-        stem = re.sub(r"\.(jsonl|json|ndjson|gz|xz|parquet|arrow)\b", "", Path(path.removeprefix("builtin:")).name)
+        stem = re.sub(
+            r"\.(jsonl|json|ndjson|csv|tsv|gz|xz|zst|parquet|arrow)\b", "", Path(path.removeprefix("builtin:")).name
+        )
         return Arm(f"file-{stem}", f"domain + {Path(path).name}", file=path)
     return Arm(name, f"domain + {name}", method=name)

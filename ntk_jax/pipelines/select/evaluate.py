@@ -9,11 +9,12 @@ from typing import Any
 from ntk_jax.engine.clock import Clock
 from ntk_jax.engine.stage import Facts
 from ntk_jax.errors import UserError
-from ntk_jax.evaluation.accuracy import evaluate_records
+from ntk_jax.evaluation.accuracy import evaluate_records, task_files
 from ntk_jax.evaluation.loss import held_out_losses
 from ntk_jax.evaluation.tasks import METRICS, Task, check_metrics, comparison, read_tasks
 from ntk_jax.parallel import hosts
 from ntk_jax.pipelines.common.examples import rendering_of
+from ntk_jax.pipelines.common.reading import reading_of, say_formats
 from ntk_jax.pipelines.select.arms import Arm, arms
 from ntk_jax.pipelines.select.config import SelectConfig
 from ntk_jax.pipelines.select.state import SelectRun
@@ -37,13 +38,16 @@ def check(config: SelectConfig) -> None:
 
 def check_inputs(run: SelectRun, closing: bool) -> None:
     """Raises UserError for an evaluation file that is absent or holds records that its metrics cannot be taken of."""
+    section = run.config.evaluate
+    files = tuple(task_files(section.files).values()) if section.files else ()
+    say_formats(run.job.progress, "evaluate.files", files, reading_of(run.config, "evaluate"))
     tasks_of(run.config)
 
 
 def tasks_of(config: SelectConfig) -> list[Task]:
     """The tasks of evaluate.files. Raises UserError as `check_inputs`."""
-    section = config.evaluate
-    return read_tasks(section.files, section.metrics, limit=section.limit, seed=config.seed)
+    section, reading = config.evaluate, reading_of(config, "evaluate")
+    return read_tasks(section.files, section.metrics, limit=section.limit, seed=config.seed, reading=reading)
 
 
 def evaluate(run: SelectRun, folder: Path) -> Facts:

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from ntk_jax.data.batch import TokenRow
-from ntk_jax.data.sources import read_records
+from ntk_jax.data.formats import Reading
+from ntk_jax.data.sources import read
 from ntk_jax.engine.clock import Clock
 from ntk_jax.engine.stage import Facts
 from ntk_jax.models.peft import save_adapter
 from ntk_jax.parallel import hosts
 from ntk_jax.pipelines.common.examples import none_usable
+from ntk_jax.pipelines.common.reading import reading_of
 from ntk_jax.pipelines.common.training import check_training, train_config
 from ntk_jax.pipelines.select import arms as arms_module
 from ntk_jax.pipelines.select.arms import Arm, arms
@@ -86,12 +88,12 @@ def _train(run: SelectRun, arm: Arm, place: Path, steps: int) -> None:
 def _rows(run: SelectRun, arm: Arm) -> list[TokenRow]:
     """The pool examples an arm is trained on, in rank order."""
     if arm.file:
-        path = arm.file
+        path, reading = arm.file, reading_of(run.config, "data").for_patterns
     elif arm.method:
-        path = str(run.job.folder / "select" / f"{arm.method}.jsonl")
+        path, reading = str(run.job.folder / "select" / f"{arm.method}.jsonl"), Reading("records")
     else:
         return []
-    found = run.encoder.encode(list(read_records(path)))
+    found = run.encoder.encode(list(read(path, reading)))
     if not found.rows:
         raise none_usable("evaluate.arms", f"the examples of {path}", found.statistics)
     return found.rows

@@ -55,7 +55,8 @@ def _select_after(config: Any) -> tuple[str, ...]:
 def _select_reads(config: Any) -> tuple[str, ...]:
     """The options of methods that are not asked for decide nothing."""
     options = (f"select.{method}" for method in config.select.methods)
-    return ("seed", "data", "select.count", "select.methods", *options)
+    data = (f"data.{key}" for key in ("domain", "pool", "domain_limit", "pool_limit"))
+    return ("seed", *data, "select.count", "select.methods", *options)
 
 
 def _final(config: Any) -> tuple[str, ...]:

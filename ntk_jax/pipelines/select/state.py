@@ -18,6 +18,7 @@ from ntk_jax.kernels.projections import Projection
 from ntk_jax.models.model import Model
 from ntk_jax.pipelines.common.inputs import model_hashes
 from ntk_jax.pipelines.common.pool_run import PoolRun, pool_run
+from ntk_jax.pipelines.common.reading import reading_of
 from ntk_jax.pipelines.select.config import SelectConfig
 from ntk_jax.storage.hashing import sha256_file
 
@@ -69,9 +70,9 @@ def input_hashes(config: SelectConfig) -> dict[str, Any]:
     return {
         "model": lambda: model_hashes(config.model),
         "direction": lambda: _direction_hash(config.score.direction),
-        "domain": lambda: source_hashes(config.data.domain),
-        "pool": lambda: source_hashes(config.data.pool),
-        "evaluate": lambda: source_hashes(config.evaluate.files) if config.evaluate.files else {},
+        "domain": lambda: source_hashes(config.data.domain, reading_of(config, "data")),
+        "pool": lambda: source_hashes(config.data.pool, reading_of(config, "data")),
+        "evaluate": lambda: source_hashes(config.evaluate.files, reading_of(config, "evaluate")),
         "arms": lambda: _arm_hashes(config),
     }
 
@@ -87,4 +88,4 @@ def _direction_hash(direction: str) -> dict[str, str]:
 def _arm_hashes(config: SelectConfig) -> dict[str, str]:
     """Of the files that arms are trained on."""
     files = [arm.removeprefix("file:") for arm in config.evaluate.arms or () if arm.startswith("file:")]
-    return source_hashes(files) if files else {}
+    return source_hashes(files, reading_of(config, "data").for_patterns)

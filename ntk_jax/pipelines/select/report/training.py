@@ -9,7 +9,7 @@ from ntk_jax.pipelines.select.report.run import SelectRun
 from ntk_jax.report.amounts import count, finite, percent
 from ntk_jax.report.figures import Curve, curves
 from ntk_jax.report.layout import Cell, Figure, Section, Table
-from ntk_jax.report.reading import mapping
+from ntk_jax.report.reading import mapping, records
 
 PERCENTILES = ("5", "25", "50", "75", "95", "max")
 
@@ -67,9 +67,16 @@ def data(run: SelectRun) -> Section:
     if not run.pool_data:
         stage = next((s for s in ("preselect", "score", "sketch", "pool") if run.plan.has(s)), "pool")
         missing.append(run.directory.missing(stage, "pool statistics"))
-    tables = [table for table in (_account(sets), _lengths(run, sets)) if table.rows]
+    tables = [table for table in (_account(sets), _lengths(run, sets), _formats(run)) if table.rows]
     shown = [{"name": name, **d["example"]} for name, d in sets if mapping(d.get("example"))]
     return section("data", "Data", tables=tables, examples=shown, missing=missing)
+
+
+def _formats(run: SelectRun) -> Table:
+    """What was recognised in files that are not records as they are."""
+    found = records(run.plan.facts.get("formats"))
+    rows: list[list[object]] = [[str(item.get(key, "")) for key in ("set", "files", "format")] for item in found]
+    return Table(["Set", "Files", "Read as"], rows, "What the columns of the files were taken for")
 
 
 def _account(sets: list[tuple[str, dict[str, Any]]]) -> Table:
