@@ -60,6 +60,7 @@ def run(
     with contextlib.ExitStack() as held:
         copy = hosts.broadcast(lambda: held.enter_context(hold))  # one of several processes holds the folder for all
         job = Job(folder, progress, command.shard)
+        progress("inputs", None, "")(1, 1, "reading the model and the data")  # a large model takes its time
         state = pipeline.open(config, job)
         plan = make_plan(pipeline, config, command, folder, state)
         if not command.shard:

@@ -257,7 +257,9 @@ def _cross_output(run: DiagnoseRun, warm: Model) -> dict[str, Any]:
     rows = run.scored_domain
     chosen = sample_indices(len(rows), CROSS_OUTPUT_EXAMPLES, run.config.seed)
     rows = rows if chosen is None else [rows[i] for i in chosen]
-    return {"rho": head_coherence(head_matrix(warm.base))} | cross_output_cosines(warm, rows, seed=run.config.seed)
+    progress = run.job.progress("cross output", len(rows), "examples")
+    found = cross_output_cosines(warm, rows, seed=run.config.seed, progress=progress)
+    return {"rho": head_coherence(head_matrix(warm.base))} | found
 
 
 CROSS_OUTPUT_EXAMPLES = 8  # each costs D backward passes, and millions of pairs come from one
