@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from ntk_jax.engine.stage import Pipeline, Stage, nothing
-from ntk_jax.errors import TryAgain, UserError
+from ntk_jax.errors import TryAgain, UserError, shown
 from ntk_jax.pipelines import all_pipelines, report_parts
 from ntk_jax.version import VERSION
 
@@ -237,7 +237,7 @@ def _configured(arguments: argparse.Namespace, overrides: Sequence[str]) -> tupl
     ]
     named = read_tree(arguments.config, overrides).get(PIPELINE)
     if named is not None and (not isinstance(named, str) or named not in everyone):
-        raise UserError(f"{arguments.config}: pipeline = {named!r} is not one of {', '.join(everyone)}")
+        raise UserError(f"{arguments.config}: pipeline = {shown(named)} is not one of {', '.join(everyone)}")
     found = next((pipeline for pipeline in able if pipeline.name == named), able[0])
     if named is not None and found.name != named:
         raise UserError(

@@ -57,7 +57,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     ("arguments", "message"),
     [
         (["run"], "the following arguments are required: CONFIG; see ntk-jax run --help"),
-        (["run", "no.yaml"], "cannot read the config no.yaml: No such file or directory; give the path of a YAML file"),
+        (["run", "no.yaml"], "cannot read no.yaml: No such file or directory; give the path of a YAML file"),
         (
             ["run", "no.yaml", "--frobnicate"],
             "unknown argument '--frobnicate'; a config value is set as --section.key=value",

@@ -136,7 +136,7 @@ def write_plan(plan: Plan, folder: Path) -> None:
         "facts": pipeline.facts(config) if pipeline.facts else {},
     }
     path = folder / FILE
-    before = read_json(path) if path.exists() else {}
+    before = read_json(path, dict) if path.exists() else {}
     write_json(path, {"schema": SCHEMA, "pipelines": {**before.get("pipelines", {}), pipeline.name: entry}})
 
 

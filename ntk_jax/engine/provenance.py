@@ -38,7 +38,7 @@ def record_provenance(
         "command": sys.argv,
     }
     path = folder / "provenance.json"
-    before = read_json(path) if path.exists() else {}
+    before = read_json(path, dict) if path.exists() else {}
     stages = before.get("stages", {})
     others = [environment for environment in stages.get(stage, []) if environment != here]
     stages[stage] = [*others, here]

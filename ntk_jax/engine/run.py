@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from ntk_jax.engine import clock
-from ntk_jax.engine.config import to_tree
+from ntk_jax.engine.config import read_tree, to_tree
 from ntk_jax.engine.plan import Command, Plan, check_settings, make_plan, stages_asked, write_plan
 from ntk_jax.engine.progress import Progress
 from ntk_jax.engine.provenance import record_provenance
@@ -152,7 +152,7 @@ def _begin(plan: Plan, folder: Path, name: str) -> None:
 def _write_head(plan: Plan, folder: Path) -> None:
     """config.yaml, which keeps the sections of other pipelines that run in the same folder, and plan.json."""
     path = folder / "config.yaml"
-    before = yaml.safe_load(path.read_text(encoding="utf8")) if path.exists() else {}
-    tree = {**(before if isinstance(before, dict) else {}), **to_tree(plan.config)}
+    before = read_tree(path) if path.exists() else {}
+    tree = {**before, **to_tree(plan.config)}
     write_text(path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
     write_plan(plan, folder)

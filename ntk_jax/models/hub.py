@@ -11,7 +11,6 @@ channel's scale needs all of its numbers, so each process reads those tensors wh
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -31,6 +30,7 @@ from ntk_jax.models.lora import fold
 from ntk_jax.models.names import EMBED, HEAD, Source, name_table
 from ntk_jax.models.quantization import SCALE, is_quantized, quantize, refuse_quantized
 from ntk_jax.storage.atomic import make_folder, write_bytes, write_json
+from ntk_jax.storage.reading import read_json
 
 if TYPE_CHECKING:
     from ntk_jax.models.model import Model
@@ -198,15 +198,8 @@ def _path(path: Any) -> str:
 
 def read_object(file: Path) -> dict[str, Any]:
     """The JSON object in a file of a checkpoint; UserError where it is missing or something else."""
-    try:
-        value = json.loads(file.read_text(encoding="utf8"))
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); give a complete Hugging Face folder") from None
-    except ValueError:
-        raise UserError(f"{file}: not valid JSON; download it again") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{file}: must hold a JSON object; download it again")
-    return value
+    found: dict[str, Any] = read_json(file, "give a complete Hugging Face folder, downloaded again", dict)
+    return found
 
 
 @contextmanager

@@ -14,13 +14,14 @@ import errno
 import fcntl
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from ntk_jax.errors import UserError
-from ntk_jax.storage import atomic
+from ntk_jax.storage import atomic, reading
 from ntk_jax.storage.hashing import sha256_file
 
 SUMS = "SHA256SUMS"
@@ -206,9 +207,12 @@ def verify(folder: str | Path) -> None:
     remedy = f"restore it, or delete the folder {folder} to compute the stage anew"
     if not (folder / SUMS).exists():
         raise UserError(f"{folder / SUMS} is gone; {remedy}")
-    for line in (folder / SUMS).read_text(encoding="utf8").splitlines():
-        digest, _, name = line.partition("  ")
-        if not (folder / name).exists():
+    for number, line in enumerate(reading.read_text(folder / SUMS, remedy).splitlines(), 1):
+        found = re.fullmatch(r"([0-9a-f]{64})  (\S.*)", line)
+        if not found or any(part in ("", "..") for part in found[2].split("/")) or not found[2].isprintable():
+            raise UserError(f"{folder / SUMS} is damaged, line {number} is no checksum of a file; {remedy}")
+        digest, name = found.groups()
+        if not (folder / name).is_file():
             raise UserError(f"{folder / name} is gone; {remedy}")
         if sha256_file(folder / name) != digest:
             raise UserError(f"{folder / name} is not as its stage wrote it (checksum); {remedy}")
@@ -230,7 +234,7 @@ def _results(folder: Path) -> list[str]:
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     """The manifest of a finished stage, or None. Raises UserError: it is damaged."""
     path = Path(folder) / "manifest.json"
-    return atomic.read_json(path) if path.exists() else None
+    return atomic.read_json(path, dict) if path.exists() else None
 
 
 def _compare(folder: Path, path: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def diagnose(run: DiagnoseRun, folder: Path) -> dict[str, Any]:
     }
     for name, (wanted, compute) in parts.items():
         _part(folder / f"{name}.json", compute if wanted else lambda: {"skipped": "switched off in the config"})
-    found = {path.stem: read_json(path) for path in sorted(folder.glob("*.json")) if path.stem in DIAGNOSES}
+    found = {path.stem: read_json(path, dict) for path in sorted(folder.glob("*.json")) if path.stem in DIAGNOSES}
     for item in figures(found):
         write_text(make_folder(folder / "figures") / f"{item.key}.svg", standalone(item.drawing))
     return {"checkpoints": len(report["points"])}
@@ -128,7 +128,8 @@ def _part(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """A result that is computed once."""
     if not path.exists():
         write_json(path, compute())
-    return read_json(path)
+    found: dict[str, Any] = read_json(path, dict)
+    return found
 
 
 # -- checkpoints ---------------------------------------------------------------------------------------------------

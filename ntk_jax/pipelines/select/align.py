@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.records import family_of, prompt_text, response_text
+from ntk_jax.data.sources import read_records
 from ntk_jax.engine.clock import Clock
 from ntk_jax.engine.stage import Facts
 from ntk_jax.kernels.direction import mean_gradient, stack_directions
@@ -29,8 +30,8 @@ def align(run: SelectRun, folder: Path) -> Facts:
     kernel ⟨g(x_i), g(x)⟩. The selected example's gradient is the direction, the domain set is what is scored."""
     clock, score = Clock(run.job.folder, "align"), run.config.score
     progress = clock.ticking(run.job.progress("align", None, "pairs"))
-    with (run.job.folder / "select" / "selection.jsonl").open(encoding="utf8") as lines:
-        selected = [json.loads(line) for line in itertools.islice(lines, run.config.report.examples)]
+    selection = run.job.folder / "select" / "selection.jsonl"
+    selected: list[Any] = list(itertools.islice(read_records(selection), run.config.report.examples))
     rows = [row for _, row in run.encoder.rows(selected, score.span) if isinstance(row, TokenRow)]
     domain = run.encoder.encode(run.domain.records, score.span)
     kernel = _kernel(run, rows, domain.rows, progress)  # [Nd, shown]

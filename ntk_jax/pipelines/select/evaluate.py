@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from ntk_jax.pipelines.select.config import SelectConfig
 from ntk_jax.pipelines.select.state import SelectRun
 from ntk_jax.selection.records import record_line
 from ntk_jax.storage.atomic import make_folder, read_json, write_json, write_lines
+from ntk_jax.storage.reading import read_json_lines
 
 FACTS = ("title", "examples", "steps", "tokens", "label_tokens", "domain_label_tokens", "flops")
 
@@ -51,7 +51,9 @@ def evaluate(run: SelectRun, folder: Path) -> Facts:
         if not hosts.broadcast((place / "tasks.json").exists):  # written last
             _predict(run, arm, place, clock)
         hosts.barrier(f"evaluated {arm.name}")
-        predictions[arm.name] = {name: _read_lines(place / f"{name}.jsonl") for name in read_json(place / "tasks.json")}
+        remedy = f"delete the folder {place} and run again"
+        tasks = read_json(place / "tasks.json", dict)
+        predictions[arm.name] = {name: read_json_lines(place / f"{name}.jsonl", remedy) for name in tasks}
     section = config.evaluate
     results = compare(predictions, bootstrap=section.bootstrap, confidence=section.confidence, seed=config.seed)
     results["arms"] = [_arm_facts(run, arm) for arm in arms(config)]
@@ -85,15 +87,8 @@ def _progress(run: SelectRun, arm: Arm, clock: Clock, task: str) -> Callable[...
     return clock.ticking(run.job.progress(f"evaluate {arm.name}", None, f"questions of {task}"))
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete the folder {path.parent} and run again") from None
-
-
 def _arm_facts(run: SelectRun, arm: Arm) -> dict[str, Any]:
     if not arm.trained:
         return {"name": arm.name, "title": arm.title, **dict.fromkeys(FACTS[1:], 0)}
-    facts = read_json(run.job.folder / "finetune" / arm.name / "summary.json")
+    facts = read_json(run.job.folder / "finetune" / arm.name / "summary.json", dict)
     return {"name": arm.name, **{key: facts[key] for key in FACTS}}

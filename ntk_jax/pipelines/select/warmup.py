@@ -34,7 +34,7 @@ def warmup(run: SelectRun, folder: Path) -> dict[str, Any]:
     clock, base, section = Clock(run.job.folder, "warmup"), run.model.base, run.config.warmup
     facts = {"steps": 0, "flops": 0.0, "tokens": 0}
     if hosts.broadcast((folder / "summary.json").exists):  # only the manifest is missing
-        summary = hosts.broadcast(lambda: read_json(folder / "summary.json"))
+        summary = hosts.broadcast(lambda: read_json(folder / "summary.json", dict))
         return {key: summary[key] for key in facts}
     write_json(folder / "data.json", run.domain.statistics.to_dict())
     lora = base.lora
