@@ -227,7 +227,7 @@ def _configured(arguments: argparse.Namespace, overrides: Sequence[str]) -> tupl
         if overrides:
             raise UserError(f"{overrides[0]} overrides a config, but no CONFIG is given")
         return None, None
-    from ntk_jax.engine.config import PIPELINE, load_config, read_tree
+    from ntk_jax.engine.config import PIPELINE, load_config, read_tree, refuse_unusable
 
     everyone = {pipeline.name: pipeline for pipeline in all_pipelines()}
     able = [
@@ -246,6 +246,7 @@ def _configured(arguments: argparse.Namespace, overrides: Sequence[str]) -> tupl
     others = [pipeline.config.resolve() for pipeline in everyone.values() if pipeline is not found]
     config = load_config(arguments.config, found.config.resolve(), overrides, others)
     if arguments.out is not None:
+        refuse_unusable(arguments.out, "--out")
         config = dataclasses.replace(config, out=arguments.out)
     return found, config
 

@@ -225,7 +225,7 @@ def build(cls: type, tree: Mapping[str, Any], where: str, prefix: str = "") -> A
             values[key] = build(typing.cast(type, hint), value if value is not None else {}, where, f"{prefix}{key}.")
         else:
             values[key] = _coerce(value, hint, where, prefix + str(key))
-            _refuse_unusable(values[key], f"{where}: {prefix}{key}")
+            refuse_unusable(values[key], f"{where}: {prefix}{key}")
     return cls(**values)
 
 
@@ -251,11 +251,11 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     node[last] = _read_yaml(text, f"override {override!r}: the value", "quote it")
 
 
-def _refuse_unusable(value: Any, place: str) -> None:
-    """Refuses what no setting can be, though it has the right type."""
+def refuse_unusable(value: Any, place: str) -> None:
+    """Raises UserError for what no setting can be, though it has the right type. place: how a message calls it."""
     if isinstance(value, tuple):
         for item in value:
-            _refuse_unusable(item, place)
+            refuse_unusable(item, place)
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise UserError(f"{place} = {shown(value)} is beyond 64 bits; give a smaller number")
     if isinstance(value, float) and not math.isfinite(value):

@@ -137,12 +137,13 @@ def parse_config(hf: Mapping[str, Any], where: str) -> ModelConfig:
         value = rest.pop(key, default)
         if value is None:
             raise UserError(f"{where}: {key} is missing; copy the model's own config.json")
-        if kind_of is float and isinstance(value, int) and not isinstance(value, bool):
+        if kind_of is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**31:
             value = float(value)
         if not isinstance(value, kind_of) or (kind_of is not bool and isinstance(value, bool)):
             raise UserError(f"{where}: {key} must be {kind_of.__name__}, got {value!r}")
-        if kind_of is not bool and cast(float, value) <= 0:
-            raise UserError(f"{where}: {key} must be positive, got {value!r}")
+        most = 2**31 if key != "num_hidden_layers" else 2**12
+        if kind_of is not bool and not 0 < cast(float, value) < most:  # also no NaN
+            raise UserError(f"{where}: {key} must be positive and below {most:,}, got {value!r}")
         return value
 
     hidden, heads = take("hidden_size", int), take("num_attention_heads", int)
@@ -276,6 +277,6 @@ def _take_rope(rest: dict[str, Any], where: str, max_positions: int) -> tuple[fl
 
 
 def _number(value: Any, key: str, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 2**63:
         raise UserError(f"{where}: {key} must be a positive number, got {value!r}")
     return float(cast(float, value))

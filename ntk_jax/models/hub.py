@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ntk_jax.builtin.paths import ROOT as BUILTIN
-from ntk_jax.errors import UserError
+from ntk_jax.errors import UserError, shown
 from ntk_jax.models.config import ModelConfig, config_to_hf, parse_config
 from ntk_jax.models.lora import fold
 from ntk_jax.models.names import EMBED, HEAD, Source, name_table
@@ -171,10 +171,11 @@ def load_tokenizer(folder: Path, vocab_size: int, special: Mapping[str, tuple[in
     reader = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else AutoTokenizer
     try:
         tokenizer = reader.from_pretrained(str(folder), local_files_only=True)
+        tokenizer("a text", add_special_tokens=False)  # some bad settings show only here
+        largest = max(tokenizer.get_vocab().values())
     except Exception as error:  # transformers raises what its many readers raise
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{folder}: the tokenizer cannot be read ({reason}); copy the model's own files") from None
-    largest = max(tokenizer.get_vocab().values())
     if largest >= vocab_size:
         raise UserError(
             f"{folder}: the tokenizer does not match the model: it has token id {largest}, "
@@ -208,9 +209,10 @@ def _open(folder: Path) -> Iterator[dict[str, Any]]:
     index = folder / INDEX
     if index.is_file():
         places = read_object(index).get("weight_map")
-        if not isinstance(places, dict):
-            raise UserError(f"{index}: weight_map must map tensors to files, got {places!r:.60}; download it again")
-        files = sorted({str(name) for name in places.values()})
+        listed = set(map(str, places.values())) if isinstance(places, dict) else {""}
+        if not all(re.fullmatch(r"[\w./-]{1,200}", name) for name in listed):
+            raise UserError(f"{index}: weight_map must map tensors to files, got {shown(places)}; download it again")
+        files = sorted(listed)
     else:
         files = ["model.safetensors"]
     tensors: dict[str, Any] = {}

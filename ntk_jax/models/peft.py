@@ -6,7 +6,6 @@ same bytes, so a resumed run can be compared with an uninterrupted one by hash.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -151,7 +150,7 @@ def _check_settings(settings: Mapping[str, Any], where: Path) -> None:
         if (
             isinstance(value, bool)
             or not isinstance(value, int if key == "r" else (int, float))
-            or not 0 < value < math.inf
+            or not 0 < value < 2**31  # also no NaN
         ):
             raise UserError(f"{where}: {key} must be a positive number, got {value!r}")
     if settings.get("init_lora_weights", True) not in (True, False, "gaussian"):

@@ -108,8 +108,8 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path, kind: type = object) -> Any:
-    """Reads a JSON file of a run directory, as `reading.read_json`. Raises UserError: it is absent, unreadable, not JSON
-    or not of that kind."""
+    """Reads a JSON file of a run directory, as `reading.read_json`. Raises UserError: it is absent, unreadable, not
+    JSON, or not of that kind."""
     return reading.read_json(path, f"delete the folder {Path(path).parent} and run again", kind)
 
 

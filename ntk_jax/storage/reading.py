@@ -72,6 +72,6 @@ def parse_json(text: str | bytes, place: str, remedy: str, kind: type = object) 
     except ValueError as error:
         raise UserError(f"{place} is damaged, it is not JSON ({error}); {remedy}") from None
     if not isinstance(value, kind):
-        wanted = {dict: "object", list: "list"}.get(kind, kind.__name__)
+        wanted = "object" if kind is dict else kind.__name__
         raise UserError(f"{place} is damaged, it must hold a JSON {wanted}; {remedy}")
     return value

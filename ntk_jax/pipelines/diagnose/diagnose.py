@@ -45,6 +45,7 @@ from ntk_jax.pipelines.diagnose.regression import regression
 from ntk_jax.pipelines.diagnose.state import DiagnoseRun
 from ntk_jax.report.figures_matrix import standalone
 from ntk_jax.storage.atomic import make_folder, read_json, write_json, write_text
+from ntk_jax.storage.reading import parse_json
 from ntk_jax.training.checkpoints import discard_checkpoints
 from ntk_jax.training.order import count_steps
 from ntk_jax.training.train import train
@@ -249,9 +250,12 @@ def _save_point(path: Path, one: Measured) -> None:
 
 
 def _load_point(path: Path) -> Measured:
-    arrays = load_arrays(path)
+    arrays, remedy = load_arrays(path), "delete it and run again: only it is computed anew"
     scores = {name.partition("/")[2]: values for name, values in arrays.items() if name.startswith("scores/")}
-    return Measured(arrays["kernel"], arrays["pseudo"], scores=scores, **json.loads(str(arrays["facts"])))
+    facts = parse_json(str(arrays["facts"]), str(path), remedy, dict)
+    return Measured(
+        arrays["kernel"], arrays["pseudo"], scores=scores, **{key: facts[key] for key in ("linearization", "outputs")}
+    )
 
 
 def _cross_output(run: DiagnoseRun, warm: Model) -> dict[str, Any]:
