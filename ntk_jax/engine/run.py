@@ -84,6 +84,8 @@ def run(
                 hosts.broadcast(functools.partial(commit, place, plan.fingerprints[name], facts, plan.shown[name]))
             if remote:
                 bucket.push_all(copy)
+        if pipeline.beside and not command.shard:
+            hosts.broadcast(functools.partial(pipeline.beside, config, folder))
         if parts is not None and not command.only and not command.until:
             hosts.broadcast(lambda: str(write_report(folder, parts)))
             if remote:

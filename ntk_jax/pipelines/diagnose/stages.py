@@ -25,6 +25,7 @@ PIPELINE = Pipeline(
     check=Address("ntk_jax.pipelines.common.checks:check_model_and_data"),
     doctor=Address("ntk_jax.pipelines.common.doctor:checks"),
     part=Address(f"{_HERE}.report:part"),
+    beside=Address("ntk_jax.pipelines.common.tensorboard:write_events"),
     terminal=Address(f"{_HERE}.report:terminal"),
     stages=(
         Stage(
