@@ -117,7 +117,7 @@ def unclear(message: str) -> str | None:
 def run_cases(name: str, first: int, count: int, before: Sequence[int] = ()) -> list[str]:
     """The faults of cases `before` and [first, first + count), run in child processes, each of which takes over where
     one died."""
-    faults, cases = [], [*before, *range(first, first + count)]
+    faults, cases = [], [*dict.fromkeys([*before, *range(first, first + count)])]
     while cases:
         child = subprocess.run(
             [sys.executable, __file__, name],
