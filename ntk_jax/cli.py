@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import importlib.metadata
 import os
 import platform
+import re
 import sys
 import textwrap
 import traceback
@@ -18,11 +20,13 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from ntk_jax.engine.stage import Pipeline, Stage, nothing
-from ntk_jax.errors import TryAgain, UserError, shown
+from ntk_jax.errors import TryAgain, UserError, one_line, shown
 from ntk_jax.pipelines import all_pipelines, report_parts
 from ntk_jax.version import VERSION
 
 WIDTH = 110  # of help
+# What is wrong with a path that a config or the command line names, wherever it is first looked at.
+PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 OVERRIDES = """\
 Any value of the config can be set on the command line, and wins over the file:
 
@@ -147,12 +151,19 @@ def _add_processes(sub: argparse.ArgumentParser) -> None:
         "several processes with one mesh (found without these under Slurm, Open MPI and on GKE's TPU slices)"
     )
     several.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
-    several.add_argument("--processes", metavar="N", type=int, help="how many there are")
-    several.add_argument("--process", metavar="I", type=int, help="which of them this is, counted from 0")
-    several.add_argument("--wait", metavar="S", type=int, default=300, help="seconds to wait for the others")
+    several.add_argument("--processes", metavar="N", type=_count, help="how many there are")
+    several.add_argument("--process", metavar="I", type=_count, help="which of them this is, counted from 0")
+    several.add_argument("--wait", metavar="S", type=_count, default=300, help="seconds to wait for the others")
     several.add_argument(
-        "--heartbeat", metavar="S", type=int, default=100, help="seconds until a silent one is given up"
+        "--heartbeat", metavar="S", type=_count, default=100, help="seconds until a silent one is given up"
     )
+
+
+def _count(text: str) -> int:
+    """A number of processes or seconds."""
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a whole number below 10^9")
+    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -173,6 +184,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nntk-jax: interrupted; the same command goes on from the last committed block", file=sys.stderr)
         return _ended(130)
+    except OSError as error:
+        if error.errno not in PATHS or error.filename is None:
+            return _bug()
+        path = one_line(f"{error.filename}: {error.strerror}; correct the path or what lies there")
+        print(f"ntk-jax: error: {path}", file=sys.stderr)
+        return _ended(2)
     except Exception as error:
         if "RESOURCE_EXHAUSTED" in str(error):  # jax has no exception of its own for this
             print(f"ntk-jax: error: {_out_of_memory(error)}", file=sys.stderr)
@@ -182,10 +199,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if lost:
             print(f"ntk-jax: error: {lost}", file=sys.stderr)
             return _ended(1)  # no mistake: the same command again goes on
-        traceback.print_exc()
-        print("ntk-jax: this is a bug in ntk_jax; please report it with the lines above", file=sys.stderr)
-        return _ended(1)
+        return _bug()
     return 0
+
+
+def _bug() -> int:
+    """What nobody thought of, with its traceback."""
+    traceback.print_exc()
+    print("ntk-jax: this is a bug in ntk_jax; please report it with the lines above", file=sys.stderr)
+    return _ended(1)
 
 
 def _ended(code: int) -> int:

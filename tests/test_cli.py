@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -272,6 +273,11 @@ def test_the_key_pipeline_chooses_for_estimate_and_doctor(
             RuntimeError("RESOURCE_EXHAUSTED: 9 GiB"),
             2,
             "ntk-jax: error: out of device memory (RESOURCE_EXHAUSTED: 9 GiB)",
+        ),
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", "pool\n.jsonl"),
+            2,
+            "ntk-jax: error: pool\\n.jsonl: File name too long; correct the path or what lies there",
         ),
         (TryAgain("s3://a/b cannot be reached"), 1, "ntk-jax: error: s3://a/b cannot be reached"),
         (KeyboardInterrupt(), 130, "ntk-jax: interrupted; the same command goes on from the last committed block"),

@@ -53,8 +53,8 @@ def mean_gradient(
         ahead = None
         if packed:
             part = gradient_step(step, theta, rest, read, on_devices(packed.batch, layout))
-            total = part if total is None else _add(total, part)
-            ahead = int((packed.index >= 0).sum()), _mark(total)
+            total, mark = (part, _mark(part)) if total is None else _add(total, part)
+            ahead = int((packed.index >= 0).sum()), mark
         if waiting:  # one batch behind: the host packs while the device computes, and no more than two are under way
             jax.block_until_ready(waiting[1])
             done += waiting[0]
@@ -73,8 +73,9 @@ def mean_gradient(
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _add(a: Tree, b: Tree) -> Tree:
-    return jax.tree.map(jnp.add, a, b)
+def _add(a: Tree, b: Tree) -> tuple[Tree, jax.Array]:
+    total = jax.tree.map(jnp.add, a, b)
+    return total, _mark(total)
 
 
 @jax.jit

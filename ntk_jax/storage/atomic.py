@@ -29,6 +29,8 @@ _REMEDIES = {
     errno.ENOTDIR: "a part of the path is a file; give another folder",
     errno.EISDIR: "there is a folder of that name; give another folder",
     errno.ENOENT: "the folder does not exist",
+    errno.ENAMETOOLONG: "its name is too long; give another folder",
+    errno.ELOOP: "its links lead in a circle; give another folder",
 }
 
 
