@@ -6,7 +6,7 @@ import reprlib
 import unicodedata
 
 LONGEST = 300  # characters of a message
-_HEAD = 190  # of them for its beginning, which says what and where; the end says what to do
+HEAD = 0.64  # share of them for its beginning, which says what and where; the end says what to do
 
 
 class UserError(ValueError):
@@ -28,13 +28,14 @@ class TryAgain(Exception):
         super().__init__(one_line(str(message)))
 
 
-def one_line(text: str) -> str:
-    """The text without its middle where it is long, control characters escaped."""
+def one_line(text: str, longest: int = LONGEST) -> str:
+    """The text without its middle where it is longer, control characters escaped."""
     if len(text) > 2 * LONGEST:  # escapes only make it longer
         text = text[:LONGEST] + "\N{HORIZONTAL ELLIPSIS}" + text[-LONGEST:]
     text = "".join(map(_escaped, text))
-    if len(text) > LONGEST:
-        text = f"{text[:_HEAD]} \N{HORIZONTAL ELLIPSIS} {text[_HEAD + 3 - LONGEST :]}"
+    if len(text) > longest:
+        head = int(HEAD * longest)
+        text = f"{text[:head]} \N{HORIZONTAL ELLIPSIS} {text[head + 3 - longest :]}"
     return text
 
 

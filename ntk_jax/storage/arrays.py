@@ -257,13 +257,15 @@ def _attributes(files: Any, folder: str) -> dict[str, Any] | None:
         layout, facts = attributes["layout"], attributes.get("facts", {})
         whole = layout["arrays"] and layout["rows"] and layout["block_rows"]  # another's group may have others
         sizes = [layout["rows"], layout["block_rows"], *(n for shape, _ in layout["arrays"].values() for n in shape)]
-        names = [name for name, (_, dtype) in layout["arrays"].items() if np.dtype(dtype).name != dtype or "/" in name]
+        names = [name for name, (_, dtype) in layout["arrays"].items() if np.dtype(dtype).name != dtype]
+        names += [name for name in layout["arrays"] if not re.fullmatch(r"\w[\w.-]{0,99}", name)]
         if names or not isinstance(facts, dict) or not all(type(n) is int and 0 <= n < 2**48 for n in sizes):
             raise TypeError("its layout is none")
     except UserError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _read_error(f"{folder}/{_META}", error) from None
+    attributes.setdefault("facts", reading.described({}, f"{folder}/{_META}", remedy))
     return attributes if whole else None
 
 

@@ -7,6 +7,7 @@ ways a file can be bad: absent, a folder, not UTF-8, far too large, cut short, n
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,13 @@ class Found(dict[str, Any]):
 
     place: str = ""
     remedy: str = ""
+
+    def part(self, key: str) -> dict[str, Any]:
+        """The object under a key, empty where the key is not there."""
+        value = self.get(key, {})
+        if not isinstance(value, dict):
+            raise UserError(f"{self.place} is damaged, its {key} must be an object; {self.remedy}")
+        return value
 
     def __missing__(self, key: object) -> Any:
         raise UserError(f"{self.place} is damaged, it lacks {key}; {self.remedy}")
@@ -60,13 +68,8 @@ def read_json_lines(path: str | Path, remedy: str) -> list[Found]:
 def parse_json(text: str | bytes, place: str, remedy: str, kind: type = object) -> Any:
     """The value of a JSON text, as `read_json`. place: how a message calls the text."""
 
-    def found(pairs: dict[str, Any]) -> Found:
-        value = Found(pairs)
-        value.place, value.remedy = place, remedy
-        return value
-
     try:
-        value = json.loads(text, object_hook=found)
+        value = json.loads(text, object_hook=lambda pairs: described(pairs, place, remedy))
     except RecursionError:
         raise UserError(f"{place} is damaged, it is nested too deeply; {remedy}") from None
     except ValueError as error:
@@ -75,3 +78,10 @@ def parse_json(text: str | bytes, place: str, remedy: str, kind: type = object) 
         wanted = "object" if kind is dict else kind.__name__
         raise UserError(f"{place} is damaged, it must hold a JSON {wanted}; {remedy}")
     return value
+
+
+def described(pairs: Mapping[str, Any], place: str, remedy: str) -> Found:
+    """The pairs as an object that was found in a file."""
+    found = Found(pairs)
+    found.place, found.remedy = place, remedy
+    return found

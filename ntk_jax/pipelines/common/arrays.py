@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save
 from ntk_jax.errors import UserError
 from ntk_jax.parallel import hosts
 from ntk_jax.storage.atomic import write_bytes
-from ntk_jax.storage.reading import Found
+from ntk_jax.storage.reading import described
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -23,11 +23,9 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
     remedy = "delete it and run again: only it is computed anew"
     try:
         with np.load(io.BytesIO(path.read_bytes())) as arrays:
-            found = Found({name: arrays[name] for name in arrays.files})
+            return described({name: arrays[name] for name in arrays.files}, str(path), remedy)
     except Exception as error:  # of zip, of its compression and of NumPy's headers: many types
         raise UserError(f"{path} is damaged ({error}); {remedy}") from None
-    found.place, found.remedy = str(path), remedy
-    return found
 
 
 def save_arrays(path: Path, **arrays: Any) -> None:
