@@ -4,18 +4,31 @@ A `Note` is such a line too, where nothing failed."""
 
 from __future__ import annotations
 
+import reprlib
+import unicodedata
 import warnings
+
+LONGEST = 300  # characters of a message
+HEAD = 0.64  # share of them for its beginning, which says what and where; the end says what to do
 
 
 class UserError(ValueError):
     """One clear line: what is wrong, where (file, line, parameter or example id), and how to put it right. Exit code 2.
 
-    A ValueError too, so that a notebook or a service may catch it without knowing this package.
+    A ValueError too, so that a notebook or a service may catch it without knowing this package. Whatever a message
+    quotes, it is one line of at most `LONGEST` characters, without control characters.
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(str(message)))
 
 
 class TryAgain(Exception):
-    """One clear line: what failed outside, such as a network; the same command again goes on. Exit code 1."""
+    """One clear line: what failed outside, such as a network; the same command again goes on. Exit code 1. The line is
+    as that of `UserError`."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(str(message)))
 
 
 class Note(UserWarning):
@@ -25,4 +38,36 @@ class Note(UserWarning):
 
 def note(line: str) -> None:
     """Gives the line as a `Note`."""
-    warnings.warn(line, Note, stacklevel=3)
+    warnings.warn(one_line(line), Note, stacklevel=3)
+
+
+def one_line(text: str, longest: int = LONGEST) -> str:
+    """The text without its middle where it is longer, control characters escaped."""
+    if len(text) > 2 * LONGEST:  # escapes only make it longer
+        text = text[:LONGEST] + "\N{HORIZONTAL ELLIPSIS}" + text[-LONGEST:]
+    text = "".join(map(_escaped, text))
+    if len(text) > longest:
+        head = int(HEAD * longest)
+        text = f"{text[:head]} \N{HORIZONTAL ELLIPSIS} {text[head + 3 - longest :]}"
+    return text
+
+
+def shown(value: object) -> str:
+    """A value for a message: its repr, whatever its size or depth, in few characters."""
+    try:
+        return _SHOWN.repr(value)
+    except (ValueError, RecursionError):  # a number of more digits than Python writes
+        return f"a {type(value).__name__} too large to show"
+
+
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 80
+_SHOWN.maxlist = _SHOWN.maxtuple = _SHOWN.maxdict = _SHOWN.maxset = 6
+_SHOWN.maxlevel = 3
+
+
+def _escaped(character: str) -> str:
+    """Control, format and surrogate characters, and line ends of all kinds, as Python writes them."""
+    if character != " " and unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+        return character.encode("unicode_escape").decode("ascii")
+    return character

@@ -26,7 +26,7 @@ class Range:
     def holds(self, value: float) -> bool:
         """Whether a number is in the range; NaN and infinity never are."""
         inside = self.low < value < self.high if self.open else self.low <= value <= self.high
-        return inside and math.isfinite(value)
+        return inside and (isinstance(value, int) or math.isfinite(value))
 
     def __str__(self) -> str:
         low, high = (int(end) if float(end).is_integer() else end for end in (self.low, self.high))

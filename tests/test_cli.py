@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -57,7 +58,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     ("arguments", "message"),
     [
         (["run"], "the following arguments are required: CONFIG; see ntk-jax run --help"),
-        (["run", "no.yaml"], "cannot read the config no.yaml: No such file or directory; give the path of a YAML file"),
+        (["run", "no.yaml"], "cannot read no.yaml: No such file or directory; give the path of a YAML file"),
         (
             ["run", "no.yaml", "--frobnicate"],
             "unknown argument '--frobnicate'; a config value is set as --section.key=value",
@@ -284,6 +285,11 @@ def test_the_key_pipeline_chooses_for_estimate_and_doctor(
             RuntimeError("RESOURCE_EXHAUSTED: 9 GiB"),
             2,
             "ntk-jax: error: out of device memory (RESOURCE_EXHAUSTED: 9 GiB)",
+        ),
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", "pool\n.jsonl"),
+            2,
+            "ntk-jax: error: pool\\n.jsonl: File name too long; correct the path or what lies there",
         ),
         (TryAgain("s3://a/b cannot be reached"), 1, "ntk-jax: error: s3://a/b cannot be reached"),
         (KeyboardInterrupt(), 130, "ntk-jax: interrupted; the same command goes on from the last committed block"),

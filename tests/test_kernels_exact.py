@@ -167,7 +167,7 @@ def test_half_the_pairs_give_the_whole_kernel_of_a_set(kind, method):
     half = tangent_kernel(mlp, theta, None, a, a, kind=kind, method=method, memory=memory,
                           progress=lambda *done: calls.append(done))  # fmt: skip
     assert_close(half, whole, 1e-6)
-    assert calls[-1] == (7, 7)
+    assert calls[-1][0] == calls[-1][1] > 1 and [done for done, _ in calls] == [*range(1, len(calls) + 1)]
 
 
 def test_a_kernel_of_a_set_with_itself_is_symmetric_and_positive():

@@ -248,11 +248,11 @@ def test_broken_and_missing_files_are_named(folder: Path, tmp_path: Path) -> Non
     (folder / hub.INDEX).write_text('{"weight_map": [1]}')
     assert "weight_map must map tensors to files, got [1]" in message()
     (folder / "config.json").write_text("[]")
-    assert "config.json: must hold a JSON object" in message()
+    assert "config.json is damaged, it must hold a JSON object" in message()
     (folder / "config.json").write_text("{'")
-    assert "config.json: not valid JSON" in message()
+    assert "config.json is damaged, it is not JSON" in message()
     (folder / "config.json").unlink()
-    assert "config.json: cannot be read" in message()
+    assert "cannot read" in message()
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,7 @@ def test_missing_and_broken_adapter_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="adapter_model.safetensors is missing"):
         load_adapter(tmp_path, CONFIG)
     (tmp_path / "adapter_config.json").write_text("{")
-    with pytest.raises(UserError, match="adapter_config.json: not valid JSON"):
+    with pytest.raises(UserError, match="adapter_config.json is damaged, it is not JSON"):
         load_adapter(tmp_path, CONFIG)
 
 

@@ -547,7 +547,7 @@ class TestMistakes:
         manifest.unlink()
         path.write_text('{"id"')
         try:
-            self.refused(inputs, "test.jsonl is damaged .*; delete the folder", "finished", "evaluate")
+            self.refused(inputs, "test.jsonl, line 1, is damaged.*; delete the folder", "finished", "evaluate")
         finally:
             for place, content in kept.items():
                 place.write_bytes(content)

@@ -122,7 +122,7 @@ def test_a_damaged_description(tmp_path: Path) -> None:
         whole = path.read_bytes()
         for content in (b"{", b"{}", whole.replace(b"10", b"11", 1)):
             path.write_bytes(content)
-            with pytest.raises(UserError, match="is damaged .*; delete the store and run the stage again"):
+            with pytest.raises(UserError, match="is damaged.*; delete the store and run the stage again"):
                 open_store(tmp_path)
         path.write_bytes(whole)
     open_store(tmp_path)

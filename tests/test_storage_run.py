@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ntk_jax.errors import UserError
+from ntk_jax.errors import LONGEST, UserError
 from ntk_jax.storage.run import begin, commit, lock, look, read_manifest, verify
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,22 +118,41 @@ def test_a_tuple_or_a_path_in_a_fingerprint_is_no_difference(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("finished", [False, True])
-def test_a_change_is_named(tmp_path: Path, finished: bool) -> None:
-    begin(tmp_path, FINGERPRINT)
+def test_a_change_is_named(tmp_path: Path, finished: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    stage = Path("stage")
+    stage.mkdir()
+    begin(stage, FINGERPRINT)
     if finished:
-        commit(tmp_path, FINGERPRINT, {})
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        commit(stage, FINGERPRINT, {})
+    before = {path.name: path.read_bytes() for path in stage.iterdir()}
     changed: dict[str, Any] = json.loads(json.dumps(FINGERPRINT)) | {"seed": 1, "extra": True}
     changed["score"]["objective"] = "probe"
     del changed["limit"]
     with pytest.raises(UserError) as error:
-        begin(tmp_path, changed)
+        begin(stage, changed)
     assert str(error.value) == (
-        f"{tmp_path} was made from something else: extra was absent, is now true; limit was null, is now absent;"
+        "stage was made from something else: extra was absent, is now true; limit was null, is now absent;"
         ' score.objective was "sum_logits", is now "probe"; seed was 0, is now 1;'
         " give another folder, or delete that folder to compute the stage anew"
     )
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in stage.iterdir()} == before
+
+
+def test_many_changes_are_named_without_values_as_far_as_a_line_goes(tmp_path: Path) -> None:
+    old = {f"input.pool./a/long/path/to/somewhere/with/the/file_{n}.jsonl": n for n in range(40)}
+    few = {"score.objective": "a" * 40, "score.span": "b" * 40, "seed": 1, "model.path": "c" * 40}
+    for fingerprint, said in (
+        (few, "score.span is another; seed is another; give"),
+        (old, "more; give another folder"),
+    ):
+        folder = tmp_path / str(len(fingerprint))
+        folder.mkdir()
+        begin(folder, fingerprint)
+        with pytest.raises(UserError) as error:
+            begin(folder, {key: f"{value}!" for key, value in fingerprint.items()})
+        assert said in str(error.value) and str(error.value).endswith("delete that folder to compute the stage anew")
+        assert len(str(error.value)) <= LONGEST
 
 
 def test_true_is_not_one(tmp_path: Path) -> None:

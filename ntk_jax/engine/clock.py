@@ -6,7 +6,6 @@ the time since the last renewal. The files are no results: nothing depends on th
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ntk_jax.parallel import hosts
-from ntk_jax.storage.atomic import make_folder, write_json
+from ntk_jax.storage.atomic import make_folder, read_json, write_json
 
 FOLDER = ".clock"  # in the run directory
 RENEW_SECONDS = 2.0
@@ -46,8 +45,8 @@ class Clock:
             return None
         self._write()
         try:
-            return sum(float(json.loads(path.read_text())["seconds"]) for path in self._home.glob("*.json"))
-        except (OSError, ValueError, KeyError, TypeError):
+            return sum(float(read_json(path, dict)["seconds"]) for path in self._home.glob("*.json"))
+        except (ValueError, TypeError, OverflowError):  # UserError too
             return None
 
     def _write(self) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import math
 import textwrap
 import types
 import typing
@@ -21,9 +22,11 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
-from ntk_jax.errors import UserError
+from ntk_jax.errors import UserError, shown
 from ntk_jax.settings import HELP
+from ntk_jax.storage.reading import read_text
 
+LARGEST = 2**20  # bytes of a config; the longest of configs/ has some 2,000
 PIPELINE = "pipeline"  # the key of a file that says which pipeline it is for, for commands that serve all of them
 
 
@@ -43,16 +46,7 @@ def read_tree(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     Raises UserError: the file cannot be read or is not YAML (its line is named), it holds no mapping, or an override is
     not of that form.
     """
-    path = Path(path)
-    try:
-        tree = yaml.load(path.read_text(encoding="utf8"), Loader=_Loader)
-    except OSError as error:
-        raise UserError(f"cannot read the config {path}: {error.strerror}; give the path of a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where else ""
-        what = f" ({error.problem})" if isinstance(error, yaml.MarkedYAMLError) and error.problem else ""
-        raise UserError(f"{path}{line}: not valid YAML{what}; correct the syntax") from None
+    tree = _read_yaml(read_text(path, "give the path of a YAML file", LARGEST), str(path), "correct the syntax")
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
@@ -189,6 +183,19 @@ def _either(words: Sequence[str]) -> str:
     return " or ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
 
 
+def _read_yaml(text: str, place: str, remedy: str) -> Any:
+    """The value of a YAML text. Raises UserError, naming the line where the library does."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise UserError(f"{place}: not valid YAML (nested too deeply); {remedy}") from None
+    except Exception as error:  # the readers of tags and scalars raise what they like: `!!int x`, a 13th month
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) if isinstance(error, yaml.YAMLError) else error
+        raise UserError(f"{place}{line}: not valid YAML{f' ({problem})' if problem else ''}; {remedy}") from None
+
+
 class _Loader(yaml.SafeLoader):
     """YAML that refuses a key given twice, of which the library would keep the last one silently."""
 
@@ -206,7 +213,7 @@ class _Loader(yaml.SafeLoader):
 def build(cls: type, tree: Mapping[str, Any], where: str, prefix: str = "") -> Any:
     """Makes dataclass `cls` from a mapping, strictly."""
     if not isinstance(tree, Mapping):
-        raise UserError(f"{where}: {prefix.rstrip('.')} must be a mapping, got {tree!r}")
+        raise UserError(f"{where}: {prefix.rstrip('.')} must be a mapping, got {shown(tree)}")
     hints = _hints(cls)
     names = [f.name for f in dataclasses.fields(cls)]
     values = {}
@@ -220,6 +227,7 @@ def build(cls: type, tree: Mapping[str, Any], where: str, prefix: str = "") -> A
             values[key] = build(typing.cast(type, hint), value if value is not None else {}, where, f"{prefix}{key}.")
         else:
             values[key] = _coerce(value, hint, where, prefix + str(key))
+            refuse_unusable(values[key], f"{where}: {prefix}{key}")
     return cls(**values)
 
 
@@ -242,10 +250,20 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         node = node[parent]
         if not isinstance(node, dict):
             raise UserError(f"override {override!r}: {parent} is not a section")
-    try:
-        node[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"override {override!r}: the value is not valid YAML; quote it") from None
+    node[last] = _read_yaml(text, f"override {override!r}: the value", "quote it")
+
+
+def refuse_unusable(value: Any, place: str) -> None:
+    """Raises UserError for what no setting can be, though it has the right type. place: how a message calls it."""
+    if isinstance(value, tuple):
+        for item in value:
+            refuse_unusable(item, place)
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise UserError(f"{place} = {shown(value)} is beyond 64 bits; give a smaller number")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{place} = {value} is not a finite number; give one")
+    if isinstance(value, str) and any(character == "\0" or "\ud800" <= character <= "\udfff" for character in value):
+        raise UserError(f"{place} = {shown(value)} holds a character that no text or path has; remove it")
 
 
 def _coerce(value: Any, hint: Any, where: str, key: str) -> Any:
@@ -253,7 +271,7 @@ def _coerce(value: Any, hint: Any, where: str, key: str) -> Any:
     if origin is Annotated:
         value = _coerce(value, args[0], where, key)
         if not args[1].holds(value):
-            raise UserError(f"{where}: {key} = {value!r} must be {args[1]}")
+            raise UserError(f"{where}: {key} = {shown(value)} must be {args[1]}")
         return value
     if origin in (typing.Union, types.UnionType):
         if value is None:
@@ -263,12 +281,12 @@ def _coerce(value: Any, hint: Any, where: str, key: str) -> Any:
         if value is None and "none" in args:  # YAML reads a bare `none` as a string, but `null` is a habit
             return "none"
         if value not in args:
-            raise UserError(f"{where}: {key} = {value!r} is not one of {', '.join(map(str, args))}")
+            raise UserError(f"{where}: {key} = {shown(value)} is not one of {', '.join(map(str, args))}")
         return value
     if origin is tuple:
         items = [value] if isinstance(value, str) else value
         if not isinstance(items, (list, tuple)):
-            raise UserError(f"{where}: {key} must be a list, got {value!r}")
+            raise UserError(f"{where}: {key} must be a list, got {shown(value)}")
         return tuple(_coerce(item, args[0], where, key) for item in items)
     if origin is Mapping:
         if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
@@ -278,7 +296,8 @@ def _coerce(value: Any, hint: Any, where: str, key: str) -> Any:
         with contextlib.suppress(ValueError):
             value = float(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        with contextlib.suppress(OverflowError):
+            value = float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise UserError(f"{where}: {key} must be {hint.__name__}, got {value!r}")
+        raise UserError(f"{where}: {key} must be {hint.__name__}, got {shown(value)}")
     return value

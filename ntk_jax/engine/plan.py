@@ -18,6 +18,7 @@ from ntk_jax.engine.stage import Pipeline
 from ntk_jax.errors import UserError
 from ntk_jax.parallel import hosts
 from ntk_jax.storage.atomic import read_json, write_json
+from ntk_jax.storage.reading import Found
 from ntk_jax.storage.run import State, look, shards_asked, verify
 
 FILE = "plan.json"
@@ -136,8 +137,8 @@ def write_plan(plan: Plan, folder: Path) -> None:
         "facts": pipeline.facts(config) if pipeline.facts else {},
     }
     path = folder / FILE
-    before = read_json(path) if path.exists() else {}
-    write_json(path, {"schema": SCHEMA, "pipelines": {**before.get("pipelines", {}), pipeline.name: entry}})
+    before = read_json(path, dict) if path.exists() else Found()
+    write_json(path, {"schema": SCHEMA, "pipelines": {**before.part("pipelines"), pipeline.name: entry}})
 
 
 def _fingerprint(

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 
 from ntk_jax.storage.atomic import read_json, write_json
+from ntk_jax.storage.reading import Found
 
 _PACKAGES = ("ntk_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "tensorstore")
 
@@ -38,14 +39,15 @@ def record_provenance(
         "command": sys.argv,
     }
     path = folder / "provenance.json"
-    before = read_json(path) if path.exists() else {}
-    stages = before.get("stages", {})
-    others = [environment for environment in stages.get(stage, []) if environment != here]
+    before = read_json(path, dict) if path.exists() else Found()
+    stages = before.part("stages")
+    known = stages.get(stage, [])
+    others = [environment for environment in known if environment != here] if isinstance(known, list) else []
     stages[stage] = [*others, here]
     # The inputs and seeds of several pipelines in the same folder stay beside each other.
-    hashes = {kind: dict(found) for kind, found in before.get("hashes", {}).items()}
+    hashes = {kind: dict(found) for kind, found in before.part("hashes").items() if isinstance(found, dict)}
     for kind, found in inputs.items():
         if found:
             hashes[kind] = {**hashes.get(kind, {}), **found}
-    seeds = before.get("seeds", {}) | ({} if seed is None else {pipeline: seed})
+    seeds = before.part("seeds") | ({} if seed is None else {pipeline: seed})
     write_json(path, {**here, "seeds": seeds, "hashes": hashes, "stages": stages})

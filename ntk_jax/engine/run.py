@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from ntk_jax.engine import clock
-from ntk_jax.engine.config import to_tree
+from ntk_jax.engine.config import read_tree, to_tree
 from ntk_jax.engine.plan import Command, Plan, check_settings, make_plan, stages_asked, write_plan
 from ntk_jax.engine.progress import Progress
 from ntk_jax.engine.provenance import record_provenance
@@ -60,6 +60,7 @@ def run(
     with contextlib.ExitStack() as held:
         copy = hosts.broadcast(lambda: held.enter_context(hold))  # one of several processes holds the folder for all
         job = Job(folder, progress, command.shard)
+        progress("inputs", None, "")(1, 1, "reading the model and the data")  # a large model takes its time
         state = pipeline.open(config, job)
         plan = make_plan(pipeline, config, command, folder, state)
         if not command.shard:
@@ -83,6 +84,8 @@ def run(
                 hosts.broadcast(functools.partial(commit, place, plan.fingerprints[name], facts, plan.shown[name]))
             if remote:
                 bucket.push_all(copy)
+        if pipeline.beside and not command.shard:
+            hosts.broadcast(functools.partial(pipeline.beside, config, folder))
         if parts is not None and not command.only and not command.until:
             hosts.broadcast(lambda: str(write_report(folder, parts)))
             if remote:
@@ -151,7 +154,7 @@ def _begin(plan: Plan, folder: Path, name: str) -> None:
 def _write_head(plan: Plan, folder: Path) -> None:
     """config.yaml, which keeps the sections of other pipelines that run in the same folder, and plan.json."""
     path = folder / "config.yaml"
-    before = yaml.safe_load(path.read_text(encoding="utf8")) if path.exists() else {}
-    tree = {**(before if isinstance(before, dict) else {}), **to_tree(plan.config)}
+    before = read_tree(path) if path.exists() else {}
+    tree = {**before, **to_tree(plan.config)}
     write_text(path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
     write_plan(plan, folder)

@@ -33,7 +33,7 @@ class Shard:
 
 def parse_shard(text: str) -> Shard:
     """`i/n` with 0 <= i < n. Raises UserError: it is nothing of the kind."""
-    found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text.strip())
     if not found or not int(found[1]) < int(found[2]):
         raise UserError(f"--shard {text}: give i/n, where n processes have the numbers i from 0 to n-1, such as 0/4")
     return Shard(int(found[1]), int(found[2]))

@@ -101,6 +101,7 @@ class Pipeline:
     resolved(config) -> {key: value} of settings whose default is computed, as they enter fingerprints.
     facts(config) -> what plan.json keeps for the report.
     part(run directory) -> its part of the report.
+    beside(config, folder): writes what the config asks for beside the stages, from what they hold, at a run's end.
     terminal(folder) -> the lines that a run ends with, and the stages in `spoken` too.
     load(config, grounds) -> what costs are computed from, by default the state.
     measure(load, grounds) -> a rate measured here; notes(load, rate) -> (values, lines) to add to an estimate.
@@ -123,6 +124,7 @@ class Pipeline:
     resolved: Callable[[Any], dict[str, Any]] | None = None
     facts: Address | None = None
     part: Address | None = None
+    beside: Address | None = None
     terminal: Address | None = None
     load: Address | None = None
     measure: Address | None = None

@@ -11,6 +11,7 @@ all cosines from one vector, their mean square from the Gram matrix of scaled he
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -32,11 +33,12 @@ def cross_output_cosines(
     pairs: int = 100_000,
     seed: int = 0,
     memory: int = MEMORY,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Means over the examples (token rows), each for the logits as they are (`plain`) and `centered`: `mean` (signed)
     and `root_mean_square` over all pairs; `mean_magnitude`, `positive_share` and `histogram` of the sampled pairs;
     `coherence` = 1ᵀΘ1 / tr Θ, 1 where cross terms cancel, V where all gradients are parallel, 0 when centred.
-    `isotropic` = 1/√D is the size that the paper predicts.
+    `isotropic` = 1/√D is the size that the paper predicts. progress(examples done, of how many).
 
     Costs D backward passes an example while its D gradients (4 D P bytes) fit `memory`, D² / 2 / (how many do) more
     where they do not. Raises UserError: no rows, or the head is among the parameters differentiated
@@ -60,6 +62,8 @@ def cross_output_cosines(
         j, k = _distinct_pairs(rng, len(weights), per_example)
         for name, rows_of_head in (("plain", weights), ("centered", centered)):
             found[name].append(_of_one(rows_of_head, middle, j, k))
+        if progress:
+            progress(number + 1, len(rows))
     result: dict[str, Any] = {"examples": len(rows), "outputs": len(weights), "isotropic": weights.shape[1] ** -0.5}
     result["pairs_sampled"] = per_example * len(rows)
     for name, parts in found.items():

@@ -7,6 +7,7 @@ A direction is a pytree shaped like the parameters differentiated (one leading a
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -36,6 +37,7 @@ def mean_gradient(
 ) -> Tree:
     """ḡ = (1/N) Σ_i ∇θ s(θ; x_i), fp32, shaped like theta (with a leading [C] axis when the objective has probes).
 
+    progress(done, total): examples whose gradients are computed, not merely on their way.
     One ordinary backward pass over the rows, packed; nothing per example is stored. Kernel scores are then
     mean_i ⟨g(x_i), g(x)⟩ = ⟨ḡ, g(x)⟩ (arXiv 2511.07380, score of stage 2).
 
@@ -46,13 +48,19 @@ def mean_gradient(
     theta, rest = split_parameters(model, parameters)
     step, read = make_step(model, objective, layout, parameters), frozen_readout(model, objective, parameters)
     total: Tree | None = None
-    done = 0
-    for packed in batches_of(rows, layout, objective):
-        part = gradient_step(step, theta, rest, read, on_devices(packed.batch, layout))
-        total = part if total is None else _add(total, part)
-        done += int((packed.index >= 0).sum())
-        if progress:
-            progress(done, len(rows))
+    done, waiting = 0, None
+    for packed in itertools.chain(batches_of(rows, layout, objective), [None]):
+        ahead = None
+        if packed:
+            part = gradient_step(step, theta, rest, read, on_devices(packed.batch, layout))
+            total, mark = (part, _mark(part)) if total is None else _add(total, part)
+            ahead = int((packed.index >= 0).sum()), mark
+        if waiting:  # one batch behind: the host packs while the device computes, and no more than two are under way
+            jax.block_until_ready(waiting[1])
+            done += waiting[0]
+            if progress:
+                progress(done, len(rows))
+        waiting = ahead
     assert total is not None
     mean, finite = _mean(total, np.float32(len(rows)), objective.kind == "probe")
     if not finite:
@@ -65,8 +73,15 @@ def mean_gradient(
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _add(a: Tree, b: Tree) -> Tree:
-    return jax.tree.map(jnp.add, a, b)
+def _add(a: Tree, b: Tree) -> tuple[Tree, jax.Array]:
+    total = jax.tree.map(jnp.add, a, b)
+    return total, _mark(total)
+
+
+@jax.jit
+def _mark(total: Tree) -> jax.Array:
+    """One number of a sum: it is there when the sum is, and to wait for it holds no copy of the sum."""
+    return jax.tree.leaves(total)[0].ravel()[0]
 
 
 @functools.partial(jax.jit, static_argnames="keep_channels")

@@ -69,7 +69,7 @@ def tangent_kernel(
     `probe`; orthogonal probes are √V times rows of a random orthogonal matrix, and with V of them the result is exact.
     memory: bytes of features held on each side of a block of pairs; one example's feature (4 P bytes) is the least, and
     what the backward passes of 16 examples need comes on top. When b is a, half of the pairs are computed and mirrored.
-    progress(cotangents done, of how many).
+    progress(done, total): products of two blocks of examples, for a part of the cotangents each.
 
     Raises UserError: no examples, an unknown kind or method, `full` by products, more orthogonal probes than outputs, a
     result that is not finite.
@@ -96,27 +96,31 @@ def tangent_kernel(
         result = np.zeros((*sizes, width, width), np.float32)
         channels = max(1, at_once // min(examples, max(sizes)))  # as many as fit: each is compared with every other
         _fill_full(
-            result, features, left, right, own, [jnp.eye(width)[i : i + channels] for i in range(0, width, channels)]
-        )
+            result, features, left, right, own,
+            [jnp.eye(width)[i : i + channels] for i in range(0, width, channels)],
+            progress,
+        )  # fmt: skip
         if outputs is not None:
             head = np.asarray(outputs, np.float32)
             result = np.einsum("vd,abde,we->abvw", head, result, head, optimize=True)
-        if progress:
-            progress(width, width)
     else:
         result = np.zeros(sizes, np.float32)
         cotangents = _cotangents(kind, width, outputs, probes, orthogonal, seed)
         held = max(1, at_once // examples)  # blocks of examples, whose features stay while the other side streams by
         channels = min(max(1, at_once // (examples * min(held, len(left)))), CHANNELS)
-        for i in range(0, len(cotangents), channels):
+        starts = range(0, len(cotangents), channels)
+        products = len(left) * (len(left) + 1) // 2 if own else len(left) * len(right)
+        done = 0
+        for i in starts:
             part = cotangents[i : i + channels]
+            make: Callable[[Any], Any] = functools.partial(features, cotangents=part)
+            multiply: Callable[[Any, Any], jax.Array] = _same_channel
             if method == "products":
-                multiply = functools.partial(_products, function, theta, frozen, cotangents=part)
-                _fill(result, lambda x: x, multiply, left, right, own, held)
-            else:
-                _fill(result, functools.partial(features, cotangents=part), _same_channel, left, right, own, held)
-            if progress:
-                progress(min(i + channels, len(cotangents)), len(cotangents))
+                make, multiply = _as_it_is, functools.partial(_products, function, theta, frozen, cotangents=part)
+            for _ in _fill(result, make, multiply, left, right, own, held):
+                done += 1
+                if progress:
+                    progress(done, products * len(starts))
     if not np.isfinite(result).all():
         pair = np.argwhere(~np.isfinite(result))[0][:2]
         raise UserError(
@@ -148,8 +152,8 @@ def _fill(
     right: Blocks,
     own: bool,
     held: int,
-) -> None:
-    """Adds multiply(features(x), features(x')) [n, n'] of all pairs of blocks to result [Na, Nb].
+) -> Iterator[None]:
+    """Adds multiply(features(x), features(x')) [n, n'] of all pairs of blocks to result [Na, Nb]; yields after each.
 
     The features of `held` blocks of the left side are kept; for each such group those of the right are computed once.
     """
@@ -166,6 +170,12 @@ def _fill(
                 result[np.ix_(rows, columns)] += block
                 if own and n != m:
                     result[np.ix_(columns, rows)] += block.T
+                yield
+
+
+def _as_it_is(x: Any) -> Any:
+    """Where products need no features."""
+    return x
 
 
 def _fill_full(
@@ -175,9 +185,11 @@ def _fill_full(
     right: Blocks,
     own: bool,
     parts: list[jax.Array],
+    progress: Callable[[int, int], None] | None,
 ) -> None:
     """Writes Θ of all pairs of blocks into result [Na, Nb, V, V], a part of the V cotangents on each side at a time."""
     starts = np.cumsum([0, *(len(part) for part in parts)])
+    done, total = 0, len(left) * len(parts)
     for n, (rows, xa) in enumerate(left):
         for i, part in enumerate(parts):
             one = features(xa, part)
@@ -191,6 +203,9 @@ def _fill_full(
                     result[np.ix_(rows, columns, ks, js)] = block
                     if own and not (here and i == j):
                         result[np.ix_(columns, rows, js, ks)] = block.transpose(1, 0, 3, 2)
+            done += 1
+            if progress:
+                progress(done, total)
 
 
 def _cotangents(

@@ -5,7 +5,7 @@ The order is that of transformers: `model.safetensors`, and only without it the 
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ntk_jax.errors import UserError, note
+from ntk_jax.errors import UserError, note, shown
+from ntk_jax.storage.reading import read_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -28,16 +29,10 @@ def some(names: list[str]) -> str:
 
 def read_object(file: Path) -> dict[str, Any]:
     """The JSON object in a file of a checkpoint; UserError where it is missing or something else."""
-    try:
-        value = json.loads(file.read_text(encoding="utf8"))
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); give a complete Hugging Face folder") from None
-    except ValueError:
+    if file.is_file():
         refuse_placeholder(file)
-        raise UserError(f"{file}: not valid JSON; download it again") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{file}: must hold a JSON object; download it again")
-    return value
+    found: dict[str, Any] = read_json(file, "give a complete Hugging Face folder, downloaded again", dict)
+    return found
 
 
 def refuse_placeholder(file: Path) -> None:
@@ -94,9 +89,10 @@ def weight_files(folder: Path) -> list[Path]:
 def _named(index: Path) -> list[str]:
     """The files of an index, each once."""
     places = read_object(index).get("weight_map")
-    if not isinstance(places, dict):
-        raise UserError(f"{index}: weight_map must map tensors to files, got {places!r:.60}; download it again")
-    return sorted({str(name) for name in places.values()})
+    names = set(map(str, places.values())) if isinstance(places, dict) else {""}
+    if not all(re.fullmatch(r"[\w./-]{1,200}", name) for name in names):
+        raise UserError(f"{index}: weight_map must map tensors to files, got {shown(places)}; download it again")
+    return sorted(names)
 
 
 def _instead(folder: Path) -> str:
@@ -113,8 +109,8 @@ def _instead(folder: Path) -> str:
         return f"the folder holds a PEFT adapter: give {base} as the path, and this as the adapter"
     if found["*.bin"]:
         return (
-            f'{some(found["*.bin"])} is not read; convert it where torch is installed: python -c "from transformers '
-            f"import AutoModelForCausalLM as M; M.from_pretrained('{folder}').save_pretrained('{folder}')\""
+            f'{some(found["*.bin"])} is not read; where torch is installed, convert it in that folder: python -c "from '
+            "transformers import AutoModelForCausalLM as M; M.from_pretrained('.').save_pretrained('.')\""
         )
     if found["*.gguf"]:
         return f"{some(found['*.gguf'])} is not read; give the Hugging Face folder that it was made from"

@@ -95,12 +95,13 @@ def parse_config(hf: Mapping[str, Any], where: str, ignore: Collection[str] = ()
         value = rest.pop(key, default)
         if value is None:
             raise UserError(f"{where}: {key} is missing; copy the model's own config.json")
-        if kind_of is float and isinstance(value, int) and not isinstance(value, bool):
+        if kind_of is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**31:
             value = float(value)
         if not isinstance(value, kind_of) or (kind_of is not bool and isinstance(value, bool)):
             raise UserError(f"{where}: {key} must be {kind_of.__name__}, got {value!r}")
-        if kind_of is not bool and cast(float, value) <= 0:
-            raise UserError(f"{where}: {key} must be positive, got {value!r}")
+        most = 2**31 if key != "num_hidden_layers" else 2**12
+        if kind_of is not bool and not 0 < cast(float, value) < most:  # also no NaN
+            raise UserError(f"{where}: {key} must be positive and below {most:,}, got {value!r}")
         return value
 
     hidden, heads = take("hidden_size", int), take("num_attention_heads", int)
@@ -239,6 +240,6 @@ def _check_others(
 
 
 def _whole(value: Any, key: str, where: str) -> int:
-    if type(value) is not int or value < (key == "sliding_window"):
+    if type(value) is not int or not (key == "sliding_window") <= value < 2**63:
         raise UserError(f"{where}: {key} must be a whole number, got {value!r}")
     return value

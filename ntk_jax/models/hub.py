@@ -186,6 +186,7 @@ def load_tokenizer(folder: Path, vocab_size: int, special: Mapping[str, tuple[in
     reader = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else AutoTokenizer
     try:
         tokenizer = reader.from_pretrained(str(folder), local_files_only=True)
+        tokenizer("a text", add_special_tokens=False)  # some bad settings show only here
     except Exception as error:  # transformers raises what its many readers raise
         for file in sorted(folder.glob("tokenizer*")):
             refuse_placeholder(file)

@@ -177,9 +177,8 @@ def _read(folder: Path) -> dict[tuple[int, str, str], _Tensor]:
         binary = folder / "adapter_model.bin"
         if binary.is_file():
             raise UserError(
-                f'{binary} is not read; convert it where torch is installed: python -c "import torch, '
-                "safetensors.torch as s; "
-                f"s.save_file(torch.load('{binary}', map_location='cpu', weights_only=True), '{file}')\""
+                f'{binary} is not read; with torch, in its folder: python -c "import torch, safetensors.torch as s; '
+                f"s.save_file(torch.load('{binary.name}', 'cpu', weights_only=True), '{file.name}')\""
             )
         raise UserError(f"{file} is missing; save the adapter as safetensors")
     found: dict[tuple[int, str, str], _Tensor] = {}

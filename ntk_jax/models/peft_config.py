@@ -135,7 +135,7 @@ def _with_patterns(settings: Mapping[str, Any], key: str, patterns: str, kind: A
         raise UserError(f"{where}: {patterns} must map names to numbers, got {given!r:.60}")
     numbers = {**given, "": settings.get(key)}
     for pattern, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < 2**31:  # also no NaN
             shown = f"{patterns} of {pattern}" if pattern else key
             raise UserError(f"{where}: {shown} must be a positive number, got {value!r}")
     return numbers

@@ -153,6 +153,6 @@ def _join(rest: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _number(value: Any, key: str, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 2**63:
         raise UserError(f"{where}: {key} must be a positive number, got {value!r}")
     return float(cast(float, value))

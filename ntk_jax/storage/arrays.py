@@ -21,7 +21,7 @@ import tensorstore as ts
 
 from ntk_jax.errors import UserError
 from ntk_jax.parallel import hosts
-from ntk_jax.storage import atomic
+from ntk_jax.storage import atomic, reading
 
 _META = "zarr.json"  # a zarr group, so that other readers open the store too
 _MARK = "done"  # an array of one number a block, so that other readers find nothing they do not know
@@ -162,10 +162,12 @@ def _write_mark(store: Store, block: int) -> None:
 def done_blocks(store: Store) -> set[int]:
     """The blocks that have their marker and all their chunks (so a chunk that was deleted is computed again)."""
     keys = {key.decode() for key in store.files.list().result()}
+    marked = (re.fullmatch(rf"{_MARK}/c/(\d{{1,18}})", key) for key in keys)
+    blocks = {int(found[1]) for found in marked if found}
     return {
         block
-        for block in range(store.blocks)
-        if f"{_MARK}/c/{block}" in keys and all(_chunk(store, name, block) in keys for name in store.arrays)
+        for block in blocks
+        if block < store.blocks and all(_chunk(store, name, block) in keys for name in store.arrays)
     }
 
 
@@ -247,12 +249,24 @@ def _attributes(files: Any, folder: str) -> dict[str, Any] | None:
         found = files.read(_META).result()
         if found.state == "missing":
             return None
-        attributes = json.loads(found.value)["attributes"]
+    except ValueError as error:
+        raise _read_error(f"{folder}/{_META}", error) from None
+    remedy = "delete the store and run the stage again"
+    attributes = reading.parse_json(found.value, f"{folder}/{_META}", remedy, dict)["attributes"]
+    try:
         layout, facts = attributes["layout"], attributes.get("facts", {})
-        whole = layout["arrays"] and layout["rows"] and layout["block_rows"] and isinstance(facts, dict)
-        return attributes if whole else None
+        whole = layout["arrays"] and layout["rows"] and layout["block_rows"]  # another's group may have others
+        sizes = [layout["rows"], layout["block_rows"], *(n for shape, _ in layout["arrays"].values() for n in shape)]
+        names = [name for name, (_, dtype) in layout["arrays"].items() if np.dtype(dtype).name != dtype]
+        names += [name for name in layout["arrays"] if not re.fullmatch(r"\w[\w.-]{0,99}", name)]
+        if names or not isinstance(facts, dict) or not all(type(n) is int and 0 <= n < 2**48 for n in sizes):
+            raise TypeError("its layout is none")
+    except UserError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _read_error(f"{folder}/{_META}", error) from None
+    attributes.setdefault("facts", reading.described({}, f"{folder}/{_META}", remedy))
+    return attributes if whole else None
 
 
 def _refuse_other_facts(folder: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

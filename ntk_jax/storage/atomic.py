@@ -17,6 +17,7 @@ import numpy as np
 
 from ntk_jax.errors import UserError
 from ntk_jax.parallel.hosts import is_primary
+from ntk_jax.storage import reading
 
 # What the user can put right, and how. Any other error of the operating system is passed on as it is.
 _REMEDIES = {
@@ -29,6 +30,8 @@ _REMEDIES = {
     errno.ENOTDIR: "a part of the path is a file; give another folder",
     errno.EISDIR: "there is a folder of that name; give another folder",
     errno.ENOENT: "the folder does not exist",
+    errno.ENAMETOOLONG: "its name is too long; give another folder",
+    errno.ELOOP: "its links lead in a circle; give another folder",
 }
 
 
@@ -140,16 +143,10 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path) -> Any:
-    """Reads a JSON file. Raises UserError: it is absent, unreadable or not JSON."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; correct its path or its permissions") from None
-    except ValueError as error:
-        raise UserError(
-            f"{path} is damaged, it is not JSON ({error}); delete the folder {Path(path).parent} and run again"
-        ) from None
+def read_json(path: str | Path, kind: type = object) -> Any:
+    """Reads a JSON file of a run directory, as `reading.read_json`. Raises UserError: it is absent, unreadable, not
+    JSON, or not of that kind."""
+    return reading.read_json(path, f"delete the folder {Path(path).parent} and run again", kind)
 
 
 def plain(value: Any) -> Any:

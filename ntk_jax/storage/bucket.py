@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ntk_jax.errors import TryAgain, UserError
+from ntk_jax.errors import LONGEST, TryAgain, UserError, one_line
 from ntk_jax.parallel import hosts
 from ntk_jax.storage import atomic
 from ntk_jax.storage.lease import FOLDER, STALE_SECONDS, STARTING, WHOLE, held, repeated, say
@@ -114,10 +114,12 @@ def opened(url: str, shard: str = "") -> Iterator[Mirror]:
         except UserError as error:
             if str(folder) not in str(error):
                 raise
-            raise UserError(
-                f"{error} ({folder} is the working copy of {url}: what is to be computed anew must be deleted there; "
-                "delete the working copy if only that is damaged)"
-            ) from error
+            remedy = (
+                f" ({folder.name} is the working copy of {url}: delete there what is to be computed anew, or the "
+                "working copy if only that is damaged)"
+            )
+            text = str(error).replace(f"{folder}/", "")  # a line has no room for a long path twice
+            raise UserError(one_line(text, max(100, LONGEST - len(remedy))) + remedy) from error
 
 
 @contextlib.contextmanager

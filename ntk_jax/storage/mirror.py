@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from ntk_jax.errors import UserError
-from ntk_jax.storage import atomic
+from ntk_jax.storage import atomic, reading
 from ntk_jax.storage.lease import mark_of
 from ntk_jax.storage.run import SHARDS, SUMS
 
@@ -58,8 +58,8 @@ class Mirror:
 def recall(url: str, folder: Path, fs: Any, root: str) -> Mirror:
     """The mirror in a folder, with its account if there is one."""
     mirror = Mirror(url, folder, fs, root)
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        account = json.loads((folder / ACCOUNT).read_text(encoding="utf8"))
+    with contextlib.suppress(ValueError, TypeError, LookupError):  # UserError too: without it, all is copied
+        account = reading.read_json(folder / ACCOUNT, "delete it", dict)
         mirror.known = {name: (mark, (stat[0], stat[1], stat[2])) for name, (mark, stat) in account.items()}
     return mirror
 

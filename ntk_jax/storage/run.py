@@ -14,13 +14,14 @@ import errno
 import fcntl
 import json
 import os
+import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from ntk_jax.errors import UserError
-from ntk_jax.storage import atomic
+from ntk_jax.errors import LONGEST, UserError
+from ntk_jax.storage import atomic, reading
 from ntk_jax.storage.hashing import sha256_file
 
 SUMS = "SHA256SUMS"
@@ -206,9 +207,12 @@ def verify(folder: str | Path) -> None:
     remedy = f"restore it, or delete the folder {folder} to compute the stage anew"
     if not (folder / SUMS).exists():
         raise UserError(f"{folder / SUMS} is gone; {remedy}")
-    for line in (folder / SUMS).read_text(encoding="utf8").splitlines():
-        digest, _, name = line.partition("  ")
-        if not (folder / name).exists():
+    for number, line in enumerate(reading.read_text(folder / SUMS, remedy).splitlines(), 1):
+        found = re.fullmatch(r"([0-9a-f]{64})  (\S.*)", line)
+        if not found or any(part in ("", "..") for part in found[2].split("/")) or not found[2].isprintable():
+            raise UserError(f"{folder / SUMS} is damaged, line {number} is no checksum of a file; {remedy}")
+        digest, name = found.groups()
+        if not (folder / name).is_file():
             raise UserError(f"{folder / name} is gone; {remedy}")
         if sha256_file(folder / name) != digest:
             raise UserError(f"{folder / name} is not as its stage wrote it (checksum); {remedy}")
@@ -230,7 +234,7 @@ def _results(folder: Path) -> list[str]:
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     """The manifest of a finished stage, or None. Raises UserError: it is damaged."""
     path = Path(folder) / "manifest.json"
-    return atomic.read_json(path) if path.exists() else None
+    return atomic.read_json(path, dict) if path.exists() else None
 
 
 def _compare(folder: Path, path: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
@@ -246,14 +250,34 @@ def _compare(folder: Path, path: Path, fingerprint: Mapping[str, Any]) -> dict[s
     new = _flat(json.loads(json.dumps(atomic.plain(fingerprint))))
     differing = [key for key in sorted(old.keys() | new.keys()) if _text(old, key) != _text(new, key)]
     if differing:
-        changes = "; ".join(
-            f"{key} was {_short(_text(old, key))}, is now {_short(_text(new, key))}" for key in differing
-        )
-        raise UserError(
-            f"{folder} was made from something else: {changes};"
+        raise UserError(_differences(folder, old, new, differing))
+    return found
+
+
+def _differences(folder: Path, old: dict[str, Any], new: dict[str, Any], keys: list[str]) -> str:
+    """What differs, in a line: each key with both values; without the values where that is too long for a line; or some
+    of the keys."""
+
+    def line(changes: Iterable[str]) -> str:
+        return (
+            f"{folder} was made from something else: {'; '.join(changes)};"
             " give another folder, or delete that folder to compute the stage anew"
         )
-    return found
+
+    whole = line(f"{_end(key)} was {_short(_text(old, key))}, is now {_short(_text(new, key))}" for key in keys)
+    if len(whole) <= LONGEST:
+        return whole
+    named = [f"{_end(key)} is another" for key in keys]
+    kept = len(named)
+    while kept > 1 and len(line([*named[:kept], "and 999 more"])) > LONGEST:
+        kept -= 1
+    more = [f"and {len(named) - kept} more"] if kept < len(named) else []
+    return line([*named[:kept], *more])
+
+
+def _end(key: str) -> str:
+    """A key whole, or its end where it holds a path."""
+    return key if len(key) <= 60 else f"\N{HORIZONTAL ELLIPSIS}{key[-56:]}"
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -27,6 +27,7 @@ from ntk_jax.data.batch import TokenRow
 from ntk_jax.errors import UserError
 from ntk_jax.parallel.hosts import is_primary
 from ntk_jax.storage.atomic import make_folder, user_error, write_lines
+from ntk_jax.storage.reading import read_json_lines
 from ntk_jax.training.optimizer import TrainConfig
 
 KEPT = 2  # the newest may be damaged by a full disk; the one before it is then still there
@@ -134,11 +135,10 @@ class Checkpoints:
 
     def _read_history(self, step: int) -> list[Entry] | None:
         try:
-            lines = self._history.read_text(encoding="utf8").splitlines()[:step]
-            history = [json.loads(line) for line in lines]
-        except (OSError, ValueError):
+            history: list[Any] = read_json_lines(self._history, "delete it")[:step]
+        except UserError:
             return None
-        whole = [entry.get("step") if isinstance(entry, dict) else None for entry in history] == [*range(1, step + 1)]
+        whole = [entry.get("step") for entry in history] == [*range(1, step + 1)]
         return history if whole else None
 
 

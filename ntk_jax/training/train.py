@@ -110,7 +110,8 @@ def train(
     The loss is the mean of -log p over the label tokens of the optimiser batch (response tokens only, by the
     rows' span). parameters: "lora", "all" (adapter and base, or the base alone where there is no adapter), or a
     pattern over names as in `kernels.parameters`; not the adapters of some layers, whose result would be no adapter.
-    folder: receives checkpoints/ and history.jsonl. progress(done, total, note) is called once a step.
+    folder: receives checkpoints/ and history.jsonl. progress(done, total, note) is called once a step,
+    when the step is computed.
     remat: recompute layers in the backward pass; None: for hidden sizes from 1024 on, where activations, not
     FLOPs, are what a device runs out of. The given model is left untouched.
     keep(step, trained parameters): called after each of `keep_steps` (from 1), before that step's checkpoint is

@@ -255,7 +255,7 @@ CASES = [
     Case(
         "`adapter_model.bin`",
         "refused, with the command that converts it",
-        refused("is not read; convert it", "save_file(", files=as_binary),
+        refused("is not read; with torch", "save_file(", files=as_binary),
     ),
     Case("a Git LFS pointer", "refused: `git lfs pull`", refused("Git LFS pointer", files=as_pointer)),
     Case(

@@ -4,7 +4,6 @@ bytes."""
 from __future__ import annotations
 
 import io
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,17 @@ from safetensors.numpy import load_file, save
 from ntk_jax.errors import UserError
 from ntk_jax.parallel import hosts
 from ntk_jax.storage.atomic import write_bytes
+from ntk_jax.storage.reading import described
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file that a stage wrote. Raises UserError: it is damaged."""
+    """The arrays of an .npz file that a stage wrote. Raises UserError: it is damaged, or has not the one asked for."""
+    remedy = "delete it and run again: only it is computed anew"
     try:
         with np.load(io.BytesIO(path.read_bytes())) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it and run again: only it is computed anew") from None
+            return described({name: arrays[name] for name in arrays.files}, str(path), remedy)
+    except Exception as error:  # of zip, of its compression and of NumPy's headers: many types
+        raise UserError(f"{path} is damaged ({error}); {remedy}") from None
 
 
 def save_arrays(path: Path, **arrays: Any) -> None:
@@ -50,7 +51,7 @@ def load_tree(path: Path, like: Any) -> Any:
     axes may come on top: the probes of a direction)."""
     try:
         arrays = load_file(path)
-    except (OSError, ValueError, SafetensorError) as error:
+    except Exception as error:  # of the operating system, of the format, of a dtype that NumPy lacks
         raise UserError(f"cannot read {path}: {error}; it must be a safetensors file written by this package") from None
     leaves, structure = jax.tree_util.tree_flatten_with_path(like)
     names = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in leaves]
@@ -68,5 +69,8 @@ def load_tree(path: Path, like: Any) -> Any:
 
 def tree_facts(path: Path) -> dict[str, str]:
     """The facts that `save_tree` kept."""
-    with safe_open(path, "np") as file:
-        return file.metadata() or {}
+    try:
+        with safe_open(path, "np") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read {path}: {error}; it must be a safetensors file written by this package") from None

@@ -7,6 +7,7 @@ from typing import Any
 from ntk_jax.errors import UserError
 from ntk_jax.pipelines.common.reading import check_patterns, reading_of
 from ntk_jax.pipelines.common.sections import ModelSection
+from ntk_jax.pipelines.common.tensorboard import check_tensorboard
 
 
 def check_model(section: ModelSection) -> None:
@@ -17,8 +18,9 @@ def check_model(section: ModelSection) -> None:
 
 def check_model_and_data(config: Any) -> None:
     """Raises UserError: no model is named, or no files of the domain or of the pool are; formats and columns that mean
-    nothing."""
+    nothing; or a package that the config asks for is not installed."""
     check_model(config.model)
+    check_tensorboard(config)
     for key, files, remedy in (
         ("data.domain", config.data.domain, "give the file of the domain's examples"),
         ("data.pool", config.data.pool, "give the files of the general pool"),

@@ -153,6 +153,9 @@ class ReportSection:
     examples: Natural = setting(20, "selected examples shown with the domain example they align with most")
     group_by: str = setting("auto", "the record key that names a family; auto: task if present, else source")
     useful: tuple[str, ...] = setting((), "families known to be useful, where that is known by construction")
+    tensorboard: bool = setting(
+        False, "also write the metrics of trainings and evaluations for TensorBoard, into RUN/tensorboard"
+    )
 
 
 @dataclass(frozen=True)

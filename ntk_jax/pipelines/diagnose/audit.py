@@ -71,11 +71,11 @@ def audit(run: DiagnoseRun, folder: Path, warm: Model) -> dict[str, Any]:
         path = home / f"{number:02d}.npz"
         if line.same_as:
             kernels[line.name], seconds[line.name] = kernels[line.same_as], seconds[line.same_as]
-            continue
-        if not path.exists():
-            _compute(path, line, run.config.seed)
-        found = load_arrays(path)
-        kernels[line.name], seconds[line.name] = list(found["kernels"]), float(found["seconds"])
+        else:
+            if not path.exists():
+                _compute(path, line, run.config.seed)
+            found = load_arrays(path)
+            kernels[line.name], seconds[line.name] = list(found["kernels"]), float(found["seconds"])
         progress(number + 1, len(lines), line.name)
     return {
         "domain": len(domain),

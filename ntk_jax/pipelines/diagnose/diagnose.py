@@ -46,6 +46,7 @@ from ntk_jax.pipelines.diagnose.regression import regression
 from ntk_jax.pipelines.diagnose.state import DiagnoseRun
 from ntk_jax.report.figures_matrix import standalone
 from ntk_jax.storage.atomic import make_folder, read_json, write_json, write_text
+from ntk_jax.storage.reading import parse_json
 from ntk_jax.training.checkpoints import discard_checkpoints
 from ntk_jax.training.order import count_steps
 from ntk_jax.training.train import train
@@ -119,7 +120,7 @@ def diagnose(run: DiagnoseRun, folder: Path) -> dict[str, Any]:
     }
     for name, (wanted, compute) in parts.items():
         _part(folder / f"{name}.json", compute if wanted else lambda: {"skipped": "switched off in the config"})
-    found = {path.stem: read_json(path) for path in sorted(folder.glob("*.json")) if path.stem in DIAGNOSES}
+    found = {path.stem: read_json(path, dict) for path in sorted(folder.glob("*.json")) if path.stem in DIAGNOSES}
     for item in figures(found):
         write_text(make_folder(folder / "figures") / f"{item.key}.svg", standalone(item.drawing))
     return {"checkpoints": len(report["points"])}
@@ -129,7 +130,8 @@ def _part(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """A result that is computed once."""
     if not path.exists():
         write_json(path, compute())
-    return read_json(path)
+    found: dict[str, Any] = read_json(path, dict)
+    return found
 
 
 # -- checkpoints ---------------------------------------------------------------------------------------------------
@@ -249,16 +251,21 @@ def _save_point(path: Path, one: Measured) -> None:
 
 
 def _load_point(path: Path) -> Measured:
-    arrays = load_arrays(path)
+    arrays, remedy = load_arrays(path), "delete it and run again: only it is computed anew"
     scores = {name.partition("/")[2]: values for name, values in arrays.items() if name.startswith("scores/")}
-    return Measured(arrays["kernel"], arrays["pseudo"], scores=scores, **json.loads(str(arrays["facts"])))
+    facts = parse_json(str(arrays["facts"]), str(path), remedy, dict)
+    return Measured(
+        arrays["kernel"], arrays["pseudo"], scores=scores, **{key: facts[key] for key in ("linearization", "outputs")}
+    )
 
 
 def _cross_output(run: DiagnoseRun, warm: Model) -> dict[str, Any]:
     rows = run.scored_domain
     chosen = sample_indices(len(rows), CROSS_OUTPUT_EXAMPLES, run.config.seed)
     rows = rows if chosen is None else [rows[i] for i in chosen]
-    return {"rho": head_coherence(head_matrix(warm.base))} | cross_output_cosines(warm, rows, seed=run.config.seed)
+    progress = run.job.progress("cross output", len(rows), "examples")
+    found = cross_output_cosines(warm, rows, seed=run.config.seed, progress=progress)
+    return {"rho": head_coherence(head_matrix(warm.base))} | found
 
 
 CROSS_OUTPUT_EXAMPLES = 8  # each costs D backward passes, and millions of pairs come from one

@@ -49,8 +49,11 @@ def prediction(run: DiagnoseRun, folder: Path, warm: Model) -> dict[str, Any]:
     columns = {"response length": np.array([float(row.span.sum()) for group in groups for row in group])}
     members = [row for group in scored for row in group]
     for objective in objectives_of(run):
-        direction = mean_gradient(warm, domain, objective, run.layout)
-        scores = directional_scores(warm, members, direction, objective, run.layout).values
+        progress = run.job.progress(f"{objective.kind}", len(domain) + len(members), "examples")
+        after = functools.partial(_shifted, progress, len(domain), len(domain) + len(members))
+        shifted = functools.partial(_shifted, progress, 0, len(domain) + len(members))
+        direction = mean_gradient(warm, domain, objective, run.layout, progress=shifted)
+        scores = directional_scores(warm, members, direction, objective, run.layout, progress=after).values
         columns[str(objective.kind)] = scores.astype(np.float64)
     means = {name: values.reshape(len(groups), -1).mean(axis=1) for name, values in columns.items()}
     return {
@@ -107,7 +110,7 @@ def _drops(
 
 
 def _shifted(progress: Callable[..., None], start: int, total: int, done: int, _: int) -> None:
-    """Progress within a file, reported as progress of the whole."""
+    """Progress within a part, reported as progress of the whole."""
     progress(start + done, total)
 
 

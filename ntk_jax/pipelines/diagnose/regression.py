@@ -66,7 +66,7 @@ def regression(
     ]
     progress = run.job.progress("regression", len(wanted), "kernels")
     kernels = []
-    for at, kind in wanted:
+    for number, (at, kind) in enumerate(wanted):
         objective = Objective(kind, "mean", PROBES, run.config.seed)
         gram = gradient_features_gram(places[at], train_rows, None, objective, layout)
         if np.trace(gram) > 0:  # summed logits of a centred head have no gradient
@@ -83,7 +83,7 @@ def regression(
                     "predicted": _counted(classes[i] for i in values.argmax(axis=1).tolist()),
                 }
             )
-        progress(len(kernels), len(wanted))
+        progress(number + 1, len(wanted))
     if not kernels:
         return {"skipped": "all kernels are zero"}
     return {
@@ -95,10 +95,10 @@ def regression(
         "kernels": kernels,
         "fine_tuned": [
             {"trajectory": end.trajectory, "step": end.step}
-            | _by_likelihood(run, with_lora(base, end.lora), questions, classes)
+            | _by_likelihood(run, end.trajectory, with_lora(base, end.lora), questions, classes)
             for end in ends
         ],
-        "base": _by_likelihood(run, base, questions, classes),
+        "base": _by_likelihood(run, "base", base, questions, classes),
     }
 
 
@@ -133,7 +133,9 @@ def _prompts(run: DiagnoseRun, records: list[Record]) -> tuple[list[Record], lis
     return kept, rows
 
 
-def _by_likelihood(run: DiagnoseRun, model: Model, questions: list[Record], classes: list[str]) -> dict[str, Any]:
+def _by_likelihood(
+    run: DiagnoseRun, name: str, model: Model, questions: list[Record], classes: list[str]
+) -> dict[str, Any]:
     """A model's own answers by likelihood, raw and length-normalised, among the choices that the regression has too."""
     section = run.config.model
     found = choice_log_likelihoods(
@@ -145,6 +147,7 @@ def _by_likelihood(run: DiagnoseRun, model: Model, questions: list[Record], clas
         batch_tokens=run.config.score.batch_tokens,
         mesh=run.model.mesh,
         where="evaluate.files",
+        progress=run.job.progress(f"answers, {name}", len(questions), "questions"),
     )
     picked: dict[str, list[str]] = {"raw": [], "normalized": []}
     right = []

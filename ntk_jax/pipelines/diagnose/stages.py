@@ -28,6 +28,7 @@ PIPELINE = Pipeline(
     doctor=Address("ntk_jax.pipelines.common.doctor:checks"),
     facts=Address("ntk_jax.pipelines.common.inputs:facts"),
     part=Address(f"{_HERE}.report:part"),
+    beside=Address("ntk_jax.pipelines.common.tensorboard:write_events"),
     terminal=Address(f"{_HERE}.report:terminal"),
     stages=(
         Stage(

@@ -137,7 +137,7 @@ def kernel(run: KernelRun, folder: Path) -> dict[str, Any]:
         start, stop = store.block_range(block)
         return (stop - start) * (len(rows_b) - first(block))
 
-    def compute(block: int, rows: tuple[int, int], _: Progress) -> dict[str, np.ndarray]:
+    def compute(block: int, rows: tuple[int, int], progress: Progress) -> dict[str, np.ndarray]:
         start, stop = rows
         values = np.zeros((stop - start, len(rows_b), *inner), np.float32)
         with _naming(rows_a[start:stop], rows_b[first(block) :]):
@@ -153,6 +153,7 @@ def kernel(run: KernelRun, folder: Path) -> dict[str, Any]:
                 probes=section.probes,
                 orthogonal=section.orthogonal,
                 seed=run.config.seed,
+                progress=lambda done, total: progress(pairs(block) * done // total, pairs(block)),
             )
         return {"kernel": values}
 

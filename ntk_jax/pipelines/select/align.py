@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.records import family_of, prompt_text, response_text
+from ntk_jax.data.sources import read_records
 from ntk_jax.engine.clock import Clock
 from ntk_jax.engine.stage import Facts
 from ntk_jax.kernels.direction import mean_gradient, stack_directions
@@ -26,11 +29,12 @@ def align(run: SelectRun, folder: Path) -> Facts:
     """Writes examples.json: for the best report.examples of the first selection the domain example x_i with the largest
     kernel ⟨g(x_i), g(x)⟩. The selected example's gradient is the direction, the domain set is what is scored."""
     clock, score = Clock(run.job.folder, "align"), run.config.score
-    with (run.job.folder / "select" / "selection.jsonl").open(encoding="utf8") as lines:
-        selected = [json.loads(line) for line in itertools.islice(lines, run.config.report.examples)]
+    progress = clock.ticking(run.job.progress("align", None, "pairs"))
+    selection = run.job.folder / "select" / "selection.jsonl"
+    selected: list[Any] = list(itertools.islice(read_records(selection), run.config.report.examples))
     rows = [row for _, row in run.encoder.rows(selected, score.span) if isinstance(row, TokenRow)]
     domain = run.encoder.encode(run.domain.records, score.span)
-    kernel = _kernel(run, rows, domain.rows, clock)  # [Nd, shown]
+    kernel = _kernel(run, rows, domain.rows, progress)  # [Nd, shown]
     examples = [
         {
             "rank": record["rank"],
@@ -67,11 +71,10 @@ def alignment_layout(run: SelectRun) -> Layout:
     )
 
 
-def _kernel(run: SelectRun, rows: list[TokenRow], domain: list[TokenRow], clock: Clock) -> np.ndarray:
-    """[Nd, shown] kernels of the domain with the examples shown."""
+def _kernel(run: SelectRun, rows: list[TokenRow], domain: list[TokenRow], progress: Callable[..., None]) -> np.ndarray:
+    """[Nd, shown] kernels of the domain with the examples shown. progress: in pairs."""
     parameters, objective = run.config.score.parameters, run.objective
     one = layout_for(run.config.model.max_length, 1)
-    progress = clock.ticking(run.job.progress("align", len(rows), "examples"))
     together, layout = directions_at_once(run), alignment_layout(run)
     columns = []
     for start in range(0, len(rows), together):
@@ -87,7 +90,12 @@ def _kernel(run: SelectRun, rows: list[TokenRow], domain: list[TokenRow], clock:
             layout,
             parameters=parameters,
             attention=run.config.score.attention,
+            progress=functools.partial(_of_all, progress, start, len(part), len(rows)),
         ).values
         columns.append(values[:, : len(part)])
-        progress(start + len(part), len(rows))
     return np.concatenate(columns, axis=1)
+
+
+def _of_all(progress: Callable[..., None], start: int, together: int, shown: int, done: int, domain: int) -> None:
+    """So much of the domain is done for some of the examples shown, as pairs of all."""
+    progress(start * domain + together * done, shown * domain)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from ntk_jax.pipelines.select.config import SelectConfig
 from ntk_jax.pipelines.select.state import SelectRun
 from ntk_jax.selection.records import record_line
 from ntk_jax.storage.atomic import make_folder, read_json, write_json, write_lines
+from ntk_jax.storage.reading import read_json_lines
 
 FACTS = ("title", "examples", "steps", "tokens", "label_tokens", "domain_label_tokens", "flops")
 FOLDERS = {"accuracy": "predictions", "loss": "losses"}  # metric → where its lines are kept, a folder an arm
@@ -61,7 +61,10 @@ def evaluate(run: SelectRun, folder: Path) -> Facts:
             place = folder / FOLDERS[metric] / arm.name
             _measure(run, arm, metric, asked, place, clock)
             hosts.barrier(f"evaluated {metric} of {arm.name}")
-            lines[metric][arm.name] = {task.name: _read_lines(place / f"{task.name}.jsonl") for task in asked}
+            remedy = f"delete the folder {place} and run again"
+            lines[metric][arm.name] = {
+                task.name: read_json_lines(place / f"{task.name}.jsonl", remedy) for task in asked
+            }
     section = config.evaluate
     results = comparison(
         *(lines[metric] for metric in METRICS),
@@ -105,15 +108,8 @@ def _measure(run: SelectRun, arm: Arm, metric: str, tasks: list[Task], place: Pa
         write_json(place / "tasks.json", done)  # last: it says that the lines are whole
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete the folder {path.parent} and run again") from None
-
-
 def _arm_facts(run: SelectRun, arm: Arm) -> dict[str, Any]:
     if not arm.trained:
         return {"name": arm.name, "title": arm.title, **dict.fromkeys(FACTS[1:], 0)}
-    facts = read_json(run.job.folder / "finetune" / arm.name / "summary.json")
+    facts = read_json(run.job.folder / "finetune" / arm.name / "summary.json", dict)
     return {"name": arm.name, **{key: facts[key] for key in FACTS}}

@@ -14,6 +14,7 @@ from ntk_jax.models.peft import save_adapter
 from ntk_jax.parallel import hosts
 from ntk_jax.pipelines.common.examples import none_usable
 from ntk_jax.pipelines.common.reading import reading_of
+from ntk_jax.pipelines.common.tensorboard import followed
 from ntk_jax.pipelines.common.training import check_training, train_config
 from ntk_jax.pipelines.select import arms as arms_module
 from ntk_jax.pipelines.select.arms import Arm, arms
@@ -52,7 +53,9 @@ def finetune(run: SelectRun, folder: Path) -> Facts:
 
 
 def _train(run: SelectRun, arm: Arm, place: Path, steps: int) -> None:
-    clock, base, domain = Clock(run.job.folder, f"finetune/{arm.name}"), run.model.base, run.domain.rows
+    name = f"finetune/{arm.name}"
+    clock, base, domain = Clock(run.job.folder, name), run.model.base, run.domain.rows
+    progress = clock.ticking(run.job.progress(f"finetune {arm.name}", steps, "steps"))
     extra = _rows(run, arm)
     trained = train(
         base,
@@ -62,7 +65,7 @@ def _train(run: SelectRun, arm: Arm, place: Path, steps: int) -> None:
         seed=run.config.seed,
         row_length=run.row_length,
         mesh=run.model.mesh,
-        progress=clock.ticking(run.job.progress(f"finetune {arm.name}", steps, "steps")),
+        progress=followed(run.config, run.job.folder, name, progress),
     )
     assert base.lora_config is not None  # a run always has an adapter
     save_adapter(place / "adapter", trained.lora, base.lora_config, base.config, run.config.model.path)

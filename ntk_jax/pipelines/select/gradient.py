@@ -28,11 +28,13 @@ def check_inputs(run: SelectRun, closing: bool) -> None:
 def gradient(run: SelectRun, folder: Path) -> dict[str, Any]:
     """The direction in parameter space: the domain's mean gradient, that divided by Adam's root second moments, or
     one from a file. Writes direction.safetensors and summary.json."""
-    clock, score, model = Clock(run.job.folder, "gradient"), run.config.score, run.warm
+    clock, score = Clock(run.job.folder, "gradient"), run.config.score
+    given = score.direction not in ("mean_gradient", "adam")
+    progress = None if given else clock.ticking(run.job.progress("gradient", None, "examples"))
+    model = run.warm
     if not score.allow_fresh_lora:
         refuse_fresh_lora(model, score.parameters)
     rows = run.encoder.encode(run.domain.records, score.span).rows
-    given = score.direction not in ("mean_gradient", "adam")
     tokens = 0 if given else sum(len(row.ids) for row in rows)
     labels = 0 if run.objective.is_linear else sum(int(row.span.sum()) for row in rows)
     if not given:
@@ -42,7 +44,7 @@ def gradient(run: SelectRun, folder: Path) -> dict[str, Any]:
             run.objective,
             run.layout,
             parameters=score.parameters,
-            progress=clock.ticking(run.job.progress("gradient", len(rows), "examples")),
+            progress=progress,
         )
     else:
         direction = _given_direction(run, Path(score.direction))

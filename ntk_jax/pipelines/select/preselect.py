@@ -63,7 +63,8 @@ def preselect(run: SelectRun, folder: Path) -> dict[str, Any] | None:
     if run.job.shard is not None:  # the stage stays open, even where one shard is all of it
         return None
 
-    domain = mean_hidden_states(model, run.domain.rows, run.layout)
+    own = clock.ticking(run.job.progress("preselect domain", len(run.domain.rows), "examples"))
+    domain = mean_hidden_states(model, run.domain.rows, run.layout, progress=own)
     usable = read(store, "status") == KEPT
     keep, neighbours = resolved_votes(config).values()
     if config.preselect.method == "none":

@@ -113,7 +113,7 @@ def _summarize(run: SelectRun, folder: Path, store: Store, clock: Clock) -> dict
     write_json(folder / "data.json", data)
     scores, length, span = (read(store, name) for name in ("score", "length", "span"))
     usable, tokens, objective = read(store, "status") == KEPT, data["tokens"], run.objective
-    gradient = read_json(run.job.folder / "gradient" / "summary.json")
+    gradient = read_json(run.job.folder / "gradient" / "summary.json", dict)
     labels = 0 if objective.is_linear else data["span_tokens"]
     summary = {
         "scored": int(usable.sum()),

@@ -80,7 +80,7 @@ def sketch(run: SelectRun, folder: Path) -> dict[str, Any] | None:
 def _create(run: SelectRun, folder: Path, kind: str, rows: int, longest: int, facts: Mapping[str, Any]) -> Store:
     section = run.config.sketch
     place = folder / f"{kind}.zarr"
-    examples = _examples(read_json(folder / "fingerprint.json")["fingerprint"], kind)
+    examples = _examples(read_json(folder / "fingerprint.json", dict)["fingerprint"], kind)
     if kind == "pool":
         examples |= facts_of_families(place, run.pool)
     return create_sketches(

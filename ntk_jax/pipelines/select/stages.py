@@ -80,6 +80,7 @@ PIPELINE = Pipeline(
     resolved=settings.resolved_votes,
     facts=Address(f"{_HERE}.arms:facts"),
     part=Address(f"{_HERE}.report:part"),
+    beside=Address("ntk_jax.pipelines.common.tensorboard:write_events"),
     terminal=Address(f"{_HERE}.terminal:terminal"),
     load=Address(f"{_HERE}.load:load"),
     measure=Address(f"{_HERE}.measure:measured_rate"),

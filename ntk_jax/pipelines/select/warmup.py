@@ -9,6 +9,7 @@ from ntk_jax.engine.clock import Clock
 from ntk_jax.models.peft import save_adapter
 from ntk_jax.parallel import hosts
 from ntk_jax.pipelines.common.arrays import save_tree
+from ntk_jax.pipelines.common.tensorboard import followed
 from ntk_jax.pipelines.common.training import check_training, train_config
 from ntk_jax.pipelines.select.config import SelectConfig
 from ntk_jax.pipelines.select.state import SelectRun
@@ -34,7 +35,7 @@ def warmup(run: SelectRun, folder: Path) -> dict[str, Any]:
     clock, base, section = Clock(run.job.folder, "warmup"), run.model.base, run.config.warmup
     facts = {"steps": 0, "flops": 0.0, "tokens": 0}
     if hosts.broadcast((folder / "summary.json").exists):  # only the manifest is missing
-        summary = hosts.broadcast(lambda: read_json(folder / "summary.json"))
+        summary = hosts.broadcast(lambda: read_json(folder / "summary.json", dict))
         return {key: summary[key] for key in facts}
     write_json(folder / "data.json", run.domain.account(base.tokenizer))
     lora = base.lora
@@ -47,7 +48,9 @@ def warmup(run: SelectRun, folder: Path) -> dict[str, Any]:
             seed=run.config.seed,
             row_length=run.row_length,
             mesh=run.model.mesh,
-            progress=clock.ticking(run.job.progress("warmup", None, "steps")),
+            progress=followed(
+                run.config, run.job.folder, "warmup", clock.ticking(run.job.progress("warmup", None, "steps"))
+            ),
         )
         lora = trained.lora
         save_tree(folder / "second_moment.safetensors", trained.second_moment)

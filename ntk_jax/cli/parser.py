@@ -1,27 +1,18 @@
-"""The command line: `ntk-jax COMMAND CONFIG`, with the commands of the pipelines' tables of stages.
-
-Exit codes: 0 success; 2 a user's mistake, one line that says what, where and the remedy; 130 an interruption from the
-keyboard; 1 anything else, such as another process that is lost.
-"""
+"""The command line's grammar and its help: the commands of the pipelines' tables, and those that serve all of them."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib.metadata
-import os
 import platform
-import sys
+import re
 import textwrap
-import traceback
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from ntk_jax.engine.stage import Pipeline, Stage, nothing
-from ntk_jax.errors import Note, TryAgain, UserError
-from ntk_jax.pipelines import all_pipelines, report_parts
+from ntk_jax.errors import UserError, shown
+from ntk_jax.pipelines import all_pipelines
 from ntk_jax.version import VERSION
 
 WIDTH = 110  # of help
@@ -185,184 +176,19 @@ def _add_processes(sub: argparse.ArgumentParser) -> None:
         "several processes with one mesh (found without these under Slurm, Open MPI and on GKE's TPU slices)"
     )
     several.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
-    several.add_argument("--processes", metavar="N", type=int, help="how many there are")
-    several.add_argument("--process", metavar="I", type=int, help="which of them this is, counted from 0")
-    several.add_argument("--wait", metavar="S", type=int, default=300, help="seconds to wait for the others")
+    several.add_argument("--processes", metavar="N", type=_count, help="how many there are")
+    several.add_argument("--process", metavar="I", type=_count, help="which of them this is, counted from 0")
+    several.add_argument("--wait", metavar="S", type=_count, default=300, help="seconds to wait for the others")
     several.add_argument(
-        "--heartbeat", metavar="S", type=int, default=100, help="seconds until a silent one is given up"
+        "--heartbeat", metavar="S", type=_count, default=100, help="seconds until a silent one is given up"
     )
 
 
-@contextmanager
-def _notes_as_lines() -> Iterator[None]:
-    """Shows a `Note` without the place in the code that gave it."""
-    plain = warnings.formatwarning
-
-    def line(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> str:
-        return f"ntk-jax: note: {message}\n" if issubclass(category, Note) else plain(message, category, *where, **more)
-
-    warnings.formatwarning = line
-    try:
-        yield
-    finally:
-        warnings.formatwarning = plain
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command line (`sys.argv` by default) and returns its exit code."""
-    try:
-        arguments, rest = parser().parse_known_args(argv)
-        with _notes_as_lines():
-            _command(arguments, rest)
-        sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end
-        return _ended(1)
-    except UserError as error:
-        print(f"ntk-jax: error: {error}", file=sys.stderr)
-        return _ended(2)
-    except TryAgain as error:
-        print(f"ntk-jax: error: {error}", file=sys.stderr)
-        return _ended(1)
-    except KeyboardInterrupt:
-        print("\nntk-jax: interrupted; the same command goes on from the last committed block", file=sys.stderr)
-        return _ended(130)
-    except Exception as error:
-        if "RESOURCE_EXHAUSTED" in str(error):  # jax has no exception of its own for this
-            print(f"ntk-jax: error: {_out_of_memory(error)}", file=sys.stderr)
-            return _ended(2)
-        hosts = sys.modules.get("ntk_jax.parallel.hosts")  # not imported yet where nothing was started
-        lost = hosts.lost_process_line(error) if hosts else None
-        if lost:
-            print(f"ntk-jax: error: {lost}", file=sys.stderr)
-            return _ended(1)  # no mistake: the same command again goes on
-        traceback.print_exc()
-        print("ntk-jax: this is a bug in ntk_jax; please report it with the lines above", file=sys.stderr)
-        return _ended(1)
-    return 0
-
-
-def _ended(code: int) -> int:
-    """The exit code of a command that failed; one of several processes ends at once, for the others will not come."""
-    hosts = sys.modules.get("ntk_jax.parallel.hosts")
-    if hosts and hosts.is_distributed():
-        hosts.exit_now(code)
-    return code
-
-
-def _command(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
-    for argument in rest:
-        if not argument.startswith("--") or "=" not in argument:
-            raise UserError(f"unknown argument {argument!r}; a config value is set as --section.key=value")
-    if arguments.command == "help":
-        print(explained(arguments.config))
-        return
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found": only tokenizers are used
-    if arguments.command == "export":
-        from ntk_jax.engine.export import Wanted, export
-
-        wanted = Wanted(arguments.arm, arguments.adapter, arguments.merged, arguments.selection)
-        print("\n".join(export(arguments.config, wanted, all_pipelines(), out=arguments.out, overrides=rest)))
-        return
-    pipeline, config = _configured(arguments, rest)
-    if arguments.command == "doctor":
-        _doctor(pipeline, config)
-    elif arguments.command == "estimate":
-        from ntk_jax.engine.estimate import estimate
-
-        assert pipeline is not None
-        estimate(pipeline, config, json=arguments.json, measure=arguments.measure)
-    elif arguments.command == "report":
-        from ntk_jax.engine.run import report
-
-        print(f"Report: {report(config, report_parts()) / 'report' / 'index.html'}")
-    else:
-        assert pipeline is not None
-        _run(arguments, pipeline, config)
-
-
-def _configured(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple[Pipeline | None, Any]:
-    """The pipeline that a command line is about, and its config; neither where `doctor` has none."""
-    if arguments.config is None:
-        if overrides:
-            raise UserError(f"{overrides[0]} overrides a config, but no CONFIG is given")
-        return None, None
-    from ntk_jax.engine.config import PIPELINE, load_config, read_tree
-
-    everyone = {pipeline.name: pipeline for pipeline in all_pipelines()}
-    able = [
-        pipeline
-        for pipeline in everyone.values()
-        if arguments.command in (pipeline.command, *(stage.name for stage in pipeline.stages), *COMMON)
-    ]
-    named = read_tree(arguments.config, overrides).get(PIPELINE)
-    if named is not None and (not isinstance(named, str) or named not in everyone):
-        raise UserError(f"{arguments.config}: pipeline = {named!r} is not one of {', '.join(everyone)}")
-    found = next((pipeline for pipeline in able if pipeline.name == named), able[0])
-    if named is not None and found.name != named:
-        raise UserError(
-            f"{arguments.config} is for pipeline {named}; type `ntk-jax {everyone[named].command} {arguments.config}`"
-        )
-    others = [pipeline.config.resolve() for pipeline in everyone.values() if pipeline is not found]
-    config = load_config(arguments.config, found.config.resolve(), overrides, others)
-    if arguments.out is not None:
-        config = dataclasses.replace(config, out=arguments.out)
-    return found, config
-
-
-def _doctor(pipeline: Pipeline | None, config: Any) -> None:
-    from ntk_jax.engine.doctor import examine
-    from ntk_jax.pipelines.common.doctor import numerics
-
-    examine(numerics, pipeline, config)
-
-
-def _run(arguments: argparse.Namespace, pipeline: Pipeline, config: Any) -> None:
-    """A whole pipeline, or one of its stages."""
-    if not config.out:
-        raise UserError("no run directory: give --out DIR, or set `out` in the config")
-    from ntk_jax.engine import run as engine
-    from ntk_jax.engine.plan import Command
-    from ntk_jax.engine.progress import Progress
-    from ntk_jax.engine.shards import parse_shard
-    from ntk_jax.parallel import hosts
-    from ntk_jax.storage.bucket import is_address
-    from ntk_jax.xla import keep_compiled
-
-    shown: list[Progress] = []
-
-    def progress(stage: str, total: int | None, unit: str) -> Progress:
-        shown.append(Progress(stage, total, unit))
-        return shown[-1]
-
-    only = None if arguments.command == pipeline.command else arguments.command
-    text = getattr(arguments, "shard", None)
-    shard = parse_shard(text) if text is not None else None
-    command = Command(only, getattr(arguments, "until", None), shard, getattr(arguments, "merge", False))
-    asked = arguments.coordinator or arguments.processes or arguments.process is not None
-    if asked or (not shard and hosts.detected()):
-        hosts.start(
-            *(arguments.coordinator, arguments.processes, arguments.process),
-            wait=arguments.wait,
-            heartbeat=arguments.heartbeat,
-        )
-    hosts.refuse_unjoined()
-    keep_compiled()
-    try:
-        folder = engine.run(pipeline, config, command, parts=report_parts(), progress=progress)
-    finally:
-        for line in shown:  # so that an error begins on a line of its own
-            line.close()
-    if not hosts.is_primary():
-        return
-    if only is not None and only not in pipeline.of(config):
-        print(f"{only}: this config has no use for it; its stages are {', '.join(pipeline.of(config))}")
-    elif only is not None and shard:
-        print(engine.progress_of_shards(pipeline, config, folder, only))
-    elif pipeline.terminal and (only is None or only in pipeline.spoken):
-        print(pipeline.terminal(folder))
-    if is_address(config.out) and not shard:
-        print(f"The run directory is {config.out}; its working copy here is {folder}")
+def _count(text: str) -> int:
+    """A number of processes or seconds."""
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a whole number below 10^9")
+    return int(text)
 
 
 def explained(beginning: str = "", pipelines: Sequence[Pipeline] | None = None) -> str:
@@ -373,15 +199,6 @@ def explained(beginning: str = "", pipelines: Sequence[Pipeline] | None = None) 
     from ntk_jax.engine.config import explain_keys
 
     return explain_keys({p.name: p.config.resolve() for p in pipelines or all_pipelines()}, beginning, WIDTH)
-
-
-def _out_of_memory(error: Exception) -> str:
-    first = next((line for line in str(error).splitlines() if "RESOURCE_EXHAUSTED" in line), "RESOURCE_EXHAUSTED")
-    return (
-        f"out of device memory ({first.strip()[:160]}); lower score.batch_tokens, warmup.tokens_per_microbatch and "
-        "finetune.tokens_per_microbatch, set model.dtype=bfloat16 or model.quantization=int8, or shard the weights "
-        "with mesh.fsdp"
-    )
 
 
 class _HelpWithKeys(argparse.Action):
