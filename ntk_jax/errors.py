@@ -5,8 +5,8 @@ A `Note` is such a line too, where nothing failed."""
 from __future__ import annotations
 
 import reprlib
-import unicodedata
 import warnings
+from collections.abc import Iterable
 
 LONGEST = 300  # characters of a message
 HEAD = 0.64  # share of them for its beginning, which says what and where; the end says what to do
@@ -60,6 +60,12 @@ def shown(value: object) -> str:
         return f"a {type(value).__name__} too large to show"
 
 
+def listed(names: Iterable[object], most: int = 100) -> str:
+    """Names for a message, as many as there is room for."""
+    found = ", ".join(map(str, names)) or "none"
+    return found if len(found) <= most else found[: most - 3].rpartition(",")[0] + ", ..."
+
+
 _SHOWN = reprlib.Repr()
 _SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 80
 _SHOWN.maxlist = _SHOWN.maxtuple = _SHOWN.maxdict = _SHOWN.maxset = 6
@@ -67,7 +73,5 @@ _SHOWN.maxlevel = 3
 
 
 def _escaped(character: str) -> str:
-    """Control, format and surrogate characters, and line ends of all kinds, as Python writes them."""
-    if character != " " and unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
-        return character.encode("unicode_escape").decode("ascii")
-    return character
+    """What cannot be printed, line ends of all kinds among it, as Python writes it."""
+    return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")

@@ -21,7 +21,6 @@ from ntk_jax.data.choices import AMBIGUOUS, index_of, labelled
 from ntk_jax.data.files import read_rows
 from ntk_jax.data.formats import Reading
 from ntk_jax.data.mapping import getter
-from ntk_jax.data.refusal import refused
 from ntk_jax.data.sources import count_records, formats_of, read_chosen, read_records, source_hashes
 from ntk_jax.errors import UserError
 from ntk_jax.report.page import write_report
@@ -208,7 +207,7 @@ def test_labels_and_ambiguous_answers() -> None:
 
 @given(st.text(max_size=600))
 def test_a_refusal_is_one_short_line(text: str) -> None:
-    line = str(refused(f"a.jsonl:3: {text}; correct it"))
+    line = str(UserError(f"a.jsonl:3: {text}; correct it"))
     assert line.isprintable() and len(line) <= 300 and line.startswith("a.jsonl:3: ") and line.endswith("; correct it")
 
 

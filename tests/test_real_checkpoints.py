@@ -86,6 +86,7 @@ def test_logits_and_ids_are_those_of_transformers(folder: Path, tmp_path: Path) 
 
 
 CONFIG = """\
+out: small
 model: {{path: {model}, max_length: 160, overflow: truncate}}
 data:
   domain: [{data}/medical/pubmedqa.train.jsonl.gz]
@@ -120,6 +121,6 @@ def test_doctor_run_and_export(folder: Path, tmp_path: Path, shared: Path) -> No
         return done.stdout
 
     assert "weights" in command("doctor", "small.yaml")
-    command("run", "small.yaml", "--out=small")
+    command("run", "small.yaml")
     assert (tmp_path / "small" / "report" / "index.html").exists()
     command("export", "small")

@@ -394,7 +394,7 @@ def test_what_became_of_the_words_is_said(run: Path) -> None:
     edit(run / "score/data.json", lambda d: d.update(notes=notes, example=example))
     everywhere(run, "The chat template changed responses", "5 of the pool.")
     html, page = page_of(run)
-    assert f"7 {SPACE_MOVED}" in page.text and f"3 {SPELLS_CONTROL}" in page.text and "as read" in page.text
+    assert f"7 {SPACE_MOVED}" in page.text and f"3 {SPELLS_CONTROL}" in page.text
     assert "Texts spell control tokens" not in terminal(run)
     assert "&lt;|assistant|&gt;<mark>So.&lt;|end|&gt;</mark>" in html
     edit(run / "plan.json", lambda p: p["pipelines"]["select"]["config"]["model"].update(control_tokens="keep"))

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ntk_jax.data.refusal import refused
 from ntk_jax.errors import UserError
 from ntk_jax.storage.hashing import hash_tree
 
@@ -78,7 +77,7 @@ def read_remote(kind: Remote, item: str | Path) -> Iterator[dict[str, Any]]:
         try:
             rows.data.validate(full=True)  # as in `read_file`: its Arrow files may be damaged
         except (ValueError, OSError, _library("pyarrow", item).ArrowException) as error:
-            raise refused(f"{item}: its files are damaged ({_first_line(error)}); write the data set anew") from None
+            raise UserError(f"{item}: its files are damaged ({_first_line(error)}); write the data set anew") from None
     for row in rows:
         yield plain(row)
 
@@ -148,7 +147,7 @@ def _open_tfds(item: str) -> Any:
             return tfds.builder_from_directory(str(Path(name).expanduser())).as_data_source(split=split)
         return tfds.data_source(name, split=split)
     except Exception as error:  # any of a dozen kinds: an unknown name, no network, a format without random access
-        raise refused(f"{item}: tfds cannot open it ({_first_line(error)}); correct the name or prepare it") from None
+        raise UserError(f"{item}: tfds cannot open it ({_first_line(error)}); correct the name or prepare it") from None
 
 
 def _open_hf(item: str) -> Any:
@@ -162,13 +161,13 @@ def _open_hf(item: str) -> Any:
         if (folder / "dataset_dict.json").exists():
             splits = datasets.load_from_disk(str(folder))
             if split not in splits:
-                raise refused(f"{item}: there is no split {split}; there are: {', '.join(sorted(splits))}")
+                raise UserError(f"{item}: there is no split {split}; there are: {', '.join(sorted(splits))}")
             return splits[split]
         return datasets.load_dataset(name, split=split)
     except UserError:
         raise
     except Exception as error:  # as above: the library raises what its many back ends raise
-        raise refused(
+        raise UserError(
             f"{item}: datasets cannot open it ({_first_line(error)}); correct the name and split, or download it first"
         ) from None
 
@@ -182,7 +181,7 @@ def _name_and_split(item: str) -> tuple[str, str]:
     kind, _, rest = item.partition(":")
     name, _, split = rest.rpartition("/")
     if not name or not split:
-        raise refused(f"{item}: the split is missing; write {kind}:NAME/SPLIT, for example {kind}:{rest}/train")
+        raise UserError(f"{item}: the split is missing; write {kind}:NAME/SPLIT, for example {kind}:{rest}/train")
     return name, split
 
 
@@ -191,12 +190,12 @@ def _library(name: str, item: str | Path) -> Any:
         return importlib.import_module(name)
     except ImportError:
         package = {"tensorflow_datasets": "tensorflow-datasets array-record"}.get(name, name.split(".")[0])
-        raise refused(f"{item} needs the package {package}; install it: pip install {package}") from None
+        raise UserError(f"{item} needs the package {package}; install it: pip install {package}") from None
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
     kind = "Parquet" if path.suffix.lower() == ".parquet" else "Arrow"
-    return refused(f"cannot read {path} as {kind} ({_first_line(error)}); correct its permissions or write it anew")
+    return UserError(f"cannot read {path} as {kind} ({_first_line(error)}); correct its permissions or write it anew")
 
 
 def _first_line(error: Exception) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from ntk_jax.data.refusal import refused, short
+from ntk_jax.errors import UserError, shown
 
 Row = tuple[int, int, Callable[[], Any]]  # number of the row, for ids; its line; the function that parses it
 
@@ -52,18 +52,20 @@ def read_rows(path: Path) -> Iterator[Row]:
             else:
                 yield from _json_lines(path, file, line)
     except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise refused(f"{path}: the compressed file is damaged after line {line[0]} ({error}); copy it anew") from None
+        raise UserError(
+            f"{path}: the compressed file is damaged after line {line[0]} ({error}); copy it anew"
+        ) from None
     except UnicodeDecodeError:
         after = f" after line {line[0]}" if line[0] else ""
-        raise refused(f"{path}: not UTF-8 text{after}; save the file as UTF-8") from None
+        raise UserError(f"{path}: not UTF-8 text{after}; save the file as UTF-8") from None
     except csv.Error as error:
-        raise refused(f"{path}:{line[0] + 1}: not a table ({error}); correct the quotes of this row") from None
+        raise UserError(f"{path}:{line[0] + 1}: not a table ({error}); correct the quotes of this row") from None
     except OSError as error:
         if path.name.lower().endswith(".zst") and error.errno is None:  # the library has no kind of its own for it
-            raise refused(
+            raise UserError(
                 f"{path}: the compressed file is damaged after line {line[0]} ({error}); copy it anew"
             ) from None
-        raise refused(f"cannot read {path}: {error.strerror or error}; correct its path or its permissions") from None
+        raise UserError(f"cannot read {path}: {error.strerror or error}; correct its path or its permissions") from None
 
 
 def open_bytes(path: Path) -> IO[bytes]:
@@ -111,17 +113,17 @@ def _parse_line(path: Path, number: int, line: bytes) -> Any:
     try:
         return parse_json(line.decode("utf8"))
     except UnicodeDecodeError as error:
-        raise refused(f"{path}:{number}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
+        raise UserError(f"{path}:{number}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         if line.strip() in (b"{", b"}") and plain_name(path).endswith(".json"):
-            raise refused(
+            raise UserError(
                 f"{path}:{number}: the file is no list of records; write one array of them, or one object on each line"
             ) from None
-        raise refused(
+        raise UserError(
             f"{path}:{number}: not JSON ({error.msg}, column {error.colno}); correct or remove the line"
         ) from None
     except (RecursionError, ValueError) as error:  # nested too deep, a key twice, or a number of too many digits
-        raise refused(f"{path}:{number}: cannot be read as JSON ({error}); correct or remove the line") from None
+        raise UserError(f"{path}:{number}: cannot be read as JSON ({error}); correct or remove the line") from None
 
 
 class _Twice(ValueError):
@@ -132,7 +134,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise _Twice(f"the key {short(next(key for key in keys if keys.count(key) > 1))} is there twice")
+        raise _Twice(f"the key {shown(next(key for key in keys if keys.count(key) > 1))} is there twice")
     return found
 
 
@@ -195,8 +197,8 @@ def _array(path: Path, file: IO[str], line: list[int]) -> Iterator[Row]:
         if found == "]" and not number:
             break
         if found != "{":
-            what = "the array ends in the middle" if not found else f"a record must begin here, found {short(found)}"
-            raise refused(f"{path}:{text.line}: {what}; an array holds one object for each record")
+            what = "the array ends in the middle" if not found else f"a record must begin here, found {shown(found)}"
+            raise UserError(f"{path}:{text.line}: {what}; an array holds one object for each record")
         number, begun = number + 1, text.line
         record = _element(path, text)
         yield number, begun, functools.partial(_given, record)
@@ -207,13 +209,13 @@ def _array(path: Path, file: IO[str], line: list[int]) -> Iterator[Row]:
             what = (
                 "the array ends in the middle"
                 if not found
-                else f"expected , or ] behind a record, found {short(found)}"
+                else f"expected , or ] behind a record, found {shown(found)}"
             )
-            raise refused(f"{path}:{text.line}: not JSON ({what}); correct the file")
+            raise UserError(f"{path}:{text.line}: not JSON ({what}); correct the file")
         text.skip(text.start + 1)
     text.skip(text.start + 1)
     if text.next():
-        raise refused(f"{path}:{text.line}: there is text behind the end of the array; remove it")
+        raise UserError(f"{path}:{text.line}: there is text behind the end of the array; remove it")
 
 
 def _element(path: Path, text: _Text) -> Any:
@@ -229,9 +231,9 @@ def _element(path: Path, text: _Text) -> Any:
                 text.more()
                 continue
             line = text.line + text.text.count("\n", text.start, error.pos)
-            raise refused(f"{path}:{line}: not JSON ({error.msg}); correct the record") from None
+            raise UserError(f"{path}:{line}: not JSON ({error.msg}); correct the record") from None
         except (RecursionError, ValueError) as error:
-            raise refused(f"{path}:{text.line}: cannot be read as JSON ({error}); correct the record") from None
+            raise UserError(f"{path}:{text.line}: cannot be read as JSON ({error}); correct the record") from None
         text.skip(end)
         return found
 
@@ -253,14 +255,14 @@ def _table(path: Path, file: IO[str], delimiter: str, line: list[int]) -> Iterat
         if not cells:
             continue
         if any("\0" in cell for cell in cells):
-            raise refused(f"{path}:{begun}: a byte of a table is zero, which is no text; save the file as UTF-8")
+            raise UserError(f"{path}:{begun}: a byte of a table is zero, which is no text; save the file as UTF-8")
         if header is None:
             if len(cells) != len(_MMLU) or cells[-1] not in _MMLU[1:5] or tuple(cells[1:5]) == _MMLU[1:5]:
                 header = _header(path, begun, cells)
                 continue
             header = list(_MMLU)
         if len(cells) != len(header):
-            raise refused(
+            raise UserError(
                 f"{path}:{begun}: the row has {len(cells)} cells and the header {len(header)}; correct its quotes"
             )
         number += 1
@@ -274,10 +276,12 @@ def _row(header: list[str], cells: list[str]) -> dict[str, str]:
 def _header(path: Path, line: int, cells: list[str]) -> list[str]:
     twice = [cell for cell in cells if cells.count(cell) > 1]
     if twice:
-        raise refused(f"{path}:{line}: two columns are called {short(twice[0])}; the first row gives each its own name")
+        raise UserError(
+            f"{path}:{line}: two columns are called {shown(twice[0])}; the first row gives each its own name"
+        )
     other = next((mark for mark in ";|\t," if mark in cells[0]), "") if len(cells) == 1 else ""
     if other:
-        raise refused(
-            f"{path}:{line}: the columns are separated by {short(other)}; write a .csv with commas, or a .tsv"
+        raise UserError(
+            f"{path}:{line}: the columns are separated by {shown(other)}; write a .csv with commas, or a .tsv"
         )
     return cells

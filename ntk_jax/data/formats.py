@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ntk_jax.data.mapping import RECORDS, Columns, columns_of
-from ntk_jax.data.refusal import listed, refused, short
-from ntk_jax.errors import UserError
+from ntk_jax.errors import UserError, listed, shown
 
 FORMATS = ("auto", "records", "alpaca", "sharegpt", "openai", "text")
 
@@ -121,13 +120,13 @@ class Reading:
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
-            raise refused(f"{self.key}format = {short(self.format)} is not one of {', '.join(FORMATS)}")
+            raise UserError(f"{self.key}format = {shown(self.format)} is not one of {', '.join(FORMATS)}")
         if self.columns is not None and not isinstance(self.columns, Mapping):
-            raise refused(
-                f"{self.key}columns must be a mapping such as {{prompt: question}}, got {short(self.columns)}"
+            raise UserError(
+                f"{self.key}columns must be a mapping such as {{prompt: question}}, got {shown(self.columns)}"
             )
         if self.columns and not self.by_pattern and self.format != "auto":
-            raise refused(
+            raise UserError(
                 f"{self.key}columns say all that {self.key}format = {self.format} would; leave one of them out"
             )
         for pattern, columns in self._given().items():
@@ -171,7 +170,7 @@ class Reading:
             matching = (name == pattern or fnmatch.fnmatchcase(name, pattern) for each in found for name in each)
             if pattern and not any(matching):
                 there = listed(each[0] for each in found)
-                raise refused(f"{self.key}columns: no file is called {short(pattern)}; the files are {there}")
+                raise UserError(f"{self.key}columns: no file is called {shown(pattern)}; the files are {there}")
 
 
 AUTO = Reading()
@@ -208,7 +207,7 @@ def _named(row: Mapping[str, Any], where: str, format: str) -> Columns:
         shape = _Shape("sharegpt", ("messages",), {"messages": "messages", "system": "system?"})
     missing = [key for key in shape.needs if key not in row]
     if missing:
-        raise refused(f"{where}: the format {format} has a column {missing[0]}; the columns are {listed(row)}")
+        raise UserError(f"{where}: the format {format} has a column {missing[0]}; the columns are {listed(row)}")
     return shape.columns
 
 
@@ -221,7 +220,7 @@ def _unclear(row: Mapping[str, Any], where: str, key: str) -> UserError:
     """What is missing in a record, or what might be meant, with the columns to write down."""
     lists = [name for name, value in row.items() if isinstance(value, list) and value and isinstance(value[0], Mapping)]
     if len(row) == 1 and lists and lists[0] not in _TALKS:
-        return refused(f"{where}: the records are under the key {short(lists[0])}; write that list alone to a file")
+        return UserError(f"{where}: the records are under the key {shown(lists[0])}; write that list alone to a file")
     talks = [name for name in (*_TALKS, "chosen") if name in lists]
     prompts = [name for name in _PROMPTS if name in row]
     responses = [name for name in _RESPONSES if name in row and name not in lists]
@@ -233,4 +232,4 @@ def _unclear(row: Mapping[str, Any], where: str, key: str) -> UserError:
     if prompts and responses or talks:
         what = "it is not clear which columns hold the prompt and the response"
     found = listed(sorted(map(str, row)))
-    return refused(f"{where}: {what}; keys found: {found}; say which, such as {key}columns: {mapping}")
+    return UserError(f"{where}: {what}; keys found: {found}; say which, such as {key}columns: {mapping}")

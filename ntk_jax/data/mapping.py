@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ntk_jax.data.refusal import listed, refused, short
+from ntk_jax.errors import UserError, listed, shown
 
 FIELDS = ("prompt", "response", "messages", "choices", "answer", "id", "source", "task", "system")
 
@@ -59,14 +59,14 @@ def columns_of(name: str, given: Mapping[Any, Any], where: str) -> Columns:
         if field not in FIELDS:
             near = difflib.get_close_matches(str(field), FIELDS, n=1)
             remedy = f"did you mean {near[0]}?" if near else f"they are {', '.join(FIELDS)}"
-            raise refused(f"{where}: a record has no {short(field)}; {remedy}")
+            raise UserError(f"{where}: a record has no {shown(field)}; {remedy}")
     if "messages" in given and ({"prompt", "response"} & set(given)):
-        raise refused(f"{where}: give messages, or prompt and response, not both")
+        raise UserError(f"{where}: give messages, or prompt and response, not both")
     found = Columns(name, tuple((str(field), _source(source, field, where)) for field, source in given.items()))
     try:
         _ = found.getters
     except ValueError as error:
-        raise refused(f"{where}: {error}") from None
+        raise UserError(f"{where}: {error}") from None
     return found
 
 
@@ -76,7 +76,7 @@ def _source(source: Any, field: Any, where: str) -> Any:
     if isinstance(source, list) and field == "choices":
         return tuple(_source(item, None, where) for item in source)
     if not isinstance(source, str) or not source:
-        raise refused(f"{where}: {field} = {short(source)} must be the name of a column, a path or a template")
+        raise UserError(f"{where}: {field} = {shown(source)} must be the name of a column, a path or a template")
     return source
 
 
@@ -126,7 +126,7 @@ def _template(source: str) -> Getter:
         text = {"{{": "{", "}}": "}"}.get(match[0], match[0])
         parts.append((text, _path(match[1].strip()) if match[1] else None))
     if end != len(source):
-        raise ValueError(f"the template {short(source)} has a single brace; write {{column}}, and {{{{ for a brace")
+        raise ValueError(f"the template {shown(source)} has a single brace; write {{column}}, and {{{{ for a brace")
 
     def get(row: Mapping[str, Any], where: str) -> str:
         """An empty column takes the white space before it along, or behind it where it comes first."""
@@ -147,14 +147,14 @@ def _text(value: Any, name: str, where: str) -> str:
     if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
         return "\n".join(value)
     if isinstance(value, (Mapping, list, tuple)):
-        raise refused(f"{where}: {name} in a template must be a text or a number, got {short(value)}")
+        raise UserError(f"{where}: {name} in a template must be a text or a number, got {shown(value)}")
     return "" if value is None else str(value)
 
 
 def _absent(name: str, row: Mapping[str, Any], where: str) -> Exception:
     near = difflib.get_close_matches(name, list(map(str, row)), n=2)
     remedy = f"did you mean {' or '.join(near)}?" if near else f"its columns are {listed(row)}"
-    return refused(f"{where}: there is no column {short(name)}; {remedy}")
+    return UserError(f"{where}: there is no column {shown(name)}; {remedy}")
 
 
 def _shown(source: Any) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 
 from ntk_jax.data.choices import AMBIGUOUS, index_of, labelled
 from ntk_jax.data.mapping import RECORDS, Columns
-from ntk_jax.data.refusal import listed, refused, short
 from ntk_jax.data.talk import turn_of
+from ntk_jax.errors import UserError, listed, shown
 
 Record = dict[str, Any]
 
@@ -41,7 +41,7 @@ def check_record(
     Raises UserError: not an object, a key missing, a wrong type, an empty id, an answer outside the choices.
     """
     if not isinstance(obj, Mapping):
-        raise refused(f"{where}: a record is a JSON object, found {_kind(obj)}; put one object on each line")
+        raise UserError(f"{where}: a record is a JSON object, found {_kind(obj)}; put one object on each line")
     record = {key: value for key, value in obj.items() if value is not None or key not in _OURS}
     _take(record, columns, obj, where)
     _fill_name(record, "id", default_id, where)
@@ -50,7 +50,7 @@ def check_record(
         _check_choices(record, where)
     if "messages" in record:
         if "prompt" in record:
-            raise refused(f'{where}: the record has both "messages" and "prompt"; keep one of them')
+            raise UserError(f'{where}: the record has both "messages" and "prompt"; keep one of them')
         _check_messages(record, where)
     _keep_original(record, obj, columns)
     if "messages" in record:
@@ -63,7 +63,7 @@ def check_record(
     for key in ("prompt", "response"):
         if key not in record:
             found = listed(sorted(map(str, obj)))
-            raise refused(f'{where}: the record has no "{key}"; a record is {_SHAPE}; keys found: {found}')
+            raise UserError(f'{where}: the record has no "{key}"; a record is {_SHAPE}; keys found: {found}')
         _check_text(record[key], key, where)
     return record
 
@@ -139,10 +139,10 @@ def _fill_name(record: Record, key: str, default: str | None, where: str) -> Non
     elif isinstance(value, float) and math.isfinite(value) and key == "id":
         value = str(int(value)) if value.is_integer() else str(value)  # a column of numbers some of which are missing
     if value is None:
-        raise refused(f'{where}: the record has no "{key}"; give it one')
+        raise UserError(f'{where}: the record has no "{key}"; give it one')
     _check_text(value, key, where)
     if not value:
-        raise refused(f'{where}: "{key}" is empty; give the record one')
+        raise UserError(f'{where}: "{key}" is empty; give the record one')
     record[key] = value
 
 
@@ -150,28 +150,28 @@ def _check_choices(record: Record, where: str) -> None:
     choices, labels = labelled(record["choices"])
     answer = record.get("answer")
     if not isinstance(choices, (list, tuple)) or len(choices) < 2:
-        raise refused(f'{where}: "choices" must be a list of at least two texts, got {short(choices)}')
+        raise UserError(f'{where}: "choices" must be a list of at least two texts, got {shown(choices)}')
     if any(isinstance(choice, (int, float)) and not isinstance(choice, bool) for choice in choices):
         choices = [_written(choice) for choice in choices]
     for choice in choices:
         _check_text(choice, "choices", where)
         if not choice.strip():
-            raise refused(f'{where}: "choices" holds an empty text; give every choice a text')
+            raise UserError(f'{where}: "choices" holds an empty text; give every choice a text')
     record["choices"] = choices
     if answer is None:
-        raise refused(f'{where}: the record has "choices" but no "answer"; give the right choice\'s index, from 0')
+        raise UserError(f'{where}: the record has "choices" but no "answer"; give the right choice\'s index, from 0')
     index = index_of(answer, choices, labels)
     if index is None:
-        raise refused(
+        raise UserError(
             f'{where}: "answer" must be the index of the right choice (an integer), its letter, label or text, '
-            f"got {short(answer)}"
+            f"got {shown(answer)}"
         )
     if index == AMBIGUOUS:
-        raise refused(
-            f"{where}: \"answer\" is {short(answer)}, a choice's text and another one's place; give its index"
+        raise UserError(
+            f"{where}: \"answer\" is {shown(answer)}, a choice's text and another one's place; give its index"
         )
     if not 0 <= index < len(choices):
-        raise refused(f'{where}: "answer" is {short(answer)}, but there are {len(choices)} choices, counted from 0')
+        raise UserError(f'{where}: "answer" is {shown(answer)}, but there are {len(choices)} choices, counted from 0')
     record["answer"] = index
 
 
@@ -182,33 +182,33 @@ def _written(choice: Any) -> Any:
 def _check_messages(record: Record, where: str) -> None:
     messages = record["messages"]
     if not isinstance(messages, (list, tuple)) or not messages:
-        raise refused(f'{where}: "messages" must be a list of {{"role", "content"}}, got {short(messages)}')
+        raise UserError(f'{where}: "messages" must be a list of {{"role", "content"}}, got {shown(messages)}')
     for message in messages:
         if not isinstance(message, Mapping):
-            raise refused(f'{where}: each of "messages" must be an object, got {short(message)}')
+            raise UserError(f'{where}: each of "messages" must be an object, got {shown(message)}')
     turns = [turn_of(message) for message in messages]
     if any(turn is not message for turn, message in zip(turns, messages, strict=True)):
         messages = record["messages"] = turns
     for message in messages:
         for key in ("role", "content"):
             if key not in message:
-                raise refused(f'{where}: a message has no "{key}"; a message is {{"role", "content"}}')
+                raise UserError(f'{where}: a message has no "{key}"; a message is {{"role", "content"}}')
             _check_text(message[key], f"messages.{key}", where)
     if messages[-1]["role"] != "assistant" and "choices" not in record:
-        role = short(messages[-1]["role"])[1:-1]
-        raise refused(f"{where}: the last message is the {role}'s; end with the assistant's response")
+        role = shown(messages[-1]["role"])[1:-1]
+        raise UserError(f"{where}: the last message is the {role}'s; end with the assistant's response")
     if messages[-1]["role"] == "assistant" and len(messages) < 2:
-        raise refused(f'{where}: "messages" holds the response only; put at least one message before it')
+        raise UserError(f'{where}: "messages" holds the response only; put at least one message before it')
 
 
 def _check_text(value: Any, key: str, where: str) -> None:
     if not isinstance(value, str):
-        raise refused(f'{where}: "{key}" must be text, got {short(value)}')
+        raise UserError(f'{where}: "{key}" must be text, got {shown(value)}')
     if not value.isascii():
         try:
             value.encode("utf8")
         except UnicodeEncodeError:  # JSON can spell half a surrogate pair; no tokenizer can read it
-            raise refused(
+            raise UserError(
                 f'{where}: "{key}" holds half a surrogate pair, which is no text; correct the escape'
             ) from None
 

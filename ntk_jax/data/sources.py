@@ -21,7 +21,6 @@ from ntk_jax.data import columns, files
 from ntk_jax.data.formats import AUTO, Reading
 from ntk_jax.data.mapping import Columns
 from ntk_jax.data.records import Record, check_record
-from ntk_jax.data.refusal import refused
 from ntk_jax.errors import UserError
 from ntk_jax.storage.hashing import hash_tree, sha256_file
 
@@ -75,7 +74,7 @@ def read(spec: Spec, reading: Reading = AUTO) -> Iterator[Record]:
             record = check_record(obj, where, default_id=default_id, default_source=source.stem, columns=shape)
             key = int.from_bytes(hashlib.blake2b(record["id"].encode("utf8"), digest_size=8).digest())
             if key in seen:
-                raise refused(f"{where}: the id {record['id']!r} occurs a second time; give every record its own id")
+                raise UserError(f"{where}: the id {record['id']!r} occurs a second time; give every record its own id")
             seen.add(key)
             yield record
     if not seen:

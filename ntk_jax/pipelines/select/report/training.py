@@ -91,15 +91,13 @@ def _account(sets: list[tuple[str, dict[str, Any]]]) -> Table:
             [name, count(seen), Cell(count(kept), share), Cell(count(truncated), cut), reasons or "none"]
             + [notes_of(d), count(d.get("tokens")), count(d.get("span_tokens"))]
         )
-    header = ["Set", "Records", "Kept", "Truncated", "Dropped", "Of the kept", "Tokens", "Tokens in spans"]
+    header = ["Set", "Records", "Kept", "Truncated", "Dropped", "Texts changed", "Tokens", "Tokens in spans"]
     return Table(header, rows, "What was read and what became of it")
 
 
 def notes_of(d: dict[str, Any]) -> str:
     """What became of the words of examples or questions, counted."""
-    return (
-        ", ".join(f"{count(n)} {why}" for why, n in sorted(mapping(d.get("notes")).items()) if finite(n)) or "as read"
-    )
+    return ", ".join(f"{count(n)} {why}" for why, n in sorted(mapping(d.get("notes")).items()) if finite(n)) or "none"
 
 
 def _lengths(run: SelectRun, sets: list[tuple[str, dict[str, Any]]]) -> Table:
