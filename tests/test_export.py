@@ -113,6 +113,21 @@ def test_selections_are_the_same_row_for_row(folder: Path, tmp_path: Path) -> No
         assert read == ours
 
 
+def test_without_targets_everything_goes_beside_the_stages(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folder / "run", tmp_path / "run")
+    for arguments, arm, found in (
+        ([], "random", {"adapter", "merged", "selection.parquet"}),
+        (["--arm", "domain"], "domain", {"adapter", "merged"}),
+    ):
+        assert export(tmp_path / "run", *arguments) == 0
+        assert {path.name for path in (tmp_path / "run" / "export" / arm).iterdir()} == found
+    assert export(tmp_path / "run") == 2 and "is there already" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "export", *(path.name for path in (folder / "run").iterdir())}  # fmt: skip
+
+
 def test_mistakes_are_one_line_and_write_nothing(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,7 +137,8 @@ def test_mistakes_are_one_line_and_write_nothing(
     (tmp_path / "empty.yaml").write_text("seed: 1")
     out = folder / "run"
     for arguments, message in [
-        ([out], "nothing to export; give --adapter DIR, --merged DIR or --selection PATH"),
+        ([out, "--arm", "bm25"], "bm25 was not fine-tuned in this run"),
+        (["gs://mine/run"], "gs://mine/run: say where to write: --adapter DIR, --merged DIR"),
         (["nowhere", "--merged", "m"], "neither a run directory nor a config at nowhere"),
         (["empty.yaml", "--merged", "m"], "empty.yaml names no run directory"),
         (["mine", "--merged", "m"], "mine is no run directory of NTK-Selector"),

@@ -33,8 +33,9 @@ has the same bytes as that of one process.
 """
 
 EXPORT = """\
-At least one of the three is given; what is there already is never overwritten.
+What is there already is never overwritten.
 
+  ntk-jax export runs/my_run
   ntk-jax export runs/my_run --merged my_model --selection chosen.parquet
   ntk-jax export my_run.yaml --arm random --adapter random_adapter
 
@@ -52,7 +53,8 @@ COMMON = {
         "adapter, merged weights and selection for other programs",
         "Writes an arm's adapter as a PEFT folder, the model with the adapter merged into its weights as a Hugging "
         "Face folder (tensor by tensor, so that a large model needs no large memory), and a selection as JSONL, "
-        "Parquet or a Hugging Face dataset. Reads a finished run directory and the run's model.",
+        "Parquet or a Hugging Face dataset: those that are named, or all of an arm into the run's export/<arm>/. "
+        "Reads a finished run directory and the run's model.",
     ),
     "estimate": (
         "what a run will cost, before it starts",

@@ -24,7 +24,8 @@ from ntk_jax.storage.run import read_manifest, verify
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to write and where; None: not wanted. arm: whose; None: that of the run's first method."""
+    """What to write and where; None: not wanted, and with no target at all everything goes into `export/<arm>/` of the
+    run. arm: whose; None: that of the run's first method."""
 
     arm: str | None = None
     adapter: str | None = None
@@ -41,12 +42,14 @@ def export(
     Raises UserError: no such run, a stage that is not done (it is named), a target that exists, or as the pipeline's
     function.
     """
-    if not (wanted.adapter or wanted.merged or wanted.selection):
-        raise UserError("nothing to export; give --adapter DIR, --merged DIR or --selection PATH, or several of them")
     for text in overrides:
         if not text.startswith("--model.path="):
             raise UserError(f"{text}: a run is exported as it was made; the one key that may be given is --model.path")
     place = _place(run, out)
+    if bucket.is_address(place) and not (wanted.adapter or wanted.merged or wanted.selection):
+        raise UserError(
+            f"{place}: say where to write: --adapter DIR, --merged DIR, --selection PATH, or several of them"
+        )
     folder = bucket.run_folder(place)
     with bucket.opened(place) if bucket.is_address(place) else contextlib.nullcontext():
         plan = read_json(folder / FILE) if (folder / FILE).is_file() else {}

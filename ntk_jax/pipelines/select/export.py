@@ -30,6 +30,10 @@ def export(config: SelectConfig, folder: Path, wanted: Wanted) -> list[str]:
     a target that exists, or a disk that is full.
     """
     name = wanted.arm or config.select.methods[0]
+    if not (wanted.adapter or wanted.merged or wanted.selection):
+        own = folder / "export" / name
+        chosen = str(own / "selection.parquet") if name in config.select.methods else None
+        wanted = Wanted(name, str(own / "adapter"), str(own / "merged"), chosen)
     for target in (wanted.adapter, wanted.merged):
         if target:
             refuse_existing(target)
