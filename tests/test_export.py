@@ -169,6 +169,17 @@ def test_a_model_that_has_moved(folder: Path, tmp_path: Path) -> None:
     load_model(str(tmp_path / "m"))
 
 
+def test_a_model_with_a_key_that_the_user_answers_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_inputs(tmp_path)
+    written = tmp_path / "model" / "config.json"
+    written.write_text(json.dumps({**json.loads(written.read_text()), "a_note": 3}))
+    model = {"path": str(tmp_path / "model"), "ignore_config_keys": ["a_note"], "max_length": 64}
+    config = tiny_run_config(tmp_path, **KEEP | {"evaluate": {"arms": ["base", "domain"]}}, model=model)
+    run(config, until="finetune")
+    assert export(tmp_path / "run", "--arm", "domain", "--merged", tmp_path / "m") == 0
+    assert load_model(str(tmp_path / "m"), ignore_config_keys=["a_note"]).config.ignored_keys == ("a_note",)
+
+
 def test_a_quantized_run_says_so(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tiny_run_config(
         folder, str(tmp_path / "eight"), model={"quantization": "int8"}, select={"methods": ["random"], "count": 3},

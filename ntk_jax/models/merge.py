@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -52,6 +52,7 @@ def merge_adapter(
     *,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
+    ignore_config_keys: Collection[str] = (),
 ) -> Merged:
     """Writes a checkpoint with an adapter's update added to its weights: a Hugging Face folder that needs no PEFT.
 
@@ -65,6 +66,7 @@ def merge_adapter(
         out: the folder to make; one that is there and not empty is refused.
         shard_bytes: no weight file is larger, unless by one tensor.
         progress: called with (tensors written, of how many).
+        ignore_config_keys: as `load_model` takes them.
 
     Returns:
         What was written: `tensors`, `adapted` (those that the adapter changed), `size` in bytes, and `files`.
@@ -84,7 +86,7 @@ def merge_adapter(
         True
     """
     folder = resolve(model)
-    config = read_config(folder)
+    config = read_config(folder, ignore_config_keys)
     lora, lora_config = load_adapter(adapter, config)
     shapes = abstract_decoder(config, None, jnp.float32)[2]
     wanted = [name for source in name_table(config).values() for name in source.names]

@@ -118,6 +118,7 @@ def _merged(folder: Path, arm: Arm, target: str, config: SelectConfig) -> str:
             folder / "finetune" / arm.name / "adapter",
             target,
             progress=shown,
+            ignore_config_keys=config.model.ignore_config_keys,
         )
     finally:
         shown.close()
