@@ -29,7 +29,8 @@ from ntk_jax.models.peft import CONFIG, load_adapter
 from ntk_jax.storage.atomic import new_folder, write_json
 
 SHARD_BYTES = 2_000_000_000  # of a file, at most that much of the checkpoint is mapped at once
-_KEPT = ("*.json", "*.jinja", "*.model", "*.txt")  # configuration, tokenizer, licence
+# Configuration, tokenizer with its named templates, licence.
+_KEPT = ("*.json", "*.jinja", "*.model", "*.txt", "additional_chat_templates/*.jinja")
 _WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 Progress = Callable[[int, int], None]
 
@@ -189,4 +190,5 @@ def _copy_others(folder: Path, place: Path) -> None:
     files: Iterable[Path] = (path for pattern in _KEPT for path in folder.glob(pattern) if path.is_file())
     for path in files:
         if path.name not in (INDEX, CONFIG):
-            shutil.copyfile(path, place / path.name)
+            (place / path.relative_to(folder)).parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, place / path.relative_to(folder))
