@@ -156,11 +156,22 @@ def test_mistakes_are_one_line_and_write_nothing(
         ([out, "--merged", "m", "--model.path=gone"], "or say where the run's model lies now: --model.path=DIR"),
         ([out, "--merged", "m", "--selection", "s.jsonl", "--model.path=gone"], "no model folder at 'gone'"),
         ([out, "--adapter", "mine/x/a"], "a part of the path is a file"),
+        ([out, "--adapter", "m", "--merged", "m"], "share a folder; give each a place of its own"),
+        ([out, "--adapter", "m/adapter", "--merged", "m"], "share a folder; give each a place of its own"),
+        ([out, "--merged", "m", "--selection", "m/s.jsonl"], "share a folder; give each a place of its own"),
     ]:
         assert export(*arguments) == 2, arguments
         said = capsys.readouterr()
         assert message in said.err and said.err.count("\n") == 1 and said.out == "", arguments
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["empty.yaml", "mine", "x"]
+
+
+def test_the_current_folder_is_no_target(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert export(folder / "run", "--merged", ".") == 2
+    assert "cannot write .: it is the folder that you are in" in capsys.readouterr().err
 
 
 def test_a_run_that_has_not_got_that_far_names_the_stage(
@@ -183,6 +194,17 @@ def test_a_model_that_has_moved(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "model", tmp_path / "elsewhere")
     assert export(folder / "run", "--merged", tmp_path / "m", f"--model.path={tmp_path}/elsewhere") == 0
     load_model(str(tmp_path / "m"))
+
+
+def test_a_model_with_a_key_that_the_user_answers_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_inputs(tmp_path)
+    written = tmp_path / "model" / "config.json"
+    written.write_text(json.dumps({**json.loads(written.read_text()), "a_note": 3}))
+    model = {"path": str(tmp_path / "model"), "ignore_config_keys": ["a_note"], "max_length": 64}
+    config = tiny_run_config(tmp_path, **KEEP | {"evaluate": {"arms": ["base", "domain"]}}, model=model)
+    run(config, until="finetune")
+    assert export(tmp_path / "run", "--arm", "domain", "--merged", tmp_path / "m") == 0
+    assert load_model(str(tmp_path / "m"), ignore_config_keys=["a_note"]).config.ignored_keys == ("a_note",)
 
 
 def test_a_quantized_run_says_so(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,6 +67,32 @@ def test_a_greedy_continuation_is_known(model: Any) -> None:
     assert greedy and not other and right < 0
 
 
+def test_texts_begin_with_bos_where_it_is_asked_for(tmp_path: Path) -> None:
+    """Also with a tokenizer that writes none by itself: the harness's own model then adds it."""
+    import dataclasses
+
+    from kernel_reference import tiny_config
+    from small_tokenizers import byte_tokenizer
+
+    import ntk_jax.lm_eval  # noqa: F401
+    from ntk_jax.models.hub import save_weights
+    from ntk_jax.models.model import random_model
+
+    for adds_bos in (False, True):
+        tokenizer = byte_tokenizer(adds_bos=adds_bos)
+        config = tiny_config("llama", vocab_size=len(tokenizer), num_layers=1)
+        save_weights(tmp_path, dataclasses.replace(random_model(config), tokenizer=tokenizer))
+        plain = tokenizer.encode("ab", add_special_tokens=False)
+        for asked, first in ((True, True), (False, False), (None, adds_bos)):
+            other = get_model("ntk-jax")(str(tmp_path), add_bos_token=asked)
+            expected = [tokenizer.bos_token_id] * first + plain
+            assert other.tok_encode("ab") == expected
+            assert other.tok_encode("<bos>ab") == [tokenizer.bos_token_id, *plain]
+            assert other.tok_encode("ab", add_special_tokens=False) == plain
+        with pytest.raises(UserError, match="a continuation of more than 2 tokens"):
+            get_model("ntk-jax")(str(tmp_path), max_length=2).loglikelihood(requests("loglikelihood", ("a", "bcd")))
+
+
 def test_text_is_not_written(model: Any) -> None:
     with pytest.raises(UserError, match="computes likelihoods and writes no text; take tasks of the kind"):
         model.generate_until([])

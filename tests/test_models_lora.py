@@ -155,6 +155,7 @@ def adapter(tmp_path: Path) -> Path:
         ("layers_to_transform", "0", "layers_to_transform must be layer numbers, got ['0']"),
         ("target_modules", 7, "target_modules must be a pattern or a list of names, got 7"),
         ("target_modules", "(", "'(' is not a regular expression"),
+        ("target_modules", "(q_proj" * 2000, "is not a regular expression"),
         ("target_modules", ["query"], "no adapter for any of q_proj"),
         ("bias", "all", "bias = 'all' is not supported"),
         ("init_lora_weights", "pissa", "init_lora_weights = 'pissa' is not supported"),

@@ -96,13 +96,16 @@ def test_the_other_files_come_along_as_they_are(tmp_path: Path) -> None:
     checkpoint(tmp_path)
     model = tmp_path / "model"
     texts = {"generation_config.json": '{"eos_token_id": 3}', "tokenizer_config.json": "{}", "merges.txt": "a b",
-             "chat_template.jinja": "{{ 1 }}", "config.json": (model / "config.json").read_text() + "\n"}  # fmt: skip
+             "chat_template.jinja": "{{ 1 }}", "additional_chat_templates/rag.jinja": "{{ 2 }}",
+             "config.json": (model / "config.json").read_text() + "\n"}  # fmt: skip
     left = {"adapter_config.json": "{}", "README.md": "of somebody else's numbers", "pytorch_model.bin": "x"}
+    (model / "additional_chat_templates").mkdir()
     for name, text in (texts | left).items():
         (model / name).write_text(text)
     with pytest.warns(Note, match="the adapter beside the weights"):
         merge_adapter(str(model), tmp_path / "adapter", tmp_path / "out")
-    out = {path.name: path for path in (tmp_path / "out").iterdir()}
+    files = (path for path in (tmp_path / "out").rglob("*") if path.is_file())
+    out = {path.relative_to(tmp_path / "out").as_posix(): path for path in files}
     assert sorted(out) == sorted([*texts, "model.safetensors"])
     assert all(out[name].read_text() == text for name, text in texts.items())
 

@@ -14,6 +14,7 @@ from tiny_run import tiny_run_config
 from ntk_jax.engine.plan import check_settings
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.accuracy import compare
+from ntk_jax.evaluation.tasks import comparison
 from ntk_jax.pipelines import pipeline
 from ntk_jax.pipelines.common import tensorboard
 from ntk_jax.report.tensorboard import FILE, write_scalars
@@ -102,6 +103,30 @@ def test_accuracies_of_every_arm_with_their_intervals(tmp_path: Path) -> None:
         assert found["jars/raw/accuracy"] == found["average/raw/accuracy"] == [(step, accuracy)]
         assert found["jars/raw/low"][0][1] <= accuracy <= found["jars/raw/high"][0][1]
         assert found["jars/normalized/accuracy"] == [(step, 1.0)]
+
+
+def test_held_out_losses_of_every_arm_with_or_without_accuracies(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+
+    def losses(first: float) -> list[dict[str, Any]]:
+        return [{"id": "a", "loss": first, "tokens": 1}, {"id": "b", "loss": 1.0, "tokens": 3}]
+
+    answers = [{"id": "0", "answer": 0, "choices": ["a", "b"], "raw": 0, "normalized": 0}]
+    (tmp_path / "evaluate").mkdir()
+    for accuracy in ({"base": {}, "kernel": {}}, {"base": {"jars": answers}, "kernel": {"jars": answers}}):
+        results = comparison(
+            accuracy, {"base": {"notes": losses(3.0)}, "kernel": {"notes": losses(2.0)}},
+            bootstrap=20, confidence=0.9, seed=0,
+        )  # fmt: skip
+        results["arms"] = [{"name": "base", "steps": 0}, {"name": "kernel", "steps": 30}]
+        (tmp_path / "evaluate" / "results.json").write_text(json.dumps(results))
+        tensorboard.write_events(tiny_run_config(tmp_path, report={"tensorboard": True}), tmp_path)
+        for arm, step, by_example, by_token in (("base", 0, 2.0, 1.5), ("kernel", 30, 1.5, 1.25)):
+            found = scalars(tmp_path / "tensorboard" / "evaluate" / arm)
+            assert found["notes/by_example/loss"] == found["average/by_example/loss"] == [(step, by_example)]
+            assert found["notes/by_token/loss"] == [(step, by_token)]
+            assert found["notes/by_token/low"][0][1] <= by_token <= found["notes/by_token/high"][0][1]
+            assert ("jars/raw/accuracy" in found) == ("average/raw/accuracy" in found) == bool(accuracy["base"])
 
 
 def test_without_the_package_a_run_is_refused_before_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,9 +35,9 @@ class NTKJaxLM(TemplateLM):
 
     pretrained: a Hugging Face folder, a hub id or `builtin:model`. peft: an adapter's folder. dtype, quantization: as
     in `load_model`. max_length: tokens of context and continuation; None: the model's positions. batch_tokens: of one
-    compiled step over all devices. add_bos_token: None: what the tokenizer does by itself. fsdp: devices over which the
-    weights are split; the others split the batch. batch_size, max_batch_size, device: the harness gives them to every
-    model; they have no say.
+    compiled step over all devices. add_bos_token: whether texts begin with BOS; None: what the tokenizer does. fsdp:
+    devices over which the weights are split; the others split the batch. batch_size, max_batch_size, device: the
+    harness gives them to every model; they have no say.
     """
 
     def __init__(
@@ -82,7 +82,11 @@ class NTKJaxLM(TemplateLM):
         special = self._add_bos if add_special_tokens is None else add_special_tokens
         if add_special_tokens is None and string.startswith(self.tokenizer.decode([self.prefix_token_id])):
             special = False
-        return self.tokenizer.encode(string, **({} if special is None else {"add_special_tokens": special}))
+        ids: list[int] = self.tokenizer.encode(string, **({} if special is None else {"add_special_tokens": special}))
+        bos = self.tokenizer.bos_token_id
+        if special and self._add_bos and bos is not None and ids[:1] != [bos]:  # the tokenizer writes none by itself
+            ids = [bos, *ids]
+        return ids
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         return self.tokenizer.apply_chat_template(
@@ -101,7 +105,7 @@ class NTKJaxLM(TemplateLM):
             kept = (context + continuation)[-(self.max_length + 1) :][: -len(continuation)]  # cut as the harness cuts
             together.setdefault(tuple(kept), []).append(number)
         if () in together:
-            raise UserError(f"a continuation of {self.max_length} tokens or more leaves no room for its context")
+            raise UserError(f"a continuation of more than {self.max_length} tokens leaves no room for its context")
         rows = [
             ChoiceRow(
                 np.asarray(context, np.int32),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -29,7 +29,8 @@ from ntk_jax.models.peft import CONFIG, load_adapter
 from ntk_jax.storage.atomic import new_folder, write_json
 
 SHARD_BYTES = 2_000_000_000  # of a file, at most that much of the checkpoint is mapped at once
-_KEPT = ("*.json", "*.jinja", "*.model", "*.txt")  # configuration, tokenizer, licence
+# Configuration, tokenizer with its named templates, licence.
+_KEPT = ("*.json", "*.jinja", "*.model", "*.txt", "additional_chat_templates/*.jinja")
 _WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 Progress = Callable[[int, int], None]
 
@@ -52,6 +53,7 @@ def merge_adapter(
     *,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
+    ignore_config_keys: Collection[str] = (),
 ) -> Merged:
     """Writes a checkpoint with an adapter's update added to its weights: a Hugging Face folder that needs no PEFT.
 
@@ -65,6 +67,7 @@ def merge_adapter(
         out: the folder to make; one that is there and not empty is refused.
         shard_bytes: no weight file is larger, unless by one tensor.
         progress: called with (tensors written, of how many).
+        ignore_config_keys: as `load_model` takes them.
 
     Returns:
         What was written: `tensors`, `adapted` (those that the adapter changed), `size` in bytes, and `files`.
@@ -84,7 +87,7 @@ def merge_adapter(
         True
     """
     folder = resolve(model)
-    config = read_config(folder)
+    config = read_config(folder, ignore_config_keys)
     lora, lora_config = load_adapter(adapter, config)
     shapes = abstract_decoder(config, None, jnp.float32)[2]
     wanted = [name for source in name_table(config).values() for name in source.names]
@@ -187,4 +190,5 @@ def _copy_others(folder: Path, place: Path) -> None:
     files: Iterable[Path] = (path for pattern in _KEPT for path in folder.glob(pattern) if path.is_file())
     for path in files:
         if path.name not in (INDEX, CONFIG):
-            shutil.copyfile(path, place / path.name)
+            (place / path.relative_to(folder)).parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, place / path.relative_to(folder))

@@ -184,5 +184,5 @@ def _chosen_layers(settings: Mapping[str, Any], where: Path) -> Callable[[str], 
 def _regular(pattern: str, where: Path) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"{where}: {pattern!r} is not a regular expression ({error})") from None
+    except (re.error, RecursionError, OverflowError) as error:  # the last two: nested or counted beyond measure
+        raise UserError(f"{where}: {pattern!r:.60} is not a regular expression ({error})") from None

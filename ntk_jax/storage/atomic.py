@@ -31,6 +31,7 @@ _REMEDIES = {
     errno.EISDIR: "there is a folder of that name; give another folder",
     errno.ENOENT: "the folder does not exist",
     errno.ENAMETOOLONG: "its name is too long; give another folder",
+    errno.EBUSY: "it is the folder that you are in, or a disk is mounted there; give another folder",
     errno.ELOOP: "its links lead in a circle; give another folder",
 }
 
@@ -87,8 +88,11 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
 
 
 def refuse_existing(path: str | Path) -> None:
-    """Raises UserError where a file or a folder that is not empty has this path: nothing is overwritten there."""
+    """Raises UserError where a file or a folder that is not empty has this path: nothing is overwritten there. And
+    where an empty folder cannot be replaced: the current one, or a mounted disk."""
     path = Path(path)
+    if path.is_dir() and (path.samefile(".") or path.is_mount()) and not any(path.iterdir()):
+        raise user_error(OSError(errno.EBUSY, os.strerror(errno.EBUSY)), path)
     if path.is_symlink() or path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise UserError(f"{path} is there already; give another path, or delete it")
 

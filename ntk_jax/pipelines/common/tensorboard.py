@@ -4,11 +4,12 @@ for each evaluated arm. They are made from history.jsonl and results.json, so th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ntk_jax.errors import UserError
+from ntk_jax.evaluation.loss import KINDS as LOSSES
 from ntk_jax.parallel import hosts
 from ntk_jax.report.tensorboard import Row, refuse_missing, write_scalars
 from ntk_jax.storage.atomic import read_json
@@ -16,7 +17,7 @@ from ntk_jax.storage.reading import read_json_lines
 
 FOLDER = "tensorboard"  # of a run directory
 SECONDS = 2.0  # between two looks at a training's history
-KINDS = ("raw", "normalized")  # accuracies of an arm, see `evaluation.accuracy.compare`
+ACCURACIES = ("raw", "normalized")  # of an arm, see `evaluation.accuracy.compare`
 
 
 def check_tensorboard(config: Any) -> None:
@@ -49,7 +50,8 @@ def followed(config: Any, run: Path, name: str, progress: Callable[..., None]) -
 
 
 def write_events(config: Any, run: Path) -> None:
-    """Brings the events of a run directory to what its stages hold: every training, and every arm's accuracies."""
+    """Brings the events of a run directory to what its stages hold: every training, and every arm's accuracies and
+    losses."""
     if not config.report.tensorboard:
         return
     for history in sorted(run.rglob("history.jsonl")):
@@ -76,12 +78,21 @@ def _write_training(run: Path, name: str) -> None:
 
 
 def _write_evaluation(run: Path, results: Any) -> None:
-    """Of each arm the accuracy on every task and on average, and the ends of its interval; the step is how many
-    optimiser steps the arm was trained."""
+    """Of each arm its accuracies and held-out losses on every task and on average, with the ends of their intervals;
+    the step is how many optimiser steps the arm was trained."""
     for arm in results["arms"]:
-        values: dict[str, float] = {}
-        for task, found in [(t["name"], t["results"]) for t in results["tasks"]] + [("average", results["average"])]:
-            for kind in KINDS:
-                one = found[arm["name"]][kind]
-                values |= {f"{task}/{kind}/{key}": float(one[key]) for key in ("accuracy", "low", "high")}
+        values = _tags(results, ACCURACIES, "accuracy", arm["name"])
+        if "loss" in results:
+            values |= _tags(results["loss"], LOSSES, "loss", arm["name"])
         write_scalars(run / FOLDER / "evaluate" / arm["name"], [(int(arm["steps"]), values)])
+
+
+def _tags(compared: Any, kinds: Sequence[str], key: str, arm: str) -> dict[str, float]:
+    """TASK/KIND/KEY and its interval, of an arm. compared: tasks and average, both empty where nothing is compared."""
+    tasks = [(task["name"], task["results"]) for task in compared["tasks"]]
+    return {
+        f"{task}/{kind}/{name}": float(found[arm][kind][name])
+        for task, found in [*tasks, *([("average", compared["average"])] if tasks else [])]
+        for kind in kinds
+        for name in (key, "low", "high")
+    }

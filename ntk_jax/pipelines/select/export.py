@@ -3,6 +3,7 @@ for everything that reads Hugging Face folders, and a method's selection as JSON
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Mapping
@@ -37,6 +38,7 @@ def export(config: SelectConfig, folder: Path, wanted: Wanted) -> list[str]:
     for target in (wanted.adapter, wanted.merged):
         if target:
             refuse_existing(target)
+    _refuse_shared(wanted)
     suffix = check_format(wanted.selection) if wanted.selection else ""
     trained = _arm(config, name) if wanted.adapter or wanted.merged else None
     fingerprint = require_done(folder, "finetune") if trained else {}
@@ -59,13 +61,27 @@ def export(config: SelectConfig, folder: Path, wanted: Wanted) -> list[str]:
     return lines
 
 
+def _refuse_shared(wanted: Wanted) -> None:
+    """Raises UserError: one result would lie in the place of another, or in its folder."""
+    targets = {
+        f"--{key}": Path(place).absolute()
+        for key in ("adapter", "merged", "selection")
+        if (place := getattr(wanted, key))
+    }
+    for (one, a), (other, b) in itertools.combinations(targets.items(), 2):
+        if a == b or a in b.parents or b in a.parents:
+            raise UserError(f"{one} {a} and {other} {b} share a folder; give each a place of its own")
+
+
 def _arm(config: SelectConfig, name: str) -> Arm:
     """The trained arm of a name, which may be that of its folder."""
     found = [arm for arm in arms(config) if arm.trained]
     for arm in found:
         if name in (arm.name, f"file:{arm.file}"):
             return arm
-    why = "is the model as it was, without an adapter" if name == "base" else "was not fine-tuned in this run"
+    why = "was not fine-tuned in this run"
+    if name == "base":
+        why = "is the model as it was, " + ("with model.adapter" if config.model.adapter else "without an adapter")
     raise UserError(f"--arm: {name} {why}; choose from {', '.join(arm.name for arm in found) or 'none'}")
 
 
@@ -122,6 +138,7 @@ def _merged(folder: Path, arm: Arm, target: str, config: SelectConfig) -> str:
             folder / "finetune" / arm.name / "adapter",
             target,
             progress=shown,
+            ignore_config_keys=config.model.ignore_config_keys,
         )
     finally:
         shown.close()
