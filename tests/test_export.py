@@ -13,7 +13,7 @@ from model_calls import logits_of
 from tiny_run import run, tiny_run_config, write_config, write_inputs
 
 from ntk_jax import cli
-from ntk_jax.errors import UserError
+from ntk_jax.errors import Note, UserError
 from ntk_jax.models.model import load_model
 from ntk_jax.selection.formats import check_format, write_dataset, write_parquet
 
@@ -126,6 +126,20 @@ def test_without_targets_everything_goes_beside_the_stages(
     assert export(tmp_path / "run") == 2 and "is there already" in capsys.readouterr().err
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "export", *(path.name for path in (folder / "run").iterdir())}  # fmt: skip
+
+
+def test_names_that_only_this_package_reads_are_said(folder: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    from ntk_jax.models.hub import has_wrapped_names
+
+    shutil.copytree(folder / "model", tmp_path / "wrapped")
+    weights = tmp_path / "wrapped" / "model.safetensors"
+    save_file({f"_orig_mod.{name}": value for name, value in load_file(weights).items()}, weights)
+    assert has_wrapped_names(tmp_path / "wrapped") and not has_wrapped_names(folder / "model")
+    # an adapter is of the model at its path, whose names are those of the base that peft would load
+    with pytest.warns(Note, match="transformers does not read the names of its tensors"):
+        assert export(folder / "run", "--adapter", tmp_path / "a", f"--model.path={tmp_path}/wrapped") == 0
 
 
 def test_mistakes_are_one_line_and_write_nothing(

@@ -109,7 +109,8 @@ def _command(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
         from ntk_jax.engine.export import Wanted, export
 
         wanted = Wanted(arguments.arm, arguments.adapter, arguments.merged, arguments.selection)
-        print("\n".join(export(arguments.config, wanted, all_pipelines(), out=arguments.out, overrides=rest)))
+        for line in export(arguments.config, wanted, all_pipelines(), out=arguments.out, overrides=rest):
+            print(line)
         return
     pipeline, config = _configured(arguments, rest)
     if arguments.command == "doctor":

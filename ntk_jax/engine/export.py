@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,9 @@ class Wanted:
 
 def export(
     run: str, wanted: Wanted, pipelines: Sequence[Pipeline], *, out: str | None = None, overrides: Sequence[str] = ()
-) -> list[str]:
-    """Exports from a run directory (a folder, an address in a bucket, or the config whose `out` it is). Returns lines
-    that say what was written.
+) -> Iterator[str]:
+    """Exports from a run directory (a folder, an address in a bucket, or the config whose `out` it is). Gives a line
+    for each thing that was written.
 
     Raises UserError: no such run, a stage that is not done (it is named), a target that exists, or as the pipeline's
     function.
@@ -59,8 +59,7 @@ def export(
             raise UserError(f"{place} is no run directory of {titles} (by its {FILE}); give the folder of `out`")
         others = [pipeline.config.resolve() for pipeline in pipelines if pipeline is not found]
         config = load_config(folder / "config.yaml", found.config.resolve(), overrides, others)
-        lines: list[str] = found.export(dataclasses.replace(config, out=place), folder, wanted)
-        return lines
+        yield from found.export(dataclasses.replace(config, out=place), folder, wanted)
 
 
 def require_done(folder: Path, stage: str) -> dict[str, Any]:

@@ -106,7 +106,7 @@ class Pipeline:
     load(config, grounds) -> what costs are computed from, by default the state.
     measure(load, grounds) -> a rate measured here; notes(load, rate) -> (values, lines) to add to an estimate.
     doctor(config) -> [(name, function that returns what it found or raises UserError)].
-    export(config, folder, wanted) -> lines that say what was written; wanted: an `engine.export.Wanted`.
+    export(config, folder, wanted) -> a line for each thing when it is written; wanted: `engine.export.Wanted`.
     distributed: whether several processes may run it over one mesh.
     """
 

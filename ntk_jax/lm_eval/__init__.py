@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jinja2
 import lm_eval.models  # noqa: F401 (the harness's own models stay known beside this one)
 import numpy as np
 from lm_eval import utils
@@ -89,12 +90,16 @@ class NTKJaxLM(TemplateLM):
         return ids
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return self.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
+        options: dict[str, Any] = {
+            "tokenize": False,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": not add_generation_prompt,
+        }
+        try:
+            return self.tokenizer.apply_chat_template(chat_history, **options)
+        except jinja2.TemplateError:  # some templates refuse a system message; the harness then leaves it out
+            others = [message for message in chat_history if message["role"] != "system"]
+            return self.tokenizer.apply_chat_template(others, **options)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, **_: Any

@@ -27,7 +27,7 @@ from ntk_jax.errors import UserError, note
 from ntk_jax.models.checkpoint import INDEX, open_tensors, read_object, refuse_other_folder, refuse_placeholder, some
 from ntk_jax.models.config import ModelConfig, config_to_hf, parse_config
 from ntk_jax.models.lora import fold
-from ntk_jax.models.names import DERIVED, EMBED, HEAD, VALUE_HEAD, Source, foreign, name_table, plain_names
+from ntk_jax.models.names import DERIVED, EMBED, HEAD, VALUE_HEAD, WRAPPERS, Source, foreign, name_table, plain_names
 from ntk_jax.models.pad_token import is_only_beyond, without_pad
 from ntk_jax.models.quantization import SCALE, is_quantized, quantize, refuse_quantized
 from ntk_jax.storage.atomic import make_folder, write_bytes, write_json
@@ -119,6 +119,13 @@ def open_checkpoint(folder: Path, config: ModelConfig, shapes: Mapping[str, Any]
         tensors = _by_plain_name(folder, found)
         _check_names(folder, config, name_table(config), tensors, {_path(path): leaf.shape for path, leaf in leaves})
         yield tensors
+
+
+def has_wrapped_names(folder: Path) -> bool:
+    """Whether names of the checkpoint's tensors come from what was around the model when it was saved, which is read
+    here and not by transformers."""
+    with open_tensors(folder) as tensors:
+        return any(part in WRAPPERS for name in tensors for part in name.split("."))
 
 
 def save_weights(folder: str | Path, model: Model, *, shard_bytes: int = 4 << 30) -> None:

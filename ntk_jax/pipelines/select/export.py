@@ -6,14 +6,14 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ntk_jax.engine.export import Wanted, require_done
 from ntk_jax.engine.progress import Progress
-from ntk_jax.errors import UserError
-from ntk_jax.models.hub import resolve
+from ntk_jax.errors import UserError, note
+from ntk_jax.models.hub import has_wrapped_names, resolve
 from ntk_jax.models.merge import merge_adapter
 from ntk_jax.models.peft import CONFIG, WEIGHTS
 from ntk_jax.pipelines.common.inputs import folder_hashes
@@ -24,8 +24,9 @@ from ntk_jax.selection.formats import check_format, write_dataset, write_parquet
 from ntk_jax.storage.atomic import make_folder, new_folder, read_json, refuse_existing, write_bytes, write_json
 
 
-def export(config: SelectConfig, folder: Path, wanted: Wanted) -> list[str]:
-    """Writes what is wanted and returns a line for each. Everything is looked at before anything is written.
+def export(config: SelectConfig, folder: Path, wanted: Wanted) -> Iterator[str]:
+    """Writes what is wanted and gives a line for each when it is there. Everything is looked at before anything is
+    written.
 
     Raises UserError: a stage that is not done or was damaged, no such arm, another base model than the one trained on,
     a target that exists, or a disk that is full.
@@ -51,14 +52,12 @@ def export(config: SelectConfig, folder: Path, wanted: Wanted) -> list[str]:
         require_done(folder, "select")
     if wanted.merged:
         _check_base(config, fingerprint)
-    lines = []
     if wanted.selection:
-        lines.append(_selection(folder / "select" / f"{name}.jsonl", wanted.selection, suffix))
+        yield _selection(folder / "select" / f"{name}.jsonl", wanted.selection, suffix)
     if trained and wanted.adapter:
-        lines.append(_adapter(folder, trained, wanted.adapter, config.model.path))
+        yield _adapter(folder, trained, wanted.adapter, config.model.path)
     if trained and wanted.merged:
-        lines.append(_merged(folder, trained, wanted.merged, config))
-    return lines
+        yield _merged(folder, trained, wanted.merged, config)
 
 
 def _refuse_shared(wanted: Wanted) -> None:
@@ -81,7 +80,9 @@ def _arm(config: SelectConfig, name: str) -> Arm:
             return arm
     why = "was not fine-tuned in this run"
     if name == "base":
-        why = "is the model as it was, " + ("with model.adapter" if config.model.adapter else "without an adapter")
+        why = "is the model as it was, " + "without an adapter"
+    if name == "base" and config.model.adapter:
+        why = "is the model with model.adapter, which nj.merge_adapter(model, adapter, out) merges"
     raise UserError(f"--arm: {name} {why}; choose from {', '.join(arm.name for arm in found) or 'none'}")
 
 
@@ -114,6 +115,8 @@ def _selection(source: Path, target: str, suffix: str) -> str:
 
 def _adapter(folder: Path, arm: Arm, target: str, base: str) -> str:
     source = folder / "finetune" / arm.name / "adapter"
+    if has_wrapped_names(resolve(base)):
+        note(f"{base}: transformers does not read the names of its tensors (such as _orig_mod.); take --merged instead")
     settings = read_json(source / CONFIG) | _base_name(base)
     with new_folder(target) as place:
         shutil.copyfile(source / WEIGHTS, place / WEIGHTS)
