@@ -352,3 +352,10 @@ def test_a_run_over_other_peoples_files(tmp_path: Path) -> None:
         select(columns={**given, "*pool.json": {"prompt": "instruction", "response": "output"}})
     with pytest.raises(UserError, match="data.columns: no file is called 'clinic.csv'"):
         select(columns={"clinic.csv": {"prompt": "frage", "response": "antwort"}})
+
+
+def test_null_keys_of_a_message_are_absent_in_either_spelling() -> None:
+    both = [{"from": "human", "value": "q", "role": None, "content": None},
+            {"from": None, "value": None, "role": "assistant", "content": "a"}]  # fmt: skip
+    (record,) = read_records([{"conversations": both}])
+    assert [(turn["role"], turn["content"]) for turn in record["messages"]] == [("user", "q"), ("assistant", "a")]
