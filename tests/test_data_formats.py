@@ -359,3 +359,12 @@ def test_null_keys_of_a_message_are_absent_in_either_spelling() -> None:
             {"from": None, "value": None, "role": "assistant", "content": "a"}]  # fmt: skip
     (record,) = read_records([{"conversations": both}])
     assert [(turn["role"], turn["content"]) for turn in record["messages"]] == [("user", "q"), ("assistant", "a")]
+
+
+def test_a_column_that_only_later_records_have_is_not_left_out(tmp_path: Path) -> None:
+    first = {"question": "q", "answer": "a", "context": None}
+    (tmp_path / "f.jsonl").write_text(json.dumps(first) + "\n" + json.dumps(first | {"context": "He is Bob."}))
+    with pytest.raises(UserError, match=r"f\.jsonl:2: the record has the column context, and the file's first one"):
+        list(read_records(tmp_path / "f.jsonl"))
+    columns = {"prompt": "{context} {question}", "response": "answer"}
+    assert [r["prompt"] for r in read_records(tmp_path / "f.jsonl", columns=columns)] == ["q", "He is Bob. q"]
