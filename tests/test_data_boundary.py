@@ -244,10 +244,11 @@ def test_what_names_are_made_of_is_no_control_token_where_these_are_kept() -> No
         ({"chat_template": 5}, "template_options: chat_template = 5 must be text"),
         ({"chat_template": "~nobody-is-called-so/x"}, "is no template's name and no file that can be read"),
         ({"system": ["x"]}, r"template_options: system = \['x'\] must be text"),
+        ([1], r"template_options = \[1\] must be a mapping from names"),
         ({"tokenize": True}, "template_options: tokenize is decided for each example; leave it out"),
     ],
 )
-def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
+def test_options_that_cannot_be(options: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         render(of("How?", "So."), byte_tokenizer(chat=CHAT), Rendering(options=options))
 

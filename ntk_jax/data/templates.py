@@ -67,6 +67,8 @@ class Rendering:
         for name, known in (("template", TEMPLATES), ("control_tokens", CONTROL_TOKENS)):
             if getattr(self, name) not in known:
                 raise UserError(f"{name} = {getattr(self, name)!r} is not one of {', '.join(known)}")
+        if not isinstance(self.options, Mapping):
+            raise UserError(f"template_options = {shown(self.options)} must be a mapping from names")
         for name in ("chat_template", "system"):
             value = self.options.get(name)
             if value is not None and not isinstance(value, str):
