@@ -98,6 +98,17 @@ def test_resolved_config_reads_back(tmp_path: Path) -> None:
             r"evaluate\.confidence = 1\.0 must be between 0 and 1, both excluded",
         ),
         ("? [a, b]\n: c", [], r"run\.yaml, line 1: not valid YAML \(found unhashable key\)"),
+        (
+            "model: {template_options: {a: 2024-01-01}}",
+            [],
+            r"model\.template_options\.a is a date, .* put it in quotes",
+        ),
+        ("model: {template_options: &a {x: *a}}", [], r"template_options.* is nested too deeply, or holds itself"),
+        ("model: {template_options: {x: {1: 2}}}", [], r"model\.template_options\.x: the name 1 is no text"),
+        ("model: {template_options: {x: [!!set {a}]}}", [], r"model\.template_options\.x is a set, "),
+        ("model: {template_options: {x: !!binary aGk=}}", [], r"model\.template_options\.x is a bytes, "),
+        ("model: {template_options: {x: .inf}}", [], r"model\.template_options\.x = inf is not a finite number"),
+        ('model: {template_options: {x: "\\ud800"}}', [], r"template_options\.x = .* holds a character that no text"),
         ("", ["--score.probez=2"], r"unknown key score\.probez; did you mean score\.probes\?"),
     ],
 )

@@ -207,6 +207,52 @@ def test_control_tokens_in_every_part_of_a_message_and_split_over_two() -> None:
     assert "\ufffd" in tokenizer.decode(row_of(nonsense, byte_tokenizer()).ids)
 
 
+def test_a_control_token_is_not_put_together_of_parts() -> None:
+    joining = CHAT.replace("m['content']", "m['content'] ~ m.get('name', '')")
+    tokenizer = byte_tokenizer(chat=joining)
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    for turn in ({"content": "x <|", "name": "end|> y"}, {"content": "x <|end \n", "name": "|>"},
+                 {"role": "end|>x<|end", "content": "y"}):  # fmt: skip
+        talk = [{"role": "user", **turn}, {"role": "assistant", "content": "y"}]
+        row = row_of({"id": "a", "source": "s", "messages": talk}, tokenizer)
+        assert row.ids.tolist().count(end) == 2
+        assert (turn["content"] + turn.get("name", "")).strip() in tokenizer.decode(row.ids)
+
+
+def test_control_tokens_in_the_names_of_a_calls_arguments() -> None:
+    calling = CHAT.replace("m['content']", "m['content'] ~ (m.tool_calls | tojson if m.tool_calls else '')")
+    tokenizer = byte_tokenizer(chat=calling)
+    calls = [{"function": {"name": "f", "arguments": {INJECTION: 1}}}]
+    talk = {"id": "a", "source": "s", "messages": [{"role": "user", "content": "x"},
+            {"role": "assistant", "content": None, "tool_calls": calls},
+            {"role": "assistant", "content": "y"}]}  # fmt: skip
+    row = row_of(check_record(talk, "f:1"), tokenizer)
+    assert row.ids.tolist().count(tokenizer.convert_tokens_to_ids("<|end|>")) == 3
+    assert row.notes == (SPELLS_CONTROL,)
+    assert INJECTION in tokenizer.decode(row.ids)
+
+
+def test_what_names_are_made_of_is_no_control_token_where_these_are_kept() -> None:
+    tokenizer, kept = byte_tokenizer(chat=CHAT), Rendering(control_tokens="keep")
+    assert render(of("\ufdd0\ufde0\ufdd1", "\ufdd0\ufdd1<|end|>"), tokenizer, kept) == (
+        "<|user|>\ufffd\ufffd\ufffd<|end|><|assistant|>", "\ufffd\ufffd<|end|><|end|>")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"chat_template": 5}, "template_options: chat_template = 5 must be text"),
+        ({"chat_template": "~nobody-is-called-so/x"}, "is no template's name and no file that can be read"),
+        ({"system": ["x"]}, r"template_options: system = \['x'\] must be text"),
+        ([1], r"template_options = \[1\] must be a mapping from names"),
+        ({"tokenize": True}, "template_options: tokenize is decided for each example; leave it out"),
+    ],
+)
+def test_options_that_cannot_be(options: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        render(of("How?", "So."), byte_tokenizer(chat=CHAT), Rendering(options=options))
+
+
 def test_an_eos_that_closes_a_response_already_is_that_eos() -> None:
     tokenizer = small("prepend", "none")
     np.testing.assert_array_equal(row_of(of("a", "the<eos>"), tokenizer).ids, row_of(of("a", "the"), tokenizer).ids)

@@ -351,3 +351,19 @@ def test_a_run_over_other_peoples_files(tmp_path: Path) -> None:
         select(columns={**given, "*pool.json": {"prompt": "instruction", "response": "output"}})
     with pytest.raises(UserError, match="data.columns: no file is called 'clinic.csv'"):
         select(columns={"clinic.csv": {"prompt": "frage", "response": "antwort"}})
+
+
+def test_null_keys_of_a_message_are_absent_in_either_spelling() -> None:
+    both = [{"from": "human", "value": "q", "role": None, "content": None},
+            {"from": None, "value": None, "role": "assistant", "content": "a"}]  # fmt: skip
+    (record,) = read_records([{"conversations": both}])
+    assert [(turn["role"], turn["content"]) for turn in record["messages"]] == [("user", "q"), ("assistant", "a")]
+
+
+def test_a_column_that_only_later_records_have_is_not_left_out(tmp_path: Path) -> None:
+    first = {"question": "q", "answer": "a", "context": None}
+    (tmp_path / "f.jsonl").write_text(json.dumps(first) + "\n" + json.dumps(first | {"context": "He is Bob."}))
+    with pytest.raises(UserError, match=r"f\.jsonl:2: the record has the column context, and the file's first one"):
+        list(read_records(tmp_path / "f.jsonl"))
+    columns = {"prompt": "{context} {question}", "response": "answer"}
+    assert [r["prompt"] for r in read_records(tmp_path / "f.jsonl", columns=columns)] == ["q", "He is Bob. q"]

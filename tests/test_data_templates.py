@@ -11,8 +11,10 @@ from transformers import AutoTokenizer
 
 from ntk_jax.data import templates
 from ntk_jax.data.control import codec_of
-from ntk_jax.data.templates import Rendering, uses_chat
+from ntk_jax.data.templates import Rendering, template_file, uses_chat
 from ntk_jax.errors import UserError
+from ntk_jax.pipelines.common.inputs import model_hashes
+from ntk_jax.pipelines.common.sections import ModelSection
 
 
 def render(record: Any, tokenizer: Any, template: str = "auto", add_eos: bool = True, **more: Any) -> tuple[str, str]:
@@ -191,3 +193,19 @@ def test_real_chat_templates(real: Any, name: str) -> None:
         "<|im_start|>user\nTwo?<|im_end|>\n<|im_start|>assistant\n"
     )
     assert response == "2<|im_end|>\n"
+
+
+def test_the_file_of_a_template_decides_the_results(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jinja"
+    file.write_text(CHAT)
+    assert template_file({"chat_template": str(file)}) == file
+    for chosen in ("rag", CHAT, "~nobody-is-called-so/x", "a\0", None):
+        assert template_file({"chat_template": chosen}) is None
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    section = ModelSection(path=str(model), template_options={"chat_template": str(file)})
+    before = model_hashes(section)
+    file.write_text("x" + CHAT)
+    changed = {key for key, digest in model_hashes(section).items() if digest != before[key]}
+    assert changed == {str(file)}

@@ -104,7 +104,7 @@ def test_dropped_questions() -> None:
     rows = [*arm(0, 1, 1, 1), {"id": "long", "dropped": "too long"}]
     (task,) = compare({"base": {"t": rows}}, bootstrap=10)["tasks"]
     assert (task["questions"], task["dropped"], task["truncated"]) == (4, {"too long": 1}, 0)
-    with pytest.raises(UserError, match="no question of t is short enough"):
+    with pytest.raises(UserError, match=r"no question of t can be used \(too long\); raise"):
         compare({"base": {"t": rows[-1:]}})
     with pytest.raises(UserError, match="arms base and other answered other questions of t"):
         compare({"base": {"t": rows}, "other": {"t": rows[1:]}})

@@ -2,7 +2,8 @@
 
 A control token (`<|im_end|>`, `<s>`) says who speaks and where a text ends. A tokenizer takes every string that spells
 one for the real thing, so that text from the web could open turns of its own. Here each one in a record's text is
-broken by a mark before the template is applied. Whatever is whole afterwards was written by the template, and gets
+broken by a mark before the template is applied, and a text that begins or ends with a part of one, which another text
+or the template may go on with, gets a mark there. Whatever is whole afterwards was written by the template, and gets
 another name, under which a copy of the tokenizer knows it; then the marks are taken out. Marks and names are made of
 noncharacters of Unicode, which no text holds.
 """
@@ -67,6 +68,8 @@ class Codec:
         self._contents = {name: content for content, name in self._names.items()}
         longest_first = sorted(self._names, key=len, reverse=True)  # as the tokenizer itself looks for them
         self._pattern = re.compile("|".join(map(re.escape, longest_first))) if controls else None
+        self._starts = {content[:length] for content in controls for length in range(1, len(content))}
+        self._ends = {content[length:] for content in controls for length in range(1, len(content))}
         self._backend = type(backend).from_str(json.dumps(_renamed(tree, self._names)))
         assert all(self._backend.token_to_id(name) == backend.token_to_id(c) for c, name in self._names.items())
 
@@ -75,19 +78,31 @@ class Codec:
         if isinstance(value, str):
             return self._pattern is not None and self._pattern.search(value) is not None
         if isinstance(value, Mapping):
-            return any(map(self.spells_control, value.values()))
+            return any(map(self.spells_control, (*value, *value.values())))
         return isinstance(value, (list, tuple)) and any(map(self.spells_control, value))
 
     def protect(self, value: Any) -> Any:
-        """The same, with a mark inside each control token."""
+        """The same, with a mark inside each control token and beside each part of one at a text's border."""
         if isinstance(value, str):
-            value = _NONCHARACTERS.sub("\ufffd", value)
-            return (
-                self._pattern.sub(lambda found: found[0][0] + _MARK + found[0][1:], value) if self._pattern else value
-            )
+            return self._apart(self._broken(value))
         if isinstance(value, Mapping):
-            return {key: self.protect(item) for key, item in value.items()}
+            return {self._broken(key) if isinstance(key, str) else key: self.protect(v) for key, v in value.items()}
         return [self.protect(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    def _broken(self, text: str) -> str:
+        text = without_marks(text)
+        return self._pattern.sub(_marked, text) if self._pattern else text
+
+    def _apart(self, text: str) -> str:
+        """White space, which templates strip, stays outside of the marks."""
+        words = text.strip()
+        longest = range(1, min(len(words), max(map(len, self._starts), default=0)) + 1)
+        before = _MARK if any(words[:length] in self._ends for length in longest) else ""
+        behind = _MARK if any(words[-length:] in self._starts for length in longest) else ""
+        if not before and not behind:
+            return text
+        start = len(text) - len(text.lstrip())
+        return f"{text[:start]}{before}{words}{behind}{text[start + len(words) :]}"
 
     def named(self, text: str) -> str:
         """A text with its whole control tokens under their names, and without marks."""
@@ -108,6 +123,15 @@ class Codec:
         """Tokens of texts of `named`, by one call; nothing is added to them."""
         found = self._backend.encode_batch(list(texts), add_special_tokens=False)
         return [Encoding(each.ids, each.offsets) for each in found]
+
+
+def without_marks(value: Any) -> Any:
+    """The same, where what marks and names are made of is the sign of an unreadable character."""
+    if isinstance(value, str):
+        return value if value.isascii() else _NONCHARACTERS.sub("\ufffd", value)
+    if isinstance(value, Mapping):
+        return {without_marks(key): without_marks(item) for key, item in value.items()}
+    return [without_marks(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def codec_of(tokenizer: Any) -> Codec:

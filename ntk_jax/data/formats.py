@@ -6,6 +6,7 @@ or a part of them, nothing is guessed: the columns must be given.
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -197,7 +198,7 @@ def recognise(row: Mapping[str, Any], where: str, format: str = "auto", key: str
         known = {*shape.needs, *shape.also}
         others = [key for key in row if key in _DOUBTFUL - known and row[key] is not None]
         if not others:
-            return shape.columns
+            return dataclasses.replace(shape.columns, doubtful=frozenset(_DOUBTFUL - known))
     raise _unclear(row, where, key)
 
 

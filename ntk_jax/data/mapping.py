@@ -11,6 +11,7 @@ A question mark behind a name (`input?`, `{input?}`) says that records may be wi
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import re
@@ -29,10 +30,11 @@ _PART = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|[^{}]+")
 @dataclass(frozen=True)
 class Columns:
     """name: of the format, for people. fields: (field of a record, where it comes from); none: a row is a record as it
-    is."""
+    is. doubtful: columns without which the format was recognised; a row that has one may mean something else."""
 
     name: str
     fields: tuple[tuple[str, Any], ...] = ()
+    doubtful: frozenset[str] = dataclasses.field(default=frozenset(), compare=False, repr=False)
 
     def __str__(self) -> str:
         taken = ", ".join(f"{field}: {_shown(source)}" for field, source in self.fields)

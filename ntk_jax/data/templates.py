@@ -11,14 +11,15 @@ of a turn that is over). There the prompt is the finished talk up to the words o
 
 from __future__ import annotations
 
+import contextlib
 import os.path
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ntk_jax.data.control import Codec, codec_of
-from ntk_jax.errors import UserError
+from ntk_jax.data.control import Codec, codec_of, without_marks
+from ntk_jax.errors import UserError, shown
 
 TEMPLATES = ("auto", "chat", "plain")
 CONTROL_TOKENS = ("literal", "keep", "drop")
@@ -39,6 +40,9 @@ _CLOCK = (
     + "".join(f" | replace('{code}', '{value}')" for code, value in _CODES.items())
     + " }}{% endmacro %}\n"
 )
+# What `apply_chat_template` is called with here, and what would change the kind of its result.
+_TAKEN = {"conversation", "messages", "add_generation_prompt", "continue_final_message", "tokenize", "return_dict"}
+_TAKEN |= {"return_tensors", "return_assistant_tokens_mask", "tokenizer_kwargs"}
 _ANSWER, _OTHER_ANSWER = "\u2756answer\u2756", "\u2e19reply\u2e19"  # stand-ins: they show what stands around an answer
 
 
@@ -63,6 +67,14 @@ class Rendering:
         for name, known in (("template", TEMPLATES), ("control_tokens", CONTROL_TOKENS)):
             if getattr(self, name) not in known:
                 raise UserError(f"{name} = {getattr(self, name)!r} is not one of {', '.join(known)}")
+        if not isinstance(self.options, Mapping):
+            raise UserError(f"template_options = {shown(self.options)} must be a mapping from names")
+        for name in ("chat_template", "system"):
+            value = self.options.get(name)
+            if value is not None and not isinstance(value, str):
+                raise UserError(f"template_options: {name} = {shown(value)} must be text")
+        if taken := sorted(_TAKEN & set(self.options)):
+            raise UserError(f"template_options: {taken[0]} is decided for each example; leave it out")
 
 
 @dataclass(frozen=True)
@@ -236,13 +248,30 @@ def _template_text(tokenizer: Any, options: Mapping[str, Any]) -> str:
             )
     if chosen is None:
         return own
-    if "{{" in chosen or "{%" in chosen:
+    if _is_template(chosen):
         return chosen
     try:
         return Path(chosen).expanduser().read_text("utf8")
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):  # the last where ~name is nobody's folder
         known = f"; the tokenizer's own are {', '.join(sorted(own))}" if isinstance(own, Mapping) else ""
-        raise UserError(f"chat_template {chosen!r} is no template's name and no file that can be read{known}") from None
+        raise UserError(
+            f"chat_template {shown(chosen)} is no template's name and no file that can be read{known}; correct it"
+        ) from None
+
+
+def template_file(options: Mapping[str, Any]) -> Path | None:
+    """The file that options name as the chat template, if it is one: its content decides what a model reads."""
+    chosen = options.get("chat_template")
+    if not isinstance(chosen, str) or _is_template(chosen):
+        return None
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        path = Path(chosen).expanduser()
+        return path if path.is_file() else None
+    return None
+
+
+def _is_template(text: str) -> bool:
+    return "{{" in text or "{%" in text
 
 
 # -- a record's words ------------------------------------------------------------------------------------------------
@@ -256,7 +285,7 @@ def _said(record: Mapping[str, Any], codec: Codec, rendering: Rendering) -> dict
         talk = [{key: value for key, value in message.items() if value is not None} for message in said["messages"]]
         said["messages"] = talk if talk[-1]["role"] == "assistant" else [*talk, _message("assistant", "")]
     said.setdefault("response", "")
-    return said if rendering.control_tokens == "keep" else codec.protect(said)
+    return without_marks(said) if rendering.control_tokens == "keep" else codec.protect(said)
 
 
 def _without_end(record: Mapping[str, Any], eos: str) -> Mapping[str, Any]:

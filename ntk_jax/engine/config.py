@@ -266,6 +266,26 @@ def refuse_unusable(value: Any, place: str) -> None:
         raise UserError(f"{place} = {shown(value)} holds a character that no text or path has; remove it")
 
 
+def _refuse_no_json(value: Any, place: str, depth: int = 0) -> None:
+    """Raises UserError for what JSON cannot hold, such as the dates of YAML, or a mapping that holds itself."""
+    if depth > 50:
+        raise UserError(f"{place} is nested too deeply, or holds itself; write it out")
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            if not isinstance(name, str):
+                raise UserError(f"{place}: the name {shown(name)} is no text; put it in quotes")
+            refuse_unusable(name, place)
+            _refuse_no_json(item, f"{place}.{shown(name)[1:-1]}" if depth < 3 else place, depth + 1)
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_no_json(item, place, depth + 1)
+    elif value is not None and not isinstance(value, (str, int, float)):
+        kind = type(value).__name__
+        raise UserError(f"{place} is a {kind}, {shown(value)}, where a text or a number is asked for; put it in quotes")
+    else:
+        refuse_unusable(value, place)
+
+
 def _coerce(value: Any, hint: Any, where: str, key: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
@@ -290,7 +310,8 @@ def _coerce(value: Any, hint: Any, where: str, key: str) -> Any:
         return tuple(_coerce(item, args[0], where, key) for item in items)
     if origin is Mapping:
         if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
-            raise UserError(f"{where}: {key} must be a mapping from names, got {value!r}")
+            raise UserError(f"{where}: {key} must be a mapping from names, got {shown(value)}")
+        _refuse_no_json(value, f"{where}: {key}")
         return dict(value)
     if hint is float and isinstance(value, str):  # YAML 1.1 reads 2e-5 as text
         with contextlib.suppress(ValueError):

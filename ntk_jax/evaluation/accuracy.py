@@ -119,7 +119,10 @@ def compare(
         answered = {arm: [p for p in arms[arm][task] if "dropped" not in p] for arm in names}
         questions = answered[names[0]]
         if not questions:
-            raise UserError(f"evaluation: no question of {task} is short enough for the model; raise max_length")
+            why = ", ".join(sorted({p["dropped"] for p in arms[names[0]][task]})) or "there are none"
+            raise UserError(
+                f"evaluation: no question of {task} can be used ({why}); raise max_length or correct the records"
+            )
         for arm in names[1:]:
             if [p["id"] for p in answered[arm]] != [p["id"] for p in questions]:
                 raise UserError(f"evaluation: arms {names[0]} and {arm} answered other questions of {task}; redo both")

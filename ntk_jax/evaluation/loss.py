@@ -159,7 +159,10 @@ def _same_examples(arms: Mapping[str, Mapping[str, Sequence[Loss]]], task: str) 
     kept = {arm: [loss for loss in found[task] if "dropped" not in loss] for arm, found in arms.items()}
     first, *others = kept
     if not kept[first]:
-        raise UserError(f"evaluation: no example of {task} is short enough for the model; raise max_length")
+        why = ", ".join(sorted({loss["dropped"] for loss in arms[first][task]})) or "there are none"
+        raise UserError(
+            f"evaluation: no example of {task} can be used ({why}); raise max_length or correct the records"
+        )
     for arm in others:
         if [(x["id"], x["tokens"]) for x in kept[arm]] != [(x["id"], x["tokens"]) for x in kept[first]]:
             raise UserError(f"evaluation: arms {first} and {arm} read other examples of {task}; redo both")

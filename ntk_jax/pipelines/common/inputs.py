@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from ntk_jax.data.templates import template_file
 from ntk_jax.models.hub import read_config, resolve
 from ntk_jax.pipelines.common.sections import ModelSection
-from ntk_jax.storage.hashing import hash_model
+from ntk_jax.storage.hashing import hash_model, sha256_file
 
 
 def model_hashes(section: ModelSection) -> dict[str, str]:
-    """SHA-256 of the model and of the adapter it starts from, by the names the config gives them."""
-    return folder_hashes([section.path, *([section.adapter] if section.adapter else [])])
+    """SHA-256 of the model, of the adapter it starts from and of a chat template in a file, by the names the config
+    gives them."""
+    hashes = folder_hashes([section.path, *([section.adapter] if section.adapter else [])])
+    template = template_file(section.template_options or {})
+    return hashes | ({str(template): sha256_file(template)} if template else {})
 
 
 def folder_hashes(paths: Iterable[str]) -> dict[str, str]:
