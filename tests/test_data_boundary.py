@@ -274,6 +274,21 @@ def test_a_template_that_rewrites_the_finished_turn() -> None:
         "<bos><|user|>How?<|assistant|>", "yes", "no"]  # fmt: skip
 
 
+def test_a_template_that_opens_no_turn_for_generation() -> None:
+    always = CHAT.replace("{% if add_generation_prompt %}<|assistant|>{% endif %}", "")
+    tokenizer = byte_tokenizer(chat=always)
+    assert render(of("How?", "So."), tokenizer, Rendering()) == ("<|user|>How?<|end|><|assistant|>", "So.<|end|>")
+    row = encode_choices(of("How?", "x", choices=["yes", "no"], answer=0), tokenizer)
+    assert isinstance(row, ChoiceRow) and tokenizer.decode(row.prompt) == "<|user|>How?<|end|><|assistant|>"
+
+
+def test_an_answer_that_spells_a_stand_in() -> None:
+    tokenizer = byte_tokenizer(chat=CHAT_FORGETTING)
+    for words in ("\ufdd4reply", "\ufdd3answer"):
+        prompt, response = render(of("How?", words), tokenizer, Rendering())
+        assert prompt == "<bos><|user|>How?<|assistant|>" and response == f"\ufffd{words[1:]}<|end|>"
+
+
 def test_several_named_templates() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = {"tool_use": "T" + CHAT, "rag": "R" + CHAT}

@@ -74,7 +74,7 @@ def _take(record: Record, columns: Columns, row: Mapping[str, Any], where: str) 
         return
     made = {field: value for field, get in columns.getters.items() if (value := get(row, where)) is not None}
     if others := sorted(key for key in columns.doubtful & row.keys() if row[key] is not None):
-        raise refused(
+        raise UserError(
             f"{where}: the record has the column {others[0]}, and the file's first one, which was read as "
             f"{columns.name}, has not; say which hold what, such as columns: {{prompt: ..., response: ...}}"
         )

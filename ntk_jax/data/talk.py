@@ -11,8 +11,9 @@ _SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot":
 
 def turn_of(message: Mapping[str, Any]) -> Mapping[str, Any]:
     """The message with the keys of OpenAI: those of ShareGPT (`from`, `value`) become these, a role in capitals is
-    written small, and a content in parts is one text where all of them are text. A message of no known form, and one
-    that is so already, comes back as it is. Nulls count as absent, and a message of tool calls alone has no words."""
+    written small, a speaker's name of ShareGPT becomes a role, and a content in parts is one text where all of them are
+    text. A message of no known form, and one that is so already, comes back as it is. Nulls count as absent, and a
+    message of tool calls alone has no words."""
     full = {key: value for key, value in message.items() if value is not None}
     if "from" in full and "value" in full and not ({"role", "content"} & set(full)):
         speaker = full["from"].strip().lower() if isinstance(full["from"], str) else full["from"]
@@ -22,6 +23,7 @@ def turn_of(message: Mapping[str, Any]) -> Mapping[str, Any]:
         return turn_of({**message, "content": ""})
     role, content = message.get("role"), message.get("content")
     small = role.lower() if isinstance(role, str) and role.lower() in _ROLES else role
+    small = _SPEAKERS.get(small, small) if isinstance(small, str) else small
     whole = _joined(content)
     if small == role and whole is content:
         return message

@@ -43,7 +43,8 @@ _CLOCK = (
 # What `apply_chat_template` is called with here, and what would change the kind of its result.
 _TAKEN = {"conversation", "messages", "add_generation_prompt", "continue_final_message", "tokenize", "return_dict"}
 _TAKEN |= {"return_tensors", "return_assistant_tokens_mask", "tokenizer_kwargs"}
-_ANSWER, _OTHER_ANSWER = "\u2756answer\u2756", "\u2e19reply\u2e19"  # stand-ins: they show what stands around an answer
+# Stand-ins, which show what stands around an answer; no record's words begin as they do, with a noncharacter.
+_ANSWER, _OTHER_ANSWER = "\ufdd3answer\ufdd3", "\ufdd4reply\ufdd4"
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,11 @@ def _chat(
         prompt = text(messages[:-1], add_generation_prompt=True, **thinking)
         full = text(messages, add_generation_prompt=False, **thinking)
         if full.startswith(prompt):
-            return prompt, full[len(prompt) :]
+            response = full[len(prompt) :]
+            words = codec.named(messages[-1]["content"]).strip()
+            # Some templates open no turn when asked to: what they write before the words is none of the response.
+            if response.lstrip().startswith(words) or prompt != text(messages[:-1], **thinking):
+                return prompt, response
     full = text(messages, add_generation_prompt=False)
     other = text([*messages[:-1], {**messages[-1], "content": _OTHER_ANSWER}], add_generation_prompt=False)
     if _OTHER_ANSWER not in other:
