@@ -46,6 +46,7 @@ def sketch_store(folder: Path, rng: np.random.Generator, rows: int, dropped: np.
         "length": np.ones(rows, np.int32),
         "span": np.ones(rows, np.int32),
         "truncated": np.zeros(rows, np.uint8),
+        "notes": np.zeros(rows, np.uint8),
     }
     for block in range(store.blocks):
         write_block(store, block, {name: array[slice(*store.block_range(block))] for name, array in values.items()})
