@@ -82,6 +82,8 @@ def _take(record: Record, columns: Columns, row: Mapping[str, Any], where: str) 
     for key in ("prompt", "response") if "messages" in made else ("messages",):
         record.pop(key, None)
     record.update(made)
+    if isinstance(record.get("prompt"), list) and isinstance(record.get("response"), list):  # two parts of one talk
+        record["messages"] = [*record.pop("prompt"), *record.pop("response")]
     if system is None or system == "":
         return
     turn = {"role": "system", "content": system}

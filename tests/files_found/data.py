@@ -157,6 +157,11 @@ CASES = [
     Case(
         "`prompt` and `completion`", "prompt and response", reads("a.jsonl", {"prompt": "q", "completion": "a"}, PAIR)
     ),
+    Case(
+        "the same as lists of messages (TRL)",
+        "one talk; the two stand under `original` in a selection",
+        reads("a.jsonl", {"prompt": TALK["messages"][:-1], "completion": TALK["messages"][-1:]}, TALK),
+    ),
     Case("`question` and `answer`", "prompt and response", reads("a.jsonl", {"question": "q", "answer": "a"}, PAIR)),
     Case(
         "`instruction` and `response`, `query` and `response`, `input` and `output`, `problem` and `solution`",
