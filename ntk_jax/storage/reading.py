@@ -7,6 +7,7 @@ ways a file can be bad: absent, a folder, not UTF-8, far too large, cut short, n
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,8 @@ def parse_json(text: str | bytes, place: str, remedy: str, kind: type = object) 
         raise UserError(f"{place} is damaged, it is nested too deeply; {remedy}") from None
     except ValueError as error:
         raise UserError(f"{place} is damaged, it is not JSON ({error}); {remedy}") from None
+    if _half_a_pair(text):
+        raise UserError(f"{place} is damaged, it holds half a surrogate pair, which is no text; {remedy}")
     if not isinstance(value, kind):
         wanted = "object" if kind is dict else kind.__name__
         raise UserError(f"{place} is damaged, it must hold a JSON {wanted}; {remedy}")
@@ -85,3 +88,12 @@ def described(pairs: Mapping[str, Any], place: str, remedy: str) -> Found:
     found = Found(pairs)
     found.place, found.remedy = place, remedy
     return found
+
+
+_SURROGATES = re.compile(r"(\\u[dD][89abAB]..)?\\u[dD][c-fC-F]..|(\\u[dD][89abAB]..)")
+
+
+def _half_a_pair(text: str | bytes) -> bool:
+    """Whether JSON spells half of a surrogate pair, which Python reads and cannot write."""
+    text = text if isinstance(text, str) else text.decode("utf8", "replace")
+    return "\\u" in text and any(found[2] or not found[1] for found in _SURROGATES.finditer(text.replace("\\\\", "")))

@@ -68,7 +68,9 @@ def data(run: SelectRun) -> Section:
         stage = next((s for s in ("preselect", "score", "sketch", "pool") if run.plan.has(s)), "pool")
         missing.append(run.directory.missing(stage, "pool statistics"))
     tables = [table for table in (_account(sets), _lengths(run, sets), _formats(run)) if table.rows]
-    shown = [{"name": name, **d["example"]} for name, d in sets if mapping(d.get("example"))]
+    parts = ("id", "before", "counted")
+    found = [(name, mapping(d.get("example"))) for name, d in sets]
+    shown = [{"name": name, **{part: str(e.get(part, "")) for part in parts}} for name, e in found if e]
     return section("data", "Data", tables=tables, examples=shown, missing=missing)
 
 
