@@ -99,6 +99,11 @@ def uses_chat(tokenizer: Any, rendering: Rendering) -> bool:
     return rendering.template != "plain" and has_one
 
 
+def _in_turns(record: Mapping[str, Any], tokenizer: Any, rendering: Rendering) -> bool:
+    """Whether this record gets the chat template: one with an empty prompt is nobody's turn."""
+    return uses_chat(tokenizer, rendering) and record.get("prompt") != ""
+
+
 def render(record: Mapping[str, Any], tokenizer: Any, rendering: Rendering) -> tuple[str, str]:
     """(prompt, response) of a checked record as people read them. Raises UserError as `write`."""
     written, codec = write(record, tokenizer, rendering), codec_of(tokenizer)
@@ -109,7 +114,7 @@ def write(record: Mapping[str, Any], tokenizer: Any, rendering: Rendering) -> Wr
     """A checked record as text. Raises UserError naming the record: the template refuses its messages, or does not
     write the response."""
     codec = codec_of(tokenizer)
-    if uses_chat(tokenizer, rendering) and record.get("prompt") != "":
+    if _in_turns(record, tokenizer, rendering):
         said = _said(record, codec, rendering)
         messages = _messages(said, rendering)
         prompt, response = _chat(messages, codec, tokenizer, rendering, record["id"])
@@ -137,7 +142,7 @@ def write_choices(
     said = _said(record, codec, rendering)
     spelled = [SPELLS_CONTROL] if codec.spells_control([_words(record), record["choices"]]) else []
     choices: list[str] = list(said["choices"])
-    if not uses_chat(tokenizer, rendering) or record.get("prompt") == "":
+    if not _in_turns(record, tokenizer, rendering):
         asked = codec.named(_plain(said)[0])
         pairs = [_moved(asked, _spaced(asked, codec.named(choice))) for choice in choices]
         return pairs[0][0], [text for _, text, _ in pairs], tuple(pairs[0][2] + spelled)
