@@ -40,8 +40,8 @@ _PLAIN = """Write a {type} about {subject}. The field is {field} The tone is {de
 words. Write only the {type} itself."""
 
 _REPAIR = """Your answer could not be read as JSON ({reason}). Give the same answer again as one JSON object with the
-text values "topic", "premise", "author", "audience", "motive" and "document". Inside a value write a line break as \\n and a
-quotation mark as \\". Write nothing before or after the object."""
+text values "topic", "premise", "author", "audience", "motive" and "document". Inside a value write a line break as \\n
+and a quotation mark as \\". Write nothing before or after the object."""
 
 _TOPICS = """List {count} different narrow topics of this field: {field}
 

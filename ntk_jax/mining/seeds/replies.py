@@ -15,6 +15,7 @@ from ntk_jax.mining.seeds.prompts import FIELDS
 
 DISTINCT_RUNS = 0.5  # share of different runs of words below which a text repeats itself
 COPIED_RUNS = 0.2  # share of runs that stand in the question above which a text repeats that
+_LONGEST = 200_000  # characters of a reply that a repair is tried on
 _FENCE = re.compile(r"^\s*```[\w-]*\s*\n(.*?)\n?\s*```\s*$", re.DOTALL)
 _LABEL = re.compile(rf"^\W*({'|'.join(FIELDS)}|document)\W*:[ \t*]*(.*)$", re.IGNORECASE)
 _OPENING = re.compile(r"^(sure|certainly|of course|here is|here's|here are|below is)\b[^\n]*:\s*\n", re.IGNORECASE)
@@ -139,7 +140,7 @@ def _json(text: str) -> Any:
     if start < 0:
         return None
     try:
-        return json_repair.loads(text[start:])
+        return json_repair.loads(text[start : start + _LONGEST])
     except (ValueError, RecursionError):
         return None
 
