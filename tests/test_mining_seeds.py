@@ -140,6 +140,9 @@ def test_a_request_says_everything_that_was_drawn() -> None:
             assert all(DOMAINS[name] in text for name in slot.domains) and "{" not in text
             assert (request.schema is not None) == json_reply
             assert len(prompt_id(request)) == 12
+    bare = plan_seeds(["law"], per_domain=30, two_domain_share=0, dimensions=DIMENSIONS)
+    texts = [seed_request(slot, DOMAINS, json_reply=False).messages[0]["content"] for slot in bare]
+    assert {text.split(" about ")[1].split(".")[0] for text in texts} == {"courts", "contracts", "rights"}
     requests = [seed_request(slot, DOMAINS, json_reply=True) for slot in slots]
     assert len({request.seed for request in requests}) == len(slots)
     assert any("both of these fields" in request.messages[0]["content"] for request in requests)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 
 from ntk_jax.llm.request import Request
@@ -126,12 +127,19 @@ def _steps(slot: Slot, domains: Mapping[str, str]) -> str:
 def _plain(slot: Slot, domains: Mapping[str, str]) -> str:
     return _PLAIN.format(
         type=slot.type,
-        subject=" and ".join(slot.topics or slot.domains),
+        subject=" and ".join(slot.topics or [_aspect(domains[name], slot.id) for name in slot.domains]),
         field=_field(slot.domains, domains),
         demeanour=slot.demeanour,
         low=slot.length.low,
         high=slot.length.high,
     ).replace("\n", " ")
+
+
+def _aspect(description: str, slot: str) -> str:
+    """One of the things that a description lists: a small model would else write about the field's name every time."""
+    parts = [part.strip(" .") for part in re.split(r"[,;]|\band\b", description)]
+    parts = [part for part in parts if len(part) > 2] or [description]
+    return parts[_seed_of(0, slot) % len(parts)]
 
 
 def _field(names: tuple[str, ...], domains: Mapping[str, str]) -> str:
