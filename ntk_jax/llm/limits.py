@@ -75,7 +75,7 @@ class Pace:
             now = self._clock()
             if seconds is not None:
                 self._until = max(self._until, now + min(max(seconds, 0.0), LONGEST_PAUSE) + self._jitter())
-            elif sent >= self._asked:
+            elif sent > self._asked:
                 self._pauses += 1
                 length = self._spread(min(FIRST_PAUSE * 2.0 ** (self._pauses - 1), LONGEST_PAUSE))
                 self._until = max(self._until, now + length)

@@ -32,18 +32,14 @@ def probe(client: ServerClient) -> Capabilities:
 
     Raises UserError and TryAgain as `ServerClient.ask`; UserError too if the server refuses the plainest request.
     """
-    address = hashlib.sha256(f"{client.name}\n{client.server.base_url}".encode()).hexdigest()  # which may be a secret
-    name = f"capabilities {address[:16]}"
-    with client.ledger.database.reading() as connection:
-        row = connection.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
-    if row is not None:
-        client.able = _read(json.loads(row[0]))
-        return client.able
-    able = _find(client)
-    with client.ledger.database.transaction() as connection:
-        connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(dataclasses.asdict(able))))
-    client.able = able
-    return able
+    name = f"capabilities {_address(client)}"
+    found = _fact(client, name)
+    if found is None:
+        found = dataclasses.asdict(_find(client))
+        with client.ledger.database.transaction() as connection:
+            _set_fact(connection, name, found)
+    client.able = _read(found)
+    return client.able
 
 
 def line(able: Capabilities) -> str | None:
@@ -63,8 +59,8 @@ def _find(client: ServerClient) -> Capabilities:
     def call(request: Request, **more: Any) -> Outcome:
         return _call(client, request, able, more)
 
-    def drawn(seed: int, **more: Any) -> str:
-        return call(Request(_SENTENCE, TOKENS, temperature=1.0, seed=seed), **more).text
+    def drawn(seed: int, time: int = 1, **more: Any) -> str:
+        return _call(client, Request(_SENTENCE, TOKENS, temperature=1.0, seed=seed), able, more, time).text
 
     if not first.text:
         why = "replies of a few tokens have no text, so what else it honours is not known"
@@ -74,7 +70,7 @@ def _find(client: ServerClient) -> Capabilities:
         drawing = json.dumps({"do_sample": True, "temperature": 1.0})
         differ = len({drawn(seed, generation_config=drawing) for seed in (1, 2, 3)}) > 1
         able = dataclasses.replace(able, seeds="generation_config" if differ else "ignored")
-    elif "seed" not in able.refused and first.text != drawn(1):
+    elif "seed" not in able.refused and first.text != drawn(1, time=2):
         unheard.append("seed: one seed gives several texts, so a reply can be had again from what is kept alone")
     if first.tokens is None:
         unheard.append("usage: it does not say how many tokens a call took, so the most possible is counted")
@@ -133,12 +129,38 @@ def _schema(call: Callable[..., Outcome]) -> Any:
     return "none"
 
 
-def _call(client: ServerClient, request: Request, able: Capabilities, more: Mapping[str, Any]) -> Outcome:
-    """One of the short calls. Whatever makes a server fail, rather than refuse, is as good as refused."""
+def _call(
+    client: ServerClient, request: Request, able: Capabilities, more: Mapping[str, Any], time: int = 1
+) -> Outcome:
+    """One of the short calls, made for the first or second time. It is kept as well: a process that is killed meanwhile
+    repeats only the last. Whatever makes a server fail, rather than refuse, is as good as refused."""
     body = wire.body_of(client.name, request, able, {**client.server.more, **more})
-    outcome = client.exchange(request, body, "probe", attempts=2)
+    name = f"probe {hashlib.sha256(f'{_address(client)} {time} {json.dumps(body)}'.encode()).hexdigest()}"
+    found = _fact(client, name)
+    if found is not None:
+        return Outcome(**{**found, "tokens": tuple(found["tokens"]) if found["tokens"] else None})
+
+    def keep(connection: Any, outcome: Outcome) -> None:
+        _set_fact(connection, name, dataclasses.asdict(outcome))
+
+    outcome = client.exchange(request, body, "probe", keep=keep, attempts=2)
     assert outcome is not None  # nobody stops it
     return outcome
+
+
+def _address(client: ServerClient) -> str:
+    """Of model and server, which may be a secret: not to be read back."""
+    return hashlib.sha256(f"{client.name}\n{client.server.base_url}".encode()).hexdigest()[:16]
+
+
+def _fact(client: ServerClient, name: str) -> Any:
+    with client.ledger.database.reading() as connection:
+        row = connection.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+    return None if row is None else json.loads(row[0])
+
+
+def _set_fact(connection: Any, name: str, value: Any) -> None:
+    connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
 
 
 def _read(found: dict[str, Any]) -> Capabilities:

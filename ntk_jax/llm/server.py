@@ -12,10 +12,12 @@ import logging
 import queue
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -77,17 +79,19 @@ class ServerClient:
         logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every address, which may be a secret
         headers = {"Authorization": f"Bearer {server.key}"} if server.key else {}
         try:
-            url = httpx.URL(server.base_url.rstrip("/").removesuffix("/chat/completions") + "/")
-            if url.scheme not in ("http", "https") or not url.host:
+            address = server.base_url.rstrip("/").removesuffix("/chat/completions") + "/"
+            parts = urlsplit(address)  # of httpx and the standard library each lets something pass
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
                 raise ValueError
             self._http = httpx.Client(
-                base_url=url,
+                base_url=httpx.URL(address),
                 headers=headers,
                 timeout=httpx.Timeout(server.timeout, connect=CONNECT_SECONDS, pool=None),
                 limits=httpx.Limits(max_connections=server.workers + 1, max_keepalive_connections=server.workers + 1),
             )
         except (ValueError, httpx.InvalidURL):
             raise UserError("the server's address is malformed; give one such as http://localhost:8000/v1") from None
+        weakref.finalize(self, self._http.close)
 
     def ask(self, requests: Sequence[Request], progress: Progress | None = None) -> Iterator[tuple[int, Reply]]:
         """As `Client.ask`. Raises UserError: the server does not accept the key or knows no such model, or the cap is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,8 +24,8 @@ from ntk_jax.settings import Count, NotNegative, Positive, setting
 
 @dataclass(frozen=True)
 class LLMSection:
-    """Who writes and judges texts: a model in this process, or any OpenAI-compatible server. Replies are kept in the run
-    directory, and none is paid for twice."""
+    """Who writes and judges texts: a model in this process, or any OpenAI-compatible server. Replies are kept in the
+    run directory, and none is paid for twice."""
 
     kind: Literal["model", "server"] = setting("model", "model: in this process; server: over HTTP")
     model: str = setting("", "model: a directory, a hub id, or builtin:model; server: the model's name there")
@@ -64,7 +65,7 @@ def check_llm(section: LLMSection, name: str = "llm") -> None:
         raise UserError(f"{name}: give {name}.base_url or {name}.base_url_env; {given} set")
     if section.cap == 0:
         raise UserError(f"{name}.cap is 0, so no call could be made; give more, or null for no cap")
-    if "@" in (urlsplit(section.base_url or "").netloc):
+    if section.base_url is not None and "@" in section.base_url:
         raise UserError(f"{name}.base_url holds a password; give the key by {name}.key_env")
     if section.base_url is not None and section.price_in is None and not _near(section.base_url):
         _no_price(section, name)
@@ -86,23 +87,21 @@ def open_client(
 
     model: makes the client in this process, when a reply is missing for the first time. identity: the model's name for
     what is kept, where its path does not say which weights it has. name: of the section.
-    Raises UserError: as `check_llm`; a variable of the environment is not set; and as `probe`, for a server is asked
-    what it honours (a `Note` says what it does not).
+    Raises UserError: as `check_llm`; a variable of the environment is not set. `ask` raises as `probe` too, for a
+    server is asked what it honours before the first call (a `Note` says what it does not).
     """
     check_llm(section, name)
     if section.kind == "model":
         if model is None:
             raise UserError(f"{name}.kind: this needs a server")
-        database = Database(folder)
-        return Kept(model, database, name=identity or section.model, ask_failed_again=section.ask_failed_again)
+        return Kept(model, Database(folder), name=identity or section.model, ask_failed_again=section.ask_failed_again)
     url = section.base_url if section.base_url is not None else _variable(section.base_url_env, f"{name}.base_url_env")
     if section.price_in is None and not _near(url):
         _no_price(section, name)
-    key = None if section.key_env is None else _variable(section.key_env, f"{name}.key_env")
     server = Server(
         section.model,
         url,
-        key,
+        None if section.key_env is None else _variable(section.key_env, f"{name}.key_env"),
         workers=section.workers,
         timeout=section.timeout,
         attempts=section.attempts,
@@ -111,11 +110,26 @@ def open_client(
     )
     database = Database(folder)
     ledger = Ledger(database, _prices(section), section.cap)
-    client = ServerClient(server, ledger, Pace(section.requests_per_minute, section.tokens_per_minute))
-    ignored = line(probe(client))
-    if ignored is not None:
-        note(f"{section.model}: {ignored}")
-    return Kept(client, database, more=server.more, ask_failed_again=section.ask_failed_again)
+
+    def probed() -> Client:
+        client = ServerClient(server, ledger, Pace(section.requests_per_minute, section.tokens_per_minute))
+        ignored = line(probe(client))
+        if ignored is not None:
+            note(f"{section.model}: {ignored}")
+        return client
+
+    return Kept(probed, database, name=section.model, more=server.more, ask_failed_again=section.ask_failed_again)
+
+
+def account(folder: str | Path) -> dict[str, Any]:
+    """{"attempts", "spent", "reserved", "prompt_tokens", "completion_tokens", "outcomes": {outcome: attempts}} of all
+    calls to servers that are kept in `folder`; money in the unit of the prices. Raises UserError as `Database`."""
+    database = Database(folder)
+    try:
+        ledger = Ledger(database)
+        return {**dataclasses.asdict(ledger.totals()), "outcomes": ledger.outcomes()}
+    finally:
+        database.close()
 
 
 def estimate_llm(
@@ -135,14 +149,17 @@ def _prices(section: LLMSection) -> Prices:
 def _no_price(section: LLMSection, name: str) -> None:
     missing = [f"{name}.{key}" for key in ("price_in", "price_out") if getattr(section, key) is None]
     raise UserError(
-        f"{' and '.join(missing)} not set, so what {section.model} costs cannot be counted; give the price of a million "
-        "tokens, 0 where it is free"
+        f"{' and '.join(missing)} not set, so what {section.model} costs cannot be counted; give the price of a "
+        "million tokens, 0 where it is free"
     )
 
 
 def _near(url: str) -> bool:
     """Whether a server is on this machine, where nobody is paid."""
-    return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1", "0.0.0.0")
+    try:
+        return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1", "0.0.0.0")
+    except ValueError:  # no address; whoever calls it says so
+        return True
 
 
 def _variable(name: str | None, key: str) -> str:
