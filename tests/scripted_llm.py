@@ -1,4 +1,4 @@
-"""A language model that answers as a function says: what is asked can be tested without weights and without a server."""
+"""A language model that answers as a function says: what is asked is tested without weights and without a server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class ScriptedClient:
     """A `ntk_jax.llm.request.Client`. function: a request to its reply; a text is a reply that ended by itself, and
     counts a token a word. Raises what the function raises.
 
-    asked: every request so far, in order. last_first: replies come in the opposite order, for a caller may rely on none.
+    asked: every request so far, in order. last_first: replies come in the opposite order; a caller may rely on none.
     """
 
     def __init__(
