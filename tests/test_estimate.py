@@ -271,7 +271,7 @@ def test_a_pipeline_without_costs_is_refused_in_a_line(tmp_path: Path, capsys: p
 
 
 def test_every_stage_of_every_way_to_select_states_its_cost() -> None:
-    every = ["kernel", "sketch", "votes", "bm25", "random", "length_matched"]
+    every = ["kernel", "sketch", "votes", "bm25", "dsir", "random", "length_matched"]
     for methods in (every, ["bm25", "random"], ["sketch"], ["votes"]):
         one = config(select={"methods": methods}, sketch={"dim": 64}, evaluate={"arms": None}, report={"examples": 3})
         if methods == ["bm25", "random"]:

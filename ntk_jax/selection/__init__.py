@@ -3,5 +3,5 @@
 A way of ranking is a `Ranker` (`ranker.py`): one file, and one line in `rankers.py`. The rankers' files import neither
 jax nor tensorstore before they rank, because the command line reads their options to print its help.
 
-May import `training`, `kernels`, `models`, `data`, `storage`, `parallel`, `settings` and `errors`.
+May import `mining`, `training`, `kernels`, `models`, `data`, `storage`, `parallel`, `settings` and `errors`.
 """

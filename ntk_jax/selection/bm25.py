@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,11 +24,11 @@ import numpy as np
 from ntk_jax.data.records import Record
 from ntk_jax.errors import UserError
 from ntk_jax.selection.ranker import Candidates, Ranker, Ranking
+from ntk_jax.selection.texts import text_of, usable_texts
 from ntk_jax.selection.top import top_places
 from ntk_jax.settings import Fraction, NotNegative, setting
 
 _WORD = re.compile(r"\w+")
-_REPORT_EVERY = 1000  # examples between two reports of progress
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,8 @@ def rank(candidates: Candidates, options: Bm25Options) -> Ranking:
     size = len(candidates.usable)
     frequency: Counter[str] = Counter()
     lengths = np.zeros(size, np.int32)
-    for place, words in _usable_words(candidates, 0):
+    for place, text in usable_texts(candidates, 0):
+        words = _words(text)
         lengths[place] = len(words)
         frequency.update(query.keys() & set(words))
     count = int(candidates.usable.sum())
@@ -60,7 +60,8 @@ def rank(candidates: Candidates, options: Bm25Options) -> Ranking:
     mean = max(lengths.sum(dtype=np.int64) / max(count, 1), 1.0 / max(count, 1))  # above 0, though all may be empty
 
     scores = np.full(size, np.nan, np.float32)
-    for place, words in _usable_words(candidates, size):
+    for place, text in usable_texts(candidates, size):
+        words = _words(text)
         spread = options.k1 * (1 - options.b + options.b * len(words) / mean)
         found = Counter(word for word in words if word in weight)
         scores[place] = sum(weight[word] * times / (times + spread) for word, times in found.items())
@@ -69,28 +70,11 @@ def rank(candidates: Candidates, options: Bm25Options) -> Ranking:
 
 def words_of(record: Record) -> list[str]:
     """The words of a record's prompt and response, or of what its messages say, in order."""
-    texts = (
-        [message["content"] for message in record["messages"]]
-        if "messages" in record
-        else [record["prompt"], record["response"]]
-    )
-    return [word for text in texts for word in _WORD.findall(text.lower())]
+    return _words(text_of(record))
 
 
-def _usable_words(candidates: Candidates, done: int) -> Iterator[tuple[int, list[str]]]:
-    """(place, words) of each usable example, streamed. done: what the progress of both passes begins at."""
-    size, seen = len(candidates.usable), 0
-    for seen, record in enumerate(candidates.records(), 1):
-        if seen > size:
-            break
-        if candidates.usable[seen - 1]:
-            yield seen - 1, words_of(record)
-        if seen % _REPORT_EVERY == 0 or seen == size:
-            candidates.progress(done + seen, 2 * size)
-    if seen != size:
-        raise UserError(
-            f"the pool had {size} examples and now has {'more' if seen > size else seen}; did a file change?"
-        )
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
 
 
 RANKER = Ranker(

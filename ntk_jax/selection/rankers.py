@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from ntk_jax.errors import UserError
-from ntk_jax.selection import bm25, kernel, length_matched, random, sketch, votes
+from ntk_jax.selection import bm25, dsir, kernel, length_matched, random, sketch, votes
 from ntk_jax.selection.ranker import Ranker
 
 RANKERS: dict[str, Ranker] = {
@@ -17,6 +17,7 @@ RANKERS: dict[str, Ranker] = {
         sketch.RANKER,
         votes.RANKER,
         bm25.RANKER,
+        dsir.RANKER,
         random.RANKER,
         length_matched.RANKER,
     )
