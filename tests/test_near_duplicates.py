@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ntk_jax.data import near_duplicates as near
 from ntk_jax.data.near_duplicates import MinHash, near_duplicates
+from ntk_jax.data.words import bare_words
 
 
 def words(count: int, first: int = 0) -> list[str]:
@@ -85,7 +86,7 @@ def test_signatures_are_these_bytes():
 
 
 def test_chinese_is_cut_into_characters():
-    assert near.split_words("心臓 heart弁a") == ["心", "臓", "heart", "弁", "a"]
+    assert bare_words("心臓 heart弁a") == ["心", "臓", "heart", "弁", "a"]
 
 
 @given(st.lists(st.text(alphabet="abc ", max_size=30), max_size=12), st.sampled_from([0.3, 0.6, 1.0]))
@@ -99,7 +100,7 @@ def test_the_first_of_a_kind_is_kept_and_none_points_forward(texts, threshold):
 
 @given(st.text(max_size=200), st.integers(1, 6))
 def test_shingles_are_the_different_runs_of_words(text, length):
-    found = near.split_words(text)
+    found = bare_words(text)
     length = min(length, len(found))
     runs = {tuple(found[i : i + length]) for i in range(len(found) - length + 1)} if found else set()
     assert len(near.shingles(text, max(length, 1))) == len(runs)

@@ -9,18 +9,15 @@ of this file, so that a signature is the same bytes on every machine and with ev
 from __future__ import annotations
 
 import functools
-import hashlib
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from ntk_jax.data.words import bare_words, mix, run_hashes, word_hashes
+
 _FOUND = 0.99  # least chance that two texts just at the threshold share a band
 _SHINGLES = 4096  # hashed at a time, so that a long text takes no more memory than a short one
-# Chinese, Japanese and Thai are written without spaces: each of their characters counts as a word.
-_UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")
 _MASK = (1 << 64) - 1
 
 
@@ -81,26 +78,8 @@ def signature(text: str, hashing: MinHash = MinHash()) -> np.ndarray:  # noqa: B
 
 def shingles(text: str, words: int) -> np.ndarray:
     """The hashes of all different runs of so many words, ascending: [n] uint64; of a shorter text that of the whole."""
-    found = split_words(text)
-    return np.unique(run_hashes(found, min(words, len(found)))) if found else np.zeros(0, np.uint64)
-
-
-def split_words(text: str) -> list[str]:
-    """The words of a text in small letters, without punctuation."""
-    return _WORD.findall(text.lower())
-
-
-def run_hashes(words: Sequence[str], length: int) -> np.ndarray:
-    """The hash of each run of `length` words, in their order: [len(words) - length + 1] uint64, none where the text is
-    shorter."""
-    count = len(words) - length + 1
-    if count < 1:
-        return np.zeros(0, np.uint64)
-    hashes = np.fromiter(map(_word_hash, words), np.uint64, len(words))
-    total = np.zeros(count, np.uint64)
-    for place in range(length):
-        total = total * np.uint64(0x9E3779B97F4A7C15) + hashes[place : place + count]
-    return mix(total)
+    found = word_hashes(bare_words(text))
+    return np.unique(run_hashes(found, min(words, len(found)))) if len(found) else np.zeros(0, np.uint64)
 
 
 def bands(threshold: float, permutations: int) -> tuple[int, int]:
@@ -141,7 +120,7 @@ def leaders(signatures: np.ndarray, threshold: float) -> np.ndarray:
     # in whole numbers, for a threshold such as 0.7 is no float; the slack is far below one of the equal numbers
     least = threshold * signatures.shape[1] - 1e-6
     for place, own in enumerate(signatures):
-        alike = np.flatnonzero((signatures[chosen] == own).sum(axis=1) >= least) if chosen else []
+        alike = np.flatnonzero((signatures[chosen] == own).sum(axis=1) >= least)
         if len(alike):
             found[place] = chosen[alike[0]]
         else:
@@ -158,18 +137,6 @@ def roots(first: np.ndarray) -> np.ndarray:
         if np.array_equal(further, found):
             return found
         found = further
-
-
-def mix(values: np.ndarray) -> np.ndarray:
-    """The finalizer of splitmix64 (Steele et al. 2014): every bit of a uint64 moves every other."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
-
-
-@functools.lru_cache(maxsize=1 << 18)
-def _word_hash(word: str) -> int:
-    return int.from_bytes(hashlib.blake2b(word.encode("utf8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 @functools.cache
