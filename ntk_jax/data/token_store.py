@@ -161,7 +161,7 @@ def _write_blocks(
     block_characters: int,
     progress: Progress | None,
 ) -> None:
-    blocks = []
+    blocks: list[dict[str, Any]] = []
     while (folder / f"{len(blocks):05}.json").exists():
         blocks.append(read_json(folder / f"{len(blocks):05}.json", _remedy(folder), dict))
     documents = sum(block["documents"] for block in blocks)

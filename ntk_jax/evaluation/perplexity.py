@@ -60,13 +60,17 @@ def held_out_text(
     *,
     row_length: int,
     overlap: int = 1,
+    most_tokens: int | None = None,
     rendering: Rendering = TEXT,
     where: str = "the held-out texts",
 ) -> HeldOut:
-    """Checked records as windows of at most `row_length` tokens. where: the file, for messages.
+    """Checked records as windows of at most `row_length` tokens. most_tokens: the start of each document that is read;
+    None: all of it. where: the file, for messages.
 
     Raises UserError: no record, none with two tokens, an overlap that leaves no room for new tokens.
     """
+    if most_tokens is not None and most_tokens < 2:
+        raise UserError(f"most_tokens = {most_tokens} leaves nothing to predict; give at least 2")
     if not 1 <= overlap < row_length:
         raise UserError(f"overlap = {overlap} must be at least 1 and less than the {row_length} tokens of a window")
     documents: list[Document] = []
@@ -78,12 +82,14 @@ def held_out_text(
         written = write(dict(record), tokenizer, rendering)
         text = written.prompt + written.response
         (encoding,) = codec_of(tokenizer).encode([text])
-        ids = np.asarray([*bos, *encoding.ids], np.int32)
+        ids = np.asarray([*bos, *encoding.ids][:most_tokens], np.int32)
         if len(ids) < 2:
             dropped[TOO_SHORT] += 1
             continue
-        first = 0 if bos else encoding.offsets[1][0]  # the first character that is predicted
-        documents.append({"id": record["id"], "tokens": len(ids) - 1, "bytes": len(text[first:].encode())})
+        places = encoding.offsets[: len(ids) - len(bos)]
+        first = 0 if bos else places[1][0]  # the first character that is predicted
+        predicted = text[first : places[-1][1]]
+        documents.append({"id": record["id"], "tokens": len(ids) - 1, "bytes": len(predicted.encode())})
         windows = _windows(ids, row_length, overlap, str(record["id"]))
         rows += windows
         owner += [len(documents) - 1] * len(windows)
@@ -97,10 +103,10 @@ def _windows(ids: np.ndarray, row_length: int, overlap: int, name: str) -> list[
     found, start, predicted = [], 0, 1  # predicted: tokens up to here need no prediction any more
     while predicted < len(ids):
         window = ids[start : start + row_length]
-        places = np.arange(start, start + len(window))
-        found.append(TokenRow(window, (places >= predicted - 1) & (places < len(ids) - 1), name))
-        predicted = start + len(window)
-        start = predicted - overlap
+        stop = start + len(window)
+        places = np.arange(start, stop)
+        found.append(TokenRow(window, (places >= predicted - 1) & (places < stop - 1), name))
+        start, predicted = stop - overlap, stop
     return found
 
 
@@ -125,8 +131,8 @@ def perplexities(
     for document, value in zip(held_out.documents, nats, strict=True):
         if not math.isfinite(value):
             raise UserError(
-                f"document {document['id']!r} has a loss that is not finite; look at the weights (ntk-jax doctor checks "
-                "them) or compute in float32"
+                f"document {document['id']!r} has a loss that is not finite; look at the weights (ntk-jax doctor "
+                "checks them) or compute in float32"
             )
     tokens, adapter = sum(len(row.ids) for row in rows), sum(leaf.size for leaf in jax.tree.leaves(model.lora))
     labels = sum(document["tokens"] for document in held_out.documents)

@@ -1,6 +1,6 @@
 """What continual pre-training reads: full rows of several texts, each with its share of the tokens.
 
-A source is a store of tokens (`data/token_store.py`), cut into windows of one row's length. A window holds the pieces of
+A source is a store of tokens (`data/token_store.py`), cut into windows of a row's length. A window holds the pieces of
 the documents that lie in it; each piece is a segment of its own, so that no token sees another document. Windows of a
 source come in a seeded order, anew for each pass. The sources take turns in a fixed pattern that keeps every share at
 every moment; so which windows a step has is arithmetic on its number, for 10 rows as for 10^9, and nothing but one
@@ -11,7 +11,6 @@ A budget is exact: so many tokens are read, and the last row is cut. Arms with o
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import zlib
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ntk_jax.data.batch import PackedBatch, TokenRow
-from ntk_jax.data.packing import pack
+from ntk_jax.data.packing import lay
 from ntk_jax.data.token_store import TokenStore
 from ntk_jax.errors import UserError
 from ntk_jax.training.optimizer import TrainConfig
@@ -108,13 +107,12 @@ class Mixture:
     def step(self, step: int, shapes: Shapes) -> tuple[list[TokenRow], list[PackedBatch]]:
         """As a `Feed`."""
         rows: list[TokenRow] = []
-        packed = []
+        bins = []
         for row in self.rows_of(step):
             pieces = self.pieces(row)
-            laid = next(pack(pieces, row_length=self.row_length, rows_per_batch=1, max_segments=self.row_length))
-            index = np.where(laid.index >= 0, laid.index + len(rows), -1)
-            packed.append(dataclasses.replace(laid, index=index))
+            bins.append(range(len(rows), len(rows) + len(pieces)))
             rows += pieces
+        packed = list(lay(rows, bins, row_length=self.row_length))
         return rows, stacked(packed, shapes)
 
 
@@ -148,8 +146,8 @@ def mix(
     for name in taking:
         if sources[name].tokens < row_length:
             raise UserError(
-                f"the text {name} has {sources[name].tokens} tokens, fewer than a row of {row_length}; give more text or "
-                "a smaller row length"
+                f"the text {name} has {sources[name].tokens} tokens, fewer than a row of {row_length}; give more text "
+                "or a smaller row length"
             )
     made_by = {str(sources[name].facts.get("tokenizer")) for name in taking}
     if len(made_by) > 1:

@@ -86,8 +86,8 @@ def refuse_other_tokenizer(model: Model, mixture: Mixture) -> None:
     for name, store in mixture.sources.items():
         if store.facts.get("tokenizer") != own:
             raise UserError(
-                f"the tokens of {name} in {store.folder} were written with another tokenizer than that of {model.name}; "
-                "delete that folder and write them again"
+                f"the tokens of {name} in {store.folder} were written with another tokenizer than that of "
+                f"{model.name}; delete that folder and write them again"
             )
 
 
