@@ -86,10 +86,11 @@ def held_out_text(
         if len(ids) < 2:
             dropped[TOO_SHORT] += 1
             continue
-        places = encoding.offsets[: len(ids) - len(bos)]
+        places = encoding.offsets
         first = 0 if bos else places[1][0]  # the first character that is predicted
-        predicted = text[first : places[-1][1]]
-        documents.append({"id": record["id"], "tokens": len(ids) - 1, "bytes": len(predicted.encode())})
+        kept = len(ids) - len(bos)
+        stop = len(text) if kept == len(places) else places[kept - 1][1]  # a character that is cut counts whole
+        documents.append({"id": record["id"], "tokens": len(ids) - 1, "bytes": len(text[first:stop].encode())})
         windows = _windows(ids, row_length, overlap, str(record["id"]))
         rows += windows
         owner += [len(documents) - 1] * len(windows)
