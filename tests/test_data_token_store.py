@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,17 @@ def test_killed_anywhere_it_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
     assert again.digest == whole.digest
     write_tokens(tmp_path / "cut", dying(0), TOKENIZER)  # whole: nothing is read
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 700), st.sampled_from((60, 10_000)))
+def test_no_more_is_read_than_asked_for(most: int, block: int) -> None:
+    texts = random_texts(12, seed=5, lengths=(30, 60))
+    with tempfile.TemporaryDirectory() as folder:
+        store = store_of(Path(folder), texts, most_tokens=most, block_characters=block)
+        sizes = np.cumsum([len(text) + 1 for text in texts])
+        assert store.documents == min(int(np.searchsorted(sizes, most)) + 1, len(texts))
+        assert store.tokens == sizes[store.documents - 1]
 
 
 def test_documents_without_tokens_are_counted(tmp_path: Path) -> None:

@@ -92,6 +92,7 @@ def write_tokens(
     *,
     rendering: Rendering = TEXT,
     facts: Mapping[str, Any] | None = None,
+    most_tokens: int | None = None,
     block_characters: int = BLOCK_CHARACTERS,
     progress: Progress | None = None,
 ) -> TokenStore:
@@ -100,17 +101,18 @@ def write_tokens(
     records(n): the records from the n-th on (from 0), such as `itertools.islice(read_records(path), n, None)`; a
     store that is whole is not written again and asks for none. The tokens are those of `encode_many` for training:
     with the tokenizer's BOS, and the EOS at the end where `rendering` has one. facts: JSON values that say where the
-    records come from. progress(documents done, None): now and then. Of several processes the primary one writes.
+    records come from. most_tokens: no record is read behind the one with which there are so many; None: all are read.
+    progress(documents done, None): now and then. Of several processes the primary one writes.
     Raises UserError: other facts or another tokenizer in the folder, a record that cannot be read, no tokens at all, a
     full disk.
     """
     folder = Path(folder)
     if hosts.is_primary():
         make_folder(folder)
-        made_by = _facts(tokenizer, rendering, facts or {})
+        made_by = _facts(tokenizer, rendering, {**(facts or {}), "most_tokens": most_tokens})
         _settle(folder, made_by)
         if not (folder / INDEX).exists():
-            _write_blocks(folder, records, tokenizer, rendering, block_characters, progress)
+            _write_blocks(folder, records, tokenizer, rendering, most_tokens, block_characters, progress)
     hosts.barrier(f"tokens {folder}")
     hosts.wait_until_visible(folder / INDEX)
     return open_tokens(folder)
@@ -158,6 +160,7 @@ def _write_blocks(
     records: Callable[[int], Iterator[Record]],
     tokenizer: Any,
     rendering: Rendering,
+    most_tokens: int | None,
     block_characters: int,
     progress: Progress | None,
 ) -> None:
@@ -166,14 +169,22 @@ def _write_blocks(
         blocks.append(read_json(folder / f"{len(blocks):05}.json", _remedy(folder), dict))
     documents = sum(block["documents"] for block in blocks)
     dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
-    for content in _portions(records(documents), block_characters):
+    wanted = np.inf if most_tokens is None else most_tokens - sum(block["tokens"] for block in blocks)
+    for content in _portions(records(documents), block_characters) if wanted > 0 else ():
         rows: list[Any] = []
         for call in _portions(iter(content), CALL_CHARACTERS):
-            rows += encode_many(call, tokenizer, span="all", rendering=rendering)
+            for row in encode_many(call, tokenizer, span="all", rendering=rendering):
+                if wanted > 0:
+                    rows.append(row)
+                    wanted -= len(row.ids) if isinstance(row, TokenRow) else 0
             if progress is not None:
                 progress(documents + len(rows), None)
+            if wanted <= 0:
+                break
         blocks.append(_write_block(folder, len(blocks), rows, dtype))
         documents += len(rows)
+        if wanted <= 0:
+            break
     if not sum(block["tokens"] for block in blocks):
         raise UserError(f"{folder}: none of {documents} documents has a token; give files with text")
     dropped = sum((Counter(block["dropped"]) for block in blocks), Counter[str]())
