@@ -93,7 +93,7 @@ def encode_many(
         return []
     written = [write(record, tokenizer, rendering) for record in records]
     encodings = codec_of(tokenizer).encode([each.prompt + each.response for each in written])
-    bos = _bos_ids(tokenizer)
+    bos = bos_ids(tokenizer)
     out: list[TokenRow | Dropped] = []
     for record, text, encoding in zip(records, written, encodings, strict=True):
         if span == "response" and not response_text(record).strip():
@@ -134,7 +134,7 @@ def encode_choices(
     if rendering.control_tokens == "drop" and SPELLS_CONTROL in notes:
         return Dropped(CONTROL_IN_TEXT, record["id"])
     encodings = codec_of(tokenizer).encode([asked + answer for answer in answers])
-    bos = _bos_ids(tokenizer)
+    bos = bos_ids(tokenizer)
     shared = list(os.path.commonprefix([each.ids[: each.before(len(asked))] for each in encodings]))
     choices = [each.ids[len(shared) :] for each in encodings]
     added = [] if shared[: len(bos)] == bos else bos
@@ -297,7 +297,7 @@ def _fit(
     return cut_row if span.any() else Dropped(TOO_LONG, row.id)
 
 
-def _bos_ids(tokenizer: Any) -> list[int]:
+def bos_ids(tokenizer: Any) -> list[int]:
     """What the tokenizer puts before a text when asked for special tokens: mostly one BOS or nothing."""
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     special = tokenizer("a", add_special_tokens=True)["input_ids"]
