@@ -24,10 +24,22 @@ import ntk_jax
 from ntk_jax.errors import UserError
 from ntk_jax.mining.corpus.extract_worker import LENGTH, SIZES
 
-NEEDS = {"resiliparse": ("resiliparse", "crawl"), "trafilatura": ("trafilatura", "trafilatura")}  # module, extra
+NEEDS = {  # modules, extras
+    "resiliparse": (["resiliparse"], "crawl"),
+    "trafilatura": (["trafilatura", "resiliparse"], "trafilatura,crawl"),
+}
 _WORKER = "ntk_jax.mining.corpus.extract_worker"
 _START = 120.0  # seconds that a worker may take to begin, on a machine with much else to do
 _RUNS = 3  # of a page whose worker could not even begin
+
+
+def check_extractor(kind: str) -> None:
+    """Raises UserError: there is no such extractor, or its library is not installed."""
+    if kind not in NEEDS:
+        raise UserError(f"no extractor is called {kind}; there are: {', '.join(NEEDS)}")
+    modules, extra = NEEDS[kind]
+    if any(importlib.util.find_spec(module) is None for module in modules):
+        raise UserError(f"the extractor {kind} needs the extra {extra}; install it: pip install 'ntk_jax[{extra}]'")
 
 
 @dataclass(frozen=True)
@@ -50,15 +62,10 @@ class Extractor:
         seconds: of CPU that a page may take.
         recycle: pages after which the worker is replaced, so that what it leaks does not pile up.
 
-    Raises UserError: the library is not installed, or workers do not start.
+    The worker starts with the first page. Raises UserError: the library is not installed, or workers do not start.
     """
 
     def __init__(self, kind: str = "resiliparse", *, seconds: float = 5.0, recycle: int = 2000) -> None:
-        if kind not in NEEDS:
-            raise UserError(f"no extractor is called {kind}; there are: {', '.join(NEEDS)}")
-        module, extra = NEEDS[kind]
-        if importlib.util.find_spec(module) is None:
-            raise UserError(f"the extractor {kind} needs the extra {extra}; install it: pip install 'ntk_jax[{extra}]'")
         self.kind, self.seconds, self.recycle = kind, seconds, recycle
         self.process: subprocess.Popen[bytes] | None = None
         self.pages = 0
@@ -100,6 +107,7 @@ class Extractor:
 
     def _start(self) -> subprocess.Popen[bytes]:
         """Starts a worker and waits until it has loaded its library, so that the time of a page is the page's."""
+        check_extractor(self.kind)
         home = str(Path(ntk_jax.__file__).parent.parent)
         paths = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
         for _ in range(_RUNS):
