@@ -52,6 +52,7 @@ class LLMSection:
     )
     ask_failed_again: bool = setting(False, "ask once more what was paid for and had no usable reply")
     slots: Count = setting(16, "model: replies written at once")
+    dtype: Literal["float32", "bfloat16"] = setting("float32", "model: of weights and computation")
 
 
 def check_llm(section: LLMSection, name: str = "llm") -> None:

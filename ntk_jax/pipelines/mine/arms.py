@@ -1,29 +1,28 @@
 """The arms of continual pre-training: the same number of tokens, taken from the corpus in different orders.
 
-| arm                | its chunks, first to last                                        | why                                   |
-|--------------------|------------------------------------------------------------------|---------------------------------------|
-| `general`          | none: general text only                                          | what more training alone does         |
-| `random`           | a seeded draw of the corpus                                      | what the corpus alone does            |
-| `retrieval`        | by the cosine of the best seed                                   | nearest neighbours without classifier |
-| `dsir`             | importance resampling of n-grams towards the seeds               | arXiv 2302.03169                      |
-| `seeds_classifier` | by a classifier of the seeds themselves against random chunks    | the paper proposes to try it          |
-| `dopamine`         | what the classifier took, most probable first                    | arXiv 2410.00260                      |
+| arm                | its chunks, first to last                                     | why                                |
+|--------------------|---------------------------------------------------------------|------------------------------------|
+| `general`          | none: general text only                                       | what more training alone does      |
+| `random`           | a seeded draw of the corpus                                   | what the corpus alone does         |
+| `retrieval`        | by the cosine of the best seed                                | neighbours without a classifier    |
+| `dsir`             | importance resampling of n-grams towards the seeds            | arXiv 2302.03169                   |
+| `seeds_classifier` | by a classifier of the seeds themselves against random chunks | the paper proposes to try it       |
+| `dopamine`         | what the classifier took, most probable first                 | arXiv 2410.00260                   |
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
 from ntk_jax.errors import UserError
 from ntk_jax.mining.classifier import train_head
-from ntk_jax.mining.corpus.chunks import count_chunks, read_chosen_chunks, read_chunks
 from ntk_jax.mining.labels import background, labels_of
+from ntk_jax.pipelines.mine import chunks
 from ntk_jax.pipelines.mine.classify import taken
 from ntk_jax.pipelines.mine.config import MineConfig, domain_names
-from ntk_jax.pipelines.mine.embed import best_scores, chosen_embeddings, chunks_folder, embeddings
+from ntk_jax.pipelines.mine.embed import best_scores, chosen_embeddings, embeddings
 from ntk_jax.pipelines.mine.seeds import seeds_of
 from ntk_jax.pipelines.mine.state import MineRun
 from ntk_jax.selection.dsir import gumbel, importance
@@ -61,14 +60,14 @@ def texts_of(run: MineRun, arm: str) -> Iterator[tuple[str, str]]:
     for start in range(0, len(places), BLOCK):
         part = places[start : start + BLOCK]
         order = np.argsort(part, kind="stable")
-        found: list[Any] = [None] * len(part)
-        for place, chunk in zip(order, read_chosen_chunks(chunks_folder(run), part[order]), strict=True):
+        found: list[tuple[str, str]] = [("", "")] * len(part)
+        for place, chunk in zip(order, chunks.read_chosen(run, part[order]), strict=True):
             found[place] = (chunk["id"], chunk["text"])
         yield from found
 
 
 def _random(run: MineRun) -> np.ndarray:
-    return np.random.default_rng([run.config.seed, 0xA2]).permutation(count_chunks(chunks_folder(run)))
+    return np.random.default_rng([run.config.seed, 0xA2]).permutation(chunks.count(run))
 
 
 def _retrieval(run: MineRun) -> np.ndarray:
@@ -76,16 +75,16 @@ def _retrieval(run: MineRun) -> np.ndarray:
 
 
 def _dsir(run: MineRun) -> np.ndarray:
-    total = count_chunks(chunks_folder(run))
-    weights = importance((seed.text for seed in seeds_of(run)), _texts(run, total))
-    return _descending(weights.scores(_texts(run, total)) + gumbel(total, run.config.seed))
+    total = chunks.count(run)
+    weights = importance((seed.text for seed in seeds_of(run)), chunks.texts(run))
+    return _descending(weights.scores(chunks.texts(run)) + gumbel(total, run.config.seed))
 
 
 def _seeds_classifier(run: MineRun) -> np.ndarray:
-    seeds, domains, total = seeds_of(run), domain_names(run.config), count_chunks(chunks_folder(run))
+    seeds, domains, total = seeds_of(run), domain_names(run.config), chunks.count(run)
     mine = run.embedder.embed([s.text for s in seeds], kind="passage", batch_tokens=run.config.embed.batch_tokens)
-    chunks, zeros = background(total, len(domains), np.zeros(0, np.int64), NEGATIVES * len(seeds), run.config.seed)
-    vectors = np.concatenate([mine, chosen_embeddings(run, chunks)])
+    others, zeros = background(total, len(domains), np.zeros(0, np.int64), NEGATIVES * len(seeds), run.config.seed)
+    vectors = np.concatenate([mine, chosen_embeddings(run, others)])
     labels = np.concatenate([labels_of([seed.domains for seed in seeds], domains), zeros])
     head = train_head(vectors, labels, domains, seed=run.config.seed)
     parts = [
@@ -93,11 +92,6 @@ def _seeds_classifier(run: MineRun) -> np.ndarray:
         for start in range(0, total, BLOCK)
     ]
     return _descending(np.concatenate(parts))
-
-
-def _texts(run: MineRun, total: int) -> Iterator[str]:
-    for start in range(0, total, BLOCK):
-        yield from (chunk["text"] for chunk in read_chunks(chunks_folder(run), start, min(start + BLOCK, total)))
 
 
 def _descending(scores: np.ndarray) -> np.ndarray:

@@ -13,10 +13,9 @@ from ntk_jax.engine.clock import Clock
 from ntk_jax.engine.stage import Facts
 from ntk_jax.mining.audit import Audit, Share, audit_sample
 from ntk_jax.mining.audit import audit as ask_judge
-from ntk_jax.mining.corpus.chunks import read_chosen_chunks
+from ntk_jax.pipelines.mine import chunks
 from ntk_jax.pipelines.mine.classify import SHOWN, taken
 from ntk_jax.pipelines.mine.config import domain_names
-from ntk_jax.pipelines.mine.embed import chunks_folder
 from ntk_jax.pipelines.mine.seeds import seeds_of
 from ntk_jax.pipelines.mine.state import MineRun
 from ntk_jax.storage.atomic import read_json, write_json, write_lines
@@ -43,10 +42,10 @@ def audit(run: MineRun, folder: Path) -> Facts:
         seed=run.config.seed,
     )
     places = np.unique([item.ordinal for item in items if item.kind != "known"])
-    texts = dict(zip(places.tolist(), (c["text"] for c in read_chosen_chunks(chunks_folder(run), places)), strict=True))
+    texts = dict(zip(places.tolist(), (c["text"] for c in chunks.read_chosen(run, places)), strict=True))
     progress = clock.ticking(run.job.progress("audit", len(items), "verdicts"))
     result = ask_judge(
-        run.client("audit"),
+        run.client,
         items,
         run.domains,
         lambda chunk: texts[chunk],
@@ -54,15 +53,18 @@ def audit(run: MineRun, folder: Path) -> Facts:
         progress=progress,
     )
     write_lines(folder / "verdicts.jsonl", (json.dumps(row, ensure_ascii=False) for row in result.rows))
+    asked = [row for row in result.rows if row["kind"] != "known"]
     summary = {
         "judge": result.judge,
         "agreement": _interval(result.shares["all"]["labelled"]),
         "false_accept": _interval(result.shares["all"]["planted"]),
         "accepts_known": _interval(result.shares["all"]["known"]),
         "domains": {name: _domain(result, name) for name in domains if name in result.shares},
-        "examples": [_example(row, texts) for row in result.rows if row["kind"] != "known"][: run.config.report.examples],
+        "examples": [_example(row, texts) for row in result.rows if row["kind"] != "known"][
+            : run.config.report.examples
+        ],
         "failures": dict(result.failures),
-        "llm": run.spend("audit"),
+        "llm": run.spend(),
         "seconds": clock.seconds(),
     }
     write_json(folder / "summary.json", summary)

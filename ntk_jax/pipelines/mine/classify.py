@@ -15,14 +15,14 @@ import numpy as np
 from ntk_jax.engine.blocks import Progress, fill_blocks
 from ntk_jax.engine.clock import Clock
 from ntk_jax.mining.classifier import Head, HeadConfig, load_head, train_head
-from ntk_jax.mining.corpus.chunks import count_chunks, read_chosen_chunks, read_chunks
 from ntk_jax.mining.labels import labels_of
 from ntk_jax.mining.metrics import Curve, wilson
 from ntk_jax.mining.ngrams import NgramConfig, Ngrams, load_ngrams, train_ngrams
 from ntk_jax.mining.seeds.duplicates import first_alike
 from ntk_jax.mining.thresholds import check_threshold
+from ntk_jax.pipelines.mine import chunks
 from ntk_jax.pipelines.mine.config import MineConfig, domain_names
-from ntk_jax.pipelines.mine.embed import chosen_embeddings, chunks_folder, embeddings
+from ntk_jax.pipelines.mine.embed import chosen_embeddings, embeddings
 from ntk_jax.pipelines.mine.label import check_thresholds, curve_of, histogram_of, labelled
 from ntk_jax.pipelines.mine.seeds import seeds_of
 from ntk_jax.pipelines.mine.state import MineRun
@@ -44,7 +44,7 @@ def classify(run: MineRun, folder: Path) -> dict[str, Any] | None:
     """Writes classifier/, probabilities.zarr [N, M], mined.jsonl and summary.json. None when only a shard of the blocks
     was computed."""
     clock, domains = Clock(run.job.folder, "classify"), domain_names(run.config)
-    total = count_chunks(chunks_folder(run))
+    total = chunks.count(run)
     classifier = _classifier(run, folder)
     size = run.config.embed.block_chunks
     facts = {"domains": list(domains), "kind": run.config.classify.kind}
@@ -72,7 +72,7 @@ def classify(run: MineRun, folder: Path) -> dict[str, Any] | None:
 def probabilities(run: MineRun, classifier: Classifier, start: int, stop: int) -> np.ndarray:
     """[n, M] of the chunks [start, stop)."""
     if isinstance(classifier, Ngrams):
-        return classifier.probabilities(chunk["text"] for chunk in read_chunks(chunks_folder(run), start, stop))
+        return classifier.probabilities(chunk["text"] for chunk in chunks.read_range(run, start, stop))
     return classifier.probabilities(embeddings(run, start, stop))
 
 
@@ -104,8 +104,8 @@ def _classifier(run: MineRun, folder: Path) -> Classifier:
     if (place / "classifier.json").exists():
         return load_ngrams(place) if ngrams else load_head(place)
     found = labelled(run)
-    labels, chunks = found.labels, found.chunks
-    groups = [chunk["document"] for chunk in read_chosen_chunks(chunks_folder(run), chunks)]
+    labels = found.labels
+    groups = [chunk["document"] for chunk in chunks.read_chosen(run, found.chunks)]
     own = seeds_of(run) if run.config.label.with_seeds else []
     seed_labels = labels_of([seed.domains for seed in own], domains)
     labels = np.concatenate([labels, seed_labels])
@@ -114,12 +114,12 @@ def _classifier(run: MineRun, folder: Path) -> Classifier:
     say = run.job.progress("train classifier", None, "steps")
     classifier: Classifier
     if ngrams:
-        texts = [chunk["text"] for chunk in read_chosen_chunks(chunks_folder(run), chunks)]
+        texts = [chunk["text"] for chunk in chunks.read_chosen(run, found.chunks)]
         config = NgramConfig(held_out=section.held_out, precision=section.precision)
         texts += [seed.text for seed in own]
         classifier = train_ngrams(texts, labels, domains, config=config, progress=say, **common)
     else:
-        vectors = chosen_embeddings(run, chunks)
+        vectors = chosen_embeddings(run, found.chunks)
         if own:
             mine = run.embedder.embed([s.text for s in own], kind="passage", batch_tokens=run.config.embed.batch_tokens)
             vectors = np.concatenate([vectors, mine])
@@ -131,9 +131,7 @@ def _classifier(run: MineRun, folder: Path) -> Classifier:
     return classifier
 
 
-def _close(
-    run: MineRun, folder: Path, classifier: Classifier, found: np.ndarray, clock: Clock
-) -> dict[str, Any]:
+def _close(run: MineRun, folder: Path, classifier: Classifier, found: np.ndarray, clock: Clock) -> dict[str, Any]:
     """Takes what is above the thresholds, without semantic near-duplicates, best first until the tokens are full."""
     section, domains = run.config.classify, domain_names(run.config)
     given = section.thresholds or {}
@@ -238,10 +236,10 @@ def _write(run: MineRun, folder: Path, places: np.ndarray, found: np.ndarray, ab
         for start in range(0, len(places), READ):
             part = places[start : start + READ]
             ordered = np.sort(part)
-            chunks = dict(zip(ordered.tolist(), read_chosen_chunks(chunks_folder(run), ordered), strict=True))
+            here = dict(zip(ordered.tolist(), chunks.read_chosen(run, ordered), strict=True))
             for place in part.tolist():
                 own = int(np.where(above[place], found[place], -1).argmax())
-                yield chunks[place] | {
+                yield here[place] | {
                     "domains": [name for at, name in enumerate(domains) if above[place, at]],
                     "probability": {name: round(float(found[place, at]), 4) for at, name in enumerate(domains)},
                     "seed": seeds[best_seed[place, own]],

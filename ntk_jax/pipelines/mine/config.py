@@ -16,30 +16,67 @@ Cosine = Annotated[float, Range(-1, 1)]
 
 
 @dataclass(frozen=True)
+class GopherSection:
+    """The quality rules of MassiveText (Rae et al., arXiv 2112.11446, appendix A1), for corpus.quality = gopher. A rule
+    is switched off by a threshold that nothing passes."""
+
+    min_words: Natural = setting(50, "words of a document at least")
+    max_words: Count = setting(100_000, "and at most")
+    min_word_length: NotNegative = setting(3.0, "characters of a word on average at least")
+    max_word_length: NotNegative = setting(10.0, "and at most")
+    max_symbols: NotNegative = setting(0.1, "# and ellipses for each word")
+    max_bullet_lines: Fraction = setting(0.9, "share of lines that begin with a bullet")
+    max_ellipsis_lines: Fraction = setting(0.3, "share of lines that end with an ellipsis")
+    min_alphabetic: Fraction = setting(0.8, "share of words with a letter")
+    stop_words: tuple[str, ...] = setting(
+        ("the", "be", "to", "of", "and", "that", "have", "with"), "common words of the language"
+    )
+    min_stop_words: Natural = setting(2, "different ones of them that a document has at least")
+    max_repeated_lines: Fraction = setting(0.3, "share of lines that stood before in the document")
+    max_repeated_paragraphs: Fraction = setting(0.3, "the same of paragraphs")
+    max_repeated_line_characters: Fraction = setting(0.2, "the same of lines, by characters")
+    max_repeated_paragraph_characters: Fraction = setting(0.2, "the same of paragraphs, by characters")
+    max_top_runs: tuple[Fraction, ...] = setting(
+        (0.2, 0.18, 0.16), "share of characters in the most frequent run of 2, 3, 4 words"
+    )
+    max_repeated_runs: tuple[Fraction, ...] = setting(
+        (0.15, 0.14, 0.13, 0.12, 0.11, 0.1), "share of characters in repeated runs of 5, 6, ... words"
+    )
+
+
+@dataclass(frozen=True)
 class CorpusSection:
     """The corpus: where it lies, what is taken out of a page, and what is dropped. Every drop is counted by reason."""
 
     files: tuple[str, ...] = setting(
-        (), "WARC and WET files, JSONL, Parquet, tables, text files, tfds:NAME/SPLIT or builtin:NAME; globs"
+        (),
+        "WARC and WET files, JSONL, tables, Parquet, Arrow, text and HTML files, folders of these, tfds:NAME/SPLIT or "
+        "hf:NAME/SPLIT; globs",
     )
     columns: Mapping[str, Any] | None = setting(
-        None, "where a document's fields come from, as {text: body, id: key, url: link}; null: they are recognised"
+        None, "keys of records under other names, as {text: body, title: head, url: link, id: key, source: origin}"
     )
-    limit: Count | None = setting(None, "a seeded sample of so many chunks goes on; null: all")
-    shards: Count = setting(8, "pieces of the corpus, each done by one process; independent of the number of files")
+    limit: Count | None = setting(None, "a seeded sample of so many chunks is mined; null: all")
+    shards: Count = setting(8, "pieces of the corpus, each the work of one process; whatever the number of files")
     workers: Count = setting(1, "local processes that work on shards at once")
-    runner: Literal["local", "beam"] = setting("local", "beam: by Apache Beam (extra beam), for a corpus on many machines")
-    beam_options: tuple[str, ...] = setting((), "options of Beam's runner, such as --runner=DataflowRunner")
-    extractor: Literal["resiliparse", "trafilatura"] = setting("resiliparse", "takes a page's main text out of its HTML")
-    page_seconds: Positive = setting(5.0, "a page whose extraction takes longer is dropped, and its process killed")
-    language: str | None = setting(None, "documents in this language only, such as en; null: any")
-    quality: Literal["gopher", "none"] = setting("none", "gopher: the rules of the section corpus.gopher")
-    words: Count = setting(2500, "words of a chunk at most; it ends with a sentence")
-    min_words: Natural = setting(15, "documents with fewer words are dropped")
-    duplicates: Literal["minhash", "exact", "none"] = setting(
-        "minhash", "exact: equal texts and paragraphs; minhash: texts that share most of their 5-word runs, too"
+    runner: Literal["local", "beam"] = setting("local", "beam: Apache Beam (extra beam), for a corpus on many machines")
+    beam_options: tuple[str, ...] = setting((), "options of Beam, such as --runner=DataflowRunner")
+    extractor: Literal["resiliparse", "trafilatura"] = setting(
+        "resiliparse", "takes a page's main text out of its HTML (extras crawl, trafilatura)"
     )
-    similarity: Fraction = setting(0.8, "Jaccard similarity from which on two documents are near-duplicates")
+    page_seconds: Positive = setting(5.0, "a page whose extraction takes longer is dropped, and its process ended")
+    languages: tuple[str, ...] = setting((), "documents in these languages only, such as [en]; none: any")
+    quality: Literal["none", "gopher"] = setting("none", "gopher: the rules of corpus.gopher")
+    gopher: GopherSection = section(GopherSection)
+    words: Count = setting(2500, "words of a chunk at most; it ends with a sentence")
+    min_words: Natural = setting(20, "chunks with fewer words are left out")
+    exact_duplicates: bool = setting(True, "drop documents whose text stood before")
+    near_duplicates: Fraction = setting(
+        0.8, "drop documents that share so much of their word runs with an earlier one (MinHash); 0: none"
+    )
+    paragraph_words: Natural = setting(
+        10, "paragraphs of at least so many words that stood in an earlier document are cut out; 0: none"
+    )
     decontaminate: tuple[str, ...] = setting(
         (), "evaluation files; documents that share a run of corpus.overlap words with one of them are dropped"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ntk_jax.engine.doctor import Check, Doubt
 from ntk_jax.errors import UserError
-from ntk_jax.mining.corpus.sources import corpus_files
+from ntk_jax.mining.corpus.files import corpus_files
 from ntk_jax.models.embedder import load_embedder
 from ntk_jax.pipelines.common.llm import doctor_check
 from ntk_jax.pipelines.mine.config import MineConfig, asks_llm
@@ -23,7 +23,7 @@ def checks(config: MineConfig) -> list[Check]:
 
 def _corpus(config: MineConfig) -> str:
     files = corpus_files(config.corpus.files)
-    return f"{len(files):,} files, {files[0]} first"
+    return f"{len(files):,} files, {files[0].path} first"
 
 
 def _seeds(config: MineConfig) -> str:

@@ -10,10 +10,10 @@ import numpy as np
 
 from ntk_jax.engine.blocks import Progress, fill_blocks
 from ntk_jax.engine.clock import Clock
-from ntk_jax.mining.corpus.chunks import count_chunks, read_chosen_chunks, read_chunks
 from ntk_jax.mining.search import best_of_block, merge_top
 from ntk_jax.mining.seeds.lexical import compare_lexical
 from ntk_jax.mining.seeds.seed import Seed, domain_matrix
+from ntk_jax.pipelines.mine import chunks
 from ntk_jax.pipelines.mine.config import domain_names
 from ntk_jax.pipelines.mine.seeds import seeds_of
 from ntk_jax.pipelines.mine.state import MineRun
@@ -24,11 +24,6 @@ CHUNKS, NEAREST = "chunks.zarr", "nearest.zarr"
 LEXICAL = 500  # chunks of the corpus whose words are looked at
 HITS = 3  # chunks shown of a seed in the report
 SHOWN = 400  # characters of a text in the report
-
-
-def chunks_folder(run: MineRun) -> Path:
-    """Where the corpus stage wrote."""
-    return run.job.folder / "corpus"
 
 
 def check_inputs(run: MineRun, closing: bool) -> None:
@@ -45,7 +40,7 @@ def embed(run: MineRun, folder: Path) -> dict[str, Any] | None:
     clock, section, domains = Clock(run.job.folder, "embed"), run.config.embed, domain_names(run.config)
     seeds = seeds_of(run)
     vectors = _seed_vectors(run, seeds)
-    total, size = count_chunks(chunks_folder(run)), section.block_chunks
+    total, size = chunks.count(run), section.block_chunks
     top = min(section.neighbours, total)
     arrays: dict[str, Any] = {
         "best": ((len(domains),), np.float32),
@@ -61,16 +56,14 @@ def embed(run: MineRun, folder: Path) -> dict[str, Any] | None:
 
     def texts(blocks: frozenset[int]) -> Iterator[tuple[int, list[str]]]:
         for block in sorted(blocks):
-            yield block, [chunk["text"] for chunk in read_chunks(chunks_folder(run), *store.block_range(block))]
+            yield block, [chunk["text"] for chunk in chunks.read_range(run, *store.block_range(block))]
 
     def compute(block: int, items: list[str], progress: Progress) -> dict[str, np.ndarray]:
         start, stop = store.block_range(block)
         windows, owner = run.embedder.embed_windows(
             items, kind="passage", batch_tokens=section.batch_tokens, progress=progress
         )
-        found = best_of_block(
-            windows, owner, stop - start, vectors, own, top=top, combine=section.combine, first=start
-        )
+        found = best_of_block(windows, owner, stop - start, vectors, own, top=top, combine=section.combine, first=start)
         # Before the block is marked as done, so that a done block has both.
         write_block(nearest, block, {"top_score": found.top_score[None], "top_chunk": found.top_chunk[None]})
         counts = np.bincount(owner, minlength=stop - start)
@@ -127,22 +120,22 @@ def embeddings(run: MineRun, start: int, stop: int) -> np.ndarray:
     store = open_store(run.job.folder / "embed" / CHUNKS)
     if "embedding" in store.arrays:
         return np.asarray(read(store, "embedding", start, stop), np.float32)
-    texts = [chunk["text"] for chunk in read_chunks(chunks_folder(run), start, stop)]
+    texts = [chunk["text"] for chunk in chunks.read_range(run, start, stop)]
     windows, owner = run.embedder.embed_windows(texts, kind="passage", batch_tokens=run.config.embed.batch_tokens)
     # Rounded as the store would have rounded them: keeping them decides nothing but the time.
     return mean_vectors(windows, owner, stop - start).astype(np.float32)
 
 
-def mean_vectors(windows: np.ndarray, owner: np.ndarray, chunks: int) -> np.ndarray:
+def mean_vectors(windows: np.ndarray, owner: np.ndarray, count: int) -> np.ndarray:
     """[n, D] fp16: the mean of each chunk's windows [W, D], to unit length."""
-    total = np.zeros((chunks, windows.shape[1]), np.float32)
+    total = np.zeros((count, windows.shape[1]), np.float32)
     np.add.at(total, owner, windows)
     return (total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)).astype(np.float16)
 
 
-def chosen_embeddings(run: MineRun, chunks: Iterable[int]) -> np.ndarray:
+def chosen_embeddings(run: MineRun, ordinals: Iterable[int]) -> np.ndarray:
     """[n, D] fp32 of these ascending chunks, block by block."""
-    wanted = np.asarray(list(chunks), np.int64)
+    wanted = np.asarray(list(ordinals), np.int64)
     store = open_store(run.job.folder / "embed" / CHUNKS)
     parts = [np.zeros((0, run.embedder.dim), np.float32)]
     for block in range(store.blocks):
@@ -170,7 +163,7 @@ def _seed_vectors(run: MineRun, seeds: list[Seed]) -> np.ndarray:
 def _lexical(run: MineRun, seeds: list[str], total: int) -> dict[str, Any]:
     """The seeds' vocabulary and readability beside those of a sample of the corpus."""
     places = np.sort(np.random.default_rng([run.config.seed, 0xE3]).permutation(total)[:LEXICAL])
-    corpus = [chunk["text"] for chunk in read_chosen_chunks(chunks_folder(run), places)]
+    corpus = [chunk["text"] for chunk in chunks.read_chosen(run, places)]
     return compare_lexical({"seeds": seeds, "corpus": corpus}, seed=run.config.seed)
 
 
@@ -188,15 +181,19 @@ def _nearest(run: MineRun, seeds: list[Seed]) -> list[dict[str, Any]]:
     score, chunk = nearest_chunks(run)
     score, chunk = score[places][:, :HITS], chunk[places][:, :HITS]
     wanted = np.unique(chunk[chunk >= 0])
-    texts = dict(zip(wanted.tolist(), read_chosen_chunks(chunks_folder(run), wanted), strict=True))
+    texts = dict(zip(wanted.tolist(), chunks.read_chosen(run, wanted), strict=True))
     found = []
     for row, place in enumerate(places):
         hits = [
-            {"score": float(s), **{key: texts[int(c)].get(key) for key in ("source", "title")}, "text": texts[int(c)]["text"][:SHOWN]}
-            for s, c in zip(score[row], chunk[row], strict=True)
-            if c >= 0
+            {"score": float(value), **_shown(texts[int(ordinal)])}
+            for value, ordinal in zip(score[row], chunk[row], strict=True)
+            if ordinal >= 0
         ]
         seed = seeds[place]
         facts = {key: seed.facts[key] for key in ("type", "origin") if key in seed.facts}
         found.append({"id": seed.id, "domains": list(seed.domains), "text": seed.text[:SHOWN], **facts, "hits": hits})
     return found
+
+
+def _shown(chunk: dict[str, Any]) -> dict[str, Any]:
+    return {"source": chunk["source"], "title": chunk["title"], "text": chunk["text"][:SHOWN]}

@@ -14,13 +14,13 @@ from ntk_jax.errors import UserError
 from ntk_jax.mining import labels as labelling
 from ntk_jax.mining import thresholds
 from ntk_jax.mining.annotate import annotate
-from ntk_jax.mining.corpus.chunks import read_chosen_chunks
 from ntk_jax.mining.judge import ask_verdicts, question
 from ntk_jax.mining.labels import Labelled
 from ntk_jax.mining.metrics import Curve
 from ntk_jax.mining.seeds.seed import domain_matrix
+from ntk_jax.pipelines.mine import chunks
 from ntk_jax.pipelines.mine.config import MineConfig, domain_names
-from ntk_jax.pipelines.mine.embed import best_scores, chunks_folder, nearest_chunks
+from ntk_jax.pipelines.mine.embed import best_scores, nearest_chunks
 from ntk_jax.pipelines.mine.seeds import seeds_of
 from ntk_jax.pipelines.mine.state import MineRun
 from ntk_jax.storage.atomic import replacing, write_json
@@ -54,20 +54,23 @@ def label(run: MineRun, folder: Path) -> Facts:
         top_score, top_chunk = nearest_chunks(run)
         _refuse_without_seeds(own, domains)
         cuts = {name: _cut(run, name, best[:, place]) for place, name in enumerate(domains)}
-        found, failures = labelling.label(
-            best,
-            best_seed,
-            top_score,
-            top_chunk,
-            own,
-            thresholds=[cuts[name].suggestion.value for name in domains],
-            names=domains,
-            per_seed=min(section.per_seed, top_chunk.shape[1]),
-            margin=section.margin,
-            negatives=section.negatives,
-            hard_share=section.middle,
-            seed=run.config.seed,
-        ), {}
+        found, failures = (
+            labelling.label(
+                best,
+                best_seed,
+                top_score,
+                top_chunk,
+                own,
+                thresholds=[cuts[name].suggestion.value for name in domains],
+                names=domains,
+                per_seed=min(section.per_seed, top_chunk.shape[1]),
+                margin=section.margin,
+                negatives=section.negatives,
+                hard_share=section.middle,
+                seed=run.config.seed,
+            ),
+            {},
+        )
     with replacing(folder / FILE) as file:
         np.savez(file, **{name: getattr(found, name) for name in ("chunks", "labels", "why", "seed", "score")})
     summary = {
@@ -83,7 +86,7 @@ def label(run: MineRun, folder: Path) -> Facts:
             for place, name in enumerate(domains)
         },
         "failures": failures,
-        "llm": run.spend("label"),
+        "llm": run.spend(),
         "seconds": clock.seconds(),
     }
     write_json(folder / "summary.json", summary)
@@ -138,10 +141,10 @@ def _cut(run: MineRun, name: str, scores: np.ndarray) -> _Cut:
             return _Cut(thresholds.suggest_share(scores, section.share))
         return _Cut(thresholds.suggest_excess(scores))
     sample = thresholds.judged_sample(scores, section.judged, run.config.seed)
-    texts = [chunk["text"] for chunk in read_chosen_chunks(chunks_folder(run), sample.places)]
+    texts = [chunk["text"] for chunk in chunks.read_chosen(run, sample.places)]
     questions = [question(text, name, run.domains[name]) for text in texts]
     progress = run.job.progress(f"judge {name}", len(texts), "chunks")
-    verdicts = ask_verdicts(run.client("label"), questions, progress=progress).values
+    verdicts = ask_verdicts(run.client, questions, progress=progress).values
     found = thresholds.suggest_judged(scores, sample, verdicts, precision=section.precision)
     judged = int((~np.isnan(verdicts)).sum())
     return _Cut(found, judged, thresholds.judged_curve(scores, sample, verdicts))
@@ -154,9 +157,9 @@ def _by_model(run: MineRun, best: np.ndarray, best_seed: np.ndarray) -> tuple[La
     likely = np.argsort(-best.max(axis=1), kind="stable")[: count // 2]
     others = rng.permutation(np.setdiff1d(np.arange(len(best)), likely))[: count - len(likely)]
     places = np.sort(np.concatenate([likely, others])).astype(np.int64)
-    texts = [chunk["text"] for chunk in read_chosen_chunks(chunks_folder(run), places)]
+    texts = [chunk["text"] for chunk in chunks.read_chosen(run, places)]
     progress = run.job.progress("label", len(texts), "chunks")
-    found = annotate(run.client("label"), texts, run.domains, progress=progress)
+    found = annotate(run.client, texts, run.domains, progress=progress)
     read = ~np.isnan(found.labels).any(axis=1)
     places, labels = places[read], found.labels[read]
     own = best[places].argmax(axis=1)

@@ -1,4 +1,4 @@
-"""The texts that stand for each domain: written by a language model, the user's own, or both; near-duplicates dropped."""
+"""The texts that stand for each domain: written by a language model, the user's own, or both, without duplicates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ntk_jax.engine.clock import Clock
 from ntk_jax.engine.stage import Facts
 from ntk_jax.errors import UserError
 from ntk_jax.mining.seeds.coverage import coverage
-from ntk_jax.mining.seeds.dimensions import DIMENSIONS, Dimensions
+from ntk_jax.mining.seeds.dimensions import dimensions_of
 from ntk_jax.mining.seeds.duplicates import drop_duplicates
 from ntk_jax.mining.seeds.lexical import lexical
 from ntk_jax.mining.seeds.own import seed_files, seeds_of_documents, seeds_of_keywords
@@ -29,6 +29,7 @@ EVERY = "*"  # in seeds.files: records that name their domains themselves
 def check(config: MineConfig) -> None:
     """Raises UserError: no seeds from anywhere, or own ones of a domain that there is not."""
     section, names = config.seeds, domain_names(config)
+    dimensions_of(section.dimensions)
     files, words = seed_files(section.files or {}), section.keywords or {}
     for key, given in (("files", files), ("keywords", words)):
         for name in given:
@@ -63,11 +64,11 @@ def seeds(run: MineRun, folder: Path) -> Facts:
         "domains": counts,
         "origins": dict(Counter(str(seed.facts.get("origin")) for seed in kept)),
         "written": written.summary() if written else None,
-        "writer": run.client("seeds").name if written else None,
+        "writer": run.client.name if written else None,
         "duplicates": dict(Counter(one["reason"] for one in dropped)),
-        "coverage": coverage(kept, domain_names(config), dimensions_of(config)),
+        "coverage": coverage(kept, domain_names(config), dimensions_of(section.dimensions)),
         "lexical": lexical([seed.text for seed in kept], seed=config.seed),
-        "llm": run.spend("seeds") if written else None,
+        "llm": run.spend() if written else None,
         "seconds": clock.seconds(),
     }
     write_json(folder / "summary.json", summary)
@@ -90,20 +91,15 @@ def own_seeds(config: MineConfig) -> list[Seed]:
     return found + (seeds_of_keywords(section.keywords, descriptions) if section.keywords else [])
 
 
-def dimensions_of(config: MineConfig) -> Dimensions:
-    """What seeds are spread over: the paper's dimensions, or the lists that the config gives."""
-    return DIMENSIONS.replaced(config.seeds.dimensions or {})
-
-
 def _written(run: MineRun, clock: Clock) -> Seeds:
     section, config = run.config.seeds, run.config
     topics: Mapping[str, Any] | None = section.topics
     return write_seeds(
-        run.client("seeds"),
+        run.client,
         run.domains,
         per_domain=section.per_domain,
         two_domain_share=section.two_domains if len(run.domains) > 1 else 0.0,
-        dimensions=dimensions_of(config),
+        dimensions=dimensions_of(section.dimensions),
         topics=topics,
         format=section.format,
         seed=config.seed,

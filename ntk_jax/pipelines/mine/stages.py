@@ -20,6 +20,12 @@ from ntk_jax.engine.stage import Address, Pipeline, Stage
 from ntk_jax.pipelines.mine import config as settings
 
 _HERE = "ntk_jax.pipelines.mine"
+# Which files there are counts by their contents; who works on them, and how many at once, decides nothing.
+_CORPUS = tuple(
+    f"corpus.{key}"
+    for key in ("columns", "limit", "shards", "extractor", "page_seconds", "languages", "quality", "gopher", "words")
+    + ("min_words", "exact_duplicates", "near_duplicates", "paragraph_words", "overlap")
+)
 _LLM = ("llm.kind", "llm.model", "llm.base_url")
 
 
@@ -89,16 +95,7 @@ PIPELINE = Pipeline(
             "duplicates, overlap with evaluation files; every drop is counted by its reason. Writes "
             "corpus/chunks-*.parquet.",
             function=Address(f"{_HERE}.corpus:corpus"),
-            reads=(
-                "seed",
-                *(
-                    f"corpus.{key}"
-                    for key in (
-                        *("files", "columns", "limit", "shards", "extractor", "page_seconds", "language", "quality"),
-                        *("words", "min_words", "duplicates", "similarity", "overlap"),
-                    )
-                ),
-            ),
+            reads=("seed", *_CORPUS),
             inputs=("corpus", "decontaminate"),
             stores=lambda config: ("shards.zarr",),
             check=Address(f"{_HERE}.corpus:check"),
@@ -150,8 +147,8 @@ PIPELINE = Pipeline(
             name="audit",
             title="Audit",
             help="a language model judges a sample of what was mined",
-            description="Asks the language model whether mined chunks belong to their domain, with wrong labels planted "
-            "among them, so that its own errors are known. Writes audit/verdicts.jsonl.",
+            description="Asks the language model whether mined chunks belong to their domain, with wrong labels "
+            "planted among them, so that its own errors are known. Writes audit/verdicts.jsonl.",
             function=Address(f"{_HERE}.audit:audit"),
             after=lambda config: ("classify",),
             reads=("audit", *_LLM),
@@ -162,8 +159,8 @@ PIPELINE = Pipeline(
             name="pretrain",
             title="Continual pre-training",
             help="one model for each arm, on mined and on control text",
-            description="Trains the model on the same number of tokens for every arm of pretrain.arms, with general text "
-            "mixed in, and takes the perplexity of held-out text of the domain and of general text along the way. "
+            description="Trains the model on the same number of tokens for every arm of pretrain.arms, with general "
+            "text mixed in, and takes the perplexity of held-out text of the domain and of general text along the way. "
             "Writes pretrain/<arm>/.",
             function=Address(f"{_HERE}.pretrain:pretrain"),
             after=_pretrain_after,

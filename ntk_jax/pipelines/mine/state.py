@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
 
+from ntk_jax.data import columns
+from ntk_jax.data.sources import source_hashes
 from ntk_jax.engine.stage import Job
 from ntk_jax.errors import UserError
 from ntk_jax.llm.request import Client
+from ntk_jax.mining.corpus.files import corpus_files
+from ntk_jax.mining.seeds.own import seed_files
 from ntk_jax.models.embedder import Embedder, load_embedder
 from ntk_jax.models.hub import resolve
-from ntk_jax.pipelines.common.llm import check_llm, open_client
+from ntk_jax.models.model import load_model
+from ntk_jax.pipelines.common.inputs import model_hashes
+from ntk_jax.pipelines.common.llm import LLMSection, account, check_llm, open_client
 from ntk_jax.pipelines.common.model import RunModel, mesh_of, run_model
+from ntk_jax.pipelines.common.reading import reading_of
 from ntk_jax.pipelines.mine.config import MineConfig, asks_llm, domain_names
-from ntk_jax.pipelines.mine.own_files import seed_files
-from ntk_jax.storage.hashing import hash_model, sha256_file
+from ntk_jax.storage.hashing import hash_model, hash_tree, sha256_file
 
 
 @dataclass
@@ -56,9 +63,28 @@ class MineRun:
             self.job.progress("encoder", None, "")(1, 1, found.note)
         return found
 
-    def client(self, stage: str) -> Client:
-        """Whoever writes seeds and judges chunks, with the calls, replies and spend of all stages in one place."""
-        return open_client(self.config.llm, self.job.folder / "llm", stage=stage, progress=self.job.progress)
+    @functools.cached_property
+    def client(self) -> Client:
+        """Whoever writes seeds and judges chunks; the replies and calls of all stages are kept in one place."""
+        section = self.config.llm
+        return open_client(section, self.llm_folder, self._sampler, identity=_identity(section))
+
+    @property
+    def llm_folder(self) -> Path:
+        """Where replies and calls are kept."""
+        return self.job.folder / "llm"
+
+    def spend(self) -> dict[str, Any] | None:
+        """What all calls to a server have cost up to now, for a summary; None where no server was asked."""
+        return account(self.llm_folder) if self.config.llm.kind == "server" and asks_llm(self.config) else None
+
+    def _sampler(self) -> Client:
+        from ntk_jax.llm.sampler import ModelClient
+
+        section = self.config.llm
+        self.job.progress("llm", None, "")(1, 1, f"loading {section.model}")
+        model = load_model(section.model, dtype=section.dtype, mesh=self.mesh)
+        return ModelClient(model, slots=section.slots, mesh=self.mesh)
 
 
 def open_run(config: MineConfig, job: Job) -> MineRun:
@@ -92,18 +118,15 @@ def facts(config: MineConfig) -> dict[str, Any]:
 
 def input_hashes(config: MineConfig) -> dict[str, Any]:
     """How the SHA-256 of each kind of input is found."""
-    from ntk_jax.mining.corpus.sources import corpus_files
-    from ntk_jax.pipelines.common.inputs import model_hashes
-
     return {
         "model": lambda: model_hashes(config.model),
         "encoder": lambda: {config.encoder.path: hash_model(resolve(config.encoder.path))},
-        "seeds": lambda: {path: sha256_file(path) for path in seed_files(config)},
-        "corpus": lambda: {path: sha256_file(path) for path in corpus_files(config.corpus.files)},
-        "decontaminate": lambda: {path: sha256_file(path) for path in corpus_files(config.corpus.decontaminate)},
+        "seeds": lambda: source_hashes(_own_files(config)),
+        "corpus": lambda: _corpus_hashes(config),
+        "decontaminate": lambda: source_hashes(config.corpus.decontaminate),
         "llm": lambda: _llm_hashes(config),
-        "pretrain": lambda: {path: sha256_file(path) for path in corpus_files(config.pretrain.files)},
-        "evaluate": lambda: _evaluation_hashes(config),
+        "pretrain": lambda: source_hashes(config.pretrain.files),
+        "evaluate": lambda: source_hashes(config.evaluate.files, reading_of(config, "evaluate")),
     }
 
 
@@ -114,8 +137,21 @@ def _llm_hashes(config: MineConfig) -> dict[str, str]:
     return {config.llm.model: hash_model(resolve(config.llm.model))}
 
 
-def _evaluation_hashes(config: MineConfig) -> dict[str, str]:
-    from ntk_jax.data.sources import source_hashes
-    from ntk_jax.pipelines.common.reading import reading_of
+def _identity(section: LLMSection) -> str | None:
+    """A model in this process by its files, so that no reply of other weights is taken for its own."""
+    if section.kind != "model":
+        return None
+    return f"{Path(section.model).name} {hash_model(resolve(section.model))[:16]} {section.dtype}"
 
-    return source_hashes(config.evaluate.files, reading_of(config, "evaluate"))
+
+def _own_files(config: MineConfig) -> tuple[str, ...]:
+    return tuple(path for files in seed_files(config.seeds.files or {}).values() for path in files)
+
+
+def _corpus_hashes(config: MineConfig) -> dict[str, str]:
+    """By the names that chunks carry: where the corpus' folder stands decides nothing."""
+    pieces = corpus_files(config.corpus.files)
+    return {
+        piece.name: hash_tree([piece.name, piece.size]) if columns.remote_kind(piece.path) else sha256_file(piece.path)
+        for piece in pieces
+    }

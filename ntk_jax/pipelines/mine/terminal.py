@@ -28,47 +28,46 @@ def _seeds(found: dict[str, Any], folder: Path) -> list[str]:
         reasons = "; ".join(f"{count:,} {reason}" for reason, count in written["failures"].items())
         lines.append(f"Replies that were not usable: {reasons}")
     if written and written["shortfall"]:
-        lines.append("Fewer than asked for: " + ", ".join(f"{n:,} of {name}" for name, n in written["shortfall"].items()))
+        missing = ", ".join(f"{count:,} of {name}" for name, count in written["shortfall"].items())
+        lines.append(f"Fewer than asked for: {missing}")
     return lines
 
 
 def _corpus(found: dict[str, Any], folder: Path) -> list[str]:
-    lines = [f"Corpus: {found['chunks']:,} chunks of {found['documents']:,} documents ({found['read']:,} read)"]
-    lines += [f"  dropped: {count:,} {reason}" for reason, count in found["drops"].items()]
-    return lines
+    sample = f", {found['sampled']:,} of them a sample that is mined" if "sampled" in found else ""
+    lines = [
+        f"Corpus: {found['kept']:,} of {found['documents']:,} documents, {found['chunks']:,} chunks of "
+        f"{found['words']:,} words{sample}"
+    ]
+    drops = ", ".join(f"{count:,} {reason}" for reason, count in found["drops"].items() if count)
+    return [*lines, *([f"Dropped: {drops}"] if drops else [])]
 
 
 def _label(found: dict[str, Any], folder: Path) -> list[str]:
-    lines = [f"Labelled set: {found['chunks']:,} chunks"]
-    for name, each in found["thresholds"].items():
-        share = f"keeps {each['keeps']:,} of {each['of']:,}"
-        lines.append(f"  {name}: threshold {each['value']:.3f}, {share} ({each['how']})")
+    lines = [f"Labelled set: {found['labelled']:,} chunks"]
+    for name, each in found["domains"].items():
+        if "threshold" in each:
+            kept = f"keeps {each['kept']:,} of {each['total']:,}"
+            lines.append(f"  {name}: threshold {each['threshold']:.3f} {kept} ({each['how']})")
     return lines
 
 
 def _classify(found: dict[str, Any], folder: Path) -> list[str]:
-    rows = [["domain", "threshold", "mined", "held-out precision", "recall", "average precision"]]
-    for name, count in found["domains"].items():
-        figures = found["figures"].get(name, {})
-        shown = [_number(figures.get(key)) for key in ("precision", "recall", "average precision")]
-        rows.append([name, f"{found['thresholds'][name]:.3f}", f"{count:,}", *shown])
-    text = f"Mined: {found['mined']:,} of {found['chunks']:,} chunks, {found['words']:,} words"
+    rows = [["domain", "threshold", "chunks taken", "held-out precision", "recall", "average precision"]]
+    for name, each in found["domains"].items():
+        shown = [_interval(each.get(key), 3) for key in ("precision", "recall")]
+        limit, average = f"{each['threshold']:.3f}", _number(each.get("average_precision"))
+        rows.append([name, limit, f"{each['taken']:,}", *shown, average])
+    text = f"Mined: {found['taken']:,} of {found['chunks']:,} chunks, {found['words']:,} words"
     return [f"{text}: {folder / 'mined.jsonl'}", *align(rows, rules_before={1})]
 
 
 def _audit(found: dict[str, Any], folder: Path) -> list[str]:
-    rows = [["domain", "judge agrees", "judged", "accepts planted wrong labels", "planted", "precision at least"]]
-    for each in found["table"]:
-        rows.append(
-            [
-                each["domain"],
-                _number(each["agreement"]),
-                f"{each['judged']:,}",
-                _number(each["false accepts"]),
-                f"{each['planted']:,}",
-                _number(each["precision at least"]),
-            ]
-        )
+    rows = [["domain", "judge agrees", "of", "accepts planted wrong labels", "of", "precision at least"]]
+    for name, each in found["domains"].items():
+        agreed, accepted = (each[part] / max(each[of], 1) for part, of in (("agreed", "judged"), ("accepted", "planted")))
+        shown = [_number(agreed), f"{each['judged']:,}", _number(accepted), f"{each['planted']:,}"]
+        rows.append([name, *shown, _number(each["precision_at_least"])])
     return [f"Audit by {found['judge']}:", *align(rows, rules_before={1})]
 
 
@@ -80,10 +79,11 @@ def _pretrain(found: dict[str, Any], folder: Path) -> list[str]:
     return ["Continual pre-training:", *align(rows, rules_before={1})]
 
 
-def _interval(found: dict[str, Any] | None) -> str:
+def _interval(found: dict[str, Any] | None, digits: int = 2) -> str:
     if not found:
         return ""
-    return f"{_number(found['value'], 2)} ({_number(found['low'], 2)} to {_number(found['high'], 2)})"
+    value, low, high = (_number(found[key], digits) for key in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
 
 
 def _number(value: Any, digits: int = 3) -> str:
