@@ -68,9 +68,7 @@ class Task:
         """[N, M] best cosine with a seed of each domain; the labelled set is made of it at the first call."""
         if self._best is None:
             ones = np.arange(len(self.vectors))
-            block = best_of_block(
-                self.vectors, ones, len(self.vectors), self.seed_vectors, self.own, top=TOP, first=0
-            )
+            block = best_of_block(self.vectors, ones, len(self.vectors), self.seed_vectors, self.own, top=TOP, first=0)
             self._best = np.asarray(block.best)
             suggested = [suggest_excess(self._best[:, place]) for place in range(len(self.names))]
             self._mined = label(
