@@ -17,7 +17,7 @@ from ntk_jax.mining.seeds.dimensions import DIMENSIONS, INDUSTRIES, Dimensions, 
 from ntk_jax.mining.seeds.own import seed_files, seeds_of_documents, seeds_of_keywords
 from ntk_jax.mining.seeds.plan import plan_seeds
 from ntk_jax.mining.seeds.prompts import FIELDS, prompt_id, seed_request
-from ntk_jax.mining.seeds.replies import Failure, Found, first_sentences, read_list, read_reply, unusable
+from ntk_jax.mining.seeds.replies import Found, Unusable, first_sentences, read_list, read_reply, unusable
 from ntk_jax.mining.seeds.seed import Seed, check_domains, domain_matrix, read_file, write_file
 
 DOMAINS = {"medicine": "diseases, drugs and patients", "law": "courts, contracts and rights"}
@@ -29,7 +29,7 @@ def reply_of(**fields: object) -> Reply:
     return Reply(json.dumps({**dict.fromkeys(FIELDS, "x y"), "document": DOCUMENT, **fields}), "stop")
 
 
-def read(reply: Reply | str, *, json_reply: bool = True, **how: object) -> Found | Failure:
+def read(reply: Reply | str, *, json_reply: bool = True, **how: object) -> Found | Unusable:
     reply = Reply(reply, "stop") if isinstance(reply, str) else reply
     return read_reply(reply, json_reply=json_reply, question=how.pop("question", ""), **how)  # type: ignore[arg-type]
 
@@ -175,8 +175,8 @@ def test_json_is_read_in_the_shapes_that_models_write() -> None:
     [
         (Reply("", "failed", reason="time-out"), "no reply: time-out"),
         (Reply(" \n", "stop"), "an empty reply"),
-        (Reply("no braces at all", "stop"), "not JSON"),
-        (Reply("{}", "stop"), "not JSON"),
+        (Reply("no braces at all", "stop"), "no JSON object"),
+        (Reply("{}", "stop"), "an empty JSON object"),
         (Reply('{"topic": "fever"}', "stop"), "no document in the JSON"),
         (reply_of(document=None), "no document in the JSON"),
         (reply_of(document="..."), "fewer than 20 words"),
@@ -186,8 +186,8 @@ def test_json_is_read_in_the_shapes_that_models_write() -> None:
 )
 def test_what_is_no_seed_says_why(reply: Reply, reason: str) -> None:
     found = read(reply)
-    assert isinstance(found, Failure) and found.reason == reason
-    assert found.again == (reason in ("not JSON", "no document in the JSON"))
+    assert isinstance(found, Unusable) and found.reason == reason
+    assert found.again == ("JSON" in reason)
 
 
 def test_a_text_that_repeats_the_question_is_no_seed() -> None:
@@ -221,12 +221,12 @@ def test_a_reply_that_was_cut_ends_with_a_sentence() -> None:
 @given(st.text(max_size=200), st.booleans(), st.sampled_from(["stop", "length"]))
 def test_no_reply_is_an_error(text: str, json_reply: bool, finish: str) -> None:
     found = read_reply(Reply(text, finish), json_reply=json_reply, question="q", min_words=1)
-    assert isinstance(found, Failure) or found.text.strip()
+    assert isinstance(found, Unusable) or found.text.strip()
 
 
 def test_lists_of_topics() -> None:
     assert read_list('["a b", "c", "a b"]') == ["a b", "c"]
-    assert read_list('{"topics": ["a", "b"]}') == ["a", "b"]
+    assert read_list('Here: {"topics": ["a", "b"]}') == ["a", "b"]
     assert read_list("1. first one\n2) second\n- third") == ["first one", "second", "third"]
     assert read_list("") == []
 

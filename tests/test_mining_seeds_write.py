@@ -71,16 +71,15 @@ def test_a_broken_reply_is_asked_for_once_more() -> None:
     assert broken and result.repaired == broken and len(result.seeds) == result.planned and not result.failures
     assert result.asked == result.planned + broken == len(client.asked)
     repair = next(request for request in client.asked if is_repair(request))
-    assert repair.messages[1]["content"] == "{broken" and "not JSON" in repair.messages[2]["content"]
-    assert repair.temperature == 0
+    assert repair.messages[1]["content"] == "{broken" and "no JSON object" in repair.messages[2]["content"]
 
 
 def test_what_stays_broken_is_counted_kept_and_tried_anew() -> None:
     result, _ = write(lambda request: "rubbish" if request.sample == 0 and request.seed % 4 == 0 else good(request))
-    lost = result.failures["not JSON"]
+    lost = result.failures["no JSON object"]
     assert lost > 0 and len(result.seeds) == result.planned and not result.shortfall
     assert [one["text"] for one in result.rejected] == ["rubbish"] * lost
-    assert {one["reason"] for one in result.rejected} == {"not JSON"} and {
+    assert {one["reason"] for one in result.rejected} == {"no JSON object"} and {
         one["attempt"] for one in result.rejected
     } == {0}
 
@@ -116,7 +115,7 @@ def test_a_model_that_cannot_write_json_is_asked_for_text() -> None:
     result, client = write(lambda request: "Once upon a time" if wants_json(request) else good(request), per_domain=20)
     assert result.format == "text" and len(result.seeds) == result.planned and not result.shortfall
     assert sum(wants_json(request) and not is_repair(request) for request in client.asked) == PROBE
-    assert result.failures == {"not JSON": PROBE}
+    assert result.failures == {"no JSON object": PROBE}
 
 
 def test_text_asks_for_no_json() -> None:

@@ -40,10 +40,6 @@ Answer with one JSON object and nothing else. Its keys are "topic", "premise", "
 _PLAIN = """Write a {type} about {subject}. The field is {field} The tone is {demeanour}. The length is {low} to {high}
 words. Write only the {type} itself."""
 
-_REPAIR = """Your answer could not be read as JSON ({reason}). Give the same answer again as one JSON object with the
-text values "topic", "premise", "author", "audience", "motive" and "document". Inside a value write a line break as \\n
-and a quotation mark as \\". Write nothing before or after the object."""
-
 _TOPICS = """List {count} different narrow topics of this field: {field}
 
 Spread them over the whole of the field, from its daily practice to its rare cases; each is two to eight words. Answer
@@ -76,24 +72,6 @@ def seed_request(
         seed=_seed_of(seed, slot.id),
         sample=sample,
         schema=SCHEMA if json_reply else None,
-    )
-
-
-def repair_request(request: Request, reply: str, reason: str) -> Request:
-    """Asks once more for a reply that did not parse, with the reply before it; greedily, for it is only copied."""
-    assert not isinstance(request.messages, str)
-    talk = (
-        *request.messages,
-        {"role": "assistant", "content": reply},
-        {"role": "user", "content": _REPAIR.format(reason=reason)},
-    )
-    return Request(
-        messages=talk,
-        max_tokens=request.max_tokens,
-        temperature=0.0,
-        seed=request.seed,
-        sample=request.sample,
-        schema=request.schema,
     )
 
 

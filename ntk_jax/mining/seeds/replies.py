@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import json_repair
-
+from ntk_jax.llm.parsing import Parsed, parse_json
 from ntk_jax.llm.request import Reply
 from ntk_jax.mining.seeds.prompts import FIELDS
 
 DISTINCT_RUNS = 0.5  # share of different runs of words below which a text repeats itself
 COPIED_RUNS = 0.2  # share of runs that stand in the question above which a text repeats that
-_LONGEST = 200_000  # characters of a reply that a repair is tried on
 _FENCE = re.compile(r"^\s*```[\w-]*\s*\n(.*?)\n?\s*```\s*$", re.DOTALL)
 _LABEL = re.compile(rf"^\W*({'|'.join(FIELDS)}|document)\W*:[ \t*]*(.*)$", re.IGNORECASE)
 _OPENING = re.compile(r"^(sure|certainly|of course|here is|here's|here are|below is)\b[^\n]*:\s*\n", re.IGNORECASE)
@@ -37,7 +34,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Failure:
+class Unusable:
     """Why a reply is no seed, in words that are the same for all replies of a kind. again: asking for the same answer
     in better form may help."""
 
@@ -45,19 +42,19 @@ class Failure:
     again: bool = False
 
 
-def read_reply(reply: Reply, *, json_reply: bool, question: str, min_words: int = 20) -> Found | Failure:
+def read_reply(reply: Reply, *, json_reply: bool, question: str, min_words: int = 20) -> Found | Unusable:
     """The seed in a reply. question: what was asked, which a seed may not repeat."""
     if reply.finish == "failed":
-        return Failure(f"no reply: {reply.reason or 'unknown'}")
+        return Unusable(f"no reply: {reply.reason or 'unknown'}")
     if not reply.text.strip():
-        return Failure("an empty reply")
+        return Unusable("an empty reply")
     found = _from_json(reply.text) if json_reply else _from_text(reply.text)
-    if isinstance(found, Failure):
+    if isinstance(found, Unusable):
         return found
     if reply.finish == "length":
         found = Found(first_sentences(found.text), found.steps, cut=True)
     reason = unusable(found.text, question=question, min_words=min_words)
-    return Failure(reason) if reason else found
+    return Unusable(reason) if reason else found
 
 
 def unusable(text: str, *, question: str = "", min_words: int = 20) -> str | None:
@@ -89,27 +86,23 @@ def first_sentences(text: str, max_words: int | None = None) -> str:
 
 
 def read_list(text: str) -> list[str]:
-    """The texts of a reply that should be a JSON array: of an array, of an object's first array, or of lines."""
-    value = _json(_unfenced(text))
-    if isinstance(value, Mapping):
-        value = next((item for item in value.values() if isinstance(item, list)), None)
-    if isinstance(value, list):
-        items = [_plain(item) for item in value]
+    """The texts of a reply that should be a JSON array; where it is none, its lines."""
+    found = parse_json(text, kind=list)
+    if isinstance(found, Parsed):
+        items = [_plain(item) for item in found.value]
     else:
         items = [re.sub(r"^[\s\-*•\d.)\"]+|[\",]+$", "", line) for line in text.splitlines()]
     return list(dict.fromkeys(" ".join(item.split()) for item in items if item.strip()))
 
 
-def _from_json(text: str) -> Found | Failure:
-    value = _json(_unfenced(text))
-    if isinstance(value, list):  # one document was asked for
-        value = next((item for item in value if isinstance(item, Mapping)), None)
-    if not isinstance(value, Mapping) or not value:
-        return Failure("not JSON", again=True)
-    known = {str(key).strip().casefold(): item for key, item in value.items()}
+def _from_json(text: str) -> Found | Unusable:
+    value = parse_json(text)
+    if not isinstance(value, Parsed):
+        return Unusable(value.reason, again=True)
+    known = {str(key).strip().casefold(): item for key, item in value.value.items()}
     document = _plain(known.get("document"))
     if not document:
-        return Failure("no document in the JSON", again=True)
+        return Unusable("no document in the JSON", again=True)
     steps = {name: " ".join(_plain(known.get(name)).split()) for name in FIELDS}
     return Found(document, {name: step for name, step in steps.items() if step})
 
@@ -128,21 +121,6 @@ def _from_text(text: str) -> Found:
         elif line.strip():
             return Found("\n".join(lines[number:]).strip(), steps)
     return Found(text, {})
-
-
-def _json(text: str) -> Any:
-    """The value of a text that is JSON or nearly; None where nothing can be made of it."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        pass
-    start = min((at for at in (text.find("{"), text.find("[")) if at >= 0), default=-1)
-    if start < 0:
-        return None
-    try:
-        return json_repair.loads(text[start : start + _LONGEST])
-    except (ValueError, RecursionError):
-        return None
 
 
 def _unfenced(text: str) -> str:

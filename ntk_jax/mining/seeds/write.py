@@ -9,11 +9,12 @@ from typing import Any
 
 from ntk_jax.data.near_duplicates import near_duplicates
 from ntk_jax.errors import UserError, listed, shown
+from ntk_jax.llm.parsing import Failure, correction
 from ntk_jax.llm.request import Client, Progress, Reply, Request
 from ntk_jax.mining.seeds.dimensions import DIMENSIONS, Dimensions
 from ntk_jax.mining.seeds.plan import Slot, plan_seeds
-from ntk_jax.mining.seeds.prompts import prompt_id, repair_request, seed_request, topics_request
-from ntk_jax.mining.seeds.replies import Failure, Found, read_list, read_reply
+from ntk_jax.mining.seeds.prompts import prompt_id, seed_request, topics_request
+from ntk_jax.mining.seeds.replies import Found, Unusable, read_list, read_reply
 from ntk_jax.mining.seeds.seed import Seed, check_domains
 
 FORMATS = ("auto", "json", "text")
@@ -154,8 +155,8 @@ class _Work:
         ]
         replies = self._replies(requests)
         read = [self._read(request, reply, is_json) for request, reply in zip(requests, replies, strict=True)]
-        broken = [i for i, one in enumerate(read) if isinstance(one, Failure) and one.again]
-        again = [repair_request(requests[i], replies[i].text, _reason(read[i])) for i in broken]
+        broken = [i for i, one in enumerate(read) if isinstance(one, Unusable) and one.again]
+        again = [correction(requests[i], Failure(_reason(read[i]), replies[i].text)) for i in broken]
         for i, reply in zip(broken, self._replies(again), strict=True):
             better = self._read(requests[i], reply, is_json)
             if isinstance(better, Found):
@@ -180,7 +181,7 @@ class _Work:
         self.failures[reason] += 1
         self.rejected.append({"slot": slot, "attempt": attempt, "reason": reason, "text": text})
 
-    def _read(self, request: Request, reply: Reply, is_json: bool) -> Found | Failure:
+    def _read(self, request: Request, reply: Reply, is_json: bool) -> Found | Unusable:
         messages = request.messages
         question = messages if isinstance(messages, str) else " ".join(m["content"] for m in messages)
         return read_reply(reply, json_reply=is_json, question=question, min_words=self.asking.min_words)
@@ -220,8 +221,8 @@ def write_topics(
     return found
 
 
-def _reason(one: Found | Failure) -> str:
-    return one.reason if isinstance(one, Failure) else ""
+def _reason(one: Found | Unusable) -> str:
+    return one.reason if isinstance(one, Unusable) else ""
 
 
 def _seed(slot: Slot, found: Found, prompt: str, writer: str) -> Seed:
