@@ -44,11 +44,11 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def minilm() -> Path:
-    """The folder of all-MiniLM-L6-v2 that scripts/fetch_encoder.py makes, or NTK_JAX_ENCODER; a test that asks for it
-    skips without."""
-    folder = Path(os.environ.get("NTK_JAX_ENCODER", ROOT.parent / "models" / "all-MiniLM-L6-v2"))
+    """The encoder that scripts/fetch_encoder.py brings, in the folder of checkpoints that NTK_JAX_CHECKPOINTS names; a
+    test that asks for it skips without."""
+    folder = Path(os.environ.get("NTK_JAX_CHECKPOINTS", "/nonexistent")) / "all-MiniLM-L6-v2"
     if not (folder / "model.safetensors").is_file():
-        pytest.skip("needs all-MiniLM-L6-v2: scripts/fetch_encoder.py brings it, NTK_JAX_ENCODER names its folder")
+        pytest.skip("needs all-MiniLM-L6-v2 in the folder that NTK_JAX_CHECKPOINTS names")
     return folder
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-WORDS = "a the heart blood court law of fever and dog star sea query passage : in to river stone".split()
+_WORDS = "a the heart blood court law of fever and dog star sea query passage : in to river stone"
+WORDS = _WORDS.split()
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 TEXTS = [
     "the heart and the blood",

@@ -244,13 +244,21 @@ def load_embedder(
         "dtype": dtype,
     }
     return Embedder(
-        str(path), dim, backbone, weights, cutter, pooling, unit, prefixes, facts, note, mesh  # type: ignore[arg-type]
+        str(path),
+        dim,
+        backbone,
+        weights,
+        cutter,
+        pooling,
+        unit,
+        prefixes,
+        facts,
+        note,
+        mesh,  # type: ignore[arg-type]
     )
 
 
-def _longest(
-    folder: Path, asked: int | None, said: SentenceFiles, tokenizer: Any, most: int, usual: int | None
-) -> int:
+def _longest(folder: Path, asked: int | None, said: SentenceFiles, tokenizer: Any, most: int, usual: int | None) -> int:
     """Tokens of a window: what is asked for, else what the folder says, at most the model's positions."""
     if asked is not None:
         if asked > most:

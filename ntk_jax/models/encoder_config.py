@@ -24,14 +24,13 @@ _ACTIVATIONS = {
     "gelu_python_tanh": _TANH,
     "relu": "relu",
 }
-# Of BERT's files alone, beside what all files have: dropout, heads for other purposes, notes of old exporters.
-_INERT = frozenset(
-    """
+# Of BERT's files, beside what all files have: dropout, heads for other purposes, notes of old exporters.
+_INERT_KEYS = """
     attention_probs_dropout_prob hidden_dropout_prob classifier_dropout bos_token_id eos_token_id tie_word_embeddings
     directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type
-    output_past use_cache
-    """.split()
-)
+    output_past
+"""
+_INERT = frozenset(_INERT_KEYS.split())
 _FIXED: dict[str, tuple[Any, ...]] = {
     "position_embedding_type": ("absolute",),
     "is_decoder": (False,),
@@ -127,25 +126,19 @@ def parse_encoder_config(hf: Mapping[str, Any], where: str, ignore: Collection[s
     return config
 
 
-_READ = """
-    vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings
-    type_vocab_size pad_token_id
-""".split()
-
-
 def _check_others(
     rest: Mapping[str, Any], hf: Mapping[str, Any], where: str, ignore: Collection[str]
 ) -> tuple[str, ...]:
     """The unknown keys that are ignored at the user's word. rest: what is left of hf."""
     for key in ignore:
-        if hf.get(key) is not None and (key not in rest or key in _READ or key in _FIXED):
+        if hf.get(key) is not None and (key not in rest or key in _FIXED):
             raise UserError(f"{where}: {key} decides what the model computes, so it cannot be ignored")
     ignored = []
     for key, value in rest.items():
         if key in _FIXED:
             if value not in _FIXED[key]:
                 raise UserError(f"{where}: {key} = {value!r} is not supported; only {_FIXED[key][0]!r} is")
-        elif not (key in _READ or key in _INERT or is_inert(key)):
+        elif not (key in _INERT or is_inert(key)):
             if key not in ignore:
                 raise UserError(
                     f"{where}: unknown key {key} = {value!r}; it may change the model, so it is not ignored unless you "
