@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 _UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_ANY_UNSPACED = re.compile(f"[{_UNSPACED}]")
 _BARE = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")
 WRITTEN = re.compile(f"[{_UNSPACED}]|[^\\s{_UNSPACED}]+")  # with its punctuation
 
@@ -21,7 +22,7 @@ def bare_words(text: str) -> list[str]:
 
 def written_words(text: str) -> list[str]:
     """The words as they are written, with their punctuation: how texts are measured."""
-    return WRITTEN.findall(text)
+    return WRITTEN.findall(text) if _ANY_UNSPACED.search(text) else text.split()
 
 
 def word_hashes(words: Sequence[str]) -> np.ndarray:

@@ -6,6 +6,7 @@ Every threshold can be set. A rule that does not fit a language is switched off 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,7 +69,7 @@ def _prose(text: str, words: list[str], rules: Quality) -> tuple[str, str] | Non
         "symbols": (len(_SYMBOL.findall(text)) / max(len(words), 1), rules.max_symbols),
         "bullet_lines": (_share(bool(_BULLET.match(line)) for line in lines), rules.max_bullet_lines),
         "ellipsis_lines": (_share(line.rstrip().endswith(_ELLIPSIS) for line in lines), rules.max_ellipsis_lines),
-        "not_alphabetic": (1 - _share(bool(_ALPHABETIC.search(word)) for word in words), 1 - rules.min_alphabetic),
+        "not_alphabetic": (1 - _share(map(bool, map(_ALPHABETIC.search, words))), 1 - rules.min_alphabetic),
     }
     for name, (share, most) in shares.items():
         if share > most + 1e-9:
@@ -137,6 +138,6 @@ def _repeated(parts: list[str]) -> tuple[float, float]:
     return len(repeated) / len(parts), sum(map(len, repeated)) / sum(map(len, parts))
 
 
-def _share(flags: object) -> float:
-    found = list(flags)  # type: ignore[call-overload]
+def _share(flags: Iterable[bool]) -> float:
+    found = list(flags)
     return sum(found) / max(len(found), 1)

@@ -55,7 +55,7 @@ def _document(
     record: Any, frame: Frame, place: str, name: str, notes: Counter[str], verify: bool, largest: int
 ) -> Document | Drop | None:
     """None: a record of a kind that holds no document. Raises OSError: what the record holds cannot be decoded."""
-    kind = record.record_type.name
+    kind = (record.headers.get("WARC-Type") or "").lower()
     if kind not in ("response", "resource", "conversion"):
         notes["not_a_page"] += 1
         return None
