@@ -1,28 +1,34 @@
 """The arms of continual pre-training: the same number of tokens, taken from the corpus in different orders.
 
-| arm                | its chunks, first to last                                     | why                                |
-|--------------------|---------------------------------------------------------------|------------------------------------|
-| `general`          | none: general text only                                       | what more training alone does      |
-| `random`           | a seeded draw of the corpus                                   | what the corpus alone does         |
-| `retrieval`        | by the cosine of the best seed                                | neighbours without a classifier    |
-| `dsir`             | importance resampling of n-grams towards the seeds            | arXiv 2302.03169                   |
-| `seeds_classifier` | by a classifier of the seeds themselves against random chunks | the paper proposes to try it       |
-| `dopamine`         | what the classifier took, most probable first                 | arXiv 2410.00260                   |
+| arm                | its chunks, first to last                                     | why                             |
+|--------------------|---------------------------------------------------------------|---------------------------------|
+| `general`          | none: general text only                                       | what more training alone does   |
+| `random`           | a seeded draw of the corpus                                   | what the corpus alone does      |
+| `retrieval`        | by the cosine of the best seed                                | neighbours without a classifier |
+| `dsir`             | importance resampling of n-grams towards the seeds            | arXiv 2302.03169                |
+| `seeds_classifier` | by a classifier of the seeds themselves against random chunks | the paper proposes to try it    |
+| `dopamine`         | what the classifier took, most probable first                 | arXiv 2410.00260                |
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 
+from ntk_jax.engine.stage import Facts
 from ntk_jax.errors import UserError
 from ntk_jax.mining.classifier import train_head
 from ntk_jax.mining.labels import background, labels_of
+from ntk_jax.pipelines.common.checks import check_model
 from ntk_jax.pipelines.mine import chunks
 from ntk_jax.pipelines.mine.classify import taken
 from ntk_jax.pipelines.mine.config import MineConfig, domain_names
 from ntk_jax.pipelines.mine.embed import best_scores, chosen_embeddings, embeddings
+from ntk_jax.pipelines.mine.pretrain import GENERAL, ArmTexts, check_files, check_row, pretrain_arms
+from ntk_jax.pipelines.mine.pretrain_config import check_pretraining
 from ntk_jax.pipelines.mine.seeds import seeds_of
 from ntk_jax.pipelines.mine.state import MineRun
 from ntk_jax.selection.dsir import gumbel, importance
@@ -40,13 +46,30 @@ TITLES = {
 
 
 def check(config: MineConfig) -> None:
-    """Raises UserError: an arm that there is not, or that is there twice."""
+    """Raises UserError: an arm that there is not, or that is there twice, or settings that cannot be trained with."""
+    check_model(config.model)
     names = config.pretrain.arms
     for name in names:
         if name not in TITLES:
             raise UserError(f"pretrain.arms: there is no arm {name}; choose from {', '.join(TITLES)}")
     if not names or len(set(names)) < len(names):
         raise UserError(f"pretrain.arms = {list(names)}: give at least one arm, each once")
+    check_pretraining(config.pretrain, config.model.quantization)
+
+
+def check_inputs(run: MineRun, closing: bool) -> None:
+    """Raises UserError: a file of replayed or held-out text cannot be read, or a row is longer than the model takes."""
+    check_files(run.config.pretrain)
+    check_row(run)
+
+
+def pretrain(run: MineRun, folder: Path) -> Facts:
+    """Trains and measures every arm; see `pretrain_arms`."""
+    arms = [
+        ArmTexts(name, TITLES[name], None if name == GENERAL else functools.partial(texts_of, run, name))
+        for name in run.config.pretrain.arms
+    ]
+    return pretrain_arms(run, folder, arms, functools.partial(texts_of, run, "random"))
 
 
 def chunks_of(run: MineRun, arm: str) -> np.ndarray:

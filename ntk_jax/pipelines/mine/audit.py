@@ -60,9 +60,7 @@ def audit(run: MineRun, folder: Path) -> Facts:
         "false_accept": _interval(result.shares["all"]["planted"]),
         "accepts_known": _interval(result.shares["all"]["known"]),
         "domains": {name: _domain(result, name) for name in domains if name in result.shares},
-        "examples": [_example(row, texts) for row in result.rows if row["kind"] != "known"][
-            : run.config.report.examples
-        ],
+        "examples": [_example(row, texts) for row in asked[: run.config.report.examples]],
         "failures": dict(result.failures),
         "llm": run.spend(),
         "seconds": clock.seconds(),

@@ -73,9 +73,9 @@ def corpus(run: MineRun, folder: Path) -> dict[str, Any] | None:
     tell = clock.ticking(run.job.progress("corpus", None, "shards"))
     options: dict[str, Any] = {"evaluation": runs}
     if run.job.shard is None and section.runner == "beam":
-        from ntk_jax.mining.corpus.beam import run_beam
+        from ntk_jax.mining.corpus.beam import run_on_beam
 
-        run_beam(shards, settings, folder, options=section.beam_options, **options)
+        run_on_beam(shards, settings, folder, options=section.beam_options, **options)
     elif run.job.shard is None and section.workers > 1:
         run_corpus(shards, settings, folder, processes=section.workers, progress=tell, **options)
 

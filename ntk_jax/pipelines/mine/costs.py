@@ -260,7 +260,7 @@ def _sampled(config: MineConfig) -> tuple[list[str], float]:
                 found.append(one)
             if len(found) >= each:
                 break
-        here = [document.text or document.page.decode("utf8", "replace") for document in found]
+        here = [document.text or (document.page or b"").decode("utf8", "replace") for document in found]
         texts += here
         # A compressed file holds about three times its bytes of text.
         packed = 3.0 if piece.path.endswith((".gz", ".xz", ".zst", ".parquet")) else 1.0

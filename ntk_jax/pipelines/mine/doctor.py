@@ -6,7 +6,8 @@ from ntk_jax.engine.doctor import Check, Doubt
 from ntk_jax.errors import UserError
 from ntk_jax.mining.corpus.files import corpus_files
 from ntk_jax.models.embedder import load_embedder
-from ntk_jax.pipelines.common.llm import doctor_check
+from ntk_jax.models.hub import resolve
+from ntk_jax.pipelines.common.llm import check_llm
 from ntk_jax.pipelines.mine.config import MineConfig, asks_llm
 from ntk_jax.pipelines.mine.seeds import own_seeds
 
@@ -17,7 +18,7 @@ def checks(config: MineConfig) -> list[Check]:
         ("corpus.files", lambda: _corpus(config)),
         ("own seeds", lambda: _seeds(config)),
         ("encoder", lambda: _encoder(config)),
-        *([("language model", lambda: doctor_check(config.llm))] if asks_llm(config) else []),
+        *([("language model", lambda: _llm(config))] if asks_llm(config) else []),
     ]
 
 
@@ -52,3 +53,11 @@ def _encoder(config: MineConfig) -> str | Doubt:
         )
     text = f"{embedder.name}: {embedder.dim} numbers a text, reads {embedder.max_tokens} tokens at once"
     return Doubt(f"{text}; {embedder.note}") if embedder.note else text
+
+
+def _llm(config: MineConfig) -> str:
+    """Nothing is asked of a server: a call may cost money."""
+    check_llm(config.llm)
+    if config.llm.kind == "model":
+        return f"{resolve(config.llm.model)}, in this process"
+    return f"{config.llm.model}, at a server that is asked when the run begins"

@@ -162,13 +162,13 @@ PIPELINE = Pipeline(
             description="Trains the model on the same number of tokens for every arm of pretrain.arms, with general "
             "text mixed in, and takes the perplexity of held-out text of the domain and of general text along the way. "
             "Writes pretrain/<arm>/.",
-            function=Address(f"{_HERE}.pretrain:pretrain"),
+            function=Address(f"{_HERE}.arms:pretrain"),
             after=_pretrain_after,
             reads=("model", "lora", "pretrain"),
             inputs=("model", "pretrain"),
             shows=("pretrain.arms",),
-            check=Address(f"{_HERE}.pretrain:check"),
-            check_inputs=Address(f"{_HERE}.pretrain:check_inputs"),
+            check=Address(f"{_HERE}.arms:check"),
+            check_inputs=Address(f"{_HERE}.arms:check_inputs"),
             cost=Address(f"{_HERE}.costs:pretrain"),
         ),
         Stage(
