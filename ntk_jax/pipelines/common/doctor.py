@@ -53,15 +53,31 @@ def numerics() -> list[Check]:
 def checks(config: Any) -> list[Check]:
     """Of a config with the sections model, lora, data, score and evaluate."""
     files = _Files(config)
-    quantization = config.model.quantization
     return [
-        *([("quantized weights", lambda: _quantized_products_agree(quantization))] if quantization else []),
-        ("weights", files.weights),
-        *([("config.json keys", files.ignored_keys)] if config.model.ignore_config_keys else []),
-        ("tokenizer", files.tokenizer),
+        *_model(files),
         ("data.domain", lambda: files.examples("domain", config.data.domain, config.data.domain_limit)),
         ("data.pool", lambda: files.examples("pool", config.data.pool, config.data.pool_limit)),
         *(("evaluate.files", functools.partial(files.held_out, path)) for path in config.evaluate.files),
+    ]
+
+
+def model_checks(config: Any) -> list[Check]:
+    """Of a config with the sections model, lora and evaluate: the model, and the files it is evaluated on."""
+    files = _Files(config)
+    held_out: list[Check] = [
+        ("evaluate.files", functools.partial(files.held_out, path)) for path in config.evaluate.files
+    ]
+    return [*_model(files), *held_out]
+
+
+def _model(files: _Files) -> list[Check]:
+    section = files.config.model
+    quantization = section.quantization
+    return [
+        *([("quantized weights", lambda: _quantized_products_agree(quantization))] if quantization else []),
+        ("weights", files.weights),
+        *([("config.json keys", files.ignored_keys)] if section.ignore_config_keys else []),
+        ("tokenizer", files.tokenizer),
     ]
 
 

@@ -236,11 +236,11 @@ def _words(config: MineConfig, encoder: EncoderShape, grounds: Grounds) -> tuple
             "words", round(total), f"{total:,.0f}", f"by the bytes of {len(texts):,} documents that were read"
         )
     per_word = section.tokens_per_word
+    texts = [text[:20_000] for text in texts]
     words = sum(len(written_words(text)) for text in texts)
     if encoder.tokenizer is not None and words:
-        per_word = sum(len(ids) for ids in encoder.tokenizer([t[:20_000] for t in texts])["input_ids"]) / max(
-            sum(len(written_words(text[:20_000])) for text in texts), 1
-        )
+        found = encoder.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+        per_word = sum(len(one.ids) for one in found) / words
         grounds.known("tokens a word", per_word, f"{per_word:.2f}", f"tokenized {len(texts):,} documents")
     else:
         grounds.assume("tokens a word", per_word, f"{per_word:g}", "estimate.tokens_per_word")

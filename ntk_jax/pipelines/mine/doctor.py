@@ -7,8 +7,10 @@ from ntk_jax.errors import UserError
 from ntk_jax.mining.corpus.files import corpus_files
 from ntk_jax.models.embedder import load_embedder
 from ntk_jax.models.hub import resolve
+from ntk_jax.pipelines.common.doctor import model_checks
 from ntk_jax.pipelines.common.llm import check_llm
 from ntk_jax.pipelines.mine.config import MineConfig, asks_llm
+from ntk_jax.pipelines.mine.pretrain import check_files
 from ntk_jax.pipelines.mine.seeds import own_seeds
 
 
@@ -18,6 +20,7 @@ def checks(config: MineConfig) -> list[Check]:
         ("corpus.files", lambda: _corpus(config)),
         ("own seeds", lambda: _seeds(config)),
         ("encoder", lambda: _encoder(config)),
+        *([*model_checks(config), ("text to train on", lambda: _texts(config))] if config.pretrain.tokens else []),
         *([("language model", lambda: _llm(config))] if asks_llm(config) else []),
     ]
 
@@ -53,6 +56,14 @@ def _encoder(config: MineConfig) -> str | Doubt:
         )
     text = f"{embedder.name}: {embedder.dim} numbers a text, reads {embedder.max_tokens} tokens at once"
     return Doubt(f"{text}; {embedder.note}") if embedder.note else text
+
+
+def _texts(config: MineConfig) -> str:
+    check_files(config.pretrain)
+    section = config.pretrain
+    replay = f"{len(section.replay):,} files" if section.replay else "a random draw of the corpus"
+    held_out = len(section.held_out) + len(section.held_out_general)
+    return f"replayed: {replay}; perplexity is taken of {held_out:,} held-out files"
 
 
 def _llm(config: MineConfig) -> str:
