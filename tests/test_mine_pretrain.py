@@ -18,8 +18,8 @@ from ntk_jax.errors import UserError
 from ntk_jax.pipelines.common.model import RunModel
 from ntk_jax.pipelines.common.sections import EvaluateSection, ModelSection
 from ntk_jax.pipelines.mine import evaluate as evaluation
-from ntk_jax.pipelines.mine.pretrain import ArmTexts, check_files, pretrain_arms, trained_arms
-from ntk_jax.pipelines.mine.pretrain_config import PretrainSection, check_pretraining
+from ntk_jax.pipelines.mine.pretrain import ArmTexts, check_files, check_pretraining, pretrain_arms, trained_arms
+from ntk_jax.pipelines.mine.pretrain_config import PretrainSection
 from ntk_jax.storage.atomic import make_folder
 
 L = 32
