@@ -23,7 +23,7 @@ from typing import Any
 import measurement as ms
 import numpy as np
 
-from ntk_jax.data.sources import read_records
+from ntk_jax.data.files import read_rows
 from ntk_jax.errors import UserError
 from ntk_jax.models.embedder import Embedder, load_embedder
 
@@ -113,8 +113,8 @@ def chunks(options: argparse.Namespace, embedder: Embedder) -> list[str]:
 
 def cut(file: str, words: int) -> Iterator[str]:
     """The chunks of a file of records, in order; of one record ten at most, so that many records are seen."""
-    for record in read_records(file):
-        found = str(record.get("text") or record.get("response") or "").split()
+    for _, _, parse in read_rows(Path(file)):
+        found = str(parse().get("text") or "").split()
         for start in range(0, min(len(found), 10 * words), words):
             yield " ".join(found[start : start + words])
 

@@ -40,7 +40,7 @@ DECODER_TOKENS = 512  # of a window, where a decoder's folder does not say
 WINDOWS_A_ROW = 16
 _TEXTS = 2048  # tokenized together, while the device works on those before
 _AHEAD = 2  # batches on their way to the device
-_CPU_TOKENS, _DEVICE_TOKENS = 2048, 32_768  # of a batch: what fits a CPU's cache, what fills an accelerator
+_CPU_TOKENS, _DEVICE_TOKENS = 1024, 32_768  # of a batch: what fits a CPU's cache, what fills an accelerator
 Progress = Callable[[int, int], None]  # texts that are done, of how many
 
 
