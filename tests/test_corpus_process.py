@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -191,6 +192,42 @@ def die(number):
 def test_a_killed_process_is_one_line():
     with pytest.raises(TryAgain, match="run again"):
         each(die, range(2), 2)
+
+
+WAITING = """
+import os, sys, pathlib, time
+from ntk_jax.mining.corpus.local import each
+def note(folder):
+    (pathlib.Path(folder) / str(os.getpid())).touch()
+    time.sleep(600)
+if __name__ == "__main__":
+    each(note, [sys.argv[1]] * 2, 2)
+"""
+
+
+@pytest.mark.slow
+def test_processes_end_with_the_one_that_started_them(tmp_path):
+    (tmp_path / "run.py").write_text(WAITING)
+    (tmp_path / "pids").mkdir()
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "run.py"), str(tmp_path / "pids")])
+    until(lambda: len(list((tmp_path / "pids").iterdir())) == 2)
+    parent.kill()
+    parent.wait()
+    children = [path.name for path in (tmp_path / "pids").iterdir()]
+    until(lambda: not any(running(child) for child in children))
+
+
+def until(condition):
+    """Returns when it holds; a test that waits for ever fails by its time limit."""
+    while not condition():
+        time.sleep(0.05)
+
+
+def running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.mark.slow
