@@ -101,7 +101,8 @@ def extract_shard(
     state = _Reading(settings, evaluation)
     with state.extractor:
         rows = state.documents(shard, progress)
-        count = layout.write_rows(layout.extracted(folder, "documents", shard.index), layout.DOCUMENTS, rows)
+        path = layout.extracted(folder, "documents", shard.index)
+        count = layout.write_rows(path, layout.DOCUMENTS, rows, layout.DOCUMENT_ROWS)
     signatures = np.array(state.signatures, np.uint32).reshape(count, settings.hashing.permutations)
     paragraphs = np.array(sorted(state.paragraphs), layout.PARAGRAPHS)
     layout.write_array(layout.extracted(folder, "digests", shard.index), np.array(state.digests, np.uint64))
@@ -249,7 +250,7 @@ def finish_shard(shard: int, folder: str | Path, settings: Settings) -> Manifest
         return found
     drops, notes = Drops(settings.samples, settings.seed), Counter[str]()
     rows = _chunk_rows(shard, folder, settings, drops, notes)
-    count = layout.write_rows(layout.chunks(folder, shard), layout.CHUNKS, rows)
+    count = layout.write_rows(layout.chunks(folder, shard), layout.CHUNKS, rows, layout.CHUNK_ROWS)
     result = {
         "fingerprint": fingerprint,
         "documents": notes.pop("documents", 0),
@@ -304,7 +305,7 @@ def documents_of(folder: str | Path, shard: int) -> Iterator[dict[str, Any]]:
     path = layout.extracted(folder, "documents", shard)
     try:
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=layout.ROWS):
+            for batch in file.iter_batches(batch_size=layout.DOCUMENT_ROWS):
                 yield from batch.to_pylist()
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise UserError(f"cannot read {path} ({str(error).splitlines()[0]}); delete {path.parent}, run again") from None

@@ -79,19 +79,22 @@ def read_chunks(
     while start < stop:
         shard = bisect_right(ends, start)
         base = ends[shard - 1] if shard else 0
-        found += _read(layout.chunks(folder, shard), start - base, min(stop, ends[shard]) - base, columns)
+        found += _read(
+            layout.chunks(folder, shard), start - base, min(stop, ends[shard]) - base, layout.CHUNK_ROWS, columns
+        )
         start = ends[shard]
     return found
 
 
-def _read(path: Path, start: int, stop: int, columns: Sequence[str] | None) -> list[dict[str, Any]]:
-    groups = range(start // layout.ROWS, -(-stop // layout.ROWS))
+def _read(path: Path, start: int, stop: int, group: int, columns: Sequence[str] | None) -> list[dict[str, Any]]:
+    """Rows of a file. group: rows of its row groups."""
+    groups = range(start // group, -(-stop // group))
     try:
         with parquet.ParquetFile(path) as file:
             table = file.read_row_groups(list(groups), columns=list(columns) if columns else None)
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise UserError(f"cannot read {path} ({str(error).splitlines()[0]}); delete it and run again") from None
-    return table.slice(start - groups.start * layout.ROWS, stop - start).to_pylist()
+    return table.slice(start - groups.start * group, stop - start).to_pylist()
 
 
 def _name_originals(folder: str | Path, drops: dict[str, Any], counts: Sequence[int]) -> None:
@@ -103,7 +106,7 @@ def _name_originals(folder: str | Path, drops: dict[str, Any], counts: Sequence[
                 shard = bisect_right(ends, sample["like"])
                 row = sample["like"] - (ends[shard - 1] if shard else 0)
                 path = layout.extracted(folder, "documents", shard)
-                sample["like"] = _read(path, row, row + 1, ["id"])[0]["id"]
+                sample["like"] = _read(path, row, row + 1, layout.DOCUMENT_ROWS, ["id"])[0]["id"]
 
 
 def _sum(parts: Any) -> dict[str, int]:
