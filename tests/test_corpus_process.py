@@ -108,6 +108,16 @@ def test_chunks_by_ordinal(finished, start, stop):
     assert read_chunks(finished[1], start, stop, ["text"]) == [{"text": row["text"]} for row in rows[start:stop]]
 
 
+def test_chunks_are_found_in_many_row_groups(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(layout, "CHUNK_ROWS", 4)
+    monkeypatch.setattr(layout, "DOCUMENT_ROWS", 4)
+    found = run_corpus(shards_of(finished[0], 4), SETTINGS, tmp_path)
+    assert found == read_corpus(finished[1])
+    rows = read_chunks(finished[1], 0, found["chunks"])
+    for start, stop in ((0, 1), (3, 5), (4, 8), (2, found["chunks"]), (9, 30)):
+        assert read_chunks(tmp_path, start, stop) == rows[start:stop]
+
+
 def test_any_order_with_repeats_gives_the_same_bytes(finished, tmp_path):
     files, folder = finished
     shards = shards_of(files, 4)

@@ -65,7 +65,9 @@ def chunks(folder: str | Path, shard: int, ending: str = "parquet") -> Path:
 
 
 def write_rows(path: Path, schema: Any, rows: Iterable[Mapping[str, Any]], group: int) -> int:
-    """Writes a Parquet file of these rows as they come, `group` in a row group; their number. Raises UserError as `atomic.replacing`."""
+    """Writes a Parquet file of these rows as they come, `group` in a row group; their number.
+
+    Raises UserError as `atomic.replacing`."""
     count, held = 0, []
     with atomic.replacing(path) as file, parquet.ParquetWriter(file, schema, compression="zstd") as writer:
         for row in rows:
