@@ -86,11 +86,12 @@ def read_chunks(
     return found
 
 
-def _read(path: Path, start: int, stop: int, group: int, columns: Sequence[str] | None) -> list[dict[str, Any]]:
-    """Rows of a file. group: rows of its row groups."""
-    groups = range(start // group, -(-stop // group))
+def _read(path: Path, start: int, stop: int, columns: Sequence[str] | None) -> list[dict[str, Any]]:
+    """Rows of a file whose row groups are all alike but the last."""
     try:
         with parquet.ParquetFile(path) as file:
+            group = file.metadata.row_group(0).num_rows
+            groups = range(start // group, -(-stop // group))
             table = file.read_row_groups(list(groups), columns=list(columns) if columns else None)
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise UserError(f"cannot read {path} ({str(error).splitlines()[0]}); delete it and run again") from None
@@ -106,7 +107,7 @@ def _name_originals(folder: str | Path, drops: dict[str, Any], counts: Sequence[
                 shard = bisect_right(ends, sample["like"])
                 row = sample["like"] - (ends[shard - 1] if shard else 0)
                 path = layout.extracted(folder, "documents", shard)
-                sample["like"] = _read(path, row, row + 1, layout.DOCUMENT_ROWS, ["id"])[0]["id"]
+                sample["like"] = _read(path, row, row + 1, ["id"])[0]["id"]
 
 
 def _sum(parts: Any) -> dict[str, int]:
