@@ -79,9 +79,7 @@ def read_chunks(
     while start < stop:
         shard = bisect_right(ends, start)
         base = ends[shard - 1] if shard else 0
-        found += _read(
-            layout.chunks(folder, shard), start - base, min(stop, ends[shard]) - base, layout.CHUNK_ROWS, columns
-        )
+        found += _read(layout.chunks(folder, shard), start - base, min(stop, ends[shard]) - base, columns)
         start = ends[shard]
     return found
 
