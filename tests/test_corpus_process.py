@@ -150,6 +150,10 @@ def test_a_shard_that_breaks_off_gives_the_same_bytes(finished, tmp_path, pages)
     layout.chunks(tmp_path, 2, "json").unlink()
     layout.kept_manifest(tmp_path).unlink()
     run_corpus(shards, SETTINGS, tmp_path)
+    layout.chunks(tmp_path, 1).unlink()
+    layout.kept(tmp_path, "repeats", 0).unlink()
+    layout.extracted(tmp_path, "digests", 2).unlink()
+    run_corpus(shards, SETTINGS, tmp_path)
     assert tree(tmp_path) == tree(finished[1])
 
 

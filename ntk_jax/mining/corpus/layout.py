@@ -43,6 +43,10 @@ CHUNKS = pyarrow.schema(
 )
 
 
+EXTRACTED = ("documents", "digests", "signatures", "paragraphs")
+KEPT = ("verdicts", "repeats")
+
+
 def extracted(folder: str | Path, kind: str, shard: int) -> Path:
     """A file of the first step. kind: documents, digests, signatures, paragraphs or shard."""
     ending = {"documents": "parquet", "shard": "json"}.get(kind, "npy")
