@@ -6,12 +6,13 @@ import json
 import os
 import random
 import signal
+from collections import Counter
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from warc_pages import page
+from warc_pages import http, page, record
 
 from ntk_jax.data.words import bare_words, run_hashes, word_hashes, written_words
 from ntk_jax.errors import UserError
@@ -24,6 +25,7 @@ from ntk_jax.mining.corpus.extract import Extractor, check_extractor
 from ntk_jax.mining.corpus.files import corpus_files, shards_of
 from ntk_jax.mining.corpus.quality import Quality, broken_rule
 from ntk_jax.mining.corpus.readers import Reading, read_piece
+from ntk_jax.mining.corpus.warc import decode, read_warc
 
 TEXT = "The nurse of the ward walks to the bed and looks at the chart. She writes down what she has found there."
 
@@ -66,6 +68,23 @@ def test_extractors_that_are_not_there(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'ntk_jax\[crawl\]'"):
         check_extractor("resiliparse")
+
+
+def test_texts_of_other_encodings():
+    assert decode("été".encode(), "latin-1") == ("été", False)
+    assert decode("été".encode("utf-8-sig"), None) == ("été", False)
+    assert decode("été".encode("utf-16"), None) == ("été", True)
+    assert decode("été".encode("cp1252"), "no such charset") == ("été", True)
+    assert decode("ůň".encode("iso-8859-2"), "iso-8859-2") == ("ůň", True)
+    assert decode(b"\x81\x8d", None) == ("\x81\x8d", True)  # no Windows-1252 either
+
+
+def test_a_digest_of_an_unknown_kind_is_none(tmp_path):
+    pytest.importorskip("fastwarc")
+    for kind, reason in (("blake3", None), ("sha256", "wrong_digest"), ("SHA1", "wrong_digest")):
+        (tmp_path / "a.warc").write_bytes(record(http(page(TEXT)), extra=f"WARC-Block-Digest: {kind}:ABCD\r\n"))
+        (found,) = read_warc(tmp_path / "a.warc", "a.warc", notes=Counter())
+        assert getattr(found, "reason", None) == reason
 
 
 # -- quality -------------------------------------------------------------------------------------------------------
@@ -262,7 +281,7 @@ def test_every_row_belongs_to_one_shard(tmp_path, count):
     found = {}
     for shard in shards_of(tmp_path, count):
         for piece in shard.pieces:
-            for document in read_piece(piece, Reading(), {}):
+            for document in read_piece(piece, Reading(), Counter()):
                 assert document.id not in found
                 found[document.id] = document
     for name in ("a.jsonl", "b.json", "c.parquet", "d.csv"):

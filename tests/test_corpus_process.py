@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,6 +108,16 @@ def test_chunks_by_ordinal(finished, start, stop):
     assert read_chunks(finished[1], start, stop, ["text"]) == [{"text": row["text"]} for row in rows[start:stop]]
 
 
+def test_chunks_are_found_in_many_row_groups(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(layout, "CHUNK_ROWS", 4)
+    monkeypatch.setattr(layout, "DOCUMENT_ROWS", 4)
+    found = run_corpus(shards_of(finished[0], 4), SETTINGS, tmp_path)
+    assert found == read_corpus(finished[1])
+    rows = read_chunks(finished[1], 0, found["chunks"])
+    for start, stop in ((0, 1), (3, 5), (4, 8), (2, found["chunks"]), (9, 30)):
+        assert read_chunks(tmp_path, start, stop) == rows[start:stop]
+
+
 def test_any_order_with_repeats_gives_the_same_bytes(finished, tmp_path):
     files, folder = finished
     shards = shards_of(files, 4)
@@ -138,6 +149,10 @@ def test_a_shard_that_breaks_off_gives_the_same_bytes(finished, tmp_path, pages)
     run_corpus(shards, SETTINGS, tmp_path)
     layout.chunks(tmp_path, 2, "json").unlink()
     layout.kept_manifest(tmp_path).unlink()
+    run_corpus(shards, SETTINGS, tmp_path)
+    layout.chunks(tmp_path, 1).unlink()
+    layout.kept(tmp_path, "repeats", 0).unlink()
+    layout.extracted(tmp_path, "digests", 2).unlink()
     run_corpus(shards, SETTINGS, tmp_path)
     assert tree(tmp_path) == tree(finished[1])
 
@@ -191,6 +206,42 @@ def die(number):
 def test_a_killed_process_is_one_line():
     with pytest.raises(TryAgain, match="run again"):
         each(die, range(2), 2)
+
+
+WAITING = """
+import os, sys, pathlib, time
+from ntk_jax.mining.corpus.local import each
+def note(folder):
+    (pathlib.Path(folder) / str(os.getpid())).touch()
+    time.sleep(600)
+if __name__ == "__main__":
+    each(note, [sys.argv[1]] * 2, 2)
+"""
+
+
+@pytest.mark.slow
+def test_processes_end_with_the_one_that_started_them(tmp_path):
+    (tmp_path / "run.py").write_text(WAITING)
+    (tmp_path / "pids").mkdir()
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "run.py"), str(tmp_path / "pids")])
+    until(lambda: len(list((tmp_path / "pids").iterdir())) == 2)
+    parent.kill()
+    parent.wait()
+    children = [path.name for path in (tmp_path / "pids").iterdir()]
+    until(lambda: not any(running(child) for child in children))
+
+
+def until(condition):
+    """Returns when it holds; a test that waits for ever fails by its time limit."""
+    while not condition():
+        time.sleep(0.05)
+
+
+def running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.mark.slow
