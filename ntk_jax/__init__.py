@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ntk_jax.data.sources import read_records
     from ntk_jax.data.span import Span
     from ntk_jax.errors import UserError
+    from ntk_jax.evaluation.generated import Grading
     from ntk_jax.kernels.direction import adam_preconditioned, stack_directions
     from ntk_jax.kernels.objectives import Objective
     from ntk_jax.kernels.projections import Projection
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
 _DEFINED_IN = {
     "Finetuned": "ntk_jax.api",
+    "Grading": "ntk_jax.evaluation.generated",
     "LoRAConfig": "ntk_jax.models.lora",
     "Model": "ntk_jax.models.model",
     "Objective": "ntk_jax.kernels.objectives",
@@ -85,6 +87,7 @@ _DEFINED_IN = {
 __all__ = [
     "RANKERS",
     "Finetuned",
+    "Grading",
     "LoRAConfig",
     "Model",
     "Objective",

@@ -2,11 +2,11 @@
 
     python scripts/benchmark_sampler.py MODEL --prompts 48 --repeats 3
 
-MODEL is a Hugging Face folder or `builtin:model`. Prompts are texts of the built-in pool, of a log-normal mix of lengths. transformers
-gets them in batches of --slots, sorted by length so that it pads little; the sampler gets all at once and as many
-slots. Two cases: replies of one length (`even`), where refilled slots gain nothing, and of a mix (`mixed`), where a
-batch of transformers runs until its longest reply is done; a token counts only where it was asked for. Both run in
-turns, and a ratio is the median over repeats of quotients taken back to back.
+MODEL is a Hugging Face folder or `builtin:model`. Prompts are texts of the built-in pool, of a log-normal mix of
+lengths. transformers gets them in batches of --slots, sorted by length so that it pads little; the sampler gets all at
+once and as many slots. Two cases: replies of one length (`even`), where refilled slots gain nothing, and of a mix
+(`mixed`), where a batch of transformers runs until its longest reply is done; a token counts only where it was asked
+for. Both run in turns, and a ratio is the median over repeats of quotients taken back to back.
 """
 
 from __future__ import annotations

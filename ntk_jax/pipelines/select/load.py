@@ -172,10 +172,10 @@ def evaluated(run: SelectRun, grounds: Grounds) -> tuple[Questions, Questions]:
         count = min(section.questions, (config.limit or section.questions) * files)
         grounds.assume("questions", count, f"{count:,}", "estimate.questions: the files are not here")
         asked = config.metrics or ("accuracy",)  # as if all had choices
-        found = {name: _assumed_questions(run, grounds, files, count, name) for name in METRICS if name in asked}
+        found = {name: _assumed_questions(run, grounds, files, count, name) for name in METRICS[:2] if name in asked}
         return found.get("accuracy", NONE), found.get("loss", NONE)
     tasks = tasks_of(run.config)
-    choosing, held_out = ([task for task in tasks if metric in task.metrics] for metric in METRICS)
+    choosing, held_out = ([task for task in tasks if metric in task.metrics] for metric in METRICS[:2])
     return _counted(run, grounds, choosing, "accuracy"), _counted(run, grounds, held_out, "loss")
 
 
