@@ -31,6 +31,7 @@ from ntk_jax.parallel.hosts import on_host
 from ntk_jax.parallel.rules import shard_batch
 
 _LEAST_PROMPT = 32  # tokens of the shortest row that a prompt is read in
+Answer = tuple[int, Reply, list[int]]  # ordinal of the request, its reply, the reply's tokens
 _resized = jax.jit(resized, static_argnums=1)
 
 
@@ -96,7 +97,7 @@ class ModelClient:
         self.slots = -(-slots // self.devices) * self.devices
         self.prompt_tokens = prompt_tokens or (128 if jax.default_backend() == "cpu" else 2048)
         ends = set(model.config.special_tokens["eos"]) | ends_of_turn(model.tokenizer, rendering)
-        self._ends = np.asarray(sorted(ends) or [-1], np.int32)
+        self.ends = sorted(ends)  # the tokens that end a reply
 
     def ask(self, requests: Sequence[Request], progress: Progress | None = None) -> Iterator[tuple[int, Reply]]:
         """(ordinal, reply) for each request, as they come. A request that cannot be answered, because its prompt is
@@ -104,31 +105,39 @@ class ModelClient:
 
         Raises UserError: settings that nothing can be drawn with (naming them).
         """
+        done, tokens = 0, 0
+        for ordinal, reply, _ in self.ask_with_tokens(requests):
+            done, tokens = done + 1, tokens + reply.completion_tokens
+            if progress is not None:
+                progress(done, len(requests), f"{tokens:,} tokens written")
+            yield ordinal, reply
+
+    def ask_with_tokens(
+        self, requests: Sequence[Request], prompts: Sequence[Sequence[int]] | None = None
+    ) -> Iterator[Answer]:
+        """`ask` with the tokens of each reply as they were drawn, the one that ends it and those of a stop text too.
+        prompts: tokens that the model reads instead of the requests' messages."""
         for request in requests:
             _check(request)
-        done, tokens = 0, 0
         with jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext():
-            for ordinal, reply in self._replies(requests):
-                done, tokens = done + 1, tokens + reply.completion_tokens
-                if progress is not None:
-                    progress(done, len(requests), f"{tokens:,} tokens written")
-                yield ordinal, reply
+            yield from self._answers(requests, prompts)
 
-    def _replies(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
+    def _answers(self, requests: Sequence[Request], prompts: Sequence[Sequence[int]] | None) -> Iterator[Answer]:
         waiting: list[_Asked] = []
         for ordinal, request in enumerate(requests):
-            asked = self._encoded(ordinal, request)
+            asked = self._encoded(ordinal, request, None if prompts is None else list(prompts[ordinal]))
             if isinstance(asked, Reply):
-                yield ordinal, asked
+                yield ordinal, asked, []
             else:
                 waiting.append(asked)
         # The longest first, so that those that are left alone at the end are short; those of one row length together.
         waiting.sort(key=lambda asked: (-_rung(asked.places(asked.limit), BLOCK), -asked.row, asked.ordinal))
-        yield from _Desk(self, waiting).replies()
+        yield from _Desk(self, waiting).answers()
 
-    def _encoded(self, ordinal: int, request: Request) -> _Asked | Reply:
+    def _encoded(self, ordinal: int, request: Request, ids: list[int] | None) -> _Asked | Reply:
         try:
-            ids, _ = encode_question(request.messages, self.model.tokenizer, self.rendering, f"request {ordinal}")
+            if ids is None:
+                ids, _ = encode_question(request.messages, self.model.tokenizer, self.rendering, f"request {ordinal}")
         except UserError as error:
             return Reply("", "failed", reason=str(error))
         if not ids or len(ids) >= self.context:
@@ -146,9 +155,10 @@ class _Desk:
         model = client.model
         self.seats: list[_Asked | None] = [None] * client.slots
         self.fixed = (model.graphdef, np.dtype(model.dtype), model.lora or {}, model.base)
+        self.ends = np.asarray(client.ends or [-1], np.int32)
         self.cache: Cache = empty_cache(model.config, client.slots, BLOCK, model.dtype, client.mesh)
 
-    def replies(self) -> Iterator[tuple[int, Reply]]:
+    def answers(self) -> Iterator[Answer]:
         """Until everyone has got one."""
         while self.waiting or any(self.seats):
             while (group := self._next_group()) is not None:
@@ -179,7 +189,7 @@ class _Desk:
                 slots.append(own[number] if same else -1)
         return length, slots, [slot for slot in slots if slot >= 0]
 
-    def _begin(self, length: int, slots: list[int], taken: list[int]) -> Iterator[tuple[int, Reply]]:
+    def _begin(self, length: int, slots: list[int], taken: list[int]) -> Iterator[Answer]:
         """Reads prompts into the slots, and draws the first token of each reply."""
         rows = [self.seats[slot] if slot >= 0 else None for slot in slots]
         tokens, lengths = np.zeros((len(rows), length), np.int32), np.ones(len(rows), np.int32)
@@ -197,18 +207,18 @@ class _Desk:
             if slot >= 0:
                 yield from self._take(slot, found[number : number + 1])
 
-    def _stride(self) -> Iterator[tuple[int, Reply]]:
+    def _stride(self) -> Iterator[Answer]:
         """A stride of all slots."""
         self._make_room(max(asked.places(len(asked.made) + STRIDE) for asked in self.seats if asked is not None))
         rows = self._put(self._rows())
-        out, new = strides.stride(*self.fixed, self.cache, rows, self.client._ends)
+        out, new = strides.stride(*self.fixed, self.cache, rows, self.ends)
         self.cache = strides.write(self.cache, new, rows)
         found = on_host(out)
         for slot, asked in enumerate(self.seats):
             if asked is not None:
                 yield from self._take(slot, found[:, slot])
 
-    def _take(self, slot: int, drawn: np.ndarray) -> Iterator[tuple[int, Reply]]:
+    def _take(self, slot: int, drawn: np.ndarray) -> Iterator[Answer]:
         """Adds what was drawn to the reply of a slot, which is free if that is its end."""
         asked = self.seats[slot]
         assert asked is not None
@@ -216,12 +226,12 @@ class _Desk:
         reply = self._finished(asked, sum(drawn != strides.NOTHING))
         if reply is not None:
             self.seats[slot] = None
-            yield asked.ordinal, reply
+            yield asked.ordinal, reply, asked.made
 
     def _finished(self, asked: _Asked, fresh: int) -> Reply | None:
         """The reply, if the last `fresh` tokens ended it."""
         words = Words(self.client.model.tokenizer, asked.ids[-1])
-        made, ended = asked.made, asked.made[-1] in self.client._ends
+        made, ended = asked.made, asked.made[-1] in self.client.ends
         body = made[:-1] if ended or made[-1] < 0 else made
         if asked.request.stop and (cut := words.stopped(body, asked.request.stop, fresh)) is not None:
             return Reply(cut[0], "stop", len(asked.ids), cut[1])
@@ -292,5 +302,5 @@ def _check(request: Request) -> None:
             raise UserError(f"{name} = {value!r} must be {words}")
     if "" in request.stop:
         raise UserError("stop holds an empty text, before which every reply ends; leave it out")
-    if not request.messages:
+    if not isinstance(request.messages, str) and not request.messages:
         raise UserError("a request has no messages; give it at least one")

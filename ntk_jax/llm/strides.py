@@ -23,9 +23,12 @@ NOTHING = -2  # in the output of a stride: the slot was at its end
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Rows:
-    """What S slots hold, arrays [S]. token: the last one drawn, which the model has not read. prompt: how many tokens it
-    has. start: the place of the reply's first token in the cache. made: tokens of the reply, `token` with them. limit:
-    how many it may have. alive: whether it goes on."""
+    """What S slots hold, arrays [S].
+
+    token: the last one drawn, which the model has not read. prompt: how many tokens it has. start: the place of the
+    reply's first token in the cache. made: tokens of the reply, `token` with them. limit: how many it may have. alive:
+    whether it goes on.
+    """
 
     token: Any
     prompt: Any

@@ -9,6 +9,7 @@ zeros.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,7 +125,7 @@ def with_stride(cache: Cache, stride: Cache, places: jax.Array) -> Cache:
     """The cache with a stride of every slot at its place [slots], a multiple
     of STRIDE; -1 is nowhere."""
 
-    def put(into: jax.Array, new: jax.Array, places: jax.Array, axis: int) -> tuple[jax.Array]:
+    def put(axis: int, into: jax.Array, new: jax.Array, places: jax.Array) -> tuple[jax.Array]:
         def one(slot: jax.Array, into: jax.Array) -> jax.Array:
             block, offset = places[slot] // BLOCK, places[slot] % BLOCK
             at = (0, slot, 0, jnp.maximum(block, 0), *(offset if axis == other else 0 for other in (4, 5)))
@@ -135,7 +136,7 @@ def with_stride(cache: Cache, stride: Cache, places: jax.Array) -> Cache:
         return (jax.lax.fori_loop(0, len(places), one, into),)
 
     def written(into: jax.Array, new: jax.Array, axis: int) -> jax.Array:
-        return on_own_rows(lambda *arrays: put(*arrays, axis=axis), (into, new, places), (1, 1, 0), (1,))[0]
+        return on_own_rows(functools.partial(put, axis), (into, new, places), (1, 1, 0), (1,))[0]
 
     return Cache(written(cache.keys, stride.keys, 5), written(cache.values, stride.values, 4))
 

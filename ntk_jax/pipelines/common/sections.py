@@ -134,9 +134,17 @@ class EvaluateSection:
     columns: Mapping[str, Any] | None = setting(None, "where the fields of a question come from, as data.columns")
     metrics: tuple[str, ...] | None = setting(
         None,
-        "accuracy (of records with choices) and loss (of the response of any record); null: accuracy where a file has "
-        "choices, else loss",
+        "accuracy (of records with choices), loss (of the response of any record) and generated (an answer that the "
+        "model writes to any record); null: accuracy where a file has choices, else loss",
     )
+    answer_rule: Literal["auto", "exact", "number", "letter", "regex"] = setting(
+        "auto",
+        "where a generated answer stands in a reply: exact (all of it), number (the last), letter (of the choices, "
+        "which are listed), regex; auto: letter, number or exact by the record",
+    )
+    answer_pattern: str | None = setting(None, "of answer_rule regex: its first group, or all of it, is the answer")
+    answer_tokens: Count = setting(256, "tokens of a generated answer at most")
+    answer_stop: tuple[str, ...] = setting((), "texts that end a generated answer")
     limit: Count | None = setting(None, "a seeded sample of so many records of each file; null: all")
     arms: tuple[str, ...] | None = setting(
         None,
