@@ -23,11 +23,11 @@ from ntk_jax.engine.progress import Progress
 from ntk_jax.engine.stage import Job
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.tasks import METRICS, Task
+from ntk_jax.pipelines.common.evaluate import tasks_of
 from ntk_jax.pipelines.common.examples import rendering_of
 from ntk_jax.pipelines.common.pool_run import pool_run
 from ntk_jax.pipelines.common.shape import abstract_model
 from ntk_jax.pipelines.select.config import SelectConfig
-from ntk_jax.pipelines.select.evaluate import tasks_of
 from ntk_jax.pipelines.select.state import SelectRun
 
 MAX_SEGMENTS = 16  # examples a packed row holds at most, as `kernels.rows.Layout` has it
