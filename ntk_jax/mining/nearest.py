@@ -74,6 +74,7 @@ def faiss_index(vectors: Store | Iterable[np.ndarray]) -> Any:
     if not parts:
         raise UserError("there are no vectors to search; embed the chunks first")
     count, width = sum(map(len, parts)), parts[0].shape[1]
+    index: Any
     if count <= _EXACT_INDEX:
         index = faiss.IndexFlatIP(width)
     else:
