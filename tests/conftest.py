@@ -42,6 +42,16 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The encoder that scripts/fetch_encoder.py brings, in the folder of checkpoints that NTK_JAX_CHECKPOINTS names; a
+    test that asks for it skips without."""
+    folder = Path(os.environ.get("NTK_JAX_CHECKPOINTS", "/nonexistent")) / "all-MiniLM-L6-v2"
+    if not (folder / "model.safetensors").is_file():
+        pytest.skip("needs all-MiniLM-L6-v2 in the folder that NTK_JAX_CHECKPOINTS names")
+    return folder
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _forget_compiled_programs() -> Iterator[None]:
     """A compiled program is several memory maps, of which Linux grants a process 65,530. That is the likely reason why,

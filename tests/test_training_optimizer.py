@@ -30,6 +30,9 @@ def test_learning_rates() -> None:
     np.testing.assert_allclose(learning_rates(replace(config, schedule="constant"), 10)[2:], 1.0)
     cosine = learning_rates(replace(config, schedule="cosine"), 10)
     np.testing.assert_allclose(cosine[2:], 0.5 * (1 + np.cos(np.pi * np.arange(8) / 8)), rtol=1e-6)
+    floored = learning_rates(replace(config, schedule="cosine", floor=0.1), 10)
+    np.testing.assert_allclose(floored[:2], cosine[:2])
+    np.testing.assert_allclose(floored[2:], 0.1 + 0.9 * cosine[2:], rtol=1e-6)
     assert learning_rates(TrainConfig(learning_rate=3e-4), 1) == np.float32(3e-4)  # one step is not all warm-up
     for schedule in ("linear", "cosine", "constant"):
         assert (learning_rates(TrainConfig(schedule=schedule), 137) > 0).all()  # type: ignore[arg-type]
@@ -74,6 +77,7 @@ def test_second_moment_before_the_first_step_is_zero() -> None:
         ({"learning_rate": -1.0}, "learning_rate = -1.0"),
         ({"beta2": 1.0}, "beta2 = 1.0"),
         ({"warmup_ratio": 1.0}, "warmup_ratio = 1.0"),
+        ({"floor": 1.0}, "floor = 1.0"),
         ({"max_steps": 0}, "max_steps = 0"),
         ({"epochs": 0.0}, "epochs = 0"),
         ({"epochs": float("nan")}, "epochs = nan"),

@@ -45,6 +45,12 @@ def pad(rows: Sequence[TokenRow], *, row_length: int, rows_per_batch: int) -> It
     yield from _batches(rows, [[ordinal] for ordinal in range(len(rows))], row_length, rows_per_batch, 1)
 
 
+def lay(rows: Sequence[TokenRow], bins: Sequence[Sequence[int]], *, row_length: int) -> Iterator[PackedBatch]:
+    """Rows that are packed already, each a batch of its own: a bin names the examples of one row, by their ordinals in
+    `rows` and in the order in which they lie. Otherwise as `pack`; the examples of a bin must fit a row."""
+    yield from _batches(rows, bins, row_length, 1, max(map(len, bins)))
+
+
 def pack_choices(rows: Sequence[ChoiceRow], *, row_length: int, rows_per_batch: int) -> Iterator[PackedBatch]:
     """Packs multiple-choice questions: the prompt once, its choices as branches 1..C that cannot see each other.
 
@@ -140,7 +146,7 @@ def _canvas(rows: int, length: int, labels: int, slots: int, branches: bool = Fa
 
 
 def _batches(
-    rows: Sequence[TokenRow], bins: list[list[int]], row_length: int, rows_per_batch: int, max_segments: int
+    rows: Sequence[TokenRow], bins: Sequence[Sequence[int]], row_length: int, rows_per_batch: int, max_segments: int
 ) -> Iterator[PackedBatch]:
     # A span position is a label where a next token exists in its own segment, so the last position never is.
     labels = _round_up(sum(int(np.count_nonzero(rows[i].span[:-1])) for i in members) for members in bins)

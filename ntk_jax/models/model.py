@@ -17,7 +17,7 @@ from ntk_jax.errors import UserError
 from ntk_jax.models import hub
 from ntk_jax.models.config import ModelConfig
 from ntk_jax.models.decoder import abstract_decoder
-from ntk_jax.models.lora import LoRAConfig, initial_lora
+from ntk_jax.models.lora import LoRAConfig, fold, initial_lora
 from ntk_jax.models.quantization import cast, check_kind, dequantized_base, kind_of, quantized_base, refuse_quantized
 from ntk_jax.parallel.hosts import place
 from ntk_jax.parallel.rules import param_shardings
@@ -146,6 +146,16 @@ def with_lora(model: Model, lora: dict[str, Any]) -> Model:
     if jax.tree.map(jnp.shape, lora) != jax.tree.map(jnp.shape, model.lora):
         raise UserError(f"{model.name}: the adapter does not have the leaves and shapes of this model's")
     return dataclasses.replace(model, lora=lora)
+
+
+def without_adapter(model: Model) -> Model:
+    """The plain model that computes the same: the adapter, where there is one, is folded into the weights. Raises
+    UserError: quantized weights, which have no room for the sum."""
+    if model.lora_config is None:
+        return model
+    graphdef = abstract_decoder(model.config, None, model.dtype)[0]
+    base = fold(model.lora, model.base, model.scales)
+    return dataclasses.replace(model, graphdef=graphdef, lora={}, base=base, lora_config=None)
 
 
 def computing_in(model: Model, dtype: str | None) -> Model:

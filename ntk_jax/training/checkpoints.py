@@ -23,11 +23,11 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from ntk_jax.data.batch import TokenRow
 from ntk_jax.errors import UserError
 from ntk_jax.parallel.hosts import is_primary
 from ntk_jax.storage.atomic import make_folder, user_error, write_lines
 from ntk_jax.storage.reading import read_json_lines
+from ntk_jax.training.feed import Feed
 from ntk_jax.training.optimizer import TrainConfig
 
 KEPT = 2  # the newest may be damaged by a full disk; the one before it is then still there
@@ -38,7 +38,7 @@ Entry = dict[str, float | int]
 
 def training_key(
     config: TrainConfig,
-    rows: Sequence[TokenRow],
+    feed: Feed,
     trainable: Any,
     *,
     seed: int,
@@ -48,10 +48,7 @@ def training_key(
 ) -> str:
     """A hash of everything that decides the result, except the frozen weights: who may resume whose checkpoint."""
     digest = hashlib.sha256(json.dumps([asdict(config), seed, row_length, parameters, dtype], sort_keys=True).encode())
-    for row in rows:
-        digest.update(f"{row.id}\0{len(row.ids)}\0".encode())
-        digest.update(np.ascontiguousarray(row.ids, np.int32).tobytes())
-        digest.update(np.packbits(np.asarray(row.span, bool)).tobytes())
+    feed.identify(digest)
     for path, leaf in jax.tree_util.tree_leaves_with_path(trainable):
         digest.update(f"{jax.tree_util.keystr(path)}{leaf.shape}{leaf.dtype}\0".encode())
         if parameters == "lora":  # small; all the weights of an 8B model are too many to hash at every start

@@ -24,6 +24,7 @@ class TrainConfig:
     batch_size: int = 128  # examples per optimiser step, at most (see order.py)
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_ratio: float = 0.03
+    floor: float = 0.0  # share of the peak at which the decay ends
     weight_decay: float = 0.0  # on matrices only: never on norms and biases
     beta1: float = 0.9
     beta2: float = 0.999
@@ -47,7 +48,7 @@ def check_config(config: TrainConfig, where: str = "training") -> None:
     for name, bound in least.items():
         if not getattr(config, name) >= bound:
             raise UserError(f"{where}: {name} = {getattr(config, name)} is below {bound}; give a larger value")
-    for name in ("warmup_ratio", "beta1", "beta2"):
+    for name in ("warmup_ratio", "floor", "beta1", "beta2"):
         if not 0.0 <= getattr(config, name) < 1.0:
             raise UserError(f"{where}: {name} = {getattr(config, name)} is outside [0, 1); give a value inside")
     if config.max_steps is not None and config.max_steps < 1:
@@ -62,7 +63,9 @@ def learning_rates(config: TrainConfig, steps: int) -> np.ndarray:
     """Learning rate of steps 0 .. steps - 1, float32: a linear warm-up, then linear or cosine decay, or constant.
 
     No step has rate 0: the warm-up starts at peak / (W + 1) and the linear decay ends at peak / (steps - W),
-    because a step without a rate is a batch of examples thrown away. W = ceil(warmup_ratio * steps).
+    because a step without a rate is a batch of examples thrown away. W = ceil(warmup_ratio * steps). The decay leads
+    to floor * peak instead of 0: what goes on from a trained model warms the rate up again and lets it fall to a tenth
+    or so (Ibrahim et al., arXiv 2403.08763).
     """
     warmup = min(math.ceil(config.warmup_ratio * steps), steps - 1)
     step = np.arange(steps, dtype=np.float64)
@@ -73,6 +76,7 @@ def learning_rates(config: TrainConfig, steps: int) -> np.ndarray:
         "cosine": 0.5 * (1.0 + np.cos(np.pi * done)),
         "constant": np.ones(steps),
     }[config.schedule]
+    falling = config.floor + (1.0 - config.floor) * falling
     return (config.learning_rate * np.where(step < warmup, rising, falling)).astype(np.float32)
 
 

@@ -75,7 +75,13 @@ def plan_shapes(
         [_labels(row) for row in _pack(step_rows(rows, step, config, seed), row_length)]
         for step in range(min(steps, PLANNED_STEPS))
     ]
-    most = max(1, config.tokens_per_microbatch // (row_length * groups))
+    return shapes_for(counts, row_length=row_length, tokens=config.tokens_per_microbatch, groups=groups)
+
+
+def shapes_for(counts: Sequence[Sequence[int]], *, row_length: int, tokens: int, groups: int = 1) -> Shapes:
+    """The microbatch of least work for steps with these packed rows, of which a step's list has each one's labels.
+    tokens: of a microbatch at most, over all groups."""
+    most = max(1, tokens // (row_length * groups))
     cost = {}
     for r in range(groups, most * groups + 1, groups):
         cost[r] = sum(-(-len(c) // r) for c in counts) * (r * row_length + MICROBATCH_OVERHEAD)
@@ -84,12 +90,16 @@ def plan_shapes(
 
 
 def microbatches(rows: Sequence[TokenRow], shapes: Shapes, row_length: int) -> list[PackedBatch]:
-    """Packs the examples of one step into microbatches of the planned shape (numpy, on the host).
+    """Packs the examples of one step into microbatches of the planned shape (numpy, on the host)."""
+    return stacked(list(_pack(rows, row_length)), shapes)
+
+
+def stacked(packed: Sequence[PackedBatch], shapes: Shapes) -> list[PackedBatch]:
+    """Puts packed rows, each a batch of its own, into microbatches of the planned shape.
 
     Label arrays are [groups, M] (see `loss.label_log_probs`): the slots of all rows of one device in one list,
     so that the head sees few unused slots although rows differ much in how many labels they have.
     """
-    packed = list(_pack(rows, row_length))
     counts = [_labels(row) for row in packed]
     hands = _deal(counts, shapes.rows, shapes.groups)
     labels = max(shapes.labels, _most_labels(counts, hands))

@@ -1,4 +1,4 @@
-"""One training from packed rows: LoRA fine-tuning (warm-up and final) and training of all parameters.
+"""One training from packed rows: LoRA fine-tuning (warm-up and final), training of all parameters, and pre-training.
 
 The story: choose the shapes, put everything on the devices, restore what a killed run left, then for each
 optimiser step add up the microbatches' gradients and update once. The host runs one step ahead of the devices
@@ -27,6 +27,7 @@ from ntk_jax.models.model import Model
 from ntk_jax.parallel.hosts import place
 from ntk_jax.parallel.rules import param_shardings, shard_batch
 from ntk_jax.training.checkpoints import Checkpoints, Entry, training_key
+from ntk_jax.training.feed import Feed, examples_of
 from ntk_jax.training.flops import training_flops
 from ntk_jax.training.loss import loss_sum
 from ntk_jax.training.optimizer import (
@@ -38,7 +39,6 @@ from ntk_jax.training.optimizer import (
     second_moment,
     settings_of,
 )
-from ntk_jax.training.order import count_steps, microbatches, plan_shapes, step_indices, step_rows
 
 Progress = Callable[[int, int, str], None]
 
@@ -92,7 +92,7 @@ class _Pending:
 
 def train(
     model: Model,
-    rows: Sequence[TokenRow],
+    rows: Sequence[TokenRow] | Feed,
     config: TrainConfig,
     *,
     folder: Path,
@@ -108,26 +108,30 @@ def train(
     """Trains on `rows` and returns the trained parameters; called again after a kill, it goes on to the same bits.
 
     The loss is the mean of -log p over the label tokens of the optimiser batch (response tokens only, by the
-    rows' span). parameters: "lora", "all" (adapter and base, or the base alone where there is no adapter), or a
+    rows' span). rows: examples, whose order is the seed's; or a feed, which has its own steps and its own order, and
+    of which `epochs`, `max_steps` and `batch_size` of the config are not asked. row_length: positions of a packed row.
+    parameters: "lora", "all" (adapter and base, or the base alone where there is no adapter), or a
     pattern over names as in `kernels.parameters`; not the adapters of some layers, whose result would be no adapter.
     folder: receives checkpoints/ and history.jsonl. progress(done, total, note) is called once a step,
     when the step is computed.
     remat: recompute layers in the backward pass; None: for hidden sizes from 1024 on, where activations, not
     FLOPs, are what a device runs out of. The given model is left untouched.
     keep(step, trained parameters): called after each of `keep_steps` (from 1), before that step's checkpoint is
-    written: a resumed training calls it again for steps that may not have been kept, and for no others.
+    written: a resumed training calls it again for steps that may not have been kept, and for no others. They lie on the
+    devices and are gone after the call: what should stay is copied.
 
     Raises `UserError`: no rows, no labels, a row longer than row_length, no adapter under parameters="lora",
     a loss or gradient that is not finite (naming step and example), a folder of another training, a full disk.
     """
-    _check(rows, config, row_length)
+    check_config(config)
+    feed: Feed = examples_of(rows, config, seed, row_length) if isinstance(rows, Sequence) else rows
     folder = Path(folder)
     remat = model.config.hidden_size >= 1024 if remat is None else remat
-    steps = count_steps(len(rows), config)
+    steps = feed.steps
 
     # Shapes
     groups = mesh.shape["data"] * mesh.shape["fsdp"] if mesh is not None else 1
-    shapes = plan_shapes(rows, config, steps=steps, seed=seed, row_length=row_length, groups=groups)
+    shapes = feed.shapes(config, groups)
 
     # Parameters, on the devices
     if parameters != "lora" and only_adapters(parameters):
@@ -138,7 +142,7 @@ def train(
     trainable = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), trainable)
     dtype = jnp.dtype(model.dtype)
     key = training_key(
-        config, rows, trainable, seed=seed, row_length=row_length, parameters=parameters, dtype=dtype.name
+        config, feed, trainable, seed=seed, row_length=row_length, parameters=parameters, dtype=dtype.name
     )
     shardings = None
     if mesh is not None:
@@ -162,8 +166,7 @@ def train(
         # Steps
         pending: _Pending | None = None
         for step in range(first, steps):
-            chosen = step_rows(rows, step, config, seed)
-            packed = microbatches(chosen, shapes, row_length)
+            chosen, packed = feed.step(step, shapes)
             for number, microbatch in enumerate(packed):
                 batch = microbatch.batch if mesh is None else shard_batch(microbatch.batch, mesh)
                 carry = _accumulate(static, trainable, frozen, batch, np.int32(number), carry)
@@ -177,7 +180,7 @@ def train(
             if keep is not None and step + 1 in keep_steps:
                 _read(pending, history, rates, steps, progress)  # what is kept holds no NaN either
                 pending = None
-                keep(step + 1, jax.device_get(trainable))
+                keep(step + 1, trainable)
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == steps:
                 if pending is not None:
                     _read(pending, history, rates, steps, progress)  # a checkpoint never holds a NaN
@@ -193,7 +196,7 @@ def train(
         base=base,
         second_moment=second_moment(optimizer_state, config.beta2),
         steps=steps,
-        examples=sum(len(step_indices(step, len(rows), config.batch_size, seed)) for step in range(steps)),
+        examples=feed.examples,
         tokens=tokens,
         label_tokens=label_tokens,
         flops=training_flops(
@@ -326,19 +329,6 @@ def _row_of_slot(pending: _Pending, code: int) -> TokenRow:
 
 def _count_labels(packed: list[PackedBatch]) -> int:
     return sum(int(np.count_nonzero(np.asarray(p.batch.label_segment))) for p in packed)
-
-
-def _check(rows: Sequence[TokenRow], config: TrainConfig, row_length: int) -> None:
-    check_config(config)
-    if not rows:
-        raise UserError("training: the set of examples is empty; look at the data files and at what was dropped")
-    if not any(np.any(row.span) for row in rows):
-        raise UserError("training: no example has a response token to learn from; look at span and max_length")
-    for row in rows:
-        if len(row.ids) > row_length:
-            raise UserError(
-                f"training: example {row.id!r} has {len(row.ids)} tokens, a row {row_length}; drop or truncate it"
-            )
 
 
 # ---------------------------------------------------------------------------------------------------------------

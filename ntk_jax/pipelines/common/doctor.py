@@ -53,15 +53,31 @@ def numerics() -> list[Check]:
 def checks(config: Any) -> list[Check]:
     """Of a config with the sections model, lora, data, score and evaluate."""
     files = _Files(config)
-    quantization = config.model.quantization
     return [
-        *([("quantized weights", lambda: _quantized_products_agree(quantization))] if quantization else []),
-        ("weights", files.weights),
-        *([("config.json keys", files.ignored_keys)] if config.model.ignore_config_keys else []),
-        ("tokenizer", files.tokenizer),
+        *_model(files),
         ("data.domain", lambda: files.examples("domain", config.data.domain, config.data.domain_limit)),
         ("data.pool", lambda: files.examples("pool", config.data.pool, config.data.pool_limit)),
         *(("evaluate.files", functools.partial(files.held_out, path)) for path in config.evaluate.files),
+    ]
+
+
+def model_checks(config: Any) -> list[Check]:
+    """Of a config with the sections model, lora and evaluate: the model, and the files it is evaluated on."""
+    files = _Files(config)
+    held_out: list[Check] = [
+        ("evaluate.files", functools.partial(files.held_out, path)) for path in config.evaluate.files
+    ]
+    return [*_model(files), *held_out]
+
+
+def _model(files: _Files) -> list[Check]:
+    section = files.config.model
+    quantization = section.quantization
+    return [
+        *([("quantized weights", lambda: _quantized_products_agree(quantization))] if quantization else []),
+        ("weights", files.weights),
+        *([("config.json keys", files.ignored_keys)] if section.ignore_config_keys else []),
+        ("tokenizer", files.tokenizer),
     ]
 
 
@@ -250,16 +266,17 @@ class _Files:
         metrics = metrics_of(sample, path, self.config.evaluate.metrics)
         what = "questions" if "accuracy" in metrics else "examples"
         loss = ", by their loss" if "loss" in metrics else ""
+        loss += ", by the answers that are written to them" if "generated" in metrics else ""
         if self.model is None:
             return _uncounted(f"{path}: {total:,} {what}{loss}")
         options: dict[str, Any] = {
             "max_length": section.max_length, "overflow": section.overflow, "rendering": rendering_of(section)
         }  # fmt: skip
-        rows: list[Any] = []
-        if "loss" in metrics:
-            rows = encode_many(sample, self.model.tokenizer, **options)
+        rows: list[Any]
         if "accuracy" in metrics:
             rows = [encode_choices(record, self.model.tokenizer, **options) for record in sample]
+        else:
+            rows = encode_many(sample, self.model.tokenizer, **options)
         kept = [row for row in rows if not isinstance(row, Dropped)]
         if not kept:
             raise UserError(f"{path}: none of {len(rows)} sampled {what} is usable; check model.max_length")

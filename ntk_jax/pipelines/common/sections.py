@@ -134,9 +134,17 @@ class EvaluateSection:
     columns: Mapping[str, Any] | None = setting(None, "where the fields of a question come from, as data.columns")
     metrics: tuple[str, ...] | None = setting(
         None,
-        "accuracy (of records with choices) and loss (of the response of any record); null: accuracy where a file has "
-        "choices, else loss",
+        "accuracy (of records with choices), loss (of the response of any record) and generated (an answer that the "
+        "model writes to any record); null: accuracy where a file has choices, else loss",
     )
+    answer_rule: Literal["auto", "exact", "number", "letter", "regex"] = setting(
+        "auto",
+        "where a generated answer stands in a reply: exact (all of it), number (the last), letter (of the choices, "
+        "which are listed), regex; auto: letter, number or exact by the record",
+    )
+    answer_pattern: str | None = setting(None, "of answer_rule regex: its first group, or all of it, is the answer")
+    answer_tokens: Count = setting(256, "tokens of a generated answer at most")
+    answer_stop: tuple[str, ...] = setting((), "texts that end a generated answer")
     limit: Count | None = setting(None, "a seeded sample of so many records of each file; null: all")
     arms: tuple[str, ...] | None = setting(
         None,
@@ -165,3 +173,19 @@ class MeshSection:
     data: Axis = setting(-1, "devices over which batches are split")
     fsdp: Axis = setting(1, "devices over which weights are split, and batches too")
     tensor: Axis = setting(1, "devices over which the matrices of a layer are split")
+
+
+@dataclass(frozen=True)
+class ShapeSection:
+    """A model's shape in the words of Hugging Face's config.json, for where that file is not at hand."""
+
+    model_type: str | None = setting(None, "llama, mistral, qwen2 or qwen3")
+    vocab_size: Count | None = setting(None, "V, tokens of the vocabulary")
+    hidden_size: Count | None = setting(None, "D, width of the hidden states")
+    intermediate_size: Count | None = setting(None, "inner width of the MLP")
+    num_hidden_layers: Count | None = setting(None, "L, layers")
+    num_attention_heads: Count | None = setting(None, "heads of the queries")
+    num_key_value_heads: Count | None = setting(None, "heads of keys and values")
+    head_dim: Count | None = setting(None, "width of a head")
+    max_position_embeddings: Count | None = setting(None, "positions that the model knows")
+    tie_word_embeddings: bool | None = setting(None, "whether the head is the embedding")

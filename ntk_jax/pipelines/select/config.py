@@ -14,6 +14,7 @@ from ntk_jax.pipelines.common.sections import (
     ModelSection,
     ReportSection,
     ScoreSection,
+    ShapeSection,
     TrainSection,
 )
 from ntk_jax.selection.rankers import RANKERS
@@ -65,22 +66,6 @@ SelectSection: Any = dataclasses.make_dataclass(
     frozen=True,
     namespace={"__doc__": _Select.__doc__, "__module__": __name__},
 )
-
-
-@dataclass(frozen=True)
-class ShapeSection:
-    """A model's shape in the words of Hugging Face's config.json, for where that file is not at hand."""
-
-    model_type: str | None = setting(None, "llama, mistral, qwen2 or qwen3")
-    vocab_size: Count | None = setting(None, "V, tokens of the vocabulary")
-    hidden_size: Count | None = setting(None, "D, width of the hidden states")
-    intermediate_size: Count | None = setting(None, "inner width of the MLP")
-    num_hidden_layers: Count | None = setting(None, "L, layers")
-    num_attention_heads: Count | None = setting(None, "heads of the queries")
-    num_key_value_heads: Count | None = setting(None, "heads of keys and values")
-    head_dim: Count | None = setting(None, "width of a head")
-    max_position_embeddings: Count | None = setting(None, "positions that the model knows")
-    tie_word_embeddings: bool | None = setting(None, "whether the head is the embedding")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Multiple choice by likelihood, and held-out loss, for every arm on every file, and the comparison of the arms."""
+"""Multiple choice by likelihood, held-out loss and generated answers, as each file asks for them, for every arm, and
+the comparison of the arms."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from ntk_jax.engine.clock import Clock
 from ntk_jax.engine.stage import Facts
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.accuracy import evaluate_records, task_files
+from ntk_jax.evaluation.generated import Grading, generated_answers
 from ntk_jax.evaluation.loss import held_out_losses
 from ntk_jax.evaluation.tasks import METRICS, Task, check_metrics, comparison, read_tasks
 from ntk_jax.parallel import hosts
@@ -22,8 +24,12 @@ from ntk_jax.storage.atomic import make_folder, read_json, write_json, write_lin
 from ntk_jax.storage.reading import read_json_lines
 
 FACTS = ("title", "examples", "steps", "tokens", "label_tokens", "domain_label_tokens", "flops")
-FOLDERS = {"accuracy": "predictions", "loss": "losses"}  # metric → where its lines are kept, a folder an arm
-UNITS = {"accuracy": "questions", "loss": "examples"}
+FOLDERS = {
+    "accuracy": "predictions",
+    "loss": "losses",
+    "generated": "answers",
+}  # metric → where its lines are kept, a folder an arm
+UNITS = {"accuracy": "questions", "loss": "examples", "generated": "replies"}
 
 
 def check(config: SelectConfig) -> None:
@@ -32,6 +38,7 @@ def check(config: SelectConfig) -> None:
         raise UserError("evaluate.files is empty; give at least one file, or stop with --until finetune")
     try:
         check_metrics(config.evaluate.metrics)
+        grading_of(config)
     except UserError as error:
         raise UserError(f"evaluate.{error}") from None
 
@@ -50,9 +57,18 @@ def tasks_of(config: SelectConfig) -> list[Task]:
     return read_tasks(section.files, section.metrics, limit=section.limit, seed=config.seed, reading=reading)
 
 
+def grading_of(config: SelectConfig) -> Grading:
+    """How generated answers are asked for and read. Raises UserError as `Grading`."""
+    section = config.evaluate
+    try:
+        return Grading(section.answer_rule, section.answer_pattern, section.answer_tokens, tuple(section.answer_stop))
+    except UserError as error:
+        raise UserError(f"answer_{error}") from None
+
+
 def evaluate(run: SelectRun, folder: Path) -> Facts:
-    """Writes predictions/<arm>/ and losses/<arm>/, as the tasks ask for them, and results.json; a task on which an arm
-    was evaluated before is not evaluated again."""
+    """Writes predictions/<arm>/, losses/<arm>/ and answers/<arm>/, as the tasks ask for them, and results.json; a
+    task on which an arm was evaluated before is not evaluated again."""
     config, clock, tasks = run.config, Clock(run.job.folder, "evaluate"), tasks_of(run.config)
     lines: dict[str, dict[str, Any]] = {metric: {} for metric in METRICS}
     for arm in arms(config):
@@ -100,6 +116,9 @@ def _measure(run: SelectRun, arm: Arm, metric: str, tasks: list[Task], place: Pa
         }
         if metric == "accuracy":
             found = evaluate_records(model, task.records, **options)
+        elif metric == "generated":
+            del options["overflow"], options["batch_tokens"]
+            found = {"flops": 0.0} | generated_answers(model, task.records, grading=grading_of(config), **options)
         else:
             found = held_out_losses(model, task.records, **options)
         make_folder(place)

@@ -1,0 +1,74 @@
+"""Drops seeds that say what another one says: by their words (MinHash) and by their embeddings (cosine)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ntk_jax.data.near_duplicates import near_duplicates
+from ntk_jax.mining.seeds.seed import Seed
+
+BLOCK = 1024  # seeds compared with all others at once
+
+
+def drop_duplicates(
+    seeds: Sequence[Seed],
+    *,
+    similarity: float = 0.7,
+    vectors: np.ndarray | None = None,
+    cosine: float = 0.95,
+) -> tuple[list[int], list[Seed], list[dict[str, Any]]]:
+    """(ordinals that stay, these seeds, what was dropped) of seeds; of two alike the earlier one stays.
+
+    Seeds of the same text become one that stands for the domains of both. vectors [S, D]: embeddings of the seeds;
+    None: only words are compared. similarity: Jaccard similarity of word runs, cosine: of embeddings, from which on two
+    are alike. A dropped one is {"id", "like": the id that stays, "reason", "domains", "text"}.
+    """
+    texts = [seed.text for seed in seeds]
+    equal = _first_equal(texts)
+    by_words = near_duplicates(texts, similarity)
+    by_vectors = None if vectors is None else first_alike(vectors, cosine)
+    names: dict[int, list[str]] = {}
+    dropped = []
+    for i, seed in enumerate(seeds):
+        for first, reason in (
+            (equal[i], "the same text"),
+            (int(by_words[i]), "nearly the same words"),
+            (i if by_vectors is None else int(by_vectors[i]), "nearly the same embedding"),
+        ):
+            if first in names:
+                shown = {"id": seed.id, "like": seeds[first].id, "reason": reason}
+                dropped.append({**shown, "domains": list(seed.domains), "text": seed.text})
+                if reason == "the same text":
+                    names[first] += [name for name in seed.domains if name not in names[first]]
+                break
+        else:
+            names[i] = list(seed.domains)
+    kept = list(names)
+    return kept, [replace(seeds[i], domains=tuple(names[i])) for i in kept], dropped
+
+
+def first_alike(vectors: np.ndarray, threshold: float) -> np.ndarray:
+    """[S] int64: for each row the first row that stays and has a cosine of at least `threshold` with it; itself, where
+    there is none. vectors: [S, D], of any length; a row of zeros is like no other."""
+    rows = np.asarray(vectors, np.float32)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    unit = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+    first = np.arange(len(unit))
+    for start in range(0, len(unit), BLOCK):
+        alike = unit[start : start + BLOCK] @ unit[: start + BLOCK].T >= threshold
+        for i in range(start, min(start + BLOCK, len(unit))):
+            before = np.flatnonzero(alike[i - start, :i])
+            stays = before[first[before] == before]
+            if len(stays):
+                first[i] = stays[0]
+    return first
+
+
+def _first_equal(texts: Sequence[str]) -> list[int]:
+    """For each text the first of the same words, whatever its spaces."""
+    known: dict[str, int] = {}
+    return [known.setdefault(" ".join(text.split()), i) for i, text in enumerate(texts)]

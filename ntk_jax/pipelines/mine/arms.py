@@ -1,0 +1,131 @@
+"""The arms of continual pre-training: the same number of tokens, taken from the corpus in different orders.
+
+| arm                | its chunks, first to last                                     | why                             |
+|--------------------|---------------------------------------------------------------|---------------------------------|
+| `general`          | none: general text only                                       | what more training alone does   |
+| `random`           | a seeded draw of the corpus                                   | what the corpus alone does      |
+| `retrieval`        | by the cosine of the best seed                                | neighbours without a classifier |
+| `dsir`             | importance resampling of n-grams towards the seeds            | arXiv 2302.03169                |
+| `seeds_classifier` | by a classifier of the seeds themselves against random chunks | the paper proposes to try it    |
+| `dopamine`         | what the classifier took, most probable first                 | arXiv 2410.00260                |
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ntk_jax.engine.stage import Facts
+from ntk_jax.errors import UserError
+from ntk_jax.mining.classifier import train_head
+from ntk_jax.mining.labels import background, labels_of
+from ntk_jax.pipelines.common.checks import check_model
+from ntk_jax.pipelines.mine import chunks
+from ntk_jax.pipelines.mine.classify import taken
+from ntk_jax.pipelines.mine.config import MineConfig, domain_names
+from ntk_jax.pipelines.mine.embed import best_scores, chosen_embeddings, embeddings
+from ntk_jax.pipelines.mine.pretrain import GENERAL, ArmTexts, check_files, check_row, pretrain_arms
+from ntk_jax.pipelines.mine.pretrain_config import check_pretraining
+from ntk_jax.pipelines.mine.seeds import seeds_of
+from ntk_jax.pipelines.mine.state import MineRun
+from ntk_jax.selection.dsir import gumbel, importance
+
+BLOCK = 4096  # chunks read at once
+NEGATIVES = 10  # random chunks for each seed of the classifier of seeds
+TITLES = {
+    "general": "general text only",
+    "random": "random documents",
+    "retrieval": "nearest to the seeds",
+    "dsir": "DSIR",
+    "seeds_classifier": "classifier of the seeds",
+    "dopamine": "DoPAMine",
+}
+
+
+def check(config: MineConfig) -> None:
+    """Raises UserError: an arm that there is not, or that is there twice, or settings that cannot be trained with."""
+    check_model(config.model)
+    names = config.pretrain.arms
+    for name in names:
+        if name not in TITLES:
+            raise UserError(f"pretrain.arms: there is no arm {name}; choose from {', '.join(TITLES)}")
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"pretrain.arms = {list(names)}: give at least one arm, each once")
+    check_pretraining(config.pretrain, config.model.quantization)
+
+
+def check_inputs(run: MineRun, closing: bool) -> None:
+    """Raises UserError: a file of replayed or held-out text cannot be read, or a row is longer than the model takes."""
+    check_files(run.config.pretrain)
+    check_row(run)
+
+
+def pretrain(run: MineRun, folder: Path) -> Facts:
+    """Trains and measures every arm; see `pretrain_arms`."""
+    arms = [
+        ArmTexts(name, TITLES[name], None if name == GENERAL else functools.partial(texts_of, run, name))
+        for name in run.config.pretrain.arms
+    ]
+    return pretrain_arms(run, folder, arms, functools.partial(texts_of, run, "random"))
+
+
+def chunks_of(run: MineRun, arm: str) -> np.ndarray:
+    """[n] int64 ordinals of the arm's chunks in the order in which they are taken; none for `general`."""
+    return _ORDERS[arm](run)
+
+
+def texts_of(run: MineRun, arm: str) -> Iterator[tuple[str, str]]:
+    """(id, text) of the arm's chunks in their order, read a block at a time."""
+    places = chunks_of(run, arm)
+    for start in range(0, len(places), BLOCK):
+        part = places[start : start + BLOCK]
+        order = np.argsort(part, kind="stable")
+        found: list[tuple[str, str]] = [("", "")] * len(part)
+        for place, chunk in zip(order, chunks.read_chosen(run, part[order]), strict=True):
+            found[place] = (chunk["id"], chunk["text"])
+        yield from found
+
+
+def _random(run: MineRun) -> np.ndarray:
+    return np.random.default_rng([run.config.seed, 0xA2]).permutation(chunks.count(run))
+
+
+def _retrieval(run: MineRun) -> np.ndarray:
+    return _descending(best_scores(run)[0].max(axis=1))
+
+
+def _dsir(run: MineRun) -> np.ndarray:
+    total = chunks.count(run)
+    weights = importance((seed.text for seed in seeds_of(run)), chunks.texts(run))
+    return _descending(weights.scores(chunks.texts(run)) + gumbel(total, run.config.seed))
+
+
+def _seeds_classifier(run: MineRun) -> np.ndarray:
+    seeds, domains, total = seeds_of(run), domain_names(run.config), chunks.count(run)
+    mine = run.embedder.embed([s.text for s in seeds], kind="passage", batch_tokens=run.config.embed.batch_tokens)
+    others, zeros = background(total, len(domains), np.zeros(0, np.int64), NEGATIVES * len(seeds), run.config.seed)
+    vectors = np.concatenate([mine, chosen_embeddings(run, others)])
+    labels = np.concatenate([labels_of([seed.domains for seed in seeds], domains), zeros])
+    head = train_head(vectors, labels, domains, seed=run.config.seed)
+    parts = [
+        head.probabilities(embeddings(run, start, min(start + BLOCK, total))).max(axis=1)
+        for start in range(0, total, BLOCK)
+    ]
+    return _descending(np.concatenate(parts))
+
+
+def _descending(scores: np.ndarray) -> np.ndarray:
+    return np.argsort(-scores, kind="stable")
+
+
+_ORDERS: dict[str, Callable[[MineRun], np.ndarray]] = {
+    "general": lambda run: np.zeros(0, np.int64),
+    "random": _random,
+    "retrieval": _retrieval,
+    "dsir": _dsir,
+    "seeds_classifier": _seeds_classifier,
+    "dopamine": lambda run: taken(run)[0],
+}

@@ -1,0 +1,270 @@
+"""The classifier: learnt from the labelled set, measured on its held-out part, and spread over the whole corpus."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ntk_jax.engine.blocks import Progress, fill_blocks
+from ntk_jax.engine.clock import Clock
+from ntk_jax.mining.classifier import Head, HeadConfig, load_head, train_head
+from ntk_jax.mining.labels import labels_of
+from ntk_jax.mining.metrics import Curve, wilson
+from ntk_jax.mining.ngrams import NgramConfig, Ngrams, load_ngrams, train_ngrams
+from ntk_jax.mining.seeds.duplicates import first_alike
+from ntk_jax.mining.thresholds import check_threshold
+from ntk_jax.pipelines.mine import chunks
+from ntk_jax.pipelines.mine.config import MineConfig, domain_names
+from ntk_jax.pipelines.mine.embed import chosen_embeddings, embeddings
+from ntk_jax.pipelines.mine.label import check_thresholds, curve_of, histogram_of, labelled
+from ntk_jax.pipelines.mine.seeds import seeds_of
+from ntk_jax.pipelines.mine.state import MineRun
+from ntk_jax.storage.arrays import create, open_store, read
+from ntk_jax.storage.atomic import make_folder, write_json, write_lines
+
+STORE, MINED = "probabilities.zarr", "mined.jsonl"
+READ = 1024  # chunks read at once
+SHOWN = 600  # characters of an example in the report
+Classifier = Head | Ngrams
+
+
+def check(config: MineConfig) -> None:
+    """Raises UserError: thresholds of domains that there are not, or that are no probabilities."""
+    check_thresholds(config, config.classify.thresholds, "classify.thresholds", 0.0)
+
+
+def classify(run: MineRun, folder: Path) -> dict[str, Any] | None:
+    """Writes classifier/, probabilities.zarr [N, M], mined.jsonl and summary.json. None when only a shard of the blocks
+    was computed."""
+    clock, domains = Clock(run.job.folder, "classify"), domain_names(run.config)
+    total = chunks.count(run)
+    classifier = _classifier(run, folder)
+    size = run.config.embed.block_chunks
+    facts = {"domains": list(domains), "kind": run.config.classify.kind}
+    store = create(folder / STORE, {"probability": ((len(domains),), np.float32)}, total, size, facts)
+
+    def ranges(blocks: frozenset[int]) -> Iterator[tuple[int, tuple[int, int]]]:
+        for block in sorted(blocks):
+            yield block, store.block_range(block)
+
+    def compute(block: int, rows: tuple[int, int], progress: Progress) -> dict[str, np.ndarray]:
+        return {"probability": probabilities(run, classifier, *rows)}
+
+    fill_blocks(
+        store,
+        ranges,
+        compute,
+        shard=run.job.shard,
+        progress=clock.ticking(run.job.progress("classify", total, "chunks")),
+    )
+    if run.job.shard is not None:
+        return None
+    return _close(run, folder, classifier, read(store, "probability"), clock)
+
+
+def probabilities(run: MineRun, classifier: Classifier, start: int, stop: int) -> np.ndarray:
+    """[n, M] of the chunks [start, stop)."""
+    if isinstance(classifier, Ngrams):
+        return classifier.probabilities(chunk["text"] for chunk in chunks.read_range(run, start, stop))
+    return classifier.probabilities(embeddings(run, start, stop))
+
+
+def taken(run: MineRun) -> tuple[np.ndarray, np.ndarray]:
+    """(chunks [n] of mined.jsonl in its order, probabilities [N, M] of the corpus)."""
+    folder = run.job.folder / "classify"
+    return np.load(folder / "chosen.npy", allow_pickle=False), read(open_store(folder / STORE), "probability")
+
+
+def write_mined(config: MineConfig, folder: Path) -> None:
+    """RUN/mined.jsonl: the file of the stage under the name that people look for."""
+    source, target = folder / "classify" / MINED, folder / MINED
+    if not source.exists() or (target.exists() and target.samefile(source)):
+        return
+    with contextlib.suppress(FileNotFoundError):
+        target.unlink()
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        import shutil
+
+        shutil.copyfile(source, target)
+
+
+def _classifier(run: MineRun, folder: Path) -> Classifier:
+    """The classifier in the folder, or one that is trained and put there. A shard trains the same one for itself."""
+    section, domains, place = run.config.classify, domain_names(run.config), folder / "classifier"
+    ngrams = section.kind == "ngrams"
+    if (place / "classifier.json").exists():
+        return load_ngrams(place) if ngrams else load_head(place)
+    found = labelled(run)
+    labels = found.labels
+    groups = [chunk["document"] for chunk in chunks.read_chosen(run, found.chunks)]
+    own = seeds_of(run) if run.config.label.with_seeds else []
+    seed_labels = labels_of([seed.domains for seed in own], domains)
+    labels = np.concatenate([labels, seed_labels])
+    groups += [f"seed {seed.id}" for seed in own]
+    common: dict[str, Any] = {"groups": groups, "seed": run.config.seed}
+    say = run.job.progress("train classifier", None, "steps")
+    classifier: Classifier
+    if ngrams:
+        texts = [chunk["text"] for chunk in chunks.read_chosen(run, found.chunks)]
+        config = NgramConfig(held_out=section.held_out, precision=section.precision)
+        texts += [seed.text for seed in own]
+        classifier = train_ngrams(texts, labels, domains, config=config, progress=say, **common)
+    else:
+        vectors = chosen_embeddings(run, found.chunks)
+        if own:
+            mine = run.embedder.embed([s.text for s in own], kind="passage", batch_tokens=run.config.embed.batch_tokens)
+            vectors = np.concatenate([vectors, mine])
+        head = HeadConfig(hidden=section.hidden, held_out=section.held_out, precision=section.precision)
+        facts = dict(run.embedder.facts)
+        classifier = train_head(vectors, labels, domains, config=head, facts=facts, progress=say, **common)
+    if run.job.shard is None:
+        classifier.save(make_folder(place))
+    return classifier
+
+
+def _close(run: MineRun, folder: Path, classifier: Classifier, found: np.ndarray, clock: Clock) -> dict[str, Any]:
+    """Takes what is above the thresholds, without semantic near-duplicates, best first until the tokens are full."""
+    section, domains = run.config.classify, domain_names(run.config)
+    given = section.thresholds or {}
+    limits = np.array(
+        [float(given.get(name, classifier.thresholds[place])) for place, name in enumerate(domains)], np.float32
+    )
+    for place, name in enumerate(domains):
+        check_threshold(found[:, place], float(limits[place]), name)
+    above = found >= limits
+    places = np.flatnonzero(above.any(axis=1))
+    # Best first, by the probability of the best domain among those that a chunk is taken for; ties in corpus order.
+    best = np.where(above[places], found[places], -1).max(axis=1)
+    places = places[np.argsort(-best, kind="stable")]
+    kept, dropped = _distinct(run, places)
+    account = _write(run, folder, kept, found, above)
+    np.save(folder / "chosen.npy", kept[: account.taken])
+    figures = classifier.calibration.figures
+    summary = {
+        "kind": section.kind,
+        "train": classifier.facts["training"]["rows"] - classifier.facts["training"]["rows held out"],
+        "held_out": classifier.facts["training"]["rows held out"],
+        "chunks": len(found),
+        "taken": account.taken,
+        "documents": len(account.documents),
+        "words": account.words,
+        "several": account.several,
+        "near_duplicates": dropped,
+        "domains": {
+            name: {
+                "threshold": float(limits[place]),
+                **_held_out(figures.get(name, {}), classifier.calibration.curves.get(name), float(limits[place])),
+                "histogram": histogram_of(found[:, place]),
+                "taken": sum(count for count, _ in account.sources[name].values()),
+                "sources": {
+                    source: {"taken": count, "probability": total / count}
+                    for source, (count, total) in account.sources[name].items()
+                },
+            }
+            for place, name in enumerate(domains)
+        },
+        "training": classifier.facts["training"],
+        "examples": account.examples,
+        "seconds": clock.seconds(),
+    }
+    write_json(folder / "summary.json", summary)
+    return {"taken": account.taken}
+
+
+def _held_out(figures: Mapping[str, Any], curve: Curve | None, limit: float) -> dict[str, Any]:
+    """How good the classifier is on labels that it has not learnt from, at the threshold that is used."""
+    if curve is None:
+        return {}
+    positives, total = figures["held-out positives"], figures["held-out positives"] + figures["held-out negatives"]
+    precision, recall = curve.at(limit)
+    place = int(np.searchsorted(-curve.threshold, -limit, side="right")) - 1
+    kept = float(curve.kept[place]) if place >= 0 else 0.0
+    intervals = {"precision": (precision, wilson(precision * kept, kept)) if kept else (None, (0.0, 1.0))}
+    intervals["recall"] = (recall, wilson(recall * positives, positives))
+    return {
+        **{name: {"value": value, "low": low, "high": high} for name, (value, (low, high)) in intervals.items()},
+        "average_precision": curve.average_precision,
+        "base_rate": positives / total,
+        "positives": positives,
+        "curve": curve_of(curve),
+    }
+
+
+def _distinct(run: MineRun, places: np.ndarray) -> tuple[np.ndarray, int]:
+    """(places without semantic near-duplicates of better ones, how many were dropped)."""
+    limit = run.config.classify.near_duplicates
+    if limit >= 1 or len(places) < 2:
+        return places, 0
+    order = np.argsort(places)
+    vectors = np.empty((len(places), run.embedder.dim), np.float32)
+    vectors[order] = chosen_embeddings(run, places[order])
+    first = first_alike(vectors, limit)
+    stays = first == np.arange(len(places))
+    return places[stays], int((~stays).sum())
+
+
+@dataclass
+class _Account:
+    """What was written: per domain {source: (chunks, sum of their probabilities)}."""
+
+    taken: int = 0
+    words: int = 0
+    several: int = 0
+    documents: set[str] = field(default_factory=set)
+    sources: dict[str, dict[str, tuple[int, float]]] = field(default_factory=dict)
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _write(run: MineRun, folder: Path, places: np.ndarray, found: np.ndarray, above: np.ndarray) -> _Account:
+    """mined.jsonl, best first, each with where it came from and why it was taken."""
+    domains, most = domain_names(run.config), run.config.classify.most_words
+    store = open_store(run.job.folder / "embed" / "chunks.zarr")
+    best, best_seed = read(store, "best"), read(store, "best_seed")
+    seeds = [seed.id for seed in seeds_of(run)]
+    account = _Account(sources={name: {} for name in domains})
+
+    def records() -> Iterator[dict[str, Any]]:
+        for start in range(0, len(places), READ):
+            part = places[start : start + READ]
+            ordered = np.sort(part)
+            here = dict(zip(ordered.tolist(), chunks.read_chosen(run, ordered), strict=True))
+            for place in part.tolist():
+                own = int(np.where(above[place], found[place], -1).argmax())
+                yield here[place] | {
+                    "domains": [name for at, name in enumerate(domains) if above[place, at]],
+                    "probability": {name: round(float(found[place, at]), 4) for at, name in enumerate(domains)},
+                    "seed": seeds[best_seed[place, own]],
+                    "score": round(float(best[place, own]), 4),
+                    "method": "dopamine",
+                }
+
+    def lines() -> Iterator[str]:
+        for record in records():
+            if most is not None and account.taken and account.words + record["words"] > most:
+                return
+            _count(account, record, run.config.report.examples)
+            yield json.dumps(record, ensure_ascii=False)
+
+    write_lines(folder / MINED, lines())
+    return account
+
+
+def _count(account: _Account, record: Mapping[str, Any], examples: int) -> None:
+    account.taken += 1
+    account.words += record["words"]
+    account.several += len(record["domains"]) > 1
+    account.documents.add(record["document"])
+    for name in record["domains"]:
+        count, total = account.sources[name].get(record["source"], (0, 0.0))
+        account.sources[name][record["source"]] = (count + 1, total + record["probability"][name])
+    if len(account.examples) < examples:
+        account.examples.append({**record, "text": record["text"][:SHOWN]})

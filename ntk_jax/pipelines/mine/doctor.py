@@ -1,0 +1,74 @@
+"""What `ntk-jax doctor` checks of the config of a mining run."""
+
+from __future__ import annotations
+
+from ntk_jax.engine.doctor import Check, Doubt
+from ntk_jax.errors import UserError
+from ntk_jax.mining.corpus.files import corpus_files
+from ntk_jax.models.embedder import load_embedder
+from ntk_jax.models.hub import resolve
+from ntk_jax.pipelines.common.doctor import model_checks
+from ntk_jax.pipelines.common.llm import check_llm
+from ntk_jax.pipelines.mine.config import MineConfig, asks_llm
+from ntk_jax.pipelines.mine.pretrain import check_files
+from ntk_jax.pipelines.mine.seeds import own_seeds
+
+
+def checks(config: MineConfig) -> list[Check]:
+    """The corpus' files, own seeds, the encoder, and whoever writes seeds and judges."""
+    return [
+        ("corpus.files", lambda: _corpus(config)),
+        ("own seeds", lambda: _seeds(config)),
+        ("encoder", lambda: _encoder(config)),
+        *([*model_checks(config), ("text to train on", lambda: _texts(config))] if config.pretrain.tokens else []),
+        *([("language model", lambda: _llm(config))] if asks_llm(config) else []),
+    ]
+
+
+def _corpus(config: MineConfig) -> str:
+    files = corpus_files(config.corpus.files)
+    return f"{len(files):,} files, {files[0].path} first"
+
+
+def _seeds(config: MineConfig) -> str:
+    found = own_seeds(config)
+    return f"{len(found):,} of your own" if found else "none of your own; the language model writes all"
+
+
+def _encoder(config: MineConfig) -> str | Doubt:
+    section = config.encoder
+    embedder = load_embedder(
+        section.path,
+        pooling=section.pooling,
+        normalize=section.normalize,
+        query_prefix=section.query_prefix,
+        passage_prefix=section.passage_prefix,
+        max_tokens=section.max_tokens,
+        dtype=section.dtype,
+    )
+    heart, other, contract = embedder.embed(
+        ["The heart pumps blood.", "Blood is pumped by the heart.", "The contract ends in May."]
+    )
+    if not heart @ other > heart @ contract:
+        raise UserError(
+            f"{section.path}: two sentences of the same meaning are no nearer than two of different meaning; check "
+            "encoder.pooling and the prefixes, or take another encoder"
+        )
+    text = f"{embedder.name}: {embedder.dim} numbers a text, reads {embedder.max_tokens} tokens at once"
+    return Doubt(f"{text}; {embedder.note}") if embedder.note else text
+
+
+def _texts(config: MineConfig) -> str:
+    check_files(config.pretrain)
+    section = config.pretrain
+    replay = f"{len(section.replay):,} files" if section.replay else "a random draw of the corpus"
+    held_out = len(section.held_out) + len(section.held_out_general)
+    return f"replayed: {replay}; perplexity is taken of {held_out:,} held-out files"
+
+
+def _llm(config: MineConfig) -> str:
+    """Nothing is asked of a server: a call may cost money."""
+    check_llm(config.llm)
+    if config.llm.kind == "model":
+        return f"{resolve(config.llm.model)}, in this process"
+    return f"{config.llm.model}, at a server that is asked when the run begins"

@@ -1,0 +1,125 @@
+"""What a reader of the mining's page should know first: the findings, and what speaks against believing them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ntk_jax.pipelines.mine.report_arms import COMPARISON, leading, says, title
+from ntk_jax.pipelines.mine.report_layout import bounded
+from ntk_jax.pipelines.mine.report_seeds import percent_of
+from ntk_jax.report.amounts import count, finite, general, nats, percent
+from ntk_jax.report.layout import Notice
+from ntk_jax.report.reading import RunDirectory, mapping, records
+
+LENIENT = 0.2  # share of planted wrong labels accepted, from which on a judge's agreement says little
+HARDLY = 2.0  # average precision over the base rate below which a classifier is hardly better than chance
+DISAGREES = 0.5  # agreement below which a domain's labels are more often wrong than right
+
+
+def verdict(run: RunDirectory) -> list[str]:
+    """What was found, a sentence for each stage that is done; the first is the finding."""
+    lines = [_taken(run), _judged(run), *_learned(run)]
+    return [line for line in lines if line]
+
+
+def _taken(run: RunDirectory) -> str:
+    found = run.json("classify/summary.json")
+    if not found:
+        return ""
+    parts = []
+    for name, item in mapping(found.get("domains")).items():
+        taken = f"{name} {percent_of(mapping(item).get('taken'), found.get('chunks'))}"
+        precision = mapping(mapping(item).get("precision"))
+        parts.append(taken + (f" at a held-out precision of {bounded(precision)}" if precision else ""))
+    return f"Taken from {count(found.get('chunks'))} chunks: {'; '.join(parts)}."
+
+
+def _judged(run: RunDirectory) -> str:
+    found = run.json("audit/summary.json")
+    if not found:
+        return ""
+    accepted = mapping(found.get("false_accept"))
+    itself = f", and accepts {bounded(accepted)} of wrong labels that were planted" if accepted else ""
+    return f"The judge agrees with {bounded(found.get('agreement'))} of the labels{itself}."
+
+
+def _learned(run: RunDirectory) -> list[str]:
+    """For each held-out set the mined text's arm against every control."""
+    best, comparison = leading(run), run.json(COMPARISON)
+    if best is None:
+        return []
+    lines = []
+    general_sets = comparison.get("general")
+    for item in records(comparison.get("sets")):
+        name = str(item.get("name"))
+        entry = mapping(mapping(mapping(item.get("results")).get(best)).get("perplexity"))
+        pairs = [seen for pair in records(item.get("paired")) if (seen := _facing(pair, best)) is not None]
+        against = [f"{says(pair)} against “{title(run, pair['b'])}” ({_bracket(pair)})" for pair in pairs]
+        what = (
+            "General text, what is forgotten" if isinstance(general_sets, list) and name in general_sets else "Learned"
+        )
+        lines.append(
+            f"{what}: after “{title(run, best)}” held-out {name} has perplexity {general(entry.get('value'))}"
+            + (f"; {', '.join(against)}." if against else ".")
+        )
+    return lines
+
+
+def _facing(pair: dict[str, Any], arm: str) -> dict[str, Any] | None:
+    """The difference as of `arm` minus the other one."""
+    if pair.get("a") == arm:
+        return {**pair, "b": str(pair.get("b"))}
+    difference, low, high = (finite(pair.get(key)) for key in ("difference", "low", "high"))
+    if pair.get("b") != arm or difference is None or low is None or high is None:
+        return None
+    return {"a": arm, "b": str(pair.get("a")), "difference": -difference, "low": -high, "high": -low}
+
+
+def _bracket(pair: dict[str, Any]) -> str:
+    return f"{nats(pair.get('difference'))} nats a token, {nats(pair.get('low'))} to {nats(pair.get('high'))}"
+
+
+def warnings(run: RunDirectory) -> list[Notice]:
+    """What a reader must know before believing a number. anchor: the section's short name."""
+    return [*_of_seeds(run), *_of_classifier(run), *_of_judge(run)]
+
+
+def _of_seeds(run: RunDirectory) -> list[Notice]:
+    notices = []
+    short = mapping(mapping(run.json("seeds/summary.json").get("written")).get("shortfall"))
+    if short:
+        named = ", ".join(f"{name} lacks {count(n)}" for name, n in short.items())
+        notices.append(Notice("seeds", "Fewer seeds than were asked for", f"{named}; the reasons are counted there."))
+    if note := run.json("embed/summary.json").get("note"):
+        notices.append(Notice("embed", "The encoder is none that was trained to embed", f"{note}."))
+    return notices
+
+
+def _of_classifier(run: RunDirectory) -> list[Notice]:
+    notices = []
+    for name, item in mapping(run.json("classify/summary.json").get("domains")).items():
+        found, base = finite(mapping(item).get("average_precision")), finite(mapping(item).get("base_rate"))
+        if found is not None and base is not None and found < HARDLY * base and found < 0.9:
+            text = f"Its average precision for {name} is {general(found)}, where chance has {general(base)}."
+            notices.append(Notice("classify", "The classifier is hardly better than chance", text))
+    return notices
+
+
+def _of_judge(run: RunDirectory) -> list[Notice]:
+    found = run.json("audit/summary.json")
+    if not found:
+        return []
+    notices = []
+    accepted = finite(mapping(found.get("false_accept")).get("value"))
+    if accepted is None:
+        text = "No wrong labels were planted, so nobody knows how often it would have accepted one."
+        notices.append(Notice("audit", "The judge was not judged", text))
+    elif accepted >= LENIENT:
+        text = f"It accepts {percent(accepted)} of the labels that are known to be wrong; its agreement says little."
+        notices.append(Notice("audit", "The judge is lenient", text))
+    for name, item in mapping(found.get("domains")).items():
+        judged, agreed = finite(mapping(item).get("judged")), finite(mapping(item).get("agreed"))
+        if judged and agreed is not None and agreed / judged < DISAGREES:
+            text = f"It agrees with {percent_of(agreed, judged)} of {count(judged)} labels of {name}."
+            notices.append(Notice("audit", "The judge disagrees with most labels", text))
+    return notices

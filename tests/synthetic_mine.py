@@ -1,0 +1,326 @@
+"""Makes a run directory of mining with plausible numbers and hostile text, for its part of the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ntk_jax.mining.seeds.coverage import coverage
+from ntk_jax.mining.seeds.dimensions import DIMENSIONS
+from ntk_jax.mining.seeds.lexical import compare_lexical
+from ntk_jax.mining.seeds.plan import plan_seeds
+from ntk_jax.mining.seeds.seed import Seed
+
+HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)> & \"quoted\" </pre></details> \x00 \ud800 مرحبا"
+DOMAINS = {"medicine": "diseases, drugs and patients", "law": "courts, contracts and rights"}
+STAGES = (
+    ("seeds", "Seeds"),
+    ("corpus", "Corpus"),
+    ("embed", "Embedding"),
+    ("label", "Labels"),
+    ("classify", "Classifier"),
+    ("audit", "Audit"),
+    ("pretrain", "Continual pre-training"),
+    ("evaluate", "Evaluation"),
+)
+SOURCES = {
+    "MedQuAD": (2000, 3100),
+    "textbooks": (900, 5200),
+    "CUAD": (500, 4100),
+    "books": (80, 6400),
+    HOSTILE: (9, 40),
+}
+ARMS = {
+    "base": "",
+    "general": "general text only",
+    "random": "random documents",
+    "dsir": "DSIR",
+    "dopamine": "DoPAMine",
+}
+LLM = {"calls": 431, "cached": 12, "prompt_tokens": 140_211, "completion_tokens": 301_877, "spent": 0.734}
+FILES = (
+    *(f"{name}/summary.json" for name in ("seeds", "corpus", "embed", "label", "classify", "audit")),
+    *(f"pretrain/{arm}/summary.json" for arm in ARMS if arm != "base"),
+    "pretrain/comparison.json",
+    "evaluate/results.json",
+)
+
+
+def make(folder: Path, seed: int = 0) -> Path:
+    """Writes a whole finished run and returns its folder."""
+    rng = np.random.default_rng(seed)
+    stages = [{"name": name, "title": title} for name, title in STAGES]
+    config = {"seed": seed, "pretrain": {"arms": list(ARMS), "tokens": 2_000_000}}
+    entry = {"title": "DoPAMine", "config": config, "stages": stages, "facts": {"domains": DOMAINS}}
+    write(folder / "plan.json", {"schema": 1, "pipelines": {"mine": entry}})
+    write(folder / "provenance.json", {"versions": {"ntk_jax": "0.1.0"}})
+    (folder / "config.yaml").write_text("seed: 0\n")
+    write(folder / "seeds/summary.json", _seeds())
+    write(folder / "corpus/summary.json", _corpus())
+    write(folder / "embed/summary.json", _embed())
+    write(folder / "label/summary.json", _labels(rng))
+    write(folder / "classify/summary.json", _classify(rng))
+    write(folder / "audit/summary.json", _audit())
+    for number, (arm, title) in enumerate(list(ARMS.items())[1:]):
+        write(folder / f"pretrain/{arm}/summary.json", _arm(title, number, rng))
+    write(folder / "pretrain/comparison.json", _comparison())
+    write(folder / "evaluate/results.json", _results())
+    for name, _ in STAGES:
+        write(folder / name / "manifest.json", {})
+    return folder
+
+
+def write(path: Path, value: Any) -> None:
+    """A JSON file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def _seeds() -> dict[str, Any]:
+    slots = plan_seeds(list(DOMAINS), per_domain=120, two_domain_share=0.1, dimensions=DIMENSIONS)
+    seeds = [
+        Seed(
+            s.id,
+            "text",
+            s.domains,
+            {
+                "origin": "written",
+                "type": s.type,
+                "length": s.length.name,
+                "demeanour": s.demeanour,
+                "topic": f"topic {i % 90}",
+            },
+        )
+        for i, s in enumerate(slots)
+        if s.type != "contract"
+    ]
+    return {
+        "origins": {"written": len(seeds), "document": 20},
+        "written": {
+            "written": len(seeds),
+            "planned": len(slots),
+            "asked": 410,
+            "repaired": 21,
+            "format": "json",
+            "failures": {"not JSON": 44, "the text repeats itself": 9, "fewer than 20 words": 3, HOSTILE: 1},
+            "shortfall": {"medicine": 7},
+        },
+        "duplicates": {"nearly the same embedding": 12},
+        "coverage": coverage(seeds, list(DOMAINS), DIMENSIONS, {"law": ["bail", "wills"]}),
+        "seconds": 812.0,
+        "llm": LLM,
+    }
+
+
+def _corpus() -> dict[str, Any]:
+    return {
+        "documents": 31_200,
+        "kept": 9_870,
+        "chunks": 18_840,
+        "words": 3_391_200,
+        "sampled": None,
+        "drops": {
+            "another language": 8_211,
+            "the same text": 5_003,
+            "fewer than 15 words": 4_120,
+            "nearly the same text": 2_410,
+            "too many symbols": 901,
+            "page took longer than 5 s": 12,
+            "shares 13 words with an evaluation file": 7,
+        },
+        "faults": {"a damaged member": 2, "a record shorter than its length": 1},
+        "sources": {name: {"documents": n, "chunks": chunks} for name, (n, chunks) in SOURCES.items()},
+        "dropped": [{"reason": "too many symbols", "source": "books", "text": HOSTILE * 3}],
+        "seconds": 93.0,
+    }
+
+
+def _embed() -> dict[str, Any]:
+    hits = [
+        {"score": 0.61 - 0.05 * i, "source": "MedQuAD", "title": "Fever", "text": f"{HOSTILE} {i}"} for i in range(3)
+    ]
+    return {
+        "encoder": "all-MiniLM-L6-v2",
+        "dim": 384,
+        "max_tokens": 256,
+        "note": None,
+        "chunks": 18_840,
+        "windows": 21_004,
+        "seeds": 240,
+        "neighbours": 200,
+        "lexical": compare_lexical(
+            {"seeds": ["A short text of a nurse. It ends."], "corpus": ["Some other words here."]}
+        ),
+        "nearest": [
+            {"id": "medicine-00001", "domains": ["medicine"], "text": "A nurse.", "type": "email", "hits": hits},
+            {"id": "law-own-3", "domains": ["law"], "text": HOSTILE, "origin": "document", "hits": []},
+        ],
+        "tokens": 4_100_000,
+        "flops": 1.7e14,
+        "seconds": 1411.0,
+    }
+
+
+def _histogram(values: np.ndarray, bins: int = 40) -> dict[str, Any]:
+    counts, edges = np.histogram(values, bins=bins)
+    return {"edges": edges.tolist(), "counts": counts.tolist()}
+
+
+def _curve(rng: np.random.Generator, spread: float) -> dict[str, Any]:
+    """Precision and recall of scores that part a fifth from the rest, the more the smaller `spread`."""
+    right = rng.random(2000) < 0.2
+    scores = 1 / (1 + np.exp(-(right * 3 - 1.5) - spread * rng.standard_normal(2000)))
+    order = np.argsort(-scores)
+    true = np.cumsum(right[order])
+    return {
+        "threshold": scores[order].tolist(),
+        "precision": (true / np.arange(1, 2001)).tolist(),
+        "recall": (true / true[-1]).tolist(),
+    }
+
+
+def _labels(rng: np.random.Generator) -> dict[str, Any]:
+    domains = {}
+    for name, threshold in (("medicine", 0.42), ("law", 0.36)):
+        cosines = np.concatenate([rng.normal(0.12, 0.08, 17_000), rng.normal(0.38, 0.09, 1_840)])
+        domains[name] = {
+            "threshold": threshold,
+            "how": "at most 20% of what it keeps is expected from the scores below the mode, 0.118",
+            "kept": int((cosines >= threshold).sum()),
+            "total": len(cosines),
+            "histogram": _histogram(cosines),
+            **({"curve": _curve(rng, 1.5), "judged": 200} if name == "law" else {}),
+            "counts": {"positive": 610, "hard negative": 900, "random negative": 930, "over the cap of its seed": 77},
+        }
+    return {"source": "seeds", "labelled": 4_470, "domains": domains, "seconds": 3.0}
+
+
+def _classify(rng: np.random.Generator) -> dict[str, Any]:
+    interval = {"value": 0.91, "low": 0.88, "high": 0.94}
+    domains = {
+        name: {
+            "threshold": 0.62,
+            "precision": interval,
+            "recall": {"value": 0.83, "low": 0.79, "high": 0.87},
+            "average_precision": 0.93,
+            "base_rate": 0.2,
+            "positives": 122,
+            "curve": _curve(rng, spread),
+            "histogram": _histogram(np.concatenate([rng.beta(0.5, 6, 16_000), rng.beta(6, 1, 2_840)])),
+            "taken": 2_310,
+            "sources": {
+                source: {"taken": taken, "probability": 0.88}
+                for source, taken in (("MedQuAD", 1900), ("textbooks", 390), ("books", 20))
+            },
+        }
+        for name, spread in (("medicine", 0.8), ("law", 1.4))
+    }
+    example = {
+        "domains": ["medicine", "law"],
+        "probability": 0.97,
+        "score": 0.55,
+        "seed": "medicine-00001",
+        "source": "MedQuAD",
+        "title": HOSTILE,
+        "file": "corpus/medquad.jsonl.xz",
+        "offset": 12_345,
+        "url": "https://example.org/?a=1&b=<2>",
+        "text": HOSTILE * 40,
+    }
+    return {
+        "kind": "head",
+        "train": 3_576,
+        "held_out": 894,
+        "chunks": 18_840,
+        "taken": 4_402,
+        "documents": 3_001,
+        "words": 791_000,
+        "mined_tokens": 1_020_000,
+        "several": 218,
+        "near_duplicates": 31,
+        "domains": domains,
+        "examples": [example] * 3,
+        "seconds": 44.0,
+        "flops": 2.1e11,
+    }
+
+
+def _audit() -> dict[str, Any]:
+    one = {"judged": 100, "agreed": 88, "low": 0.8, "high": 0.93, "planted": 25, "accepted": 3, "unreadable": 2}
+    return {
+        "judge": "SmolLM2-135M-Instruct",
+        "agreement": {"value": 0.64, "low": 0.57, "high": 0.7},
+        "false_accept": {"value": 0.32, "low": 0.21, "high": 0.46},
+        "domains": {"medicine": one, "law": {**one, "agreed": 40, "low": 0.31, "high": 0.5, "accepted": 13}},
+        "examples": [{"domain": "law", "planted": True, "accepted": True, "comment": HOSTILE, "text": HOSTILE}],
+        "llm": LLM,
+        "seconds": 61.0,
+    }
+
+
+def _arm(title: str, number: int, rng: np.random.Generator) -> dict[str, Any]:
+    points = [
+        {
+            "tokens": 250_000 * i,
+            "perplexity": {
+                "medicine": 21 - (1.1 * number) * (1 - np.exp(-i / 3)) + 0.05 * rng.standard_normal(),
+                "general": 18 + 0.12 * i * (number % 3),
+            },
+        }
+        for i in range(9)
+    ]
+    return {
+        "title": title,
+        "tokens": 2_000_000,
+        "mined_tokens": 500_000 * (number > 0),
+        "general_tokens": 2_000_000 - 500_000 * (number > 0),
+        "distinct_tokens": 420_000,
+        "steps": 244,
+        "parameters": 4_884_480,
+        "points": points,
+        "seconds": 700.0,
+        "flops": 9e14,
+    }
+
+
+def _comparison() -> dict[str, Any]:
+    sets = []
+    for name, levels in (("medicine", (21.0, 20.9, 20.1, 18.7, 17.6)), ("general", (18.0, 17.9, 18.0, 18.9, 18.2))):
+        results = {
+            arm: {
+                key: {"value": scale * level, "low": scale * (level - 0.6), "high": scale * (level + 0.7)}
+                for key, scale in (("loss", 0.15), ("perplexity", 1.0), ("bits_per_byte", 0.05))
+            }
+            for arm, level in zip(ARMS, levels, strict=True)
+        }
+        paired = [
+            {"a": a, "b": b, "difference": d, "low": d - 0.02, "high": d + 0.02}
+            for j, a in enumerate(ARMS)
+            for b in list(ARMS)[:j]
+            for d in [float(np.log(levels[j] / levels[list(ARMS).index(b)]))]
+        ]
+        sets.append(
+            {"name": name, "documents": 210, "tokens": 91_000, "bytes": 402_000, "results": results, "paired": paired}
+        )
+    return {"confidence": 0.95, "general": ["general"], "sets": sets}
+
+
+def _results() -> dict[str, Any]:
+    task = {
+        arm: {kind: {"accuracy": 0.3 + 0.02 * i, "low": 0.2, "high": 0.5} for kind in ("raw", "normalized")}
+        for i, arm in enumerate(ARMS)
+    }
+    loss = {
+        arm: {kind: {"loss": 2.4 - 0.1 * i, "low": 2.0, "high": 2.6} for kind in ("by_example", "by_token")}
+        for i, arm in enumerate(ARMS)
+    }
+    return {
+        "arms": [{"name": arm, "title": title or "base model"} for arm, title in ARMS.items()],
+        "tasks": [{"name": "medqa", "questions": 80, "results": task}],
+        "average": task,
+        "loss": {"tasks": [{"name": "notes", "results": loss}], "average": loss},
+        "confidence": 0.95,
+    }
