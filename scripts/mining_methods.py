@@ -199,10 +199,21 @@ def ngrams(task: Task) -> np.ndarray:
     return model.logits(task.texts)[:, task.place]
 
 
+def both(task: Task) -> np.ndarray:
+    """The sum of both classifiers' logits, each divided by its deviation."""
+    return sum((z / z.std() for z in (classifier(task), ngrams(task))), np.zeros(len(task.texts)))
+
+
 def shuffled(task: Task) -> Task:
-    """The same task with the domains of the seeds in random order."""
-    order = np.random.default_rng([task.seed, 2]).permutation(len(task.own))
-    return Task(**{**_given(task), "own": task.own[order]})
+    """The same task with the domains of the seeds dealt anew, so that each new domain has seeds of every true one in
+    equal shares: what is left of a domain then is in all of them."""
+    rng = np.random.default_rng([task.seed, 2])
+    count = len(task.own)
+    order = np.lexsort((rng.random(count), task.own.argmax(axis=1)))
+    step = next(n for n in range(round(0.618 * count), count + 1) if np.gcd(n, count) == 1)
+    dealt = np.empty_like(task.own)
+    dealt[order] = task.own[order][(np.arange(count) * step + int(rng.integers(count))) % count]
+    return Task(**{**_given(task), "own": dealt})
 
 
 METHODS: Mapping[str, Callable[[Task], np.ndarray]] = {
@@ -217,6 +228,7 @@ METHODS: Mapping[str, Callable[[Task], np.ndarray]] = {
     "seeds as classifier": seeds_as_classifier,
     "n-gram classifier": ngrams,
     "classifier": classifier,
+    "classifier and n-gram classifier": both,
 }
 CONTROLS = {"retrieval only": retrieval, "classifier": classifier}  # also with shuffled seed labels
 

@@ -3,11 +3,13 @@
     z = W2 gelu(W1 x̂ + b1) + b2   or, without a hidden layer,   z = W x̂ + b,    x̂ = (x - mean) / deviation
 
 trained on binary cross entropy a domain, positives and negatives of each domain of equal total weight, an L2 penalty on
-the matrices. Of several penalties, trained side by side in one compiled scan, the strongest is kept whose calibrated
-held-out loss is within one standard error of the least (Breiman et al., Classification and Regression Trees, 1984):
-mined labels are wrong in many places, and held-out ones in the same, so that the least loss itself favours a head that
-has learnt their faults. Calibration and thresholds: calibration.py. (DoPAMine, arXiv 2410.00260, section 2.4, names no
-more than the kind of classifier; WebOrganizer, arXiv 2502.10341, distils an LLM's labels in the same way.)
+the matrices. Mined labels are wrong in many places, and held-out ones in the same way, for they are a function of the
+embeddings: their loss is least for a head that has learnt how they were made, and cannot choose a penalty. The default
+is therefore one strong penalty, with which the head is not far from the difference of the classes' means. For labels
+that come from elsewhere (a user's documents, a language model) there are `CLEAN_PENALTIES`: of several, trained side by
+side, the strongest is kept whose calibrated held-out loss is within one standard error of the least (Breiman et al.,
+Classification and Regression Trees, 1984). Calibration and thresholds: calibration.py. (DoPAMine, arXiv 2410.00260,
+section 2.4, names no more than the kind of classifier; WebOrganizer, arXiv 2502.10341, distils an LLM's labels.)
 
 Source: embeddings [n, D] and labels [n, M] in memory; n is the labelled set's, never the corpus'. Cost: seconds;
 scoring a corpus costs far less than its embedding.
@@ -32,6 +34,7 @@ from ntk_jax.mining.classifier_files import read_classifier, write_classifier
 
 Weights = dict[str, jax.Array]
 KIND = "embedding head"
+CLEAN_PENALTIES = (0.1, 1.0, 10.0, 100.0)
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class HeadConfig:
     steps: int = 1000  # of Adam, with a cosine decay
     batch: int = 512
     learning_rate: float = 0.01
-    penalties: tuple[float, ...] = (0.1, 1.0, 10.0, 100.0)  # half the squared norm of the matrices, times this
+    penalties: tuple[float, ...] = (100.0,)  # half the squared norm of the matrices, times this
     held_out: float = 0.2  # share of the groups
     precision: float | None = None  # what the thresholds are chosen for; None: the best F1
 
