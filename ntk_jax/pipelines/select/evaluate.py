@@ -10,7 +10,7 @@ from ntk_jax.engine.clock import Clock
 from ntk_jax.engine.stage import Facts
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.accuracy import evaluate_records, task_files
-from ntk_jax.evaluation.generated import Grading, generated_answers
+from ntk_jax.evaluation.generated import Grading, generated_answers, rule_of
 from ntk_jax.evaluation.loss import held_out_losses
 from ntk_jax.evaluation.tasks import METRICS, Task, check_metrics, comparison, read_tasks
 from ntk_jax.parallel import hosts
@@ -48,7 +48,9 @@ def check_inputs(run: SelectRun, closing: bool) -> None:
     section = run.config.evaluate
     files = tuple(task_files(section.files).values()) if section.files else ()
     say_formats(run.job.progress, "evaluate.files", files, reading_of(run.config, "evaluate"))
-    tasks_of(run.config)
+    for task in tasks_of(run.config):
+        for record in task.records if "generated" in task.metrics else ():
+            rule_of(record, section.answer_rule, task.where)
 
 
 def tasks_of(config: SelectConfig) -> list[Task]:
