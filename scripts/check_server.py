@@ -133,6 +133,9 @@ def kill_and_resume(args: argparse.Namespace, counting: Counting) -> dict[str, A
     """Kills the child at random moments, lets the last one finish, and compares."""
     folder = args.out / "killed"
     folder.mkdir()
+    list(
+        open_client(section_of(args), folder).ask(requests_of(1, args.tokens))
+    )  # the probe, where one call is under way
     words = [sys.executable, "-W", "ignore", __file__, args.model, "--child", "--out", str(folder)]
     words += ["--requests", str(args.requests), "--tokens", str(args.tokens), "--workers", str(args.workers)]
     draw, kills, began = random.Random(args.seed), 0, time.monotonic()
