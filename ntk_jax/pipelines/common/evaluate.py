@@ -12,7 +12,7 @@ from ntk_jax.engine.clock import Clock
 from ntk_jax.engine.stage import Facts, Job
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.accuracy import evaluate_records, task_files
-from ntk_jax.evaluation.generated import Grading, generated_answers
+from ntk_jax.evaluation.generated import Grading, generated_answers, rule_of
 from ntk_jax.evaluation.loss import held_out_losses
 from ntk_jax.evaluation.tasks import METRICS, Task, check_metrics, comparison, read_tasks
 from ntk_jax.models.model import Model
@@ -59,7 +59,9 @@ def check_files(config: Any, job: Job) -> None:
     section = config.evaluate
     files = tuple(task_files(section.files).values()) if section.files else ()
     say_formats(job.progress, "evaluate.files", files, reading_of(config, "evaluate"))
-    tasks_of(config)
+    for task in tasks_of(config):
+        for record in task.records if "generated" in task.metrics else ():
+            rule_of(record, section.answer_rule, task.where)
 
 
 def tasks_of(config: Any) -> list[Task]:

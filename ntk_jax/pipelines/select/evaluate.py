@@ -9,13 +9,6 @@ from ntk_jax.engine.stage import Facts
 from ntk_jax.errors import UserError
 from ntk_jax.models.model import Model
 from ntk_jax.pipelines.common.evaluate import Evaluation, check_evaluation, check_files, evaluate_arms
-from ntk_jax.evaluation.accuracy import evaluate_records, task_files
-from ntk_jax.evaluation.generated import Grading, generated_answers, rule_of
-from ntk_jax.evaluation.loss import held_out_losses
-from ntk_jax.evaluation.tasks import METRICS, Task, check_metrics, comparison, read_tasks
-from ntk_jax.parallel import hosts
-from ntk_jax.pipelines.common.examples import rendering_of
-from ntk_jax.pipelines.common.reading import reading_of, say_formats
 from ntk_jax.pipelines.select.arms import Arm, arms
 from ntk_jax.pipelines.select.config import SelectConfig
 from ntk_jax.pipelines.select.state import SelectRun
@@ -34,27 +27,6 @@ def check(config: SelectConfig) -> None:
 def check_inputs(run: SelectRun, closing: bool) -> None:
     """Raises UserError for an evaluation file that is absent or holds records that its metrics cannot be taken of."""
     check_files(run.config, run.job)
-    section = run.config.evaluate
-    files = tuple(task_files(section.files).values()) if section.files else ()
-    say_formats(run.job.progress, "evaluate.files", files, reading_of(run.config, "evaluate"))
-    for task in tasks_of(run.config):
-        for record in task.records if "generated" in task.metrics else ():
-            rule_of(record, section.answer_rule, task.where)
-
-
-def tasks_of(config: SelectConfig) -> list[Task]:
-    """The tasks of evaluate.files. Raises UserError as `check_inputs`."""
-    section, reading = config.evaluate, reading_of(config, "evaluate")
-    return read_tasks(section.files, section.metrics, limit=section.limit, seed=config.seed, reading=reading)
-
-
-def grading_of(config: SelectConfig) -> Grading:
-    """How generated answers are asked for and read. Raises UserError as `Grading`."""
-    section = config.evaluate
-    try:
-        return Grading(section.answer_rule, section.answer_pattern, section.answer_tokens, tuple(section.answer_stop))
-    except UserError as error:
-        raise UserError(f"answer_{error}") from None
 
 
 def evaluate(run: SelectRun, folder: Path) -> Facts:
