@@ -162,7 +162,7 @@ def encode_question(
 ) -> tuple[list[int], tuple[str, ...]]:
     """(the tokens that a model reads before it answers, notes); see `templates.write_question`, and its errors."""
     text, notes = write_question(messages, tokenizer, rendering, name)
-    ids, bos = codec_of(tokenizer).encode([text])[0].ids, _bos_ids(tokenizer)
+    ids, bos = codec_of(tokenizer).encode([text])[0].ids, bos_ids(tokenizer)
     return ids if ids[: len(bos)] == bos else bos + ids, notes
 
 

@@ -246,7 +246,7 @@ class _Files:
             )
             for record in _sampled(files, total, reading)
         ]
-        kept = [row for row in rows if not isinstance(row, Dropped)]
+        kept: list[Any] = [row for row in rows if not isinstance(row, Dropped)]
         if not kept:
             raise UserError(f"none of {len(rows)} sampled examples is usable; check model.max_length and the responses")
         cut, dropped, lengths = sum(row.truncated for row in kept), len(rows) - len(kept), [len(r.ids) for r in kept]
@@ -277,7 +277,7 @@ class _Files:
             rows = [encode_choices(record, self.model.tokenizer, **options) for record in sample]
         else:
             rows = encode_many(sample, self.model.tokenizer, **options)
-        kept = [row for row in rows if not isinstance(row, Dropped)]
+        kept: list[Any] = [row for row in rows if not isinstance(row, Dropped)]
         if not kept:
             raise UserError(f"{path}: none of {len(rows)} sampled {what} is usable; check model.max_length")
         cut, dropped = sum(row.truncated for row in kept), len(rows) - len(kept)
