@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from ntk_jax.kernels.names import NormalizationName, ObjectiveName
-from ntk_jax.settings import Count, Fraction, Natural, NotNegative, Positive, Range, setting
+from ntk_jax.settings import Count, Fraction, Natural, NotNegative, Positive, Range, section, setting
 
 Format = Literal["auto", "records", "alpaca", "sharegpt", "openai", "text"]
 Axis = Annotated[int, Range(-1)]  # of the mesh; `make_mesh` has the last word
@@ -189,3 +189,16 @@ class ShapeSection:
     head_dim: Count | None = setting(None, "width of a head")
     max_position_embeddings: Count | None = setting(None, "positions that the model knows")
     tie_word_embeddings: bool | None = setting(None, "whether the head is the embedding")
+
+
+@dataclass(frozen=True)
+class DevicesSection:
+    """The model and the devices of an estimate, where they are not here."""
+
+    shape: ShapeSection = section(ShapeSection)
+    devices: Count | None = setting(None, "devices of the run; null: those of this machine")
+    device: str | None = setting(None, "their kind: A100, H100, H200, v4, v5e, v5p or v6e; null: this machine's")
+    rate: Positive | None = setting(None, "a device's peak in FLOP/s, where its kind is not one of these")
+    utilization: Annotated[float, Range(0.01, 1)] = setting(
+        0.4, "share of the peak that is reached; --measure makes it a measurement"
+    )

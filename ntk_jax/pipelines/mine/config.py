@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from ntk_jax.pipelines.common.llm import LLMSection
-from ntk_jax.pipelines.common.sections import EvaluateSection, LoRASection, MeshSection, ModelSection, ShapeSection
+from ntk_jax.pipelines.common.sections import DevicesSection, EvaluateSection, LoRASection, MeshSection, ModelSection
 from ntk_jax.pipelines.mine.pretrain_config import PretrainSection
 from ntk_jax.settings import Count, Fraction, Natural, NotNegative, Positive, Range, section, setting
 
@@ -200,19 +200,14 @@ class MineReportSection:
 
 
 @dataclass(frozen=True)
-class MineEstimateSection:
+class MineEstimateSection(DevicesSection):
     """`ntk-jax estimate`: what to take for files, weights and devices that are not here. What is here is counted."""
 
-    shape: ShapeSection = section(ShapeSection)
     words: Count | None = setting(None, "words of the corpus; null: from a sample of its files")
     sample: Count = setting(200, "documents that are read and tokenized to know the corpus")
     tokens_per_word: Positive = setting(1.35, "of the encoder, where its tokenizer is not here")
     kept: Annotated[float, Range(0, 1, open=True)] = setting(0.9, "share of the corpus that its rules leave")
     reply_tokens_per_second: Positive | None = setting(None, "of one reply; null: no time is stated for replies")
-    devices: Count | None = setting(None, "devices of the run; null: those of this machine")
-    device: str | None = setting(None, "their kind: A100, H100, H200, v4, v5e, v5p or v6e; null: this machine's")
-    rate: Positive | None = setting(None, "a device's peak in FLOP/s, where its kind is not one of these")
-    utilization: Annotated[float, Range(0.01, 1)] = setting(0.4, "share of the peak that is reached")
 
 
 @dataclass(frozen=True)
