@@ -108,7 +108,7 @@ def test_shards_give_the_bytes_of_one_process(inputs: Path, mined: Path) -> None
 
 def test_embeddings_that_are_not_kept_are_made_again(inputs: Path, mined: Path) -> None:
     run = pipelines.run("mine", mine_config(inputs, "again", embed={"keep": False}), progress=silent)
-    assert "embedding" not in arrays.open_store(run / "embed" / "chunks.zarr").arrays
+    assert "vectors" not in arrays.open_store(run / "embed" / "chunks.zarr").arrays
     assert (run / "mined.jsonl").read_bytes() == (mined / "mined.jsonl").read_bytes()
 
 

@@ -99,6 +99,9 @@ class SeedsSection:
     topics: Mapping[str, Any] | None = setting(
         None, "{domain: [topic, ...]}, which the written seeds go through; null: the model chooses"
     )
+    topics_per_domain: Natural = setting(
+        0, "topics that the model lists of each domain first, for the seeds to go through; 0: none"
+    )
     two_domains: Fraction = setting(0.1, "share of the written seeds that belong to two domains")
     format: Literal["auto", "json", "text"] = setting(
         "auto", "how the model is asked to reply; text: for small models, which cannot write JSON"
@@ -153,9 +156,9 @@ class LabelSection:
     )
     judged: Natural = setting(0, "chunks of each domain that the language model judges to suggest a threshold")
     precision: Fraction = setting(0.9, "precision on the judged chunks that the suggested threshold aims at")
-    per_seed: Count = setting(50, "labelled chunks that one seed may bring")
-    margin: NotNegative = setting(0.02, "a chunk gets a second domain within this cosine of its best one")
-    negatives: Positive = setting(4.0, "negative examples for each positive one")
+    per_seed: Count = setting(20, "labelled chunks that one seed may bring")
+    margin: NotNegative = setting(0.05, "a chunk gets a second domain within this cosine of its best one")
+    negatives: Positive = setting(3.0, "negative examples for each positive one")
     middle: Fraction = setting(0.5, "share of the negatives that are hard: from the middle band of cosines")
     with_seeds: bool = setting(False, "the seeds themselves are positive examples, too")
     sample: Count = setting(1000, "chunks that the language model labels, for source llm")

@@ -4,6 +4,7 @@ the perplexity of held-out text on the way."""
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from ntk_jax.training.optimizer import TrainConfig, check_config
 from ntk_jax.training.pretrain import measured_steps, pretrain, save_pretrained
 
 BASE, GENERAL = "base", "general"
+TOKENS = "tokens"  # a folder that is there while arms are trained
 _TRAINING = ("learning_rate", "schedule", "warmup_ratio", "floor", "weight_decay", "beta1", "beta2", "max_grad_norm")
 Texts = Callable[[], Iterator[tuple[str, str]]]  # (id, text), the ones to take first at the front
 
@@ -121,6 +123,7 @@ def pretrain_arms(run: PretrainRun, folder: Path, arms: list[ArmTexts], corpus: 
         if not hosts.broadcast((folder / arm.name / "summary.json").exists):
             _train(run, folder, arm, model, held_out, corpus)
     write_json(folder / "summary.json", _compared(section, folder, trained, base, run.config.seed))
+    hosts.broadcast(lambda: shutil.rmtree(folder / TOKENS, ignore_errors=True))  # they are made anew in no time
     return {"arms": [arm.name for arm in trained]}
 
 
@@ -253,7 +256,7 @@ def _store(
     """The tokens of a text in tokens/<name>, some two rows more than are read."""
     progress = run.job.progress(f"tokens of {name}", None, "documents")
     return write_tokens(
-        folder / "tokens" / name,
+        folder / TOKENS / name,
         records,
         model.tokenizer,
         rendering=TEXT,
