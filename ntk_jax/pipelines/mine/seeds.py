@@ -66,7 +66,7 @@ def seeds(run: MineRun, folder: Path) -> Facts:
         "written": written.summary() if written else None,
         "writer": run.client.name if written else None,
         "duplicates": dict(Counter(one["reason"] for one in dropped)),
-        "coverage": coverage(kept, domain_names(config), dimensions_of(section.dimensions)),
+        "coverage": coverage(kept, domain_names(config), dimensions_of(section.dimensions), section.topics),
         "lexical": lexical([seed.text for seed in kept], seed=config.seed),
         "llm": run.spend() if written else None,
         "seconds": clock.seconds(),
