@@ -51,6 +51,7 @@ def test_what_is_mined_is_of_the_domains(mined: Path) -> None:
         own = [one for one in found if name in one["domains"]]
         right = sum(one["source"] == name for one in own)
         assert right / len(own) > 0.7, Counter(one["source"] for one in own)  # a third would be chance
+    assert all(set(one["domains"]) <= {"medicine", "law"} for one in found)  # nothing is mined for a contrast
 
 
 def test_every_record_says_where_it_came_from_and_why(mined: Path, inputs: Path) -> None:
@@ -165,6 +166,7 @@ def test_a_language_model_writes_seeds_judges_and_audits(inputs: Path, monkeypat
     monkeypatch.setattr(state.MineRun, "client", ScriptedClient(answer))
     monkeypatch.setattr(state, "check_llm", lambda section: None)
     options: dict[str, Any] = {
+        "contrast": None,
         "seeds": {"per_domain": 3, "two_domains": 0.0, "files": None, "similarity": 1.0, "cosine": 1.0},
         "label": {"judged": 20, "share": None},
         "audit": {"chunks": 5},
@@ -193,6 +195,7 @@ def test_what_is_mined_can_be_ranked_by_select(inputs: Path, mined: Path, tmp_pa
     [
         ({"domains": None}, "domains is not set"),
         ({"domains": {"law": "courts", "Law": "laws"}}, "named twice"),
+        ({"contrast": {"law": "courts"}}, "named twice"),
         ({"domains": {"law": ""}}, "give a sentence"),
         ({"corpus": {"files": []}}, "corpus.files is not set"),
         ({"corpus": {"files": ["nowhere/*.jsonl"]}}, "matches no file"),
@@ -242,6 +245,8 @@ def test_estimate_and_doctor_look_at_what_is_here(
     assert cli.main(["estimate", str(tmp_path / "mine.yaml")]) == 0
     printed = capsys.readouterr().out
     assert "embed" in printed and "pretrain" in printed and "No language model is asked" in printed
-    assert cli.main(["doctor", str(tmp_path / "mine.yaml")]) == 0
-    printed = capsys.readouterr().out
-    assert "3 files" in printed and "8 of your own" in printed and "32 numbers a text" in printed
+    doctor = pipelines.pipeline("mine").doctor
+    assert doctor is not None
+    found = {name: str(look()) for name, look in doctor(mine_config(inputs, pretrain={"tokens": 600}))}
+    assert "3 files" in found["corpus.files"] and "12 of your own" in found["own seeds"]
+    assert "32 numbers a text" in found["encoder"] and "parameters" in found["weights"]

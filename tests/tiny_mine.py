@@ -44,11 +44,7 @@ def write_mine_inputs(folder: Path) -> None:
             for i in range(DOCUMENTS)
         ]
         write_lines(folder / "corpus" / f"{number}.jsonl", rows)
-    seeds = [
-        {"text": sentences(subject, 3, 1000 + i), "domains": [subject]}
-        for subject in ("medicine", "law")
-        for i in range(4)
-    ]
+    seeds = [{"text": sentences(subject, 3, 1000 + i), "domains": [subject]} for subject in SUBJECTS for i in range(4)]
     write_lines(folder / "seeds.jsonl", seeds)
     held = [{"id": f"held-{i}", "source": "held", "text": sentences("medicine", 4, 2000 + i)} for i in range(3)]
     write_lines(folder / "held_out.jsonl", held)
@@ -63,6 +59,7 @@ def mine_tree(folder: Path, out: str = "run", **sections: Any) -> dict[str, Any]
     tree: dict[str, Any] = {
         "out": str(folder / out),
         "domains": {"medicine": "hearts, blood and fever", "law": "courts and laws"},
+        "contrast": {"nature": "stars, seas, rivers and dogs"},
         "model": {"path": str(folder / "model"), "max_length": 64},
         "lora": {"rank": 2, "alpha": 4},
         "seeds": {"per_domain": 0, "files": {"*": str(folder / "seeds.jsonl")}, "min_words": 3, "cosine": 1.0},

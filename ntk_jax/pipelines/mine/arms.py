@@ -25,7 +25,7 @@ from ntk_jax.mining.labels import background, labels_of
 from ntk_jax.pipelines.common.checks import check_model
 from ntk_jax.pipelines.mine import chunks
 from ntk_jax.pipelines.mine.classify import taken
-from ntk_jax.pipelines.mine.config import MineConfig, domain_names
+from ntk_jax.pipelines.mine.config import MineConfig, domain_names, mined_names
 from ntk_jax.pipelines.mine.embed import best_scores, chosen_embeddings, embeddings
 from ntk_jax.pipelines.mine.pretrain import GENERAL, ArmTexts, check_files, check_pretraining, check_row, pretrain_arms
 from ntk_jax.pipelines.mine.seeds import seeds_of
@@ -93,12 +93,12 @@ def _random(run: MineRun) -> np.ndarray:
 
 
 def _retrieval(run: MineRun) -> np.ndarray:
-    return _descending(best_scores(run)[0].max(axis=1))
+    return _descending(best_scores(run)[0][:, : len(mined_names(run.config))].max(axis=1))
 
 
 def _dsir(run: MineRun) -> np.ndarray:
-    total = chunks.count(run)
-    weights = importance((seed.text for seed in seeds_of(run)), chunks.texts(run))
+    total, mined = chunks.count(run), set(mined_names(run.config))
+    weights = importance((seed.text for seed in seeds_of(run) if mined & set(seed.domains)), chunks.texts(run))
     return _descending(weights.scores(chunks.texts(run)) + gumbel(total, run.config.seed))
 
 
@@ -108,9 +108,10 @@ def _seeds_classifier(run: MineRun) -> np.ndarray:
     others, zeros = background(total, len(domains), np.zeros(0, np.int64), NEGATIVES * len(seeds), run.config.seed)
     vectors = np.concatenate([mine, chosen_embeddings(run, others)])
     labels = np.concatenate([labels_of([seed.domains for seed in seeds], domains), zeros])
+    mined = len(mined_names(run.config))
     head = train_head(vectors, labels, domains, seed=run.config.seed)
     parts = [
-        head.probabilities(embeddings(run, start, min(start + BLOCK, total))).max(axis=1)
+        head.probabilities(embeddings(run, start, min(start + BLOCK, total)))[:, :mined].max(axis=1)
         for start in range(0, total, BLOCK)
     ]
     return _descending(np.concatenate(parts))

@@ -15,7 +15,7 @@ from ntk_jax.mining.audit import Audit, Share, audit_sample
 from ntk_jax.mining.audit import audit as ask_judge
 from ntk_jax.pipelines.mine import chunks
 from ntk_jax.pipelines.mine.classify import SHOWN, taken
-from ntk_jax.pipelines.mine.config import domain_names
+from ntk_jax.pipelines.mine.config import mined_names
 from ntk_jax.pipelines.mine.seeds import seeds_of
 from ntk_jax.pipelines.mine.state import MineRun
 from ntk_jax.storage.atomic import read_json, write_json, write_lines
@@ -23,9 +23,10 @@ from ntk_jax.storage.atomic import read_json, write_json, write_lines
 
 def audit(run: MineRun, folder: Path) -> Facts:
     """Writes verdicts.jsonl and summary.json."""
-    clock, section, domains = Clock(run.job.folder, "audit"), run.config.audit, domain_names(run.config)
+    clock, section, domains = Clock(run.job.folder, "audit"), run.config.audit, mined_names(run.config)
     chosen, found = taken(run)
     facts = read_json(run.job.folder / "classify" / "summary.json", dict)["domains"]
+    found = found[:, : len(domains)]
     assigned = np.zeros(found.shape, bool)
     assigned[chosen] = found[chosen] >= np.array([facts[name]["threshold"] for name in domains], np.float32)
     seeds = seeds_of(run)

@@ -21,7 +21,7 @@ from ntk_jax.mining.ngrams import NgramConfig, Ngrams, load_ngrams, train_ngrams
 from ntk_jax.mining.seeds.duplicates import first_alike
 from ntk_jax.mining.thresholds import check_threshold
 from ntk_jax.pipelines.mine import chunks
-from ntk_jax.pipelines.mine.config import MineConfig, domain_names
+from ntk_jax.pipelines.mine.config import MineConfig, domain_names, mined_names
 from ntk_jax.pipelines.mine.embed import chosen_embeddings, embeddings
 from ntk_jax.pipelines.mine.label import check_thresholds, curve_of, histogram_of, labelled
 from ntk_jax.pipelines.mine.seeds import seeds_of
@@ -133,8 +133,8 @@ def _classifier(run: MineRun, folder: Path) -> Classifier:
 
 def _close(run: MineRun, folder: Path, classifier: Classifier, found: np.ndarray, clock: Clock) -> dict[str, Any]:
     """Takes what is above the thresholds, without semantic near-duplicates, best first until the tokens are full."""
-    section, domains = run.config.classify, domain_names(run.config)
-    given = section.thresholds or {}
+    section, domains = run.config.classify, mined_names(run.config)
+    given, found = section.thresholds or {}, found[:, : len(domains)]
     limits = np.array(
         [float(given.get(name, classifier.thresholds[place])) for place, name in enumerate(domains)], np.float32
     )
@@ -226,7 +226,7 @@ class _Account:
 
 def _write(run: MineRun, folder: Path, places: np.ndarray, found: np.ndarray, above: np.ndarray) -> _Account:
     """mined.jsonl, best first, each with where it came from and why it was taken."""
-    domains, most = domain_names(run.config), run.config.classify.most_words
+    domains, most = mined_names(run.config), run.config.classify.most_words
     store = open_store(run.job.folder / "embed" / "chunks.zarr")
     best, best_seed = read(store, "best"), read(store, "best_seed")
     seeds = [seed.id for seed in seeds_of(run)]

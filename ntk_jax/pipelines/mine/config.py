@@ -220,6 +220,11 @@ class MineConfig:
     out: str = setting("", "the run directory: a folder, gs://BUCKET/FOLDER or s3://BUCKET/FOLDER")
     seed: Annotated[int, Range(0, 2**32 - 1)] = setting(0, "seed of everything random")
     domains: Mapping[str, Any] | None = setting(None, "{name: what belongs to it, in a sentence}; at least one")
+    contrast: Mapping[str, Any] | None = setting(
+        None,
+        "other subjects of the corpus, {name: what belongs to it}, that the domains are set against: they have seeds "
+        "and labels too, and nothing is mined for them",
+    )
     model: ModelSection = section(ModelSection)
     lora: LoRASection = section(LoRASection)
     llm: LLMSection = section(LLMSection)
@@ -237,9 +242,14 @@ class MineConfig:
     mesh: MeshSection = section(MeshSection)
 
 
-def domain_names(config: MineConfig) -> tuple[str, ...]:
-    """The domains of a run in the config's order."""
+def mined_names(config: MineConfig) -> tuple[str, ...]:
+    """The domains whose text is taken, in the config's order."""
     return tuple(config.domains or ())
+
+
+def domain_names(config: MineConfig) -> tuple[str, ...]:
+    """All domains that have seeds and labels: those that are mined, then those they are set against."""
+    return (*mined_names(config), *(config.contrast or ()))
 
 
 def asks_llm(config: MineConfig) -> bool:

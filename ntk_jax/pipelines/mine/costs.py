@@ -29,7 +29,7 @@ from ntk_jax.models.hub import load_tokenizer, read_config
 from ntk_jax.models.model import Model
 from ntk_jax.pipelines.common.llm import estimate_llm
 from ntk_jax.pipelines.common.shape import abstract_model, model_folder
-from ntk_jax.pipelines.mine.config import MineConfig, asks_llm, domain_names
+from ntk_jax.pipelines.mine.config import MineConfig, asks_llm, domain_names, mined_names
 from ntk_jax.pipelines.mine.corpus import settings_of
 from ntk_jax.pipelines.mine.seeds import own_seeds
 from ntk_jax.report.amounts import metric
@@ -131,7 +131,7 @@ def classify(load: Load) -> Cost:
 
 def audit(load: Load) -> Cost:
     """Verdicts of the language model."""
-    return Cost((), Disk(1000.0 * load.config.audit.chunks * len(domain_names(load.config))))
+    return Cost((), Disk(1000.0 * load.config.audit.chunks * len(mined_names(load.config))))
 
 
 def pretrain(load: Load) -> Cost:
@@ -181,7 +181,9 @@ def notes(load: Load, rate: Rate | None) -> tuple[dict[str, Any], list[str]]:
     counts = {
         "seeds": Counts(config.seeds.per_domain * domains, PROMPT, config.seeds.max_tokens),
         "label": Counts(_label_calls(config), JUDGED, VERDICT),
-        "audit": Counts(round(config.audit.chunks * domains * (2 + config.audit.planted)), JUDGED, VERDICT),
+        "audit": Counts(
+            round(config.audit.chunks * len(mined_names(config)) * (2 + config.audit.planted)), JUDGED, VERDICT
+        ),
     }
     for stage, count in counts.items():
         if count.calls:
@@ -200,7 +202,7 @@ def notes(load: Load, rate: Rate | None) -> tuple[dict[str, Any], list[str]]:
 def _label_calls(config: MineConfig) -> int:
     if config.label.source == "llm":
         return config.label.sample
-    return config.label.judged * len(domain_names(config))
+    return config.label.judged * len(mined_names(config))
 
 
 def _encoder(config: MineConfig, grounds: Grounds) -> EncoderShape:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ntk_jax.engine.clock import Clock
 from ntk_jax.engine.stage import Facts
-from ntk_jax.errors import UserError
+from ntk_jax.errors import UserError, note
 from ntk_jax.mining import labels as labelling
 from ntk_jax.mining import thresholds
 from ntk_jax.mining.annotate import annotate
@@ -20,7 +20,7 @@ from ntk_jax.mining.labels import Labelled
 from ntk_jax.mining.metrics import Curve
 from ntk_jax.mining.seeds.seed import domain_matrix
 from ntk_jax.pipelines.mine import chunks
-from ntk_jax.pipelines.mine.config import MineConfig, domain_names
+from ntk_jax.pipelines.mine.config import MineConfig, domain_names, mined_names
 from ntk_jax.pipelines.mine.embed import best_scores, nearest_chunks
 from ntk_jax.pipelines.mine.seeds import seeds_of
 from ntk_jax.pipelines.mine.state import MineRun
@@ -49,6 +49,8 @@ def label(run: MineRun, folder: Path) -> Facts:
     clock, section, domains = Clock(run.job.folder, "label"), run.config.label, domain_names(run.config)
     best, best_seed = best_scores(run)
     own = domain_matrix(seeds_of(run), domains)
+    if len(domains) == 1:
+        note("one domain and no contrast: whatever is near a seed in any respect counts as near; give `contrast`")
     if section.source == "llm":
         found, failures = _by_model(run, best, best_seed)
         cuts: dict[str, _Cut] = {}
@@ -138,7 +140,7 @@ def _cut(run: MineRun, name: str, scores: np.ndarray) -> _Cut:
     if given is not None:
         kept = thresholds.check_threshold(scores, float(given), name)
         return _Cut(thresholds.Suggestion(float(given), kept, len(scores), "given"))
-    if not section.judged:
+    if not section.judged or name not in mined_names(run.config):
         if section.share is not None:
             return _Cut(thresholds.suggest_share(scores, section.share))
         return _Cut(thresholds.suggest_excess(scores))

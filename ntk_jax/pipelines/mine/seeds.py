@@ -87,7 +87,7 @@ def own_seeds(config: MineConfig) -> list[Seed]:
     for name, files in seed_files(section.files or {}).items():
         domain = None if name == EVERY else name
         found += seeds_of_documents(files, domain, names, limit=section.own_limit, seed=config.seed)
-    descriptions = {name: str(text) for name, text in (config.domains or {}).items()}
+    descriptions = {name: str(text) for name, text in {**(config.domains or {}), **(config.contrast or {})}.items()}
     return found + (seeds_of_keywords(section.keywords, descriptions) if section.keywords else [])
 
 

@@ -46,7 +46,7 @@ def _label_reads(config: Any) -> tuple[str, ...]:
 
 def _seeds_reads(config: Any) -> tuple[str, ...]:
     """Who writes them decides nothing where nobody does."""
-    return ("seed", "domains", "seeds", *(_LLM if settings.writes_seeds(config) else ()))
+    return ("seed", "domains", "contrast", "seeds", *(_LLM if settings.writes_seeds(config) else ()))
 
 
 PIPELINE = Pipeline(

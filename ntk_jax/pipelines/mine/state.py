@@ -37,8 +37,10 @@ class MineRun:
 
     @property
     def domains(self) -> dict[str, str]:
-        """{name: what belongs to it}."""
-        return {name: str(text) for name, text in (self.config.domains or {}).items()}
+        """{name: what belongs to it} of the domains, and of those they are set against."""
+        return {
+            name: str(text) for name, text in {**(self.config.domains or {}), **(self.config.contrast or {})}.items()
+        }
 
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh | None:
@@ -96,11 +98,12 @@ def check(config: MineConfig) -> None:
     """Raises UserError: no domains, no corpus, or a language model that cannot be asked as it is set."""
     if not config.domains:
         raise UserError("domains is not set; give {name: what belongs to it}, such as {medicine: diseases and drugs}")
-    for name, text in config.domains.items():
-        if not isinstance(text, str) or not text.strip():
-            raise UserError(f"domains.{name}: give a sentence that says what belongs to it")
-        if name != name.strip() or "/" in name or not name:
-            raise UserError(f"domains: {name!r} cannot be the name of a domain; use letters, digits and spaces")
+    for key, given in (("domains", config.domains), ("contrast", config.contrast or {})):
+        for name, text in given.items():
+            if not isinstance(text, str) or not text.strip():
+                raise UserError(f"{key}.{name}: give a sentence that says what belongs to it")
+            if name != name.strip() or "/" in name or not name:
+                raise UserError(f"{key}: {name!r} cannot be the name of a domain; use letters, digits and spaces")
     folded = [name.casefold() for name in domain_names(config)]
     twice = sorted({name for name in folded if folded.count(name) > 1})
     if twice:
