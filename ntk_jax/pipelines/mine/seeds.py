@@ -96,7 +96,15 @@ def _written(run: MineRun, clock: Clock) -> Seeds:
     topics: Mapping[str, Any] | None = section.topics
     if topics is None and section.topics_per_domain:
         topics = write_topics(run.client, run.domains, per_domain=section.topics_per_domain, seed=config.seed)
-    return write_seeds(
+    progress = clock.ticking(run.job.progress("seeds", None, "replies"))
+    count = [0]
+
+    def still_open(done: int, total: int, spend: str) -> None:
+        """Unusable replies are asked for again when all are there: until then the line is not closed."""
+        count[0] = total + 1
+        progress(done, total + 1, spend)
+
+    found = write_seeds(
         run.client,
         run.domains,
         per_domain=section.per_domain,
@@ -110,5 +118,7 @@ def _written(run: MineRun, clock: Clock) -> Seeds:
         max_tokens=section.max_tokens,
         min_words=section.min_words,
         similarity=section.similarity,
-        progress=clock.ticking(run.job.progress("seeds", None, "replies")),
+        progress=still_open,
     )
+    progress(count[0], count[0], "")
+    return found
