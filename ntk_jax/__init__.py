@@ -24,9 +24,11 @@ if TYPE_CHECKING:
         directional_scores,
         evaluate,
         finetune,
+        log_likelihoods,
         logits,
         mean_gradient,
         ntk,
+        sample,
         select,
         sketch,
         stability,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from ntk_jax.data.sources import read_records
     from ntk_jax.data.span import Span
     from ntk_jax.errors import UserError
+    from ntk_jax.evaluation.generated import Grading
     from ntk_jax.kernels.direction import adam_preconditioned, stack_directions
     from ntk_jax.kernels.objectives import Objective
     from ntk_jax.kernels.projections import Projection
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
 
 _DEFINED_IN = {
     "Finetuned": "ntk_jax.api",
+    "Grading": "ntk_jax.evaluation.generated",
     "LoRAConfig": "ntk_jax.models.lora",
     "Model": "ntk_jax.models.model",
     "Objective": "ntk_jax.kernels.objectives",
@@ -63,6 +67,7 @@ _DEFINED_IN = {
     "evaluate": "ntk_jax.api",
     "finetune": "ntk_jax.api",
     "load_model": "ntk_jax.models.model",
+    "log_likelihoods": "ntk_jax.api",
     "logits": "ntk_jax.api",
     "mean_gradient": "ntk_jax.api",
     "merge_adapter": "ntk_jax.models.merge",
@@ -70,6 +75,7 @@ _DEFINED_IN = {
     "open_sketches": "ntk_jax.selection.sketch_store",
     "rank_sketches": "ntk_jax.selection.sketch",
     "read_records": "ntk_jax.data.sources",
+    "sample": "ntk_jax.api",
     "select": "ntk_jax.api",
     "sketch": "ntk_jax.api",
     "stability": "ntk_jax.api",
@@ -81,6 +87,7 @@ _DEFINED_IN = {
 __all__ = [
     "RANKERS",
     "Finetuned",
+    "Grading",
     "LoRAConfig",
     "Model",
     "Objective",
@@ -94,6 +101,7 @@ __all__ = [
     "evaluate",
     "finetune",
     "load_model",
+    "log_likelihoods",
     "logits",
     "mean_gradient",
     "merge_adapter",
@@ -101,6 +109,7 @@ __all__ = [
     "open_sketches",
     "rank_sketches",
     "read_records",
+    "sample",
     "select",
     "sketch",
     "stability",

@@ -114,7 +114,14 @@ def search(file: Path, seeds: Seeds, options: argparse.Namespace, stop: int | No
             stream.seek(offset + os.path.getsize(file) - options.chunks * options.width * 4)
             vectors = np.fromfile(stream, np.float32, count * options.width).reshape(count, options.width)
         block = best_of_block(
-            vectors, np.arange(count), count, seeds, top=options.top, first=start, dtype=options.dtype
+            vectors,
+            np.arange(count),
+            count,
+            seeds,
+            top=options.top,
+            first=start,
+            dtype=options.dtype,
+            above=merged and merged[0][:, -1],
         )
         found = (block.top_score, block.top_chunk)
         merged = found if merged is None else merge_top(merged, found)

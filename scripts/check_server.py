@@ -133,6 +133,9 @@ def kill_and_resume(args: argparse.Namespace, counting: Counting) -> dict[str, A
     """Kills the child at random moments, lets the last one finish, and compares."""
     folder = args.out / "killed"
     folder.mkdir()
+    list(
+        open_client(section_of(args), folder).ask(requests_of(1, args.tokens))
+    )  # the probe, where one call is under way
     words = [sys.executable, "-W", "ignore", __file__, args.model, "--child", "--out", str(folder)]
     words += ["--requests", str(args.requests), "--tokens", str(args.tokens), "--workers", str(args.workers)]
     draw, kills, began = random.Random(args.seed), 0, time.monotonic()
@@ -140,6 +143,10 @@ def kill_and_resume(args: argparse.Namespace, counting: Counting) -> dict[str, A
         process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         try:
+            if kills < args.kills and draw.random() < 0.75:  # or the first call of a slow server is all that is tried
+                before = _settled(folder)
+                while process.poll() is None and _settled(folder) == before:
+                    time.sleep(0.05)
             process.wait(draw.uniform(0.0, args.longest) if kills < args.kills else 3600)
             break
         except subprocess.TimeoutExpired:
@@ -216,9 +223,17 @@ def broken(killed: dict[str, Any], capped: dict[str, Any], args: argparse.Namesp
 
 
 def _replies(folder: Path) -> int:
+    return _number(folder, "SELECT count(*) FROM replies")
+
+
+def _settled(folder: Path) -> int:
+    return _number(folder, "SELECT count(*) FROM attempts WHERE outcome IS NOT NULL")
+
+
+def _number(folder: Path, query: str) -> int:
     connection = sqlite3.connect(folder / "calls.sqlite")
     try:
-        return int(connection.execute("SELECT count(*) FROM replies").fetchone()[0])
+        return int(connection.execute(query).fetchone()[0])
     finally:
         connection.close()
 
@@ -253,6 +268,8 @@ def check(args: argparse.Namespace, url: str) -> int:
     """Both parts, on a server that is ready."""
     counting = Counting(url)
     os.environ |= {ADDRESS: counting.url, SECRET: KEY}
+    warm = {"model": args.model, "messages": [{"role": "user", "content": "Hello."}], "max_tokens": 1}
+    httpx.post(f"{url}/v1/chat/completions", json=warm, timeout=600.0)  # not counted: it loads the model
     print(f"{args.requests} requests of {args.tokens} tokens, {args.workers} workers, {args.kills} kills", flush=True)
     killed = kill_and_resume(args, counting)
     capped = stop_by_cap(args, counting)

@@ -139,7 +139,7 @@ def scored(task: Task, path: Path, only: list[str]) -> dict[str, np.ndarray]:
         there[name] = np.asarray(method(own), np.float32)
         print(f"  {path.stem}: {name}, {time.time() - begin:.1f} s", flush=True)
         with replacing(path) as file:
-            np.savez(file, **there)
+            np.savez(file, allow_pickle=False, **there)
         if task.notes:
             write_json(path.with_suffix(".json"), task.notes)
     return there

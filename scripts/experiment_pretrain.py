@@ -35,8 +35,8 @@ from ntk_jax.engine.stage import Job
 from ntk_jax.errors import UserError
 from ntk_jax.pipelines.common.model import RunModel, run_model
 from ntk_jax.pipelines.common.sections import LoRASection, MeshSection, ModelSection, ReportSection
-from ntk_jax.pipelines.mine.pretrain import GENERAL, ArmTexts, pretrain_arms
-from ntk_jax.pipelines.mine.pretrain_config import PretrainSection, check_pretraining
+from ntk_jax.pipelines.mine.pretrain import GENERAL, ArmTexts, check_pretraining, pretrain_arms
+from ntk_jax.pipelines.mine.pretrain_config import PretrainSection
 from ntk_jax.report.text import align
 from ntk_jax.storage.atomic import make_folder, read_json, write_json, write_lines
 from ntk_jax.storage.run import lock

@@ -23,7 +23,6 @@ from ntk_jax.selection.dsir import importance
 from ntk_jax.selection.ranker import Candidates
 
 TOP = 100  # nearest chunks kept of each seed
-PER_SEED = 40  # of them, at most so many may become positives
 
 # What a person would type who was asked for a list of words; written before any result was looked at.
 KEYWORDS = {
@@ -79,7 +78,6 @@ class Task:
                 self.own,
                 thresholds=[found.value for found in suggested],
                 names=self.names,
-                per_seed=PER_SEED,
                 seed=self.seed,
             )
             self.notes["thresholds"] = {
@@ -130,6 +128,13 @@ def dsir(task: Task) -> np.ndarray:
 def retrieval(task: Task) -> np.ndarray:
     """Cosine with the nearest seed of the domain."""
     return task.best()[:, task.place]
+
+
+def retrieval_margin(task: Task) -> np.ndarray:
+    """The same less the cosine with the nearest seed of any other domain."""
+    best = task.best()
+    others = np.delete(best, task.place, axis=1)
+    return best[:, task.place] - (others.max(axis=1) if others.shape[1] else 0.0)
 
 
 def tfidf_on_seeds(task: Task) -> np.ndarray:
@@ -194,10 +199,21 @@ def ngrams(task: Task) -> np.ndarray:
     return model.logits(task.texts)[:, task.place]
 
 
+def both(task: Task) -> np.ndarray:
+    """The sum of both classifiers' logits, each divided by its deviation."""
+    return sum((z / z.std() for z in (classifier(task), ngrams(task))), np.zeros(len(task.texts)))
+
+
 def shuffled(task: Task) -> Task:
-    """The same task with the domains of the seeds in random order."""
-    order = np.random.default_rng([task.seed, 2]).permutation(len(task.own))
-    return Task(**{**_given(task), "own": task.own[order]})
+    """The same task with the domains of the seeds dealt anew, so that each new domain has seeds of every true one in
+    equal shares: what is left of a domain then is in all of them."""
+    rng = np.random.default_rng([task.seed, 2])
+    count = len(task.own)
+    order = np.lexsort((rng.random(count), task.own.argmax(axis=1)))
+    step = next(n for n in range(round(0.618 * count), count + 1) if np.gcd(n, count) == 1)
+    dealt = np.empty_like(task.own)
+    dealt[order] = task.own[order][(np.arange(count) * step + int(rng.integers(count))) % count]
+    return Task(**{**_given(task), "own": dealt})
 
 
 METHODS: Mapping[str, Callable[[Task], np.ndarray]] = {
@@ -208,9 +224,11 @@ METHODS: Mapping[str, Callable[[Task], np.ndarray]] = {
     "TF-IDF + logistic regression, on seeds": tfidf_on_seeds,
     "TF-IDF + logistic regression, on mined labels": tfidf_on_mined,
     "retrieval only": retrieval,
+    "retrieval, less the other domains": retrieval_margin,
     "seeds as classifier": seeds_as_classifier,
     "n-gram classifier": ngrams,
     "classifier": classifier,
+    "classifier and n-gram classifier": both,
 }
 CONTROLS = {"retrieval only": retrieval, "classifier": classifier}  # also with shuffled seed labels
 
@@ -222,11 +240,12 @@ def _given(task: Task) -> dict[str, Any]:
     }
 
 
+# Of C = 10, 1, 0.1 and 0.01 the last did best on mined labels of 3,000 other chunks.
 def _tfidf(texts: Sequence[str], labels: np.ndarray, unseen: Sequence[str]) -> np.ndarray:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
     vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=2, ngram_range=(1, 2), stop_words="english")
-    model = LogisticRegression(C=10.0, class_weight="balanced", max_iter=1000)
+    model = LogisticRegression(C=0.01, class_weight="balanced", max_iter=1000)
     model.fit(vectorizer.fit_transform(texts), labels)
     return model.decision_function(vectorizer.transform(unseen))

@@ -16,6 +16,7 @@ import ntk_jax as nj
 WITH_EXAMPLE = [
     *("directional_scores", "evaluate", "finetune", "logits", "mean_gradient", "ntk", "rank_sketches"),
     *("select", "sketch", "stability", "token_rows", "Span", "load_model", "merge_adapter", "read_records"),
+    *("sample", "log_likelihoods"),
 ]
 
 

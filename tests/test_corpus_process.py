@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import pickle
 import random
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,35 +22,14 @@ from ntk_jax.mining.corpus import layout
 from ntk_jax.mining.corpus.contamination import evaluation_runs
 from ntk_jax.mining.corpus.files import shards_of
 from ntk_jax.mining.corpus.local import each, run_corpus
-from ntk_jax.mining.corpus.process import Settings, extract_shard, finish_shard, keep
+from ntk_jax.mining.corpus.process import Settings, documents_of, extract_shard, finish_shard, keep
 from ntk_jax.mining.corpus.quality import Quality
 from ntk_jax.mining.corpus.store import close, count_chunks, read_chunks, read_corpus
 
 pytest.importorskip("fastwarc")
 pytest.importorskip("resiliparse")
 
-LEXICON = [
-    "heart",
-    "vein",
-    "blood",
-    "the",
-    "of",
-    "and",
-    "that",
-    "nurse",
-    "ward",
-    "have",
-    "with",
-    "clinic",
-    "to",
-    "be",
-    "fever",
-    "bone",
-    "skin",
-    "lung",
-    "dose",
-    "pill",
-]
+WORDS = "heart vein blood the of and that nurse ward have with clinic to be fever bone skin lung dose pill"
 LOOSE = Quality(min_words=20, max_top_runs=(), max_repeated_runs=())
 SETTINGS = Settings(quality=LOOSE, chunk_words=40, min_chunk_words=5, page_seconds=0.5, samples=3)
 
@@ -100,8 +82,7 @@ def test_everything_is_counted_and_every_chunk_says_where_it_is_from(finished):
     assert len({row["id"] for row in rows}) == len(rows) == found["chunks"]
     documents = {}
     for shard in range(4):
-        for batch in layout_documents(folder, shard):
-            documents[batch["id"]] = batch
+        documents |= {document["id"]: document for document in documents_of(folder, shard)}
     for row in rows:
         document = documents[row["document"]]
         assert document["text"][row["start"] : row["end"]] == row["text"]
@@ -111,12 +92,6 @@ def test_everything_is_counted_and_every_chunk_says_where_it_is_from(finished):
     assert one["title"] == "A page" and one["date"] == "2024-01-02T03:04:05Z"
     assert gzip.decompress(Path(files[0]).read_bytes()[one["offset"] :]).find(b"a.example/7") > 0
     assert next(row for row in rows if row["record_id"] == "r7")["source"] == "s"
-
-
-def layout_documents(folder, shard):
-    from ntk_jax.mining.corpus.process import documents_of
-
-    return documents_of(folder, shard)
 
 
 def test_the_samples_name_the_original(finished):
@@ -133,6 +108,16 @@ def test_chunks_by_ordinal(finished, start, stop):
     assert read_chunks(finished[1], start, stop, ["text"]) == [{"text": row["text"]} for row in rows[start:stop]]
 
 
+def test_chunks_are_found_in_many_row_groups(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(layout, "CHUNK_ROWS", 4)
+    monkeypatch.setattr(layout, "DOCUMENT_ROWS", 4)
+    found = run_corpus(shards_of(finished[0], 4), SETTINGS, tmp_path)
+    assert found == read_corpus(finished[1])
+    rows = read_chunks(finished[1], 0, found["chunks"])
+    for start, stop in ((0, 1), (3, 5), (4, 8), (2, found["chunks"]), (9, 30)):
+        assert read_chunks(tmp_path, start, stop) == rows[start:stop]
+
+
 def test_any_order_with_repeats_gives_the_same_bytes(finished, tmp_path):
     files, folder = finished
     shards = shards_of(files, 4)
@@ -144,6 +129,32 @@ def test_any_order_with_repeats_gives_the_same_bytes(finished, tmp_path):
         finish_shard(number, tmp_path, SETTINGS)
     close(tmp_path, 4, SETTINGS)
     assert tree(tmp_path) == tree(folder)
+
+
+@pytest.mark.parametrize("pages", [1, 3])
+def test_a_shard_that_breaks_off_gives_the_same_bytes(finished, tmp_path, pages):
+    class Stop(BaseException):
+        pass
+
+    def stop(done, total):
+        nonlocal pages
+        pages -= 1
+        if not pages:
+            raise Stop
+
+    shards = shards_of(finished[0], 4)
+    with pytest.raises(Stop):
+        extract_shard(shards[0], SETTINGS, tmp_path, progress=stop)
+    assert not tree(tmp_path)
+    run_corpus(shards, SETTINGS, tmp_path)
+    layout.chunks(tmp_path, 2, "json").unlink()
+    layout.kept_manifest(tmp_path).unlink()
+    run_corpus(shards, SETTINGS, tmp_path)
+    layout.chunks(tmp_path, 1).unlink()
+    layout.kept(tmp_path, "repeats", 0).unlink()
+    layout.extracted(tmp_path, "digests", 2).unlink()
+    run_corpus(shards, SETTINGS, tmp_path)
+    assert tree(tmp_path) == tree(finished[1])
 
 
 def test_the_documents_do_not_depend_on_the_number_of_shards(finished, tmp_path):
@@ -166,9 +177,8 @@ extract_shard(shard, settings, sys.argv[2], progress=lambda done, total: print(d
 """
 
 
+@pytest.mark.slow
 def test_processes_and_a_killed_shard_give_the_same_bytes(finished, tmp_path):
-    import pickle
-
     files, folder = finished
     shards = shards_of(files, 4)
     (tmp_path / "s").write_bytes(pickle.dumps((shards[0], SETTINGS)))
@@ -188,17 +198,53 @@ def test_processes_and_a_killed_shard_give_the_same_bytes(finished, tmp_path):
 
 
 def die(number):
-    import os
-
     if number == 1:
         os._exit(9)
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_one_line():
     with pytest.raises(TryAgain, match="run again"):
         each(die, range(2), 2)
 
 
+WAITING = """
+import os, sys, pathlib, time
+from ntk_jax.mining.corpus.local import each
+def note(folder):
+    (pathlib.Path(folder) / str(os.getpid())).touch()
+    time.sleep(600)
+if __name__ == "__main__":
+    each(note, [sys.argv[1]] * 2, 2)
+"""
+
+
+@pytest.mark.slow
+def test_processes_end_with_the_one_that_started_them(tmp_path):
+    (tmp_path / "run.py").write_text(WAITING)
+    (tmp_path / "pids").mkdir()
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "run.py"), str(tmp_path / "pids")])
+    until(lambda: len(list((tmp_path / "pids").iterdir())) == 2)
+    parent.kill()
+    parent.wait()
+    children = [path.name for path in (tmp_path / "pids").iterdir()]
+    until(lambda: not any(running(child) for child in children))
+
+
+def until(condition):
+    """Returns when it holds; a test that waits for ever fails by its time limit."""
+    while not condition():
+        time.sleep(0.05)
+
+
+def running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
 def test_beam_gives_the_same_bytes(finished, tmp_path):
     pytest.importorskip("apache_beam")
     # in a process of its own: Beam warns of much, and keeps threads
@@ -207,8 +253,6 @@ def test_beam_gives_the_same_bytes(finished, tmp_path):
         "shards, settings = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())\n"
         "run_on_beam(shards, settings, sys.argv[2])\n"
     )
-    import pickle
-
     files, folder = finished
     (tmp_path / "s").write_bytes(pickle.dumps((shards_of(files, 4), SETTINGS)))
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "s"), str(tmp_path / "out")], check=True, timeout=300)
@@ -256,7 +300,7 @@ def test_every_fault_of_an_archive_is_counted_and_the_rest_is_mined(tmp_path):
 
 
 def test_contaminated_documents_are_dropped(tmp_path):
-    question = "which of these nine bones of the hand did the nurse of that ward mend first"
+    question = "which of these nine bones of the hand did the nurse of that ward heal first"
     rows = [{"text": prose(1)}, {"text": f"{prose(2)} Then, {question.upper()}? {prose(3)}"}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     runs, short = evaluation_runs([question, "too short"])

@@ -89,3 +89,14 @@ def test_waiting_ends_when_all_is_stopped():
     assert not limit.wait(1, lambda: next(looks))
     limit.rest(50.0, lambda: fast.clock() > 3)
     assert fast.clock() < 4
+
+
+def test_a_late_refusal_never_leaves_the_server_without_a_pause():
+    limit, fast = pace(jitter=1.0)
+    limit.pause(sent=0.0, seconds=None)
+    fast.sleep(1.0)
+    limit.pause(sent=0.0, seconds=None)  # an old request, turned away when the pause is over
+    limit.pause(sent=1.0, seconds=None)
+    before = fast.clock()
+    limit.wait(1)
+    assert fast.clock() > before

@@ -18,8 +18,8 @@ from ntk_jax.errors import UserError
 from ntk_jax.pipelines.common.model import RunModel
 from ntk_jax.pipelines.common.sections import EvaluateSection, ModelSection
 from ntk_jax.pipelines.mine import evaluate as evaluation
-from ntk_jax.pipelines.mine.pretrain import ArmTexts, check_files, pretrain_arms, trained_arms
-from ntk_jax.pipelines.mine.pretrain_config import PretrainSection, check_pretraining
+from ntk_jax.pipelines.mine.pretrain import ArmTexts, check_files, check_pretraining, pretrain_arms, trained_arms
+from ntk_jax.pipelines.mine.pretrain_config import PretrainSection
 from ntk_jax.storage.atomic import make_folder
 
 L = 32
@@ -166,21 +166,22 @@ def test_a_sweep_trains_every_share(held_out: dict[str, Any]) -> None:
     assert found[1].title == "DoPAMine, 25%"
 
 
-def test_all_parameters_and_a_corpus_to_replay(tmp_path: Path, held_out: dict[str, Any]) -> None:
-    run = run_in(tmp_path, held_out | {"replay": ()}, parameters="all", tokens=150, evaluations=1)
+def test_all_parameters_and_a_corpus_to_replay(tmp_path: Path) -> None:
+    run = run_in(tmp_path, {}, parameters="all", tokens=150)  # nothing is held out: nothing is measured
     folder = make_folder(tmp_path / "pretrain")
     with pytest.raises(UserError, match="pretrain.replay is empty; give files of general text"):
         pretrain_arms(run, folder, ARMS[1:])
     pretrain_arms(run, folder, ARMS[1:], corpus=texts(20))
     assert (folder / "dopamine" / "model" / "model.safetensors").exists()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["held_out"], summary["sets"]) == ([], []) and summary["arms"][1]["perplexity"] == {}
     (question,) = [{"id": "q", "source": "s", "prompt": "ab", "choices": ["c", "d"], "answer": 0}]
     file = tmp_path / "questions.jsonl"
     file.write_text(json.dumps(question))
-    run.config.evaluate = EvaluateSection(files=(str(file),), bootstrap=20)
+    run.config.evaluate = EvaluateSection(files=(str(file),), arms=("dopamine",), bootstrap=20)
     evaluation.evaluate(run, make_folder(tmp_path / "evaluate"))
     found = json.loads((tmp_path / "evaluate" / "results.json").read_text())
-    assert [arm["name"] for arm in found["arms"]] == ["base", "dopamine"]
-    assert set(found["average"]) == {"base", "dopamine"}
+    assert [arm["name"] for arm in found["arms"]] == ["dopamine"] == list(found["average"])
 
 
 def test_evaluation_of_the_arms(trained: Any, tmp_path: Path) -> None:

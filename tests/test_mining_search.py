@@ -83,17 +83,20 @@ def test_bf16_is_scored_again_in_fp32() -> None:
     assert_right(block, chunk_scores(vectors, owner, of_seeds, "best"), mask, 4, 0, 8e-3)
 
 
-def test_merged_blocks_are_one_block() -> None:
+@pytest.mark.parametrize("top", [7, 40])
+def test_merged_blocks_are_one_block(top: int) -> None:
+    """With and without the floor that the blocks before have set, below which nothing needs to be sorted."""
     vectors, owner, of_seeds, mask = drawn(300, 20, 2, 2)
-    whole = best_of_block(vectors, owner, 300, of_seeds, mask, top=7)
-    merged = None
-    for start, stop in ((0, 3), (3, 190), (190, 300)):
-        here = (owner >= start) & (owner < stop)
-        block = best_of_block(vectors[here], owner[here] - start, stop - start, of_seeds, mask, top=7, first=start)
-        found = (block.top_score, block.top_chunk)
-        merged = found if merged is None else merge_top(merged, found)
-    assert merged is not None
-    assert np.allclose(merged[0], whole.top_score, atol=1e-6) and np.array_equal(merged[1], whole.top_chunk)
+    whole = best_of_block(vectors, owner, 300, of_seeds, mask, top=top)
+    for with_floor in (True, False):
+        score, chunk = np.full((20, top), -np.inf, np.float32), np.full((20, top), -1)
+        for start, stop in ((0, 3), (3, 200), (200, 290), (290, 300)):
+            here = (owner >= start) & (owner < stop)
+            above = score[:, -1] if with_floor else None
+            own = owner[here] - start
+            block = best_of_block(vectors[here], own, stop - start, of_seeds, mask, top=top, first=start, above=above)
+            score, chunk = merge_top((score, chunk), (block.top_score, block.top_chunk))
+        assert np.allclose(score, whole.top_score, atol=1e-6) and np.array_equal(chunk, whole.top_chunk)
 
 
 def test_mistakes_are_one_line() -> None:

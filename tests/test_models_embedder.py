@@ -12,6 +12,7 @@ from small_encoder import TEXTS, write_encoder
 
 from ntk_jax.errors import UserError
 from ntk_jax.models.embedder import Embedder, load_embedder
+from ntk_jax.parallel.mesh import make_mesh
 
 TOLERANCE = 1e-5
 
@@ -118,3 +119,34 @@ def test_mistakes_are_one_line(small: Embedder, tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             call()
+
+
+def test_a_decoder_reads_its_last_token_as_transformers_does(tmp_path: Path) -> None:
+    """The Qwen3-Embedding kind: a bare backbone, an end token behind every text, last-token pooling."""
+    torch = pytest.importorskip("torch")
+    from transformers import Qwen3Config, Qwen3Model
+
+    write_encoder(tmp_path)  # for its tokenizer
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 24, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    theirs = Qwen3Model(Qwen3Config(**sizes, **heads, tie_word_embeddings=True)).eval()
+    for parameter in theirs.parameters():
+        parameter.data = torch.randn_like(parameter) * 0.3 + (parameter.ndim == 1)
+    theirs.save_pretrained(str(tmp_path))
+    (tmp_path / "modules.json").write_text(json.dumps([{"type": "x.Transformer"}, {"type": "x.Pooling", "path": "p"}]))
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p/config.json").write_text(json.dumps({"pooling_mode_lasttoken": True}))
+    embedder = load_embedder(str(tmp_path))
+    assert (embedder.pooling, embedder.normalize, embedder.note, embedder.max_tokens) == ("last", False, None, 40)
+    texts = [*TEXTS[:3], TEXTS[5]]
+    ids = [embedder.tokens.tokenizer.encode(text).ids for text in texts]
+    with torch.inference_mode():
+        right = np.stack([theirs(torch.tensor([own])).last_hidden_state[0, -1].numpy() for own in ids])
+    ours = embedder.embed(texts)
+    assert np.abs(ours - right).max() < TOLERANCE * max(1, np.abs(right).max())
+
+
+def test_rows_are_shared_by_the_devices_of_a_mesh(small: Embedder) -> None:
+    vectors = load_embedder(small.name, mesh=make_mesh(data=4, fsdp=2)).embed(TEXTS)
+    assert np.abs(vectors - small.embed(TEXTS)).max() < TOLERANCE

@@ -14,7 +14,7 @@ from tiny_run import run, tiny_run_config, write_inputs
 import ntk_jax as nj
 from ntk_jax.engine.estimate import estimate_run
 from ntk_jax.models.model import load_model
-from ntk_jax.pipelines.select import evaluate as stage
+from ntk_jax.pipelines.common import evaluate as stage
 from ntk_jax.pipelines.select.stages import PIPELINE
 from ntk_jax.pipelines.select.terminal import terminal
 from ntk_jax.storage.atomic import read_json

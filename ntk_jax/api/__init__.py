@@ -7,6 +7,7 @@ May import every package below the pipelines.
 """
 
 from ntk_jax.api.choosing import select
+from ntk_jax.api.generating import log_likelihoods, sample
 from ntk_jax.api.gradients import directional_scores, logits, mean_gradient
 from ntk_jax.api.inputs import token_rows
 from ntk_jax.api.sketching import sketch
@@ -18,9 +19,11 @@ __all__ = [
     "directional_scores",
     "evaluate",
     "finetune",
+    "log_likelihoods",
     "logits",
     "mean_gradient",
     "ntk",
+    "sample",
     "select",
     "sketch",
     "stability",

@@ -17,6 +17,7 @@ from ntk_jax.data.sources import read_records
 from ntk_jax.data.templates import Rendering
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.accuracy import evaluate_records
+from ntk_jax.evaluation.generated import Grading, generated_answers
 from ntk_jax.evaluation.loss import held_out_losses
 from ntk_jax.evaluation.tasks import Task, check_metrics, comparison, read_tasks, task_of
 from ntk_jax.models.model import Model, computing_in
@@ -117,6 +118,7 @@ def evaluate(
     questions: Any,
     *,
     metrics: Sequence[str] | None = None,
+    grading: Grading | None = None,
     max_length: int | None = None,
     overflow: str = "drop",
     template: str = "auto",
@@ -137,7 +139,8 @@ def evaluate(
         models: a model, or several by name.
         questions: files or globs of multiple-choice records (`"choices": [...], "answer": index`) or of any records
             with a response, each file one task; or records, which are one task, `questions`.
-        metrics: `accuracy`, `loss` or both; None: accuracy of a task whose records have choices, else the loss.
+        metrics: some of `accuracy`, `loss`, `generated`; None: accuracy of a task whose records have choices, else the
+            loss. grading: of generated answers (`Grading`: the rule, the tokens of a reply, ...).
         max_length: tokens of a prompt with its response, or one choice; None: as many as the model has positions. Of
             longer ones `overflow` says: `drop`, or `truncate` the start of the prompt.
         template, add_eos, control_tokens, template_options: as in `Span`; the loss includes the EOS.
@@ -151,7 +154,8 @@ def evaluate(
         same for each task, with counts of predicted labels. "paired": differences of all pairs of models.
         "predictions": {model: {task: [a dict a question]}}. Where there are losses, "loss" holds "tasks", "average" and
         "paired" in the same way with `by_example` (the mean of the examples' losses) and `by_token` (of all tokens
-        alike) in place of the likelihoods, in nats a token, lower is better; "losses" the dict of each example.
+        alike) in place of the likelihoods, in nats a token, lower is better; "losses" the dict of each example. Where
+        answers were generated, "generated" holds the same of their accuracies, and "answers" each reply.
 
     Raises:
         UserError: no records, one that is no question where accuracy is asked for (naming file and id), a task of which
@@ -175,6 +179,7 @@ def evaluate(
     tasks = _tasks(questions, metrics, limit, seed)
     predictions: dict[str, dict[str, Any]] = {arm: {} for arm in arms}
     losses: dict[str, dict[str, Any]] = {arm: {} for arm in arms}
+    answers: dict[str, dict[str, Any]] = {arm: {} for arm in arms}
     for arm, given in arms.items():
         model = computing_in(given, dtype)
         options: dict[str, Any] = {
@@ -191,8 +196,13 @@ def evaluate(
             if "loss" in task.metrics:
                 found = held_out_losses(model, task.records, where=task.where, **options)
                 losses[arm][task.name] = found["losses"]
-    results = comparison(predictions, losses, bootstrap=bootstrap, confidence=confidence, seed=seed)
-    return {**results, "predictions": predictions, **({"losses": losses} if any(losses.values()) else {})}
+            if "generated" in task.metrics:
+                asked = {name: options[name] for name in ("max_length", "rendering", "mesh")}
+                found = generated_answers(model, task.records, where=task.where, grading=grading or Grading(), **asked)
+                answers[arm][task.name] = found["answers"]
+    results = comparison(predictions, losses, answers, bootstrap=bootstrap, confidence=confidence, seed=seed)
+    kept = {"losses": losses, "answers": answers}
+    return {**results, "predictions": predictions, **{name: kept[name] for name in kept if any(kept[name].values())}}
 
 
 def _tasks(questions: Any, metrics: Sequence[str] | None, limit: int | None, seed: int) -> list[Task]:

@@ -164,6 +164,31 @@ def write_choices(
     return prompt + lead, texts, tuple(spelled)
 
 
+def write_question(
+    messages: Sequence[Mapping[str, Any]] | str, tokenizer: Any, rendering: Rendering, name: str
+) -> tuple[str, tuple[str, ...]]:
+    """(what a model reads before it answers, notes), as `Written` has texts. A text is continued as it stands; so is a
+    last message of the assistant's. name: of the question, for messages.
+
+    Raises UserError: the template refuses the messages.
+    """
+    codec = codec_of(tokenizer)
+    clean = without_marks if rendering.control_tokens == "keep" else codec.protect
+    notes = (SPELLS_CONTROL,) if codec.spells_control(messages) else ()
+    if isinstance(messages, str):
+        return codec.named(clean(messages)), notes
+    begun = messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
+    asked = list(messages[:-1] if messages[-1]["role"] == "assistant" else messages)
+    said = _messages({"messages": clean([*asked, _message("assistant", begun)])}, rendering)
+    *before, last = said
+    if not uses_chat(tokenizer, rendering):
+        prompt = codec.named(_plain_prompt(before))
+        return prompt + _spaced(prompt, codec.named(last["content"])) if begun else prompt.rstrip(), notes
+    quiet = {} if "enable_thinking" in rendering.options else {"enable_thinking": False}
+    text = _apply(tokenizer, before, rendering, name, add_generation_prompt=True, **quiet)
+    return codec.named(text) + codec.named(last["content"]), notes
+
+
 # -- plain -----------------------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.control import Encoding, codec_of
 from ntk_jax.data.records import Record, response_text
 from ntk_jax.data.sources import read_records
-from ntk_jax.data.templates import SPELLS_CONTROL, Rendering, write, write_choices
+from ntk_jax.data.templates import SPELLS_CONTROL, Rendering, uses_chat, write, write_choices, write_question
 from ntk_jax.errors import UserError
 
 ENCODE_BATCH = 512  # records of one tokenizer call: enough to keep its threads busy, little to hold
@@ -152,6 +152,32 @@ def encode_choices(
         prompt = prompt[:start] + prompt[len(prompt) - room + start :]
     arrays = tuple(np.asarray(choice, np.int32) for choice in choices)
     return ChoiceRow(np.asarray(prompt, np.int32), arrays, record["id"], truncated, notes)
+
+
+def encode_question(
+    messages: Sequence[Mapping[str, Any]] | str,
+    tokenizer: Any,
+    rendering: Rendering = Rendering(),  # noqa: B008
+    name: str = "the question",
+) -> tuple[list[int], tuple[str, ...]]:
+    """(the tokens that a model reads before it answers, notes); see `templates.write_question`, and its errors."""
+    text, notes = write_question(messages, tokenizer, rendering, name)
+    ids, bos = codec_of(tokenizer).encode([text])[0].ids, bos_ids(tokenizer)
+    return ids if ids[: len(bos)] == bos else bos + ids, notes
+
+
+def ends_of_turn(tokenizer: Any, rendering: Rendering = Rendering()) -> set[int]:  # noqa: B008
+    """The tokens with which an answer ends: the tokenizer's EOS, and the first control token that the chat template
+    writes behind an assistant's words."""
+    ends = {tokenizer.eos_token_id} - {None}
+    if uses_chat(tokenizer, rendering):
+        talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        written = write({"id": "the end of a turn", "messages": talk}, tokenizer, rendering)
+        controls = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        before = written.response.rfind("b")
+        ids = codec_of(tokenizer).encode([written.response[before:]])[0].ids
+        ends |= set([number for number in ids if number in controls][:1])
+    return ends
 
 
 def as_rows(

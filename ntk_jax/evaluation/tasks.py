@@ -1,10 +1,11 @@
-"""What a file is evaluated for: accuracy where its records have choices, held-out loss where they have none. And the
-comparison of arms by both."""
+"""What a file is evaluated for: accuracy where its records have choices, held-out loss where they have none, and the
+answers that models write where these are asked for. And the comparison of arms by all of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from ntk_jax.data.formats import AUTO, Reading
@@ -12,9 +13,10 @@ from ntk_jax.data.sources import read, sample_indices
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.accuracy import compare, task_files
 from ntk_jax.evaluation.choice import check_question
+from ntk_jax.evaluation.generated import compare_generated
 from ntk_jax.evaluation.loss import compare_losses
 
-METRICS = ("accuracy", "loss")
+METRICS = ("accuracy", "loss", "generated")
 
 
 @dataclass(frozen=True)
@@ -74,16 +76,17 @@ def check_metrics(metrics: Sequence[str] | None) -> None:
 
 def metrics_of(records: Sequence[Mapping[str, Any]], where: str, asked: Sequence[str] | None = None) -> tuple[str, ...]:
     """What the records of a file are evaluated for. asked: None for accuracy where they have choices and loss where
-    they have none; or some of `METRICS`, where `loss` may be taken of any record with a response.
+    they have none; or some of `METRICS`, where `loss` and `generated` may be taken of any record with a response.
 
     Raises UserError, naming file and record: accuracy alone is asked for and there are no choices, only some records
     have choices, or a record is no question.
     """
+    others = tuple(name for name in METRICS[1:] if name in (("loss",) if asked is None else asked))
     if asked is not None and "accuracy" not in asked:
-        return ("loss",)
+        return others
     without = next((record for record in records if not record.get("choices")), None)
     if without is not None:
-        if asked is not None and "loss" not in asked:
+        if not others:
             raise UserError(
                 f'{where}: record {without["id"]!r} has no choices, and accuracy needs them ("choices": [...], '
                 '"answer": index); the metric for records without is loss'
@@ -93,7 +96,7 @@ def metrics_of(records: Sequence[Mapping[str, Any]], where: str, asked: Sequence
                 f"{where}: record {without['id']!r} has no choices, but others of the file have; put questions and "
                 "other examples into files of their own, or ask for loss alone"
             )
-        return ("loss",)
+        return others
     for record in records:
         check_question(record, where)
     return tuple(name for name in METRICS if name in (asked or ("accuracy",)))
@@ -102,19 +105,23 @@ def metrics_of(records: Sequence[Mapping[str, Any]], where: str, asked: Sequence
 def comparison(
     predictions: Mapping[str, Mapping[str, Any]],
     losses: Mapping[str, Mapping[str, Any]],
+    generated: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     *,
     bootstrap: int,
     confidence: float,
     seed: int,
 ) -> dict[str, Any]:
     """The body of results.json: what `compare` gives of the tasks with accuracies (no tasks, no averages and no pairs
-    where there are none), and under `loss` what `compare_losses` gives, where there are losses.
+    where there are none), and under `loss` what `compare_losses` gives, and under `generated` what `compare_generated`
+    does, where there are some.
 
-    predictions, losses: {arm: {task: lines}}. Raises UserError as these.
+    predictions, losses, generated: {arm: {task: lines}}. Raises UserError as these.
     """
     found: dict[str, Any] = {"tasks": [], "average": {}, "paired": [], "confidence": confidence, "bootstrap": bootstrap}
     if any(predictions.values()):
         found = compare(predictions, bootstrap=bootstrap, confidence=confidence, seed=seed)
     if any(losses.values()):
         found["loss"] = compare_losses(losses, bootstrap=bootstrap, confidence=confidence, seed=seed)
+    if any(generated.values()):
+        found["generated"] = compare_generated(generated, bootstrap=bootstrap, confidence=confidence, seed=seed)
     return found

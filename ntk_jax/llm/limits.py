@@ -11,6 +11,7 @@ from collections.abc import Callable
 MINUTE = 60.0
 SLICE = 0.25  # seconds between two looks at whether all has been stopped
 LONGEST_PAUSE = 60.0  # whatever a server asks for
+SHORTEST_PAUSE = 0.5  # likewise
 FIRST_PAUSE = 1.0  # where it does not say; doubled for each that follows
 
 
@@ -36,7 +37,7 @@ class Pace:
         self._sent: deque[tuple[float, int]] = deque()  # (when, tokens) of the last minute
         self._sum = 0
         self._until = -1.0  # the pause's end
-        self._asked = -1.0  # when the last pause began
+        self._began = -1.0  # when the last pause did
         self._pauses = 0  # one after another, without a success between
 
     def now(self) -> float:
@@ -69,17 +70,19 @@ class Pace:
         return self._spread(min(FIRST_PAUSE * 2.0 ** max(failures - 1, 0), LONGEST_PAUSE))
 
     def pause(self, sent: float, seconds: float | None) -> None:
-        """All workers wait. sent: when the request went out that was turned away; a pause that began later answers it
-        already. seconds: as the server asked, capped; None: twice as long as the last pause."""
+        """All workers wait. sent: when the request went out that was turned away; a pause that began since and still
+        holds answers it already. seconds: as the server asked, within bounds; None: twice as long as the last pause."""
         with self._lock:
             now = self._clock()
             if seconds is not None:
-                self._until = max(self._until, now + min(max(seconds, 0.0), LONGEST_PAUSE) + self._jitter())
-            elif sent > self._asked:
+                length = min(max(seconds, SHORTEST_PAUSE), LONGEST_PAUSE) + self._jitter()
+            elif now >= self._until or sent > self._began:
                 self._pauses += 1
                 length = self._spread(min(FIRST_PAUSE * 2.0 ** (self._pauses - 1), LONGEST_PAUSE))
-                self._until = max(self._until, now + length)
-            self._asked = now
+            else:
+                return
+            self._until = max(self._until, now + length)
+            self._began = now
 
     def went_well(self) -> None:
         """A reply came: the next pause is a short one."""

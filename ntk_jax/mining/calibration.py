@@ -18,7 +18,7 @@ import numpy as np
 from ntk_jax.errors import UserError
 from ntk_jax.mining.metrics import Curve, precision_recall
 
-MOST_SCALE = 20.0  # a separable set would ask for infinity
+MOST_SCALE = 20.0  # of logits of unit deviation
 _STREAM = 0xCA1
 
 
@@ -140,7 +140,7 @@ def _platt(z: np.ndarray, y: np.ndarray) -> tuple[float, float]:
         before, loss = loss, _log_loss(x @ beta, target)
         if before - loss < 1e-12:
             break
-    scale = float(np.clip(beta[0] / width, 1e-3, MOST_SCALE))
+    scale = float(np.clip(beta[0], 1e-3, MOST_SCALE)) / width
     return scale, float(beta[1])
 
 

@@ -3,9 +3,13 @@
     z = W2 gelu(W1 x̂ + b1) + b2   or, without a hidden layer,   z = W x̂ + b,    x̂ = (x - mean) / deviation
 
 trained on binary cross entropy a domain, positives and negatives of each domain of equal total weight, an L2 penalty on
-the matrices. Of several penalties, trained side by side in one compiled scan, the one with the least held-out loss is
-kept. Calibration and thresholds: calibration.py. (DoPAMine, arXiv 2410.00260, section 2.4, names no more than the kind
-of classifier; WebOrganizer, arXiv 2502.10341, distils an LLM's labels in the same way.)
+the matrices. Mined labels are wrong in many places, and held-out ones in the same way, for they are a function of the
+embeddings: their loss is least for a head that has learnt how they were made, and cannot choose a penalty. The default
+is therefore one strong penalty, with which the head is not far from the difference of the classes' means. For labels
+that come from elsewhere (a user's documents, a language model) there are `CLEAN_PENALTIES`: of several, trained side by
+side, the strongest is kept whose calibrated held-out loss is within one standard error of the least (Breiman et al.,
+Classification and Regression Trees, 1984). Calibration and thresholds: calibration.py. (DoPAMine, arXiv 2410.00260,
+section 2.4, names no more than the kind of classifier; WebOrganizer, arXiv 2502.10341, distils an LLM's labels.)
 
 Source: embeddings [n, D] and labels [n, M] in memory; n is the labelled set's, never the corpus'. Cost: seconds;
 scoring a corpus costs far less than its embedding.
@@ -30,6 +34,7 @@ from ntk_jax.mining.classifier_files import read_classifier, write_classifier
 
 Weights = dict[str, jax.Array]
 KIND = "embedding head"
+CLEAN_PENALTIES = (0.1, 1.0, 10.0, 100.0)
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class HeadConfig:
     steps: int = 1000  # of Adam, with a cosine decay
     batch: int = 512
     learning_rate: float = 0.01
-    penalties: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2)  # half the squared norm of the matrices, times this
+    penalties: tuple[float, ...] = (100.0,)  # half the squared norm of the matrices, times this
     held_out: float = 0.2  # share of the groups
     precision: float | None = None  # what the thresholds are chosen for; None: the best F1
 
@@ -134,16 +139,15 @@ def train_head(
         apart = np.zeros(len(labels), bool)  # too few to hold any back: the calibration then says that it has none
     progress(0, 2)
     mean, deviation = embeddings[~apart].mean(axis=0), embeddings[~apart].std(axis=0) + 1e-6
-    weights, losses = _fit(embeddings, labels, apart, config, seed, mean, deviation)
+    weights, logits = _fit(embeddings, labels, apart, config, seed, mean, deviation)
     progress(1, 2)
-    chosen = int(np.nanargmin(losses))
+    chosen, losses = _chosen(logits, labels[apart], names, config.penalties)
     own = {name: np.asarray(value[chosen]) for name, value in weights.items()}
     own |= {"mean": mean, "deviation": deviation}
-    plain = Head(tuple(names), own, calibrate(np.zeros((0, len(names))), labels[:0], names), {})
-    calibration = calibrate(plain.logits(embeddings[apart]), labels[apart], names, precision=config.precision)
+    calibration = calibrate(logits[chosen], labels[apart], names, precision=config.precision)
     training = {
         "penalty": config.penalties[chosen],
-        "held-out loss by penalty": dict(zip(map(str, config.penalties), map(float, losses), strict=True)),
+        "held-out loss by penalty": dict(zip(map(str, config.penalties), losses, strict=True)),
         "rows": len(embeddings),
         "rows held out": int(apart.sum()),
         "config": asdict(config),
@@ -176,12 +180,10 @@ def _fit(
     mean: np.ndarray,
     deviation: np.ndarray,
 ) -> tuple[Weights, np.ndarray]:
-    """(weights with a leading axis of penalties, held-out loss [penalties] with classes weighted alike)."""
+    """(weights with a leading axis of penalties, logits [penalties, held-out rows, M])."""
     x = jnp.asarray((embeddings - mean) / deviation)
     y = jnp.asarray(np.nan_to_num(labels))
-    train, held = np.flatnonzero(~apart), np.flatnonzero(apart)
-    if not len(held):
-        held = train
+    train = np.flatnonzero(~apart)
     rng = np.random.default_rng([seed, 0xC1A])
     batch = min(config.batch, len(train))
     epochs = -(-config.steps * batch // len(train))
@@ -192,9 +194,25 @@ def _fit(
     run = jax.vmap(functools.partial(_train, config.learning_rate), in_axes=(None, None, None, None, None, 0))
     penalties = jnp.asarray(config.penalties, jnp.float32)
     trained = run(start, x, y, jnp.asarray(weight), jnp.asarray(order.reshape(config.steps, batch)), penalties)
-    weight = jnp.asarray(class_weights(labels[held]) * len(held))
-    losses = jax.vmap(lambda weights: _loss(weights, x[held], y[held], weight))(trained)
-    return trained, np.asarray(losses)
+    return trained, np.asarray(jax.vmap(_logits, in_axes=(0, None))(trained, x[np.flatnonzero(apart)]))
+
+
+def _chosen(
+    logits: np.ndarray, labels: np.ndarray, names: Sequence[str], penalties: Sequence[float]
+) -> tuple[int, list[float]]:
+    """(place of the penalty, mean calibrated held-out loss by penalty) of logits [penalties, n, M]."""
+    if not len(labels):
+        return int(np.argmax(penalties)), [float("nan")] * len(penalties)
+    weight, y = class_weights(labels) * len(labels), np.nan_to_num(labels)
+    rows = []  # loss of each held-out row
+    for own in logits:
+        found = calibrate(own, labels, names)
+        z = own * found.scale + found.offset
+        rows.append(np.sum(weight * (np.logaddexp(0.0, z) - y * z), axis=1))
+    means = np.mean(rows, axis=1)
+    best = rows[int(means.argmin())]
+    good = means <= means.min() + best.std() / np.sqrt(len(best))
+    return max(np.flatnonzero(good).tolist(), key=lambda place: penalties[place]), [float(mean) for mean in means]
 
 
 def _start(dim: int, domains: int, hidden: int, seed: int) -> Weights:

@@ -70,12 +70,9 @@ def _read_stored(path: Path, kind: str) -> tuple[tuple[str, ...], Calibration, d
     if value.get("kind") != kind:
         raise UserError(f"{path} holds a classifier of the kind {value.get('kind')!r}, not {kind!r}; {remedy}")
     try:
-        curves = {
-            name: Curve(*(np.array(own[key]) for key in ("threshold", "precision", "recall", "kept")), own["base_rate"])
-            for name, own in value["curves"].items()
-        }
-        arrays = [np.array(value[key], np.float32) for key in ("scale", "offset", "thresholds")]
-        return tuple(value["names"]), Calibration(*arrays, curves, value["figures"]), value["facts"]
+        curves = {name: _curve(own) for name, own in value["curves"].items()}
+        scale, offset, limits = (np.array(value[key], np.float32) for key in ("scale", "offset", "thresholds"))
+        return tuple(value["names"]), Calibration(scale, offset, limits, curves, value["figures"]), value["facts"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is no classifier's: {error}; {remedy}") from None
 
@@ -88,3 +85,8 @@ def _read_weights(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} is not there; train the classifier again") from None
     except Exception as error:  # safetensors raises its own, of several kinds
         raise UserError(f"{path} is damaged ({error}); train the classifier again") from None
+
+
+def _curve(own: Mapping[str, Any]) -> Curve:
+    threshold, precision, recall, kept = (np.array(own[key]) for key in ("threshold", "precision", "recall", "kept"))
+    return Curve(threshold, precision, recall, kept, own["base_rate"])

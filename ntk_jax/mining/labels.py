@@ -47,8 +47,8 @@ class Labelled:
     def take(self, places: np.ndarray) -> Labelled:
         """The rows at these places, in order of their chunks; the counts stay those of the whole set."""
         places = np.sort(np.asarray(places))
-        rows = (self.chunks, self.labels, self.why, self.seed, self.score)
-        return Labelled(*(row[places] for row in rows), self.counts)
+        chunks, labels, why = self.chunks[places], self.labels[places], self.why[places]
+        return Labelled(chunks, labels, why, self.seed[places], self.score[places], self.counts)
 
 
 def label(

@@ -40,9 +40,10 @@ class NgramConfig:
     buckets: int = 1 << 18
     longest: int = 2  # words of an n-gram
     most: int = 1024  # distinct n-grams of a text; of more the first by bucket are read
-    steps: int = 600  # of AdaGrad
+    steps: int = 400  # of gradient descent, with a linear decay
     batch: int = 256
-    learning_rate: float = 0.3
+    learning_rate: float = 2.0  # rows are unit vectors: the loss is smooth and the penalty makes it round
+    penalty: float = 0.1  # half the squared norm of w, times this: as strong as that of the head, for the same reason
     held_out: float = 0.2
     precision: float | None = None
 
@@ -145,7 +146,7 @@ def _padded(counts: Sequence[Sparse], most: int, idf: np.ndarray) -> Sparse:
 def _fit(
     places: np.ndarray, values: np.ndarray, labels: np.ndarray, train: np.ndarray, config: NgramConfig, seed: int
 ) -> tuple[jax.Array, jax.Array]:
-    """(w [buckets, M], b [M]) after AdaGrad over batches of training rows."""
+    """(w [buckets, M], b [M]) after gradient descent over batches of training rows."""
     rng = np.random.default_rng([seed, 0x461])
     batch = min(config.batch, len(train))
     epochs = -(-config.steps * batch // len(train))
@@ -154,12 +155,13 @@ def _fit(
     weight[train] = class_weights(labels[train]) * len(train)
     arrays = (places, values, np.nan_to_num(labels).astype(np.float32), weight, order.reshape(config.steps, batch))
     start = (jnp.zeros((config.buckets, labels.shape[1])), jnp.zeros(labels.shape[1]))
-    return _train(config.learning_rate, start, *map(jnp.asarray, arrays))
+    return _train(config.learning_rate, config.penalty, start, *map(jnp.asarray, arrays))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _train(
     learning_rate: float,
+    penalty: float,
     start: tuple[jax.Array, jax.Array],
     places: jax.Array,
     values: jax.Array,
@@ -167,12 +169,13 @@ def _train(
     weight: jax.Array,
     order: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """A scan over batches. AdaGrad with a linear decay: a bucket that is rare keeps a large step."""
-    optimizer = optax.adagrad(optax.linear_schedule(learning_rate, 0.0, len(order)), initial_accumulator_value=1e-8)
+    """A scan over batches."""
+    optimizer = optax.sgd(optax.linear_schedule(learning_rate, 0.0, len(order)))
 
     def loss(parameters: tuple[jax.Array, jax.Array], rows: jax.Array) -> jax.Array:
         z = _forward(*parameters, places[rows], values[rows])
-        return jnp.sum(weight[rows] * optax.sigmoid_binary_cross_entropy(z, y[rows])) / len(rows)
+        size = 0.5 * penalty * jnp.sum(parameters[0] ** 2)
+        return jnp.sum(weight[rows] * optax.sigmoid_binary_cross_entropy(z, y[rows])) / len(rows) + size
 
     def step(state: tuple[Any, Any], rows: jax.Array) -> tuple[tuple[Any, Any], None]:
         parameters, sums = state

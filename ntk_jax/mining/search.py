@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntk_jax.errors import UserError
-from ntk_jax.mining.seed_layout import SEEDS_AT_ONCE, TILE, Seeds, lay_out
+from ntk_jax.mining.seed_layout import TILE, Seeds, lay_out
 
 _ROWS = 64  # chunks of a block are filled up to a multiple of this
+_FEW = 16  # of a seed's nearest chunks
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ def best_of_block(
     top: int,
     combine: str = "best",
     first: int = 0,
+    above: np.ndarray | None = None,
     dtype: str = "float32",
 ) -> Block:
     """The scores of a block of chunks against all seeds.
@@ -56,6 +58,8 @@ def best_of_block(
     seeds: [S, D] with domain_of_seed [S, M] bool, or what `lay_out` made of them, once for many blocks.
     top: chunks that are kept for each seed. combine: a chunk's score is its `best` window's, or the `mean` of theirs.
     first: the ordinal in the corpus of the block's first chunk.
+    above: [S], keep for a seed only chunks with a greater score, such as its `top`-th best of the blocks before: then
+    there is little to sort.
     dtype: of the products. With `bfloat16` twice as many chunks are kept at first, and all that is kept is scored again
     in fp32: scores are exact, and only what differs by a rounding error of bf16 may be another seed or chunk.
     Raises UserError: vectors of another width than the seeds or not finite, a bad owner, top, combine or dtype.
@@ -74,7 +78,10 @@ def best_of_block(
         owner = np.arange(chunks)
     windows = _filled(vectors.astype(np.float32), owner, chunks)
     kept = min(top, len(windows[0]))
-    found = _search(*windows, chunks, laid.vectors, laid.group, laid.member, top=kept, dtype=dtype)
+    floor = np.full(len(laid.ordinal), -np.inf, np.float32)
+    if above is not None:
+        floor[laid.ordinal >= 0] = np.asarray(above, np.float32)[laid.ordinal[laid.ordinal >= 0]]
+    found = _search(*windows, chunks, floor, laid.vectors, laid.group, laid.member, top=kept, dtype=dtype)
     best, at, score, chunk = (np.asarray(value) for value in found)
     is_there, fill = np.isfinite(score[laid.place]), ((0, 0), (0, top - kept))
     return Block(
@@ -90,18 +97,19 @@ def merge_top(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]
     Lists of several blocks are merged in order of the blocks."""
     k = a[0].shape[1]
     score, chunk = a[0].copy(), a[1].copy()
-    changed = np.flatnonzero(b[0][:, 0] > a[0][:, -1])  # most blocks have nothing new for most seeds
-    scores = np.concatenate([a[0][changed], b[0][changed]], axis=1)
+    new = b[0] > a[0][:, -1:]
+    changed, width = np.flatnonzero(new[:, 0]), int(new.sum(axis=1).max(initial=0))  # mostly little is new
+    scores = np.concatenate([a[0][changed], b[0][changed, :width]], axis=1)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     score[changed] = np.take_along_axis(scores, order, axis=1)
-    chunks = np.concatenate([a[1][changed], b[1][changed]], axis=1)
+    chunks = np.concatenate([a[1][changed], b[1][changed, :width]], axis=1)
     chunk[changed] = np.take_along_axis(chunks, order, axis=1)
     return score, chunk
 
 
 def _checked(vectors: np.ndarray, owner: np.ndarray, chunks: int, seeds: Seeds) -> tuple[np.ndarray, np.ndarray]:
     vectors, owner = np.asarray(vectors), np.asarray(owner)
-    width = seeds.vectors.shape[1]
+    width = seeds.vectors.shape[-1]
     if vectors.ndim != 2 or vectors.shape[1] != width:
         raise UserError(
             f"vectors of shape {vectors.shape} against seeds of {width} numbers each: they come from two encoders; "
@@ -135,6 +143,7 @@ def _search(
     further: jax.Array,
     whose: jax.Array,
     chunks: jax.Array,
+    floor: jax.Array,
     seeds: jax.Array,
     group: jax.Array,
     member: jax.Array,
@@ -143,36 +152,38 @@ def _search(
     dtype: str,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """(best [M, N], its place among the seeds [M, N], top scores [P, top], their chunks [P, top])."""
-    rows, step = firsts.shape[0], min(SEEDS_AT_ONCE, seeds.shape[0])
+    rows, (steps, step, width) = firsts.shape[0], seeds.shape
     is_chunk = jnp.arange(rows) < chunks
-    wide = min(rows, 2 * top) if dtype == "bfloat16" else top
-    low, low_further = firsts.astype(dtype), further.astype(dtype)
+    # Rounding may lift a chunk that bf16 has below the floor: there, nothing is left out at first.
+    wide, floor = (min(rows, 2 * top), jnp.full_like(floor, -jnp.inf)) if dtype == "bfloat16" else (top, floor)
+    low, low_further = firsts.astype(dtype).T, further.astype(dtype).T
 
-    def some_seeds(_: None, part: jax.Array) -> tuple[None, tuple[jax.Array, ...]]:
+    def some_seeds(_: None, part: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, ...]]:
         """Seeds by chunks: every reduction is then elementwise over vectors of neighbours."""
-        scores = _products(part.astype(dtype), low)
+        own, least = part[0].astype(dtype), part[1]
+        scores = _products(own, low)
         if further.shape[0]:
-            scores = scores.at[:, whose].max(_products(part.astype(dtype), low_further))
+            scores = scores.at[:, whose].max(_products(own, low_further))
         scores = jnp.where(is_chunk, scores, -jnp.inf)
         tiles = scores.reshape(step // TILE, TILE, rows)
         tile_best = tiles.max(axis=1)
         number = jnp.arange(TILE, dtype=jnp.int32)[:, None]
         tile_at = jnp.where(tiles == tile_best[:, None], number, TILE - 1).min(axis=1)
-        return None, (tile_best, tile_at, *_top(scores, wide))
+        return None, (tile_best, tile_at, *_top_above(scores, least, wide))
 
-    _, (tile_best, tile_at, score, chunk) = jax.lax.scan(some_seeds, None, seeds.reshape(-1, step, seeds.shape[1]))
+    _, (tile_best, tile_at, score, chunk) = jax.lax.scan(some_seeds, None, (seeds, floor.reshape(steps, step)))
     best, at = _of_domains(tile_best.reshape(-1, rows), tile_at.reshape(-1, rows), group, member)
     score, chunk = score.reshape(-1, wide), chunk.reshape(-1, wide)
     if dtype == "bfloat16":
-        best = _rescored_best(at, best, firsts, further, whose, seeds)
-        score, chunk = _rescored_top(chunk, score, firsts, further, whose, seeds, top)
+        flat = seeds.reshape(-1, width)
+        best = _rescored_best(at, best, firsts, further, whose, flat)
+        score, chunk = _rescored_top(chunk, score, firsts, further, whose, flat, top)
     return best, at, score, chunk
 
 
 def _products(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a bᵀ in fp32: with full products where a and b are fp32, which accelerators would round."""
-    exact = "highest" if a.dtype == jnp.float32 else None
-    return jnp.einsum("pd,nd->pn", a, b, preferred_element_type=jnp.float32, precision=exact)
+    """a b in fp32: with full products where a and b are fp32, which accelerators would round."""
+    return jnp.matmul(a, b, preferred_element_type=jnp.float32, precision="highest" if a.dtype == jnp.float32 else None)
 
 
 def _of_domains(
@@ -187,10 +198,25 @@ def _of_domains(
 
     def of_domain(has: jax.Array) -> tuple[jax.Array, jax.Array]:
         among = jnp.where(has[:, None], of_set, -jnp.inf)
-        which = jnp.argmax(among, axis=0)[None]
-        return jnp.take_along_axis(among, which, 0)[0], jnp.take_along_axis(place_of_set, which, 0)[0]
+        best = among.max(axis=0)
+        return best, jnp.where(among == best, place_of_set, tiles * TILE - 1).min(axis=0)
 
     return jax.lax.map(of_domain, member.T)
+
+
+def _top_above(scores: jax.Array, floor: jax.Array, top: int) -> tuple[jax.Array, jax.Array]:
+    """`_top`, of which what is not above the floor [P] may be missing (-inf). Sorting for a long list takes up to half
+    of the time of the products, and after some blocks few chunks are above any seed's floor."""
+    if top <= _FEW:
+        return _top(scores, top)
+
+    def few() -> tuple[jax.Array, jax.Array]:
+        value, at = _top(scores, _FEW)
+        rest = ((0, 0), (0, top - _FEW))
+        return jnp.pad(value, rest, constant_values=-jnp.inf), jnp.pad(at, rest)
+
+    most = (scores > floor[:, None]).sum(axis=1, dtype=jnp.int32).max()
+    return jax.lax.cond(most <= _FEW, few, lambda: _top(scores, top))
 
 
 def _top(scores: jax.Array, top: int) -> tuple[jax.Array, jax.Array]:
@@ -200,7 +226,8 @@ def _top(scores: jax.Array, top: int) -> tuple[jax.Array, jax.Array]:
     height = 1 << max(0, round(math.log2(chunks / top) / 2))
     height = min(height, _ROWS)
     if height == 1:
-        return jax.lax.top_k(scores, top)
+        value, at = jax.lax.top_k(scores, top)
+        return value, at
     stripes = scores.reshape(rows, height, chunks // height)
     _, stripe = jax.lax.top_k(stripes.max(axis=1), top)
     inside = jnp.take_along_axis(stripes, stripe[:, None], axis=2).reshape(rows, height * top)

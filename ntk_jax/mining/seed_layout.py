@@ -15,15 +15,15 @@ import numpy as np
 from ntk_jax.errors import UserError
 
 TILE = 8  # seeds that are reduced together
-SEEDS_AT_ONCE = 512
+SEEDS_AT_ONCE = 512  # at most: their scores with all chunks of a block are in memory together
 
 
 @dataclass(frozen=True)
 class Seeds:
     """Letters: S seeds, M domains, P places on the device, G different sets of domains.
 
-    vectors: [P, D] fp32 on the device: each set filled up to whole tiles with copies of its first seed, the last step
-    of `SEEDS_AT_ONCE` with zeros. ordinal: [P] int32, whose copy it is (-1: nobody's). place: [S], where each seed is.
+    vectors: [steps, p, D] fp32 on the device, P = steps · p: each set filled up to whole tiles with copies of its first
+    seed, the last step with zeros. ordinal: [P] int32, whose copy it is (-1: nobody's). place: [S], where each seed is.
     group: [P / TILE] int32, the set of each tile (the last set has no domain). member: [G, M] bool, domains of a set.
     """
 
@@ -55,12 +55,13 @@ def lay_out(seeds: np.ndarray, domain_of_seed: np.ndarray) -> Seeds:
         ordinal += [own, np.full(-len(own) % TILE, own[0])]
         group += [number] * -(-len(own) // TILE)
     laid = np.concatenate(ordinal)
-    step = min(SEEDS_AT_ONCE, len(laid))
-    empty = -len(laid) % step
+    steps = -(-len(laid) // SEEDS_AT_ONCE)
+    empty = -len(laid) % (steps * TILE)
     place = np.zeros(len(vectors), np.int64)
     place[laid[::-1]] = np.arange(len(laid))[::-1]
+    filled = np.concatenate([vectors[laid], np.zeros((empty, vectors.shape[1]), np.float32)])
     return Seeds(
-        jnp.asarray(np.concatenate([vectors[laid], np.zeros((empty, vectors.shape[1]), np.float32)])),
+        jnp.asarray(filled.reshape(steps, -1, vectors.shape[1])),
         np.concatenate([laid, np.full(empty, -1)]).astype(np.int32),
         place,
         np.asarray(group + [len(member)] * (empty // TILE), np.int32),

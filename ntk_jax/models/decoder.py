@@ -90,15 +90,25 @@ class Layer(nnx.Module):
         self, x: jax.Array, turn: tuple[jax.Array, jax.Array], seen: jax.Array, forward_mode: bool | Kernel = False
     ) -> jax.Array:
         """x [B, T, D] in the compute dtype; turn as `rope.rotation`; seen as `attention.visibility`."""
+        q, k, v = self.queries_keys_values(x, turn)
+        return self.after_attention(x, attend(q, k, v, seen, forward_mode))
+
+    def queries_keys_values(
+        self, x: jax.Array, turn: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """q [B, T, heads, H], turned and scaled, and k (turned), v [B, T, kv, H] of x [B, T, D], all in x's dtype."""
         c = self.config
         h = rms_norm(x, self.input_norm[...], c.norm_eps)
         q = self._heads(self.q_proj(h), self.q_norm)
         k = self._heads(self.k_proj(h), self.k_norm)
         v = self.v_proj(h).reshape(*h.shape[:2], c.num_kv_heads, c.head_dim)
         q = (rope.rotate(q, turn) * c.head_dim**-0.5).astype(x.dtype)
-        k = rope.rotate(k, turn).astype(x.dtype)
-        x = split_rows(x + self.o_proj(attend(q, k, v, seen, forward_mode)))
-        h = rms_norm(x, self.post_attention_norm[...], c.norm_eps)
+        return q, rope.rotate(k, turn).astype(x.dtype), v
+
+    def after_attention(self, x: jax.Array, attended: jax.Array) -> jax.Array:
+        """The layer's output [B, T, D] of its input x and what attention gave, [B, T, heads·H]."""
+        x = split_rows(x + self.o_proj(attended))
+        h = rms_norm(x, self.post_attention_norm[...], self.config.norm_eps)
         return split_rows(x + self.down_proj(jax.nn.silu(self.gate_proj(h)) * self.up_proj(h)))
 
     def _heads(self, y: jax.Array, norm: Any) -> jax.Array:

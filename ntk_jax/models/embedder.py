@@ -40,7 +40,7 @@ DECODER_TOKENS = 512  # of a window, where a decoder's folder does not say
 WINDOWS_A_ROW = 16
 _TEXTS = 2048  # tokenized together, while the device works on those before
 _AHEAD = 2  # batches on their way to the device
-_CPU_TOKENS, _DEVICE_TOKENS = 2048, 32_768  # of a batch: what fits a CPU's cache, what fills an accelerator
+_CPU_TOKENS, _DEVICE_TOKENS = 1024, 32_768  # of a batch: what fits a CPU's cache, what fills an accelerator
 Progress = Callable[[int, int], None]  # texts that are done, of how many
 
 
@@ -211,62 +211,75 @@ def load_embedder(
     folder = hub.resolve(str(path))
     refuse_other_folder(folder)
     said = read_sentence_files(folder)
-    hf = read_object(folder / "config.json")
-    if is_encoder(hf):
-        config = parse_encoder_config(hf, str(folder / "config.json"), ignore_config_keys)
-        graphdef, shapes = abstract_encoder(config, jnp.dtype(dtype))
-        weights = load_encoder_weights(folder, config, shapes, mesh)
-        backbone = Backbone(graphdef, jnp.dtype(dtype), True, config.first_position)
-        tokenizer, most, usual = hub.load_tokenizer(folder, config.vocab_size), config.max_positions, None
-        dim, note = config.hidden_size, None if said.pooling else f"{path} does not name its pooling"
-    else:
-        model = load_model(path, dtype=dtype, mesh=mesh, ignore_config_keys=ignore_config_keys)
-        backbone, weights, tokenizer = Backbone(model.graphdef, model.dtype, False), model.base, model.tokenizer
-        most, usual, dim = model.config.max_positions, DECODER_TOKENS, model.config.hidden_size
-        note = None if said.pooling else f"no encoder: {pooling or 'mean'} hidden state of {path}"
-    pooling = pooling or said.pooling or "mean"
-    if note and is_encoder(hf):
-        note = f"{note}: {pooling} is taken"
-    cutter = _window_tokens(folder, tokenizer, _longest(folder, max_tokens, said, tokenizer, most, usual), said)
-    prefixes = {"query": query_prefix, "passage": passage_prefix}
-    for kind, default in (("query", said.query_prefix), ("passage", said.passage_prefix)):
-        prefixes[kind] = (default or "") if prefixes[kind] is None else prefixes[kind]
+    found = _read_model(str(path), folder, dtype, mesh, ignore_config_keys)
+    longest = _longest(folder, max_tokens, said, found)
+    cutter = _window_tokens(folder, found.tokenizer, longest, said)
+    taken = pooling or said.pooling or "mean"
+    note = None
+    if said.pooling is None:
+        note = f"no encoder: {taken} hidden state of {path}"
+        if found.backbone.is_encoder:
+            note = f"{path} does not name its pooling: {taken} is taken"
+    prefixes = {
+        "query": (said.query_prefix or "") if query_prefix is None else query_prefix,
+        "passage": (said.passage_prefix or "") if passage_prefix is None else passage_prefix,
+    }
     unit = said.normalize is not False if normalize is None else normalize
     facts = {
         "encoder": Path(path).name or str(path),
         "model": hash_model(folder),
         "tokenizer": hash_tree([cutter.tokenizer.to_str(), cutter.lowercase]),
-        "dimension": dim,
-        "pooling": pooling,
+        "dimension": found.dim,
+        "pooling": taken,
         "normalize": unit,
         "max_tokens": cutter.max_tokens,
         "passage_prefix": prefixes["passage"],
         "dtype": dtype,
     }
     return Embedder(
-        str(path),
-        dim,
-        backbone,
-        weights,
-        cutter,
-        pooling,
-        unit,
-        prefixes,
-        facts,
-        note,
-        mesh,  # type: ignore[arg-type]
+        str(path), found.dim, found.backbone, found.weights, cutter, taken, unit, prefixes, facts, note, mesh
     )
 
 
-def _longest(folder: Path, asked: int | None, said: SentenceFiles, tokenizer: Any, most: int, usual: int | None) -> int:
+@dataclass(frozen=True)
+class _Model:
+    """What is read of a folder. positions: the most tokens of a text; usual: of a window, where nobody says."""
+
+    backbone: Backbone
+    weights: Any
+    tokenizer: Any
+    dim: int
+    positions: int
+    usual: int
+
+
+def _read_model(path: str, folder: Path, dtype: str, mesh: Mesh | None, ignore: Collection[str]) -> _Model:
+    hf = read_object(folder / "config.json")
+    if not is_encoder(hf):
+        model = load_model(path, dtype=dtype, mesh=mesh, ignore_config_keys=ignore)
+        backbone, most = Backbone(model.graphdef, model.dtype, False), model.config.max_positions
+        return _Model(backbone, model.base, model.tokenizer, model.config.hidden_size, most, DECODER_TOKENS)
+    config = parse_encoder_config(hf, str(folder / "config.json"), ignore)
+    graphdef, shapes = abstract_encoder(config, jnp.dtype(dtype))
+    return _Model(
+        Backbone(graphdef, jnp.dtype(dtype), True, config.first_position),
+        load_encoder_weights(folder, config, shapes, mesh),
+        hub.load_tokenizer(folder, config.vocab_size),
+        config.hidden_size,
+        config.max_positions,
+        config.max_positions,
+    )
+
+
+def _longest(folder: Path, asked: int | None, said: SentenceFiles, found: _Model) -> int:
     """Tokens of a window: what is asked for, else what the folder says, at most the model's positions."""
     if asked is not None:
-        if asked > most:
-            raise UserError(f"max_tokens = {asked} is more than the {most} positions of {folder}; lower it")
+        if asked > found.positions:
+            raise UserError(f"max_tokens = {asked} is more than the {found.positions} positions of {folder}; lower it")
         return asked
     if said.max_tokens is not None:
-        return min(said.max_tokens, most)
-    return min(most, usual or most, int(min(tokenizer.model_max_length, 2**31)))
+        return min(said.max_tokens, found.positions)
+    return min(found.usual, int(min(found.tokenizer.model_max_length, found.positions)))
 
 
 def _window_tokens(folder: Path, tokenizer: Any, max_tokens: int, said: SentenceFiles) -> WindowTokens:

@@ -10,6 +10,7 @@ import pytest
 
 from files_found.case import Case
 from ntk_jax.errors import UserError
+from ntk_jax.evaluation.generated import rule_of
 from ntk_jax.evaluation.tasks import read_tasks
 
 TITLE = "Files to evaluate on (`evaluate.files`)"
@@ -37,6 +38,23 @@ def _refused(records: list[dict[str, Any]], asked: list[str] | None, message: st
     def check(folder: Path) -> None:
         with pytest.raises(UserError, match=message):
             read_tasks([_file(folder, records)], asked)
+
+    return check
+
+
+def _answered(record: dict[str, Any], rule: str, taken: str) -> Any:
+    def check(folder: Path) -> None:
+        (task,) = read_tasks([_file(folder, [record])], ["generated"])
+        assert task.metrics == ("generated",) and rule_of(task.records[0], rule, task.where) == taken
+
+    return check
+
+
+def _unanswered(record: dict[str, Any], rule: str, message: str) -> Any:
+    def check(folder: Path) -> None:
+        (task,) = read_tasks([_file(folder, [record])], ["generated"])
+        with pytest.raises(UserError, match=message):
+            rule_of(task.records[0], rule, task.where)
 
     return check
 
@@ -69,5 +87,30 @@ CASES: list[Case] = [
         "no `choices`, and `evaluate.metrics: [accuracy]`",
         "refused, naming the record",
         _refused([PLAIN], ["accuracy"], "record 'p' has no choices, and accuracy needs them"),
+    ),
+    Case(
+        "`choices`, and `evaluate.metrics: [generated]`",
+        "the model writes an answer, in which a letter (or the words) of a choice is looked for",
+        _answered(QUESTION, "auto", "letter"),
+    ),
+    Case(
+        "a response that is a number or ends in `#### 42`, and `[generated]`",
+        "the last number of the answer that the model writes is compared",
+        _answered({**PLAIN, "response": "2 and 2 are 4\n#### 4"}, "auto", "number"),
+    ),
+    Case(
+        "any other response, and `[generated]`",
+        "exact match, but for case, white space and marks around it; `evaluate.answer_rule` names another rule",
+        _answered({**PLAIN, "response": "four"}, "auto", "exact"),
+    ),
+    Case(
+        "no `choices`, and `evaluate.answer_rule: letter`",
+        "refused, naming the record",
+        _unanswered(PLAIN, "letter", "record 'p' has no choices, and the rule letter needs them"),
+    ),
+    Case(
+        "a response without a number, and `evaluate.answer_rule: number`",
+        "refused, naming the record",
+        _unanswered({**PLAIN, "response": "four"}, "number", "record 'p' has no number"),
     ),
 ]

@@ -28,7 +28,8 @@ from ntk_jax.storage import atomic
 
 PARAGRAPHS = np.dtype([("hash", "<u8"), ("row", "<u4")])
 VERDICTS = np.dtype([("reason", "<u1"), ("like", "<i8")])
-ROWS = 512  # of a Parquet row group: what is read at a time
+# Rows of a Parquet row group: what is held and read at a time. A document may be a book.
+DOCUMENT_ROWS, CHUNK_ROWS = 64, 512
 
 _TEXTS = ("id", "file", "url", "title", "date", "record_id", "source", "language", "encoding", "text")
 DOCUMENTS = pyarrow.schema(
@@ -40,6 +41,10 @@ CHUNKS = pyarrow.schema(
     + [("start", pyarrow.int64()), ("end", pyarrow.int64())]
     + [DOCUMENTS.field(name) for name in CARRIED]
 )
+
+
+EXTRACTED = ("documents", "digests", "signatures", "paragraphs")
+KEPT = ("verdicts", "repeats")
 
 
 def extracted(folder: str | Path, kind: str, shard: int) -> Path:
@@ -63,18 +68,20 @@ def chunks(folder: str | Path, shard: int, ending: str = "parquet") -> Path:
     return Path(folder) / f"chunks-{shard:05d}.{ending}"
 
 
-def write_rows(path: Path, schema: Any, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Writes a Parquet file of these rows as they come; their number. Raises UserError as `atomic.replacing`."""
+def write_rows(path: Path, schema: Any, rows: Iterable[Mapping[str, Any]], group: int) -> int:
+    """Writes a Parquet file of these rows as they come, `group` in a row group; their number.
+
+    Raises UserError as `atomic.replacing`."""
     count, held = 0, []
     with atomic.replacing(path) as file, parquet.ParquetWriter(file, schema, compression="zstd") as writer:
         for row in rows:
             held.append(row)
             count += 1
-            if len(held) == ROWS:
-                writer.write_table(pyarrow.Table.from_pylist(held, schema), row_group_size=ROWS)
+            if len(held) == group:
+                writer.write_table(pyarrow.Table.from_pylist(held, schema), row_group_size=group)
                 held = []
         if held:
-            writer.write_table(pyarrow.Table.from_pylist(held, schema), row_group_size=ROWS)
+            writer.write_table(pyarrow.Table.from_pylist(held, schema), row_group_size=group)
     return count
 
 

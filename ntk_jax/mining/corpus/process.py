@@ -13,7 +13,7 @@ whoever ran what, and how often, the bytes are the same.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,13 +95,15 @@ def extract_shard(
     decisive = {key: value for key, value in asdict(settings).items() if key not in (*_OF_KEEP, *_OF_CHUNKS)}
     fingerprint = hash_tree({"pieces": pieces, "settings": decisive, "evaluation": evaluation})
     manifest = layout.extracted(folder, "shard", shard.index)
-    if found := _there(manifest, fingerprint):
+    files = [layout.extracted(folder, kind, shard.index) for kind in layout.EXTRACTED]
+    if found := _there(manifest, fingerprint, files):
         return found
     atomic.make_folder(manifest.parent)
     state = _Reading(settings, evaluation)
     with state.extractor:
         rows = state.documents(shard, progress)
-        count = layout.write_rows(layout.extracted(folder, "documents", shard.index), layout.DOCUMENTS, rows)
+        path = layout.extracted(folder, "documents", shard.index)
+        count = layout.write_rows(path, layout.DOCUMENTS, rows, layout.DOCUMENT_ROWS)
     signatures = np.array(state.signatures, np.uint32).reshape(count, settings.hashing.permutations)
     paragraphs = np.array(sorted(state.paragraphs), layout.PARAGRAPHS)
     layout.write_array(layout.extracted(folder, "digests", shard.index), np.array(state.digests, np.uint64))
@@ -195,7 +197,8 @@ def keep(folder: str | Path, count: int, settings: Settings) -> Manifest:
     manifests = extracted_shards(folder, count)
     fingerprint = keep_fingerprint(manifests, settings)
     path = layout.kept_manifest(folder)
-    if found := _there(path, fingerprint):
+    files = [layout.kept(folder, kind, shard) for kind in layout.KEPT for shard in range(count)]
+    if found := _there(path, fingerprint, files):
         return found
     atomic.make_folder(path.parent)
     counts = [manifest["documents"] for manifest in manifests]
@@ -245,11 +248,11 @@ def finish_shard(shard: int, folder: str | Path, settings: Settings) -> Manifest
     before = atomic.read_json(layout.kept_manifest(folder), dict)
     fingerprint = hash_tree([before["fingerprint"], shard, _chosen(settings, _OF_CHUNKS)])
     manifest = layout.chunks(folder, shard, "json")
-    if found := _there(manifest, fingerprint):
+    if found := _there(manifest, fingerprint, [layout.chunks(folder, shard)]):
         return found
     drops, notes = Drops(settings.samples, settings.seed), Counter[str]()
     rows = _chunk_rows(shard, folder, settings, drops, notes)
-    count = layout.write_rows(layout.chunks(folder, shard), layout.CHUNKS, rows)
+    count = layout.write_rows(layout.chunks(folder, shard), layout.CHUNKS, rows, layout.CHUNK_ROWS)
     result = {
         "fingerprint": fingerprint,
         "documents": notes.pop("documents", 0),
@@ -304,7 +307,7 @@ def documents_of(folder: str | Path, shard: int) -> Iterator[dict[str, Any]]:
     path = layout.extracted(folder, "documents", shard)
     try:
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=layout.ROWS):
+            for batch in file.iter_batches(batch_size=layout.DOCUMENT_ROWS):
                 yield from batch.to_pylist()
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise UserError(f"cannot read {path} ({str(error).splitlines()[0]}); delete {path.parent}, run again") from None
@@ -314,9 +317,9 @@ def _chosen(settings: Settings, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in names}
 
 
-def _there(path: Path, fingerprint: str) -> Manifest | None:
-    """A manifest of the same fingerprint, if there is one."""
-    if not path.exists():
+def _there(path: Path, fingerprint: str, files: Iterable[Path]) -> Manifest | None:
+    """A manifest of the same fingerprint, if there is one and the files that it stands for."""
+    if not all(map(Path.exists, [path, *files])):
         return None
     found: Mapping[str, Any] = atomic.read_json(path, dict)
     return dict(found) if found.get("fingerprint") == fingerprint else None

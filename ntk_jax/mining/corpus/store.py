@@ -85,13 +85,15 @@ def read_chunks(
 
 
 def _read(path: Path, start: int, stop: int, columns: Sequence[str] | None) -> list[dict[str, Any]]:
-    groups = range(start // layout.ROWS, -(-stop // layout.ROWS))
+    """Rows of a file whose row groups are all alike but the last."""
     try:
         with parquet.ParquetFile(path) as file:
+            group = file.metadata.row_group(0).num_rows
+            groups = range(start // group, -(-stop // group))
             table = file.read_row_groups(list(groups), columns=list(columns) if columns else None)
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise UserError(f"cannot read {path} ({str(error).splitlines()[0]}); delete it and run again") from None
-    return table.slice(start - groups.start * layout.ROWS, stop - start).to_pylist()
+    return table.slice(start - groups.start * group, stop - start).to_pylist()
 
 
 def _name_originals(folder: str | Path, drops: dict[str, Any], counts: Sequence[int]) -> None:

@@ -14,6 +14,7 @@ from ntk_jax.mining.corpus.documents import Document, Drop, clean
 from ntk_jax.mining.corpus.frames import Frame, read_frames
 
 _HTML = ("text/html", "application/xhtml+xml")
+_DIGESTS = ("sha1", "sha256", "sha512", "md5")  # what fastwarc can compute; it calls all others wrong
 _SHOWN = 500  # bytes of a record that cannot be used, for the report
 
 
@@ -29,9 +30,9 @@ def read_warc(
 ) -> Iterator[Document | Drop]:
     """The documents of an archive whose records begin in the bytes [start, stop), and its faults.
 
-    name: the file's, for ids. notes: counts what is worth knowing of records that are kept: `no_digest`,
-    `cut_by_crawler` (the crawler says so), `shorter_than_said` (than the HTTP length), `not_a_page` (requests and the
-    like, which are no documents). verify_digests: records whose digest is wrong are dropped; one without is kept.
+    name: the file's, for ids. notes: counts what is worth knowing of records that are kept: `no_digest` (or one of an
+    unknown kind), `cut_by_crawler` (it says so), `shorter_than_said` (than the HTTP length), `not_a_page` (requests and
+    the like, which are no documents). verify_digests: records whose digest is wrong are dropped; one without is kept.
     largest_page: bytes. Raises UserError: fastwarc is not installed, or the file cannot be read.
     """
     warc = _library("fastwarc.warc")
@@ -61,9 +62,10 @@ def _document(
         return None
     headers = record.headers
     url = clean(headers.get("WARC-Target-URI") or "").strip("<>")
-    if verify and headers.get("WARC-Block-Digest") and not record.verify_block_digest():
+    digest = (headers.get("WARC-Block-Digest") or "").partition(":")[0].lower()
+    if verify and digest in _DIGESTS and not record.verify_block_digest():
         return Drop(place, "wrong_digest", url)
-    notes["no_digest"] += not headers.get("WARC-Block-Digest")
+    notes["no_digest"] += digest not in _DIGESTS
     notes["cut_by_crawler"] += bool(headers.get("WARC-Truncated"))
     facts: dict[str, Any] = {
         "url": url,
@@ -104,8 +106,10 @@ def _said_length(record: Any) -> int | None:
 
 
 def decode(body: bytes, charset: str | None) -> tuple[str, bool]:
-    """(text of these bytes, whether they are no UTF-8): by the charset that is named, or as Windows-1252."""
-    for encoding in ("utf-8-sig", charset or "cp1252", "cp1252", "latin-1"):
+    """(text of these bytes, whether they are no UTF-8): by their mark, by the charset that is named, or as
+    Windows-1252."""
+    marked = "utf-16" if body[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    for encoding in (marked, charset or "cp1252", "cp1252", "latin-1"):
         try:
             return clean(body.decode(encoding)), encoding != "utf-8-sig"
         except (UnicodeDecodeError, LookupError, ValueError):

@@ -246,7 +246,7 @@ class _Files:
             )
             for record in _sampled(files, total, reading)
         ]
-        kept = [row for row in rows if not isinstance(row, Dropped)]
+        kept: list[Any] = [row for row in rows if not isinstance(row, Dropped)]
         if not kept:
             raise UserError(f"none of {len(rows)} sampled examples is usable; check model.max_length and the responses")
         cut, dropped, lengths = sum(row.truncated for row in kept), len(rows) - len(kept), [len(r.ids) for r in kept]
@@ -266,17 +266,18 @@ class _Files:
         metrics = metrics_of(sample, path, self.config.evaluate.metrics)
         what = "questions" if "accuracy" in metrics else "examples"
         loss = ", by their loss" if "loss" in metrics else ""
+        loss += ", by the answers that are written to them" if "generated" in metrics else ""
         if self.model is None:
             return _uncounted(f"{path}: {total:,} {what}{loss}")
         options: dict[str, Any] = {
             "max_length": section.max_length, "overflow": section.overflow, "rendering": rendering_of(section)
         }  # fmt: skip
-        rows: list[Any] = []
-        if "loss" in metrics:
-            rows = encode_many(sample, self.model.tokenizer, **options)
+        rows: list[Any]
         if "accuracy" in metrics:
             rows = [encode_choices(record, self.model.tokenizer, **options) for record in sample]
-        kept = [row for row in rows if not isinstance(row, Dropped)]
+        else:
+            rows = encode_many(sample, self.model.tokenizer, **options)
+        kept: list[Any] = [row for row in rows if not isinstance(row, Dropped)]
         if not kept:
             raise UserError(f"{path}: none of {len(rows)} sampled {what} is usable; check model.max_length")
         cut, dropped = sum(row.truncated for row in kept), len(rows) - len(kept)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from ntk_jax.kernels.names import NormalizationName, ObjectiveName
-from ntk_jax.settings import Count, Fraction, Natural, NotNegative, Positive, Range, setting
+from ntk_jax.settings import Count, Fraction, Natural, NotNegative, Positive, Range, section, setting
 
 Format = Literal["auto", "records", "alpaca", "sharegpt", "openai", "text"]
 Axis = Annotated[int, Range(-1)]  # of the mesh; `make_mesh` has the last word
@@ -134,9 +134,17 @@ class EvaluateSection:
     columns: Mapping[str, Any] | None = setting(None, "where the fields of a question come from, as data.columns")
     metrics: tuple[str, ...] | None = setting(
         None,
-        "accuracy (of records with choices) and loss (of the response of any record); null: accuracy where a file has "
-        "choices, else loss",
+        "accuracy (of records with choices), loss (of the response of any record) and generated (an answer that the "
+        "model writes to any record); null: accuracy where a file has choices, else loss",
     )
+    answer_rule: Literal["auto", "exact", "number", "letter", "regex"] = setting(
+        "auto",
+        "where a generated answer stands in a reply: exact (all of it), number (the last), letter (of the choices, "
+        "which are listed), regex; auto: letter, number or exact by the record",
+    )
+    answer_pattern: str | None = setting(None, "of answer_rule regex: its first group, or all of it, is the answer")
+    answer_tokens: Count = setting(256, "tokens of a generated answer at most")
+    answer_stop: tuple[str, ...] = setting((), "texts that end a generated answer")
     limit: Count | None = setting(None, "a seeded sample of so many records of each file; null: all")
     arms: tuple[str, ...] | None = setting(
         None,
@@ -181,3 +189,16 @@ class ShapeSection:
     head_dim: Count | None = setting(None, "width of a head")
     max_position_embeddings: Count | None = setting(None, "positions that the model knows")
     tie_word_embeddings: bool | None = setting(None, "whether the head is the embedding")
+
+
+@dataclass(frozen=True)
+class DevicesSection:
+    """The model and the devices of an estimate, where they are not here."""
+
+    shape: ShapeSection = section(ShapeSection)
+    devices: Count | None = setting(None, "devices of the run; null: those of this machine")
+    device: str | None = setting(None, "their kind: A100, H100, H200, v4, v5e, v5p or v6e; null: this machine's")
+    rate: Positive | None = setting(None, "a device's peak in FLOP/s, where its kind is not one of these")
+    utilization: Annotated[float, Range(0.01, 1)] = setting(
+        0.4, "share of the peak that is reached; --measure makes it a measurement"
+    )

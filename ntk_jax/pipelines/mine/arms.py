@@ -27,8 +27,7 @@ from ntk_jax.pipelines.mine import chunks
 from ntk_jax.pipelines.mine.classify import taken
 from ntk_jax.pipelines.mine.config import MineConfig, domain_names
 from ntk_jax.pipelines.mine.embed import best_scores, chosen_embeddings, embeddings
-from ntk_jax.pipelines.mine.pretrain import GENERAL, ArmTexts, check_files, check_row, pretrain_arms
-from ntk_jax.pipelines.mine.pretrain_config import check_pretraining
+from ntk_jax.pipelines.mine.pretrain import GENERAL, ArmTexts, check_files, check_pretraining, check_row, pretrain_arms
 from ntk_jax.pipelines.mine.seeds import seeds_of
 from ntk_jax.pipelines.mine.state import MineRun
 from ntk_jax.selection.dsir import gumbel, importance

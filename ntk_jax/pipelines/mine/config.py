@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from ntk_jax.pipelines.common.llm import LLMSection
-from ntk_jax.pipelines.common.sections import EvaluateSection, LoRASection, MeshSection, ModelSection, ShapeSection
+from ntk_jax.pipelines.common.sections import DevicesSection, EvaluateSection, LoRASection, MeshSection, ModelSection
 from ntk_jax.pipelines.mine.pretrain_config import PretrainSection
 from ntk_jax.settings import Count, Fraction, Natural, NotNegative, Positive, Range, section, setting
 
@@ -99,6 +99,9 @@ class SeedsSection:
     topics: Mapping[str, Any] | None = setting(
         None, "{domain: [topic, ...]}, which the written seeds go through; null: the model chooses"
     )
+    topics_per_domain: Natural = setting(
+        0, "topics that the model lists of each domain first, for the seeds to go through; 0: none"
+    )
     two_domains: Fraction = setting(0.1, "share of the written seeds that belong to two domains")
     format: Literal["auto", "json", "text"] = setting(
         "auto", "how the model is asked to reply; text: for small models, which cannot write JSON"
@@ -153,9 +156,9 @@ class LabelSection:
     )
     judged: Natural = setting(0, "chunks of each domain that the language model judges to suggest a threshold")
     precision: Fraction = setting(0.9, "precision on the judged chunks that the suggested threshold aims at")
-    per_seed: Count = setting(50, "labelled chunks that one seed may bring")
-    margin: NotNegative = setting(0.02, "a chunk gets a second domain within this cosine of its best one")
-    negatives: Positive = setting(4.0, "negative examples for each positive one")
+    per_seed: Count = setting(20, "labelled chunks that one seed may bring")
+    margin: NotNegative = setting(0.05, "a chunk gets a second domain within this cosine of its best one")
+    negatives: Positive = setting(3.0, "negative examples for each positive one")
     middle: Fraction = setting(0.5, "share of the negatives that are hard: from the middle band of cosines")
     with_seeds: bool = setting(False, "the seeds themselves are positive examples, too")
     sample: Count = setting(1000, "chunks that the language model labels, for source llm")
@@ -200,19 +203,14 @@ class MineReportSection:
 
 
 @dataclass(frozen=True)
-class MineEstimateSection:
+class MineEstimateSection(DevicesSection):
     """`ntk-jax estimate`: what to take for files, weights and devices that are not here. What is here is counted."""
 
-    shape: ShapeSection = section(ShapeSection)
     words: Count | None = setting(None, "words of the corpus; null: from a sample of its files")
     sample: Count = setting(200, "documents that are read and tokenized to know the corpus")
     tokens_per_word: Positive = setting(1.35, "of the encoder, where its tokenizer is not here")
     kept: Annotated[float, Range(0, 1, open=True)] = setting(0.9, "share of the corpus that its rules leave")
     reply_tokens_per_second: Positive | None = setting(None, "of one reply; null: no time is stated for replies")
-    devices: Count | None = setting(None, "devices of the run; null: those of this machine")
-    device: str | None = setting(None, "their kind: A100, H100, H200, v4, v5e, v5p or v6e; null: this machine's")
-    rate: Positive | None = setting(None, "a device's peak in FLOP/s, where its kind is not one of these")
-    utilization: Annotated[float, Range(0.01, 1)] = setting(0.4, "share of the peak that is reached")
 
 
 @dataclass(frozen=True)

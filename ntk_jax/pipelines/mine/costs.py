@@ -239,8 +239,8 @@ def _words(config: MineConfig, encoder: EncoderShape, grounds: Grounds) -> tuple
     texts = [text[:20_000] for text in texts]
     words = sum(len(written_words(text)) for text in texts)
     if encoder.tokenizer is not None and words:
-        found = encoder.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
-        per_word = sum(len(one.ids) for one in found) / words
+        found = encoder.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        per_word = sum(map(len, found)) / words
         grounds.known("tokens a word", per_word, f"{per_word:.2f}", f"tokenized {len(texts):,} documents")
     else:
         grounds.assume("tokens a word", per_word, f"{per_word:g}", "estimate.tokens_per_word")

@@ -11,6 +11,7 @@ import numpy as np
 from ntk_jax.engine.blocks import Progress, fill_blocks
 from ntk_jax.engine.clock import Clock
 from ntk_jax.mining.search import best_of_block, merge_top
+from ntk_jax.mining.seed_layout import lay_out
 from ntk_jax.mining.seeds.lexical import compare_lexical
 from ntk_jax.mining.seeds.seed import Seed, domain_matrix
 from ntk_jax.pipelines.mine import chunks
@@ -34,7 +35,7 @@ def check_inputs(run: MineRun, closing: bool) -> None:
 
 
 def embed(run: MineRun, folder: Path) -> dict[str, Any] | None:
-    """Writes chunks.zarr (best [N, M], best_seed [N, M] and, where embed.keep, embedding [N, D]) and
+    """Writes chunks.zarr (best [N, M], best_seed [N, M] and, where embed.keep, vectors [N, D]) and
     nearest.zarr (a block's top_score and top_chunk [S, K]), and summary.json. None when only a shard of the blocks was
     computed."""
     clock, section, domains = Clock(run.job.folder, "embed"), run.config.embed, domain_names(run.config)
@@ -48,11 +49,11 @@ def embed(run: MineRun, folder: Path) -> dict[str, Any] | None:
         "windows": ((), np.int32),
     }
     if section.keep:
-        arrays["embedding"] = ((run.embedder.dim,), np.float16)
+        arrays["vectors"] = ((run.embedder.dim,), np.float16)
     store = create(folder / CHUNKS, arrays, total, size, _facts(run))
     kept = {"top_score": ((len(seeds), top), np.float32), "top_chunk": ((len(seeds), top), np.int64)}
     nearest = create(folder / NEAREST, kept, store.blocks, 1)
-    own = domain_matrix(seeds, domains)
+    laid = lay_out(vectors, domain_matrix(seeds, domains))
 
     def texts(blocks: frozenset[int]) -> Iterator[tuple[int, list[str]]]:
         for block in sorted(blocks):
@@ -63,12 +64,12 @@ def embed(run: MineRun, folder: Path) -> dict[str, Any] | None:
         windows, owner = run.embedder.embed_windows(
             items, kind="passage", batch_tokens=section.batch_tokens, progress=progress
         )
-        found = best_of_block(windows, owner, stop - start, vectors, own, top=top, combine=section.combine, first=start)
+        found = best_of_block(windows, owner, stop - start, laid, top=top, combine=section.combine, first=start)
         # Before the block is marked as done, so that a done block has both.
         write_block(nearest, block, {"top_score": found.top_score[None], "top_chunk": found.top_chunk[None]})
         counts = np.bincount(owner, minlength=stop - start)
         arrays = {"best": found.best, "best_seed": found.best_seed, "windows": counts}
-        return arrays | ({"embedding": mean_vectors(windows, owner, stop - start)} if section.keep else {})
+        return arrays | ({"vectors": mean_vectors(windows, owner, stop - start)} if section.keep else {})
 
     fill_blocks(
         store,
@@ -118,8 +119,8 @@ def nearest_chunks(run: MineRun) -> tuple[np.ndarray, np.ndarray]:
 def embeddings(run: MineRun, start: int, stop: int) -> np.ndarray:
     """[n, D] fp32 of the chunks [start, stop): from the store, or where none are kept embedded again."""
     store = open_store(run.job.folder / "embed" / CHUNKS)
-    if "embedding" in store.arrays:
-        return np.asarray(read(store, "embedding", start, stop), np.float32)
+    if "vectors" in store.arrays:
+        return np.asarray(read(store, "vectors", start, stop), np.float32)
     texts = [chunk["text"] for chunk in chunks.read_range(run, start, stop)]
     windows, owner = run.embedder.embed_windows(texts, kind="passage", batch_tokens=run.config.embed.batch_tokens)
     # Rounded as the store would have rounded them: keeping them decides nothing but the time.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from ntk_jax.pipelines.mine.state import MineRun
 from ntk_jax.storage.atomic import replacing, write_json
 
 FILE = "labels.npz"
+COLUMNS = ("chunks", "labels", "why", "seed", "score")
 
 
 def check(config: MineConfig) -> None:
@@ -72,7 +74,7 @@ def label(run: MineRun, folder: Path) -> Facts:
             {},
         )
     with replacing(folder / FILE) as file:
-        np.savez(file, **{name: getattr(found, name) for name in ("chunks", "labels", "why", "seed", "score")})
+        np.savez(file, **{name: getattr(found, name) for name in COLUMNS})
     summary = {
         "source": section.source,
         "labelled": len(found.chunks),
@@ -110,8 +112,8 @@ def labelled(run: MineRun) -> Labelled:
     path = run.job.folder / "label" / FILE
     try:
         with np.load(path, allow_pickle=False) as found:
-            return Labelled(*(found[name] for name in ("chunks", "labels", "why", "seed", "score")), {})
-    except (OSError, ValueError, KeyError) as error:
+            return Labelled(**{name: found[name] for name in COLUMNS}, counts={})
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is damaged ({error}); delete the folder {path.parent} and run again") from None
 
 

@@ -4,6 +4,7 @@ the perplexity of held-out text on the way."""
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,16 @@ from ntk_jax.models.model import Model, load_model, without_adapter
 from ntk_jax.parallel import hosts
 from ntk_jax.pipelines.common.model import RunModel, check_length
 from ntk_jax.pipelines.common.tensorboard import followed
-from ntk_jax.pipelines.mine.pretrain_config import PretrainSection, pretrain_settings
+from ntk_jax.pipelines.mine.pretrain_config import PretrainSection
 from ntk_jax.storage.atomic import make_folder, read_json, write_json
 from ntk_jax.training.checkpoints import discard_checkpoints
 from ntk_jax.training.mixture import Mixture, mix
+from ntk_jax.training.optimizer import TrainConfig, check_config
 from ntk_jax.training.pretrain import measured_steps, pretrain, save_pretrained
 
 BASE, GENERAL = "base", "general"
+TOKENS = "tokens"  # a folder that is there while arms are trained
+_TRAINING = ("learning_rate", "schedule", "warmup_ratio", "floor", "weight_decay", "beta1", "beta2", "max_grad_norm")
 Texts = Callable[[], Iterator[tuple[str, str]]]  # (id, text), the ones to take first at the front
 
 
@@ -70,6 +74,28 @@ def trained_arms(section: PretrainSection, arms: list[ArmTexts]) -> list[Trained
     return found
 
 
+def pretrain_settings(section: PretrainSection, row_length: int) -> TrainConfig:
+    """The trainer's settings; a step has as many whole rows as its tokens hold, one at least."""
+    values = {name: getattr(section, name) for name in (*_TRAINING, "tokens_per_microbatch", "checkpoint_every")}
+    return TrainConfig(batch_size=max(1, section.batch_tokens // row_length), **values)
+
+
+def check_pretraining(section: PretrainSection, quantization: str | None = None) -> None:
+    """Raises UserError for settings that cannot be trained with. quantization: of the model."""
+    if section.tokens == 1:
+        raise UserError("pretrain.tokens = 1 leaves nothing to predict; give many more")
+    if not section.shares or len(set(section.shares)) < len(section.shares):
+        raise UserError(f"pretrain.shares = {list(section.shares)}: give at least one share, each once")
+    if 0 in section.shares:
+        raise UserError("pretrain.shares: a share of 0 trains on general text only; that is the arm general")
+    if section.parameters == "all" and quantization:
+        raise UserError(
+            f"pretrain.parameters = all, but the weights are held in {quantization} (model.quantization); train lora, "
+            "or load the model without it"
+        )
+    check_config(pretrain_settings(section, section.row_length or 1024), "pretrain")
+
+
 def check_files(section: PretrainSection) -> None:
     """Raises UserError: a file of replayed or held-out text is not there, or is no text that can be read."""
     reading = Reading("auto", section.columns, "pretrain.")
@@ -97,6 +123,7 @@ def pretrain_arms(run: PretrainRun, folder: Path, arms: list[ArmTexts], corpus: 
         if not hosts.broadcast((folder / arm.name / "summary.json").exists):
             _train(run, folder, arm, model, held_out, corpus)
     write_json(folder / "summary.json", _compared(section, folder, trained, base, run.config.seed))
+    hosts.broadcast(lambda: shutil.rmtree(folder / TOKENS, ignore_errors=True))  # they are made anew in no time
     return {"arms": [arm.name for arm in trained]}
 
 
@@ -229,7 +256,7 @@ def _store(
     """The tokens of a text in tokens/<name>, some two rows more than are read."""
     progress = run.job.progress(f"tokens of {name}", None, "documents")
     return write_tokens(
-        folder / "tokens" / name,
+        folder / TOKENS / name,
         records,
         model.tokenizer,
         rendering=TEXT,

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from ntk_jax.errors import UserError
 from ntk_jax.settings import Count, Fraction, Natural, NotNegative, Positive, Range, setting
-from ntk_jax.training.optimizer import TrainConfig, check_config
 
 Share = Annotated[float, Range(0, 1)]
 
@@ -67,28 +65,3 @@ class PretrainSection:
     def files(self) -> tuple[str, ...]:
         """All files that this section names."""
         return (*self.replay, *self.held_out, *self.held_out_general)
-
-
-_TRAINING = ("learning_rate", "schedule", "warmup_ratio", "floor", "weight_decay", "beta1", "beta2", "max_grad_norm")
-
-
-def pretrain_settings(section: PretrainSection, row_length: int) -> TrainConfig:
-    """The trainer's settings; a step has as many whole rows as its tokens hold, one at least."""
-    values = {name: getattr(section, name) for name in (*_TRAINING, "tokens_per_microbatch", "checkpoint_every")}
-    return TrainConfig(batch_size=max(1, section.batch_tokens // row_length), **values)
-
-
-def check_pretraining(section: PretrainSection, quantization: str | None = None) -> None:
-    """Raises UserError for settings that cannot be trained with. quantization: of the model."""
-    if section.tokens == 1:
-        raise UserError("pretrain.tokens = 1 leaves nothing to predict; give many more")
-    if not section.shares or len(set(section.shares)) < len(section.shares):
-        raise UserError(f"pretrain.shares = {list(section.shares)}: give at least one share, each once")
-    if 0 in section.shares:
-        raise UserError("pretrain.shares: a share of 0 trains on general text only; that is the arm general")
-    if section.parameters == "all" and quantization:
-        raise UserError(
-            f"pretrain.parameters = all, but the weights are held in {quantization} (model.quantization); train lora, "
-            "or load the model without it"
-        )
-    check_config(pretrain_settings(section, section.row_length or 1024), "pretrain")

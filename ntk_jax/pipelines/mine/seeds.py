@@ -17,7 +17,7 @@ from ntk_jax.mining.seeds.duplicates import drop_duplicates
 from ntk_jax.mining.seeds.lexical import lexical
 from ntk_jax.mining.seeds.own import seed_files, seeds_of_documents, seeds_of_keywords
 from ntk_jax.mining.seeds.seed import Seed, read_file, write_file
-from ntk_jax.mining.seeds.write import Seeds, write_seeds
+from ntk_jax.mining.seeds.write import Seeds, write_seeds, write_topics
 from ntk_jax.pipelines.mine.config import MineConfig, domain_names, writes_seeds
 from ntk_jax.pipelines.mine.state import MineRun
 from ntk_jax.storage.atomic import write_json, write_lines
@@ -66,7 +66,7 @@ def seeds(run: MineRun, folder: Path) -> Facts:
         "written": written.summary() if written else None,
         "writer": run.client.name if written else None,
         "duplicates": dict(Counter(one["reason"] for one in dropped)),
-        "coverage": coverage(kept, domain_names(config), dimensions_of(section.dimensions)),
+        "coverage": coverage(kept, domain_names(config), dimensions_of(section.dimensions), section.topics),
         "lexical": lexical([seed.text for seed in kept], seed=config.seed),
         "llm": run.spend() if written else None,
         "seconds": clock.seconds(),
@@ -94,6 +94,8 @@ def own_seeds(config: MineConfig) -> list[Seed]:
 def _written(run: MineRun, clock: Clock) -> Seeds:
     section, config = run.config.seeds, run.config
     topics: Mapping[str, Any] | None = section.topics
+    if topics is None and section.topics_per_domain:
+        topics = write_topics(run.client, run.domains, per_domain=section.topics_per_domain, seed=config.seed)
     return write_seeds(
         run.client,
         run.domains,

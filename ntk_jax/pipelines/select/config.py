@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 
 from ntk_jax.pipelines.common.sections import (
     DataSection,
+    DevicesSection,
     EvaluateSection,
     LoRASection,
     MeshSection,
     ModelSection,
     ReportSection,
     ScoreSection,
-    ShapeSection,
     TrainSection,
 )
 from ntk_jax.selection.rankers import RANKERS
@@ -69,10 +69,9 @@ SelectSection: Any = dataclasses.make_dataclass(
 
 
 @dataclass(frozen=True)
-class EstimateSection:
+class EstimateSection(DevicesSection):
     """`ntk-jax estimate`: what to take for files, weights and devices that are not here. What is here is counted."""
 
-    shape: ShapeSection = section(ShapeSection)
     pool_examples: Count | None = setting(None, "examples in all pool files")
     domain_examples: Count | None = setting(None, "examples in all domain files")
     tokens_per_example: Positive | None = setting(None, "mean tokens of prompt and response, after truncation")
@@ -85,12 +84,6 @@ class EstimateSection:
     bytes_per_token: Positive = setting(4.5, "bytes of a record's text for each of its tokens")
     id_bytes: Count = setting(32, "bytes of the longest id")
     sample: Annotated[int, Range(2)] = setting(400, "pool records that are tokenized, where they are here")
-    devices: Count | None = setting(None, "devices of the run; null: those of this machine")
-    device: str | None = setting(None, "their kind: A100, H100, H200, v4, v5e, v5p or v6e; null: this machine's")
-    rate: Positive | None = setting(None, "a device's peak in FLOP/s, where its kind is not one of these")
-    utilization: Annotated[float, Range(0.01, 1)] = setting(
-        0.4, "share of the peak that is reached; --measure makes it a measurement"
-    )
     reported: str = setting(
         "", "a cost reported elsewhere and its source, printed beside that of scoring the whole pool"
     )

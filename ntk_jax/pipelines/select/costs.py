@@ -34,6 +34,7 @@ _ARRAY = 1500  # zarr's description of an array, with some others beside those o
 _STEP = 170  # a line of history.jsonl
 _SELECTED = 90  # what a selection adds to a record: score, rank, method
 _LOSS = 80  # a line of a held-out example
+_BYTES_PER_TOKEN = 5  # of a generated answer, as JSON
 _PREDICTED = 160  # a prediction, beside the text of its choices and 24 bytes a choice
 
 
@@ -139,13 +140,15 @@ def finetune(load: Load) -> Cost:
 
 
 def evaluate(load: Load) -> Cost:
-    """Every arm reads every question, and every held-out example, once."""
-    number, asked, held_out = len(arms(load.run.config)), load.questions, load.held_out
+    """Every arm reads every question, and every held-out example, once, and writes its answers."""
+    number, asked, held_out, generated = len(arms(load.run.config)), load.questions, load.held_out, load.generated
     lines = number * (asked.count * (_PREDICTED + 2 * asked.bytes) + held_out.count * _LOSS)
-    works = [_evaluation(load, found, number) for found in (asked, held_out) if found.count]
+    lines += number * generated.count * (_LOSS + _BYTES_PER_TOKEN * generated.labels)
+    parts = {"accuracy": asked, "loss": held_out, "generated": generated}
+    works = {part: _evaluation(load, found, number) for part, found in parts.items() if found.count}
     if len(works) > 1:
-        works = [replace(work, part=part) for work, part in zip(works, ("accuracy", "loss"), strict=True)]
-    return Cost(tuple(works), Disk(lines + _SMALL * (1 + asked.files + held_out.files)))
+        works = {part: replace(work, part=part) for part, work in works.items()}
+    return Cost(tuple(works.values()), Disk(lines + _SMALL * (1 + sum(found.files for found in parts.values()))))
 
 
 def _evaluation(load: Load, found: Questions, number: int) -> Work:

@@ -1,111 +1,44 @@
-"""Multiple choice by likelihood, and held-out loss, for every arm on every file, and the comparison of the arms."""
+"""The arms of a selection on every evaluation file, and their comparison."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from ntk_jax.engine.clock import Clock
 from ntk_jax.engine.stage import Facts
 from ntk_jax.errors import UserError
-from ntk_jax.evaluation.accuracy import evaluate_records, task_files
-from ntk_jax.evaluation.loss import held_out_losses
-from ntk_jax.evaluation.tasks import METRICS, Task, check_metrics, comparison, read_tasks
-from ntk_jax.parallel import hosts
-from ntk_jax.pipelines.common.examples import rendering_of
-from ntk_jax.pipelines.common.reading import reading_of, say_formats
+from ntk_jax.models.model import Model
+from ntk_jax.pipelines.common.evaluate import Evaluation, check_evaluation, check_files, evaluate_arms
 from ntk_jax.pipelines.select.arms import Arm, arms
 from ntk_jax.pipelines.select.config import SelectConfig
 from ntk_jax.pipelines.select.state import SelectRun
-from ntk_jax.selection.records import record_line
-from ntk_jax.storage.atomic import make_folder, read_json, write_json, write_lines
-from ntk_jax.storage.reading import read_json_lines
+from ntk_jax.storage.atomic import read_json
 
 FACTS = ("title", "examples", "steps", "tokens", "label_tokens", "domain_label_tokens", "flops")
-FOLDERS = {"accuracy": "predictions", "loss": "losses"}  # metric → where its lines are kept, a folder an arm
-UNITS = {"accuracy": "questions", "loss": "examples"}
 
 
 def check(config: SelectConfig) -> None:
     """Raises UserError: there is nothing to evaluate on, or no such metric."""
     if not config.evaluate.files:
         raise UserError("evaluate.files is empty; give at least one file, or stop with --until finetune")
-    try:
-        check_metrics(config.evaluate.metrics)
-    except UserError as error:
-        raise UserError(f"evaluate.{error}") from None
+    check_evaluation(config)
 
 
 def check_inputs(run: SelectRun, closing: bool) -> None:
     """Raises UserError for an evaluation file that is absent or holds records that its metrics cannot be taken of."""
-    section = run.config.evaluate
-    files = tuple(task_files(section.files).values()) if section.files else ()
-    say_formats(run.job.progress, "evaluate.files", files, reading_of(run.config, "evaluate"))
-    tasks_of(run.config)
-
-
-def tasks_of(config: SelectConfig) -> list[Task]:
-    """The tasks of evaluate.files. Raises UserError as `check_inputs`."""
-    section, reading = config.evaluate, reading_of(config, "evaluate")
-    return read_tasks(section.files, section.metrics, limit=section.limit, seed=config.seed, reading=reading)
+    check_files(run.config, run.job)
 
 
 def evaluate(run: SelectRun, folder: Path) -> Facts:
-    """Writes predictions/<arm>/ and losses/<arm>/, as the tasks ask for them, and results.json; a task on which an arm
-    was evaluated before is not evaluated again."""
-    config, clock, tasks = run.config, Clock(run.job.folder, "evaluate"), tasks_of(run.config)
-    lines: dict[str, dict[str, Any]] = {metric: {} for metric in METRICS}
-    for arm in arms(config):
-        for metric in METRICS:
-            asked = [task for task in tasks if metric in task.metrics]
-            place = folder / FOLDERS[metric] / arm.name
-            _measure(run, arm, metric, asked, place, clock)
-            hosts.barrier(f"evaluated {metric} of {arm.name}")
-            remedy = f"delete the folder {place} and run again"
-            lines[metric][arm.name] = {
-                task.name: read_json_lines(place / f"{task.name}.jsonl", remedy) for task in asked
-            }
-    section = config.evaluate
-    results = comparison(
-        *(lines[metric] for metric in METRICS),
-        bootstrap=section.bootstrap,
-        confidence=section.confidence,
-        seed=config.seed,
-    )
-    results["arms"] = [_arm_facts(run, arm) for arm in arms(config)]
-    write_json(folder / "results.json", results)
-    write_json(folder / "summary.json", {"seconds": clock.seconds()})
-    return {"tasks": [task.name for task in tasks]}
+    """Writes what `evaluate_arms` does, for the arms of `evaluate.arms`."""
+    found = {arm.name: arm for arm in arms(run.config)}
 
+    def model_of(name: str) -> Model:
+        trained = run.job.folder / "finetune" / name / "adapter"
+        return run.model.adapted(trained) if found[name].trained else run.model.base
 
-def _measure(run: SelectRun, arm: Arm, metric: str, tasks: list[Task], place: Path, clock: Clock) -> None:
-    """Evaluates an arm on the tasks that tasks.json of its folder does not name yet."""
-    done = hosts.broadcast(lambda: read_json(place / "tasks.json") if (place / "tasks.json").exists() else {})
-    missing = [task for task in tasks if task.name not in done]
-    if not missing:
-        return
-    trained = run.job.folder / "finetune" / arm.name / "adapter"
-    model = run.model.adapted(trained) if arm.trained else run.model.base
-    config = run.config
-    for task in missing:
-        unit = f"{UNITS[metric]} of {task.name}"
-        options: dict[str, Any] = {
-            "max_length": config.model.max_length,
-            "rendering": rendering_of(config.model),
-            "overflow": config.model.overflow,
-            "batch_tokens": config.score.batch_tokens,
-            "mesh": run.model.mesh,
-            "where": task.where,
-            "progress": clock.ticking(run.job.progress(f"evaluate {arm.name}", None, unit)),
-        }
-        if metric == "accuracy":
-            found = evaluate_records(model, task.records, **options)
-        else:
-            found = held_out_losses(model, task.records, **options)
-        make_folder(place)
-        write_lines(place / f"{task.name}.jsonl", (record_line(line) for line in found[FOLDERS[metric]]))
-        done[task.name] = {key: found[key] for key in ("tokens", "flops")}
-        write_json(place / "tasks.json", done)  # last: it says that the lines are whole
+    asked = Evaluation(run.config, run.job, run.model, list(found), model_of, run.config.score.batch_tokens)
+    return evaluate_arms(asked, folder, [_arm_facts(run, arm) for arm in found.values()])
 
 
 def _arm_facts(run: SelectRun, arm: Arm) -> dict[str, Any]:

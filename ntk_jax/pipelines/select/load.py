@@ -23,11 +23,11 @@ from ntk_jax.engine.progress import Progress
 from ntk_jax.engine.stage import Job
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.tasks import METRICS, Task
+from ntk_jax.pipelines.common.evaluate import tasks_of
 from ntk_jax.pipelines.common.examples import rendering_of
 from ntk_jax.pipelines.common.pool_run import pool_run
 from ntk_jax.pipelines.common.shape import abstract_model
 from ntk_jax.pipelines.select.config import SelectConfig
-from ntk_jax.pipelines.select.evaluate import tasks_of
 from ntk_jax.pipelines.select.state import SelectRun
 
 MAX_SEGMENTS = 16  # examples a packed row holds at most, as `kernels.rows.Layout` has it
@@ -84,6 +84,7 @@ class Load:
     domain: Volume
     questions: Questions
     held_out: Questions
+    generated: Questions
     grounds: Grounds
 
     @property
@@ -155,13 +156,15 @@ def domain_examples(run: SelectRun, grounds: Grounds) -> Volume:
     return found
 
 
-def evaluated(run: SelectRun, grounds: Grounds) -> tuple[Questions, Questions]:
-    """(questions whose choices are scored, examples whose loss is taken) of evaluate.files, after evaluate.limit.
+def evaluated(run: SelectRun, grounds: Grounds) -> tuple[Questions, Questions, Questions]:
+    """(questions whose choices are scored, examples whose loss is taken, questions that models write answers to) of
+    evaluate.files, after evaluate.limit. An answer counts with as many tokens as it may have.
+
     Raises UserError as `pool_examples`."""
     config, section = run.config.evaluate, run.config.estimate
     if not config.files:
         grounds.known("questions", 0, "none", "evaluate.files is empty")
-        return NONE, NONE
+        return NONE, NONE, NONE
     if not here(config.files):
         if section.questions is None:
             raise UserError(
@@ -173,17 +176,22 @@ def evaluated(run: SelectRun, grounds: Grounds) -> tuple[Questions, Questions]:
         grounds.assume("questions", count, f"{count:,}", "estimate.questions: the files are not here")
         asked = config.metrics or ("accuracy",)  # as if all had choices
         found = {name: _assumed_questions(run, grounds, files, count, name) for name in METRICS if name in asked}
-        return found.get("accuracy", NONE), found.get("loss", NONE)
+        return found.get("accuracy", NONE), found.get("loss", NONE), found.get("generated", NONE)
     tasks = tasks_of(run.config)
-    choosing, held_out = ([task for task in tasks if metric in task.metrics] for metric in METRICS)
-    return _counted(run, grounds, choosing, "accuracy"), _counted(run, grounds, held_out, "loss")
+    asked_for = {metric: [task for task in tasks if metric in task.metrics] for metric in METRICS}
+    choosing, held_out, generated = (_counted(run, grounds, asked_for[metric], metric) for metric in METRICS)
+    return choosing, held_out, generated
 
 
 def _counted(run: SelectRun, grounds: Grounds, tasks: Sequence[Task], metric: str) -> Questions:
     """Those of tasks that are here, by a tokenized sample."""
     if not tasks:
         return NONE
-    names = {"accuracy": ("questions", "question"), "loss": ("held-out examples", "held-out example")}[metric]
+    names = {
+        "accuracy": ("questions", "question"),
+        "loss": ("held-out examples", "held-out example"),
+        "generated": ("generated answers", "generated answer"),
+    }[metric]
     records = [record for task in tasks for record in task.records]
     where = f"{len(records):,} in {len(tasks)} file(s)"
     grounds.known(names[0], len(records), where, "counted in evaluate.files")
@@ -203,6 +211,9 @@ def _counted(run: SelectRun, grounds: Grounds, tasks: Sequence[Task], metric: st
         read = encode_many(sample, tokenizer, **options)
         sizes = [(len(row.ids), int(row.span.sum())) for row in read if isinstance(row, TokenRow)]
         size = 0.0
+        if metric == "generated":
+            most = run.config.evaluate.answer_tokens
+            sizes = [(min(total - response + most, model.max_length), most) for total, response in sizes]
     if not sizes:
         raise UserError(f"evaluate.files: none of the sampled {names[0]} is usable; raise model.max_length")
     tokens, labels = np.array(sizes).T
@@ -311,6 +322,11 @@ def _assumed_questions(run: SelectRun, grounds: Grounds, files: int, count: int,
         )
     key = "tokens_per_question" if section.tokens_per_question else "tokens_per_example"
     longest = min(run.config.model.max_length, round(2 * tokens))
+    if metric == "generated":
+        most = run.config.evaluate.answer_tokens
+        total = (1 - section.response_share) * tokens + most
+        grounds.assume("tokens a generated answer", total, f"{total:g}", f"estimate.{key}, evaluate.answer_tokens")
+        return Questions(files, count, total, most, 0.0, min(run.config.model.max_length, longest + most))
     if metric == "loss":
         labels = section.response_share * tokens
         text = f"{tokens:g}, {labels:g} of them in responses"

@@ -22,6 +22,8 @@ from ntk_jax.pipelines.select.report.findings import (
     most_common,
     pool_sentence,
 )
+from ntk_jax.pipelines.select.report.generated import WHAT as GENERATED
+from ntk_jax.pipelines.select.report.generated import generated_rows
 from ntk_jax.pipelines.select.report.losses import WHAT, WORDS, loss_differences, loss_rows
 from ntk_jax.pipelines.select.report.run import KINDS, NAME, Arm, SelectRun, select_run
 from ntk_jax.pipelines.select.report.selection import chosen, family_rows, family_shares
@@ -48,6 +50,8 @@ def terminal(folder: str | Path) -> str:
         parts.append(accuracy_table(run))
     if run.loss_tasks:
         parts.append(losses_table(run))
+    if run.generated:
+        parts.append(generated_answers_table(run))
     noticed = warnings(run)
     if noticed:
         parts.append(_wrapped("Read this first", [line for w in noticed for line in _notice(w)]))
@@ -110,6 +114,14 @@ def losses_table(run: SelectRun) -> str:
         rows += _training_rows(run, run.evaluated)
     text = f"{WHAT} In brackets {confidence(run)} bootstrap intervals over examples."
     return "\n".join([*textwrap.wrap(text, WIDTH), *align(rows, rules)])
+
+
+def generated_answers_table(run: SelectRun) -> str:
+    """The share of right answers a task and arm."""
+    heading = ["task", "questions", "left out", *(label(arm.title) for arm in run.evaluated)]
+    rows = [heading, *generated_rows(run)]
+    text = f"{GENERATED} In brackets {confidence(run)} bootstrap intervals over questions."
+    return "\n".join([*textwrap.wrap(text, WIDTH), *align(rows, {1})])
 
 
 def _task_rows(task: dict[str, Any], arms: Sequence[Arm], broken: Sequence[Collapse]) -> list[list[str]]:

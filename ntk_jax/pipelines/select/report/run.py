@@ -84,6 +84,11 @@ class SelectRun:
         return records(self.losses.get("tasks"))
 
     @property
+    def generated(self) -> dict[str, Any]:
+        """What was found of generated answers; empty where none were asked for."""
+        return mapping(self.results.get("generated"))
+
+    @property
     def evaluated(self) -> list[Arm]:
         """The arms with results, in the plan's order."""
         seen = {str(arm.get("name")) for arm in records(self.results.get("arms"))}

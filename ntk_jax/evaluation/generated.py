@@ -1,0 +1,277 @@
+"""Generated answers: the model writes a reply to the question, and a rule finds the answer in it.
+
+Four rules. `exact`: the reply is the record's response, but for case, white space and the marks around it. `number`:
+the last number of the reply is the last one of the response (as of GSM8K, whose responses end in "#### 42"). `letter`:
+the choices are listed behind the question under letters, and the reply names one, or spells a choice out. `regex`: what
+a pattern finds last in the reply is what it finds last in the response, or the response itself. Replies are greedy.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from ntk_jax.data.records import response_text
+from ntk_jax.data.templates import Rendering
+from ntk_jax.errors import UserError
+from ntk_jax.evaluation.bootstrap import interval, resampled_means
+from ntk_jax.llm.request import Request
+from ntk_jax.llm.sampler import ModelClient
+from ntk_jax.models.model import Model
+
+RULES = ("auto", "exact", "number", "letter", "regex")
+INSTRUCTION = "Answer with the letter of the right choice."
+NO_REPLY = "no reply"
+
+Progress = Callable[[int, int], None]
+Answer = dict[str, Any]
+
+_NUMBER = re.compile(r"(?:(?<!\w)[-+\u2212])?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
+_EDGES = " \t\r\n.,;:!?\"'`*()[]{}"
+
+
+@dataclass(frozen=True)
+class Grading:
+    """How replies are asked for and read. rule: of RULES; `auto`: `letter` where a record has choices, `number` where
+    its response is a number or ends in "#### number", else `exact`. pattern: of the rule `regex`; its first group, or
+    all of it, is the answer. max_tokens: of a reply. stop: texts that end one. slots: replies at a time.
+
+    Raises UserError: no such rule; a pattern that is missing, not needed or no regular expression.
+    """
+
+    rule: str = "auto"
+    pattern: str | None = None
+    max_tokens: int = 256
+    stop: tuple[str, ...] = ()
+    slots: int = 16
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise UserError(f"rule {self.rule!r} is not one of {', '.join(RULES)}")
+        if (self.pattern is not None) != (self.rule == "regex"):
+            raise UserError("pattern goes with the rule regex, and that rule needs one")
+        try:
+            re.compile(self.pattern or "")
+        except re.error as error:
+            raise UserError(f"pattern {self.pattern!r} is no regular expression: {error}") from None
+
+
+def generated_answers(
+    model: Model,
+    records: Sequence[Mapping[str, Any]],
+    *,
+    grading: Grading = Grading(),  # noqa: B008 (it cannot change)
+    max_length: int | None = None,
+    rendering: Rendering = Rendering(),  # noqa: B008
+    mesh: Mesh | None = None,
+    where: str = "the questions",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Replies of one model to checked records: {"answers", "dropped", "tokens"}.
+
+    answers: a dict a record, in order: id, reply, found (the answer in it, or None), expected, correct, finish; or id
+    and dropped (why). max_length: tokens of a prompt with its reply. tokens: read and written by the model. where: the
+    file, for messages. Raises UserError: no records, a record that the rule cannot be used for.
+    """
+    if not records:
+        raise UserError(f"{where}: there are no questions; give a file that has some")
+    rules = [rule_of(record, grading.rule, where) for record in records]
+    most = model.config.max_positions
+    client = ModelClient(
+        model, rendering=rendering, slots=grading.slots, context=min(max_length or most, most), mesh=mesh
+    )
+    requests = [
+        Request(question(record, rule), grading.max_tokens, temperature=0.0, stop=grading.stop)
+        for record, rule in zip(records, rules, strict=True)
+    ]
+    tell = None if progress is None else lambda done, total, _: progress(done, total)
+    replies = dict(client.ask(requests, tell))
+    answers: list[Answer] = []
+    for number, (record, rule) in enumerate(zip(records, rules, strict=True)):
+        reply = replies[number]
+        if reply.finish == "failed":
+            answers.append({"id": record["id"], "dropped": reply.reason or NO_REPLY})
+            continue
+        found, expected = read_answer(reply.text, record, rule, grading.pattern), expected_answer(record, rule, grading)
+        correct = found is not None and found == expected
+        answers.append({"id": record["id"], "reply": reply.text, "found": found, "expected": expected})
+        answers[-1] |= {"correct": correct, "finish": reply.finish}
+    return {
+        "answers": answers,
+        "dropped": dict(Counter(answer["dropped"] for answer in answers if "dropped" in answer)),
+        "tokens": sum(reply.prompt_tokens + reply.completion_tokens for reply in replies.values()),
+    }
+
+
+def rule_of(record: Mapping[str, Any], rule: str, where: str) -> str:
+    """The rule for a record. Raises UserError, naming file and id, for one that it cannot be used for."""
+    response = response_text(record)
+    if rule == "auto":
+        last = response.rsplit("####", 1)
+        is_number = _value(response.strip(_EDGES)) is not None or (len(last) > 1 and _last_number(last[1]) is not None)
+        return "letter" if record.get("choices") else "number" if is_number else "exact"
+    if rule == "letter" and not record.get("choices"):
+        raise UserError(f"{where}: record {record['id']!r} has no choices, and the rule letter needs them")
+    if rule == "number" and _last_number(response) is None:
+        raise UserError(
+            f"{where}: the response of record {record['id']!r} has no number, and the rule number needs one"
+        )
+    return rule
+
+
+def question(record: Mapping[str, Any], rule: str) -> tuple[Mapping[str, str], ...]:
+    """The talk that is answered: the record's, with the choices listed behind its last message for `letter`."""
+    messages = record["messages"][:-1] if "messages" in record else [{"role": "user", "content": record["prompt"]}]
+    if rule != "letter":
+        return tuple(messages)
+    listed = "\n".join(f"{_letter(number)}. {choice}" for number, choice in enumerate(record["choices"]))
+    *before, last = messages
+    return (*before, {**last, "content": f"{last['content']}\n\n{listed}\n\n{INSTRUCTION}"})
+
+
+def read_answer(reply: str, record: Mapping[str, Any], rule: str, pattern: str | None = None) -> str | None:
+    """The answer that a reply gives, in the form of `expected_answer`; None: it gives none."""
+    if rule == "number":
+        return _last_number(reply)
+    if rule == "letter":
+        return _chosen(reply, record["choices"])
+    if rule == "regex":
+        return _last_match(reply, pattern or "")
+    return _plain(reply) or None
+
+
+def expected_answer(record: Mapping[str, Any], rule: str, grading: Grading) -> str:
+    """What `read_answer` gives for a right reply."""
+    response = response_text(record)
+    if rule == "letter":
+        return _letter(record["answer"])
+    if rule == "regex":
+        return _last_match(response, grading.pattern or "") or _plain(response)
+    return (_last_number(response) if rule == "number" else None) or _plain(response)
+
+
+def compare_generated(
+    arms: Mapping[str, Mapping[str, Sequence[Answer]]],
+    *,
+    bootstrap: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The comparison of all arms: {"tasks", "average", "paired"}, the key `generated` of results.json.
+
+    arms: {arm: {task: answers}}. The same questions count for every arm: those that all of them have a reply to.
+    Accuracies are fractions, `low` and `high` bound the percentile bootstrap interval over questions; `unread` is how
+    many replies gave no answer, `cut` how many ended at max_tokens. `average` is the plain mean over tasks, `paired`
+    the difference of these means of each two arms (a later one minus an earlier one).
+    """
+    names = list(arms)
+    if not names:
+        raise UserError("evaluation: there are no arms to compare; give at least one")
+    tasks, columns = [], []
+    for number, task in enumerate(arms[names[0]]):
+        kept = _answered_by_all(arms, task)
+        correct = np.asarray([[answer["correct"] for answer in kept[arm]] for arm in names], np.float64).T
+        columns.append((correct.mean(axis=0), resampled_means(correct, resamples=bootstrap, seed=(seed, number))))
+        tasks.append(
+            {
+                "name": task,
+                "questions": len(correct),
+                "dropped": len(arms[names[0]][task]) - len(correct),
+                "results": {
+                    arm: {
+                        **_accuracy(columns[-1], place, confidence),
+                        "unread": sum(answer["found"] is None for answer in kept[arm]),
+                        "cut": sum(answer["finish"] == "length" for answer in kept[arm]),
+                    }
+                    for place, arm in enumerate(names)
+                },
+            }
+        )
+    average = (np.mean([column[0] for column in columns], axis=0), np.mean([column[1] for column in columns], axis=0))
+    paired = []
+    for b, a in itertools.combinations(range(len(names)), 2):
+        low, high = interval(average[1][:, a] - average[1][:, b], confidence)
+        difference = float(average[0][a] - average[0][b])
+        paired.append({"a": names[a], "b": names[b], "difference": difference, "low": low, "high": high})
+    return {
+        "tasks": tasks,
+        "average": {arm: _accuracy(average, place, confidence) for place, arm in enumerate(names)},
+        "paired": paired,
+    }
+
+
+def _answered_by_all(arms: Mapping[str, Mapping[str, Sequence[Answer]]], task: str) -> dict[str, list[Answer]]:
+    """Raises UserError: no question is, or arms were asked others."""
+    first = next(iter(arms))
+    for arm, found in arms.items():
+        if [answer["id"] for answer in found[task]] != [answer["id"] for answer in arms[first][task]]:
+            raise UserError(f"evaluation: arms {first} and {arm} answered other questions of {task}; redo both")
+    rows = list(zip(*(found[task] for found in arms.values()), strict=True))
+    kept = [row for row in rows if all("dropped" not in answer for answer in row)]
+    if not kept:
+        why = next((str(answer["dropped"]) for row in rows for answer in row if "dropped" in answer), "there are none")
+        raise UserError(f"evaluation: no question of {task} has a reply ({why}); raise max_length")
+    return {arm: [row[place] for row in kept] for place, arm in enumerate(arms)}
+
+
+def _accuracy(column: tuple[np.ndarray, np.ndarray], place: int, confidence: float) -> dict[str, float]:
+    low, high = interval(column[1][:, place], confidence)
+    return {"accuracy": float(column[0][place]), "low": low, "high": high}
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split()).strip(_EDGES)
+
+
+def _value(text: str) -> str | None:
+    """A number in one spelling: without separators, signs of currency and zeros that say nothing."""
+    if not _NUMBER.fullmatch(text):
+        return None
+    try:
+        value = Decimal(text.replace("\u2212", "-").replace("$", "").replace(",", ""))
+    except InvalidOperation:
+        return None
+    return "0" if value == 0 else format(value.normalize(), "f")
+
+
+def _last_number(text: str) -> str | None:
+    found = _NUMBER.findall(text)
+    return _value(found[-1]) if found else None
+
+
+def _last_match(text: str, pattern: str) -> str | None:
+    found = list(re.finditer(pattern, text))
+    return _plain(found[-1][1] if found[-1].re.groups else found[-1][0]) if found and found[-1][0] else None
+
+
+def _letter(number: int) -> str:
+    return chr(ord("A") + number) if number < 26 else str(number + 1)
+
+
+def _chosen(reply: str, choices: Sequence[str]) -> str | None:
+    """The letter that a reply names: what it begins with, or follows "answer is" or the like, or its only letter that
+    stands alone; else the one choice that it spells out."""
+    letters = [_letter(number) for number in range(len(choices))]
+    one = "|".join(letters)
+    text = reply.strip()
+    begins = re.match(rf"[(\[*\"']*({one})(?![\w'])", text)
+    if begins and (begins.end() == len(text) or text[begins.end()] in '.):]*,\n"' or begins[0][0] in "([*"):
+        return begins[1]
+    named = re.findall(rf"(?i:answer|choice|option)(?i:\s+is)?\s*:?\s*[(\[*\"']*({one})(?![\w'])", text)
+    if named:
+        return named[-1]
+    alone = set(re.findall(rf"(?<![\w'])({one})(?![\w'])", text)) - {"A", "I"}
+    if len(alone) == 1:
+        return alone.pop()
+    words = f" {_plain(text)} "
+    spelled = [letter for letter, choice in zip(letters, choices, strict=True) if f"{_plain(choice)}" in words]
+    exact = [letter for letter, choice in zip(letters, choices, strict=True) if _plain(choice) == words.strip()]
+    return exact[0] if len(exact) == 1 else spelled[0] if len(spelled) == 1 else None

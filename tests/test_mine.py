@@ -1,0 +1,247 @@
+"""`ntk-jax mine`: a whole run, the same bytes after an interruption and from shards, and mistakes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from scripted_llm import ScriptedClient
+from tiny_mine import SUBJECTS, mine_config, mine_tree, write_mine_inputs
+
+from ntk_jax import cli, pipelines
+from ntk_jax.engine.plan import Command
+from ntk_jax.engine.shards import Shard
+from ntk_jax.errors import UserError
+from ntk_jax.llm.request import Request
+from ntk_jax.pipelines.mine import state
+from ntk_jax.storage import arrays
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mine")
+    write_mine_inputs(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mined(inputs: Path) -> Path:
+    """A finished run without training."""
+    return pipelines.run("mine", mine_config(inputs, "whole"), progress=silent)
+
+
+def silent(stage: str, total: int | None, unit: str) -> Any:
+    return lambda *_: None
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "mined.jsonl").read_text().splitlines()]
+
+
+def test_what_is_mined_is_of_the_domains(mined: Path) -> None:
+    found = records(mined)
+    assert len(found) > 20
+    for name in ("medicine", "law"):
+        own = [one for one in found if name in one["domains"]]
+        right = sum(one["source"] == name for one in own)
+        assert right / len(own) > 0.7, Counter(one["source"] for one in own)  # a third would be chance
+
+
+def test_every_record_says_where_it_came_from_and_why(mined: Path, inputs: Path) -> None:
+    one = records(mined)[0]
+    assert {"file", "offset", "document", "start", "end", "seed", "score", "probability", "domains", "method"} <= set(
+        one
+    )
+    source = (inputs / "corpus" / one["file"]).read_text().splitlines()[one["offset"] - 1]
+    assert json.loads(source)["text"][one["start"] : one["end"]] == one["text"]
+    assert one["seed"] in {
+        json.loads(line)["id"] for line in (mined / "seeds" / "seeds.jsonl").read_text().splitlines()
+    }
+
+
+def test_the_best_come_first(mined: Path) -> None:
+    best = [max(one["probability"][name] for name in one["domains"]) for one in records(mined)]
+    assert best == sorted(best, reverse=True)
+
+
+@pytest.mark.parametrize("stop", ["embed", "classify"])
+def test_a_run_that_is_killed_goes_on_to_the_same_bytes(
+    inputs: Path, mined: Path, monkeypatch: pytest.MonkeyPatch, stop: str
+) -> None:
+    config = mine_config(inputs, f"killed-{stop}")
+    write, left = arrays.write_block, [2]
+    module = "ntk_jax.engine.blocks.write_block"
+
+    def dying(store: arrays.Store, block: int, values: Any) -> None:
+        if f"/{stop}/" in store.folder + "/":
+            left[0] -= 1
+            if not left[0]:
+                raise KeyboardInterrupt
+        write(store, block, values)
+
+    monkeypatch.setattr(module, dying)
+    with pytest.raises(KeyboardInterrupt):
+        pipelines.run("mine", config, progress=silent)
+    monkeypatch.undo()
+    again = pipelines.run("mine", config, progress=silent)
+    assert (again / "mined.jsonl").read_bytes() == (mined / "mined.jsonl").read_bytes()
+
+
+def test_shards_give_the_bytes_of_one_process(inputs: Path, mined: Path) -> None:
+    config = mine_config(inputs, "sharded")
+    run = Path(config.out)
+    pipelines.run("mine", config, Command(only="seeds"), progress=silent)
+    for stage in ("corpus", "embed", "label", "classify"):
+        if stage != "label":
+            for index in (1, 0):
+                pipelines.run("mine", config, Command(only=stage, shard=Shard(index, 2)), progress=silent)
+        pipelines.run("mine", config, Command(only=stage, merge=stage != "label"), progress=silent)
+    pipelines.run("mine", config, progress=silent)
+    assert (run / "mined.jsonl").read_bytes() == (mined / "mined.jsonl").read_bytes()
+
+
+def test_embeddings_that_are_not_kept_are_made_again(inputs: Path, mined: Path) -> None:
+    run = pipelines.run("mine", mine_config(inputs, "again", embed={"keep": False}), progress=silent)
+    assert "vectors" not in arrays.open_store(run / "embed" / "chunks.zarr").arrays
+    assert (run / "mined.jsonl").read_bytes() == (mined / "mined.jsonl").read_bytes()
+
+
+def test_a_classifier_of_ngrams_reads_texts(inputs: Path) -> None:
+    found = records(pipelines.run("mine", mine_config(inputs, "ngrams", classify={"kind": "ngrams"}), progress=silent))
+    own = [one for one in found if "medicine" in one["domains"]]
+    assert sum(one["source"] == "medicine" for one in own) / len(own) > 0.7
+
+
+def test_a_sample_of_the_corpus_and_a_limit_of_words(inputs: Path) -> None:
+    options: dict[str, Any] = {"corpus": {"limit": 100}, "classify": {"most_words": 200}}
+    run = pipelines.run("mine", mine_config(inputs, "few", **options), progress=silent)
+    assert arrays.open_store(run / "embed" / "chunks.zarr").rows == 100
+    assert 100 < sum(one["words"] for one in records(run)) <= 200
+
+
+def test_arms_are_trained_and_compared(inputs: Path) -> None:
+    options: dict[str, Any] = {
+        "pretrain": {
+            **{"tokens": 600, "row_length": 32, "batch_tokens": 64, "tokens_per_microbatch": 64, "evaluations": 1},
+            **{"arms": ["general", "random", "retrieval", "dsir", "seeds_classifier", "dopamine"], "bootstrap": 20},
+            "held_out": [str(inputs / "held_out.jsonl")],
+        },
+        "evaluate": {"files": [str(inputs / "test.jsonl")], "bootstrap": 20},
+    }
+    run = pipelines.run("mine", mine_config(inputs, "trained", **options), progress=silent)
+    summary = json.loads((run / "pretrain" / "summary.json").read_text())
+    assert [arm["name"] for arm in summary["arms"]] == ["base", *options["pretrain"]["arms"]]
+    assert {arm["tokens"] for arm in summary["arms"][1:]} == {600}
+    results = json.loads((run / "evaluate" / "results.json").read_text())
+    assert [arm["name"] for arm in results["arms"]] == ["base", *options["pretrain"]["arms"]]
+    page = (run / "report" / "index.html").read_text()
+    assert "DoPAMine" in page and "cannot be shown" not in page
+    assert "Continual pre-training" in pipelines.pipeline("mine").terminal(run)  # type: ignore[misc]
+
+
+def test_a_language_model_writes_seeds_judges_and_audits(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: Counter[str] = Counter()
+
+    def answer(request: Request) -> str:
+        text = str(request.messages)
+        if "Does the text belong" in text:
+            asked["judge"] += 1
+            domain = "medicine" if "Domain: medicine" in text else "law"
+            belongs = any(word in text.split("Text:")[1] for word in SUBJECTS[domain][:2])
+            return json.dumps({"reason": "by its words", "answer": "yes" if belongs else "no"})
+        asked["seed"] += 1
+        subject = "medicine" if "medicine" in text else "law"
+        rng = np.random.default_rng(abs(hash(text)) % 2**32)
+        words = " ".join(rng.choice(SUBJECTS[subject] + ["the", "of", "a"], 40))
+        names = ("topic", "premise", "author", "audience", "motive")
+        return json.dumps({name: subject for name in names} | {"document": f"{words}."})
+
+    monkeypatch.setattr(state.MineRun, "client", ScriptedClient(answer))
+    monkeypatch.setattr(state, "check_llm", lambda section: None)
+    options: dict[str, Any] = {
+        "seeds": {"per_domain": 3, "two_domains": 0.0, "files": None, "similarity": 1.0, "cosine": 1.0},
+        "label": {"judged": 20, "share": None},
+        "audit": {"chunks": 5},
+        "llm": {"kind": "server", "model": "scripted", "base_url": "http://localhost:1/v1"},
+    }
+    run = pipelines.run("mine", mine_config(inputs, "written", **options), progress=silent)
+    assert asked["seed"] >= 6 and asked["judge"] >= 40 + 10
+    audit = json.loads((run / "audit" / "summary.json").read_text())
+    assert audit["agreement"]["value"] > 0.6 and set(audit["domains"]) == {"medicine", "law"}
+    assert (run / "audit" / "verdicts.jsonl").read_text().count("planted") > 0
+
+
+def test_what_is_mined_can_be_ranked_by_select(inputs: Path, mined: Path, tmp_path: Path) -> None:
+    from tiny_run import tiny_run_config
+
+    options: dict[str, Any] = {"data": {"pool": [str(mined / "mined.jsonl")]}, "report": {"useful": []}}
+    options |= {"select": {"count": 3}, "model": {"overflow": "truncate"}}
+    config = tiny_run_config(inputs, "ranked", **options)
+    run = pipelines.run("select", config, Command(until="select"), progress=silent)
+    chosen = [json.loads(line) for line in (run / "select" / "selection.jsonl").read_text().splitlines()]
+    assert len(chosen) == 3 and all("seed" in one and "probability" in one for one in chosen)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"domains": None}, "domains is not set"),
+        ({"domains": {"law": "courts", "Law": "laws"}}, "named twice"),
+        ({"domains": {"law": ""}}, "give a sentence"),
+        ({"corpus": {"files": []}}, "corpus.files is not set"),
+        ({"corpus": {"files": ["nowhere/*.jsonl"]}}, "matches no file"),
+        ({"corpus": {"min_words": 1000}}, "the corpus is empty"),
+        ({"corpus": {"columns": {"body": "text"}}}, "corpus.columns.body"),
+        ({"seeds": {"files": None}}, "has no seeds"),
+        ({"seeds": {"files": {"sport": "seeds.jsonl"}}}, "there is no domain sport"),
+        ({"seeds": {"per_domain": 2}}, "llm.model is not set"),
+        ({"label": {"thresholds": {"medicine": 0.9999}}}, "keeps 0 of"),
+        ({"label": {"thresholds": {"medicine": -1.0}}}, "keeps all"),
+        ({"label": {"thresholds": {"sport": 0.5}}}, "there is no domain sport"),
+        ({"classify": {"thresholds": {"law": 1.0}}}, "keeps 0 of"),
+        ({"pretrain": {"tokens": 100, "arms": ["everything"]}}, "there is no arm everything"),
+        ({"llm": {"kind": "server", "model": "m", "base_url": "http://localhost:1/v1", "cap": 0.0},
+          "seeds": {"per_domain": 1}}, "llm.cap is 0"),
+        ({"llm": {"kind": "server", "model": "m", "base_url": "https://somewhere.example/v1"},
+          "seeds": {"per_domain": 1}}, "llm.price_in"),
+    ],
+)  # fmt: skip
+def test_mistakes_get_one_line(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], words: str
+) -> None:
+    tree = mine_tree(inputs, **changes)
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"pipeline": "mine", **tree}))
+    assert cli.main(["mine", str(tmp_path / "mine.yaml"), "--out", str(tmp_path / "run")]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ntk-jax: ")]
+    assert len(lines) == 1 and words in lines[0]
+
+
+def test_another_encoder_is_refused(inputs: Path, tmp_path: Path) -> None:
+    config = mine_config(inputs, "other")
+    pipelines.run("mine", config, Command(until="embed"), progress=silent)
+    shutil.copytree(inputs / "encoder", tmp_path / "encoder")
+    said = json.loads((tmp_path / "encoder" / "sentence_bert_config.json").read_text())
+    (tmp_path / "encoder" / "sentence_bert_config.json").write_text(json.dumps({**said, "max_seq_length": 30}))
+    with pytest.raises(UserError, match="encoder"):
+        pipelines.run(
+            "mine", mine_config(inputs, "other", encoder={"path": str(tmp_path / "encoder")}), progress=silent
+        )
+
+
+def test_estimate_and_doctor_look_at_what_is_here(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = mine_tree(inputs, pretrain={"tokens": 600}, evaluate={"files": [str(inputs / "test.jsonl")]})
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"pipeline": "mine", **tree}))
+    assert cli.main(["estimate", str(tmp_path / "mine.yaml")]) == 0
+    printed = capsys.readouterr().out
+    assert "embed" in printed and "pretrain" in printed and "No language model is asked" in printed
+    assert cli.main(["doctor", str(tmp_path / "mine.yaml")]) == 0
+    printed = capsys.readouterr().out
+    assert "3 files" in printed and "8 of your own" in printed and "32 numbers a text" in printed
