@@ -76,6 +76,7 @@ def test_a_whole_run_says_everything(whole: Path) -> None:
         "82.3% of it comes from MedQuAD, which is 16.5% of the corpus",
         "nearest seed medicine-00001, cosine 0.550",
         "Of seeds, which belong to their domain for certain, it accepts 90.0%",
+        "base model 7, general text only 7, random documents 7",
         "asked 431 times: 140,211 tokens in, 301,877 out, 0.734 spent",
     ):
         assert words in page.text, words

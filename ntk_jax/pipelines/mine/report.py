@@ -32,7 +32,7 @@ of this package read), and `llm`, the account of all calls to a server up to the
 | pretrain/summary.json         | general [names of the sets of general text], sets: `compare_perplexities()`, arms    |
 |                               | [{name, title, tokens, steps, sources {general, or its own: {tokens, passes}}, curve |
 |                               | [{tokens, perplexity {set: INTERVAL}}]}], the base model first                       |
-| evaluate/results.json         | as the evaluation writes it: arms, average, (loss), confidence                       |
+| evaluate/results.json         | as the evaluation writes it: arms, tasks, average, (loss), (generated)               |
 """
 
 from __future__ import annotations

@@ -174,7 +174,7 @@ def says(pair: dict[str, Any]) -> str:
 
 
 def evaluation(run: RunDirectory) -> Shown:
-    """Accuracy and loss of every arm, averaged over the tasks and for each."""
+    """Accuracy, loss and generated answers of every arm, averaged over the tasks and for each."""
     found = run.json("evaluate/results.json")
     if not found:
         return Shown(missing=(run.missing("evaluate", "evaluation"),))
@@ -191,8 +191,21 @@ def evaluation(run: RunDirectory) -> Shown:
         tables.append(
             _scores(loss, titles, "loss", ("by_example", "by_token"), "Held-out loss, nats a token: lower is better")
         )
-    missing = () if tables else (run.missing("evaluate", "accuracy or loss"),)
+    if answers := records(mapping(found.get("generated")).get("tasks")):
+        tables.append(_answers(answers, titles))
+    missing = () if tables else (run.missing("evaluate", "accuracy, loss or generated answers"),)
     return Shown(missing=missing, tables=tables)
+
+
+def _answers(tasks: list[dict[str, Any]], titles: dict[str, str]) -> Table:
+    """A generated answer is right or wrong, of one kind; how many gave none stands beside."""
+    rows = []
+    for task in tasks:
+        results = {arm: mapping(mapping(task.get("results")).get(arm)) for arm in titles}
+        unread = [f"{titles[arm]} {count(n)}" for arm, entry in results.items() if (n := finite(entry.get("unread")))]
+        first = Cell(str(task.get("name")), f"{count(task.get('questions'))} questions")
+        rows.append([first, ", ".join(unread) or "none", *(_score(entry, "accuracy") for entry in results.values())])
+    return Table(["Task", "No answer", *titles.values()], rows, "Accuracy of generated answers", text_columns=2)
 
 
 def _scores(
