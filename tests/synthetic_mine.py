@@ -223,7 +223,7 @@ def _classify(rng: np.random.Generator) -> dict[str, Any]:
     }
     example = {
         "domains": ["medicine", "law"],
-        "probability": 0.97,
+        "probability": {"medicine": 0.97, "law": 0.71},
         "score": 0.55,
         "seed": "medicine-00001",
         "source": "MedQuAD",

@@ -74,6 +74,7 @@ def test_a_whole_run_says_everything(whole: Path) -> None:
         "at most 20% of what it keeps is expected from the scores below the mode",
         "610 positive, 900 hard negative",
         "82.3% of it comes from MedQuAD, which is 16.5% of the corpus",
+        "probability medicine 0.970, law 0.710",
         "nearest seed medicine-00001, cosine 0.550",
         "Of seeds, which belong to their domain for certain, it accepts 90.0%",
         "base model 7, general text only 7, random documents 7",

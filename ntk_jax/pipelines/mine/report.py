@@ -24,8 +24,8 @@ of this package read), and `llm`, the account of all calls to a server up to the
 |                               | (mined_tokens), several (chunks of more than one domain), near_duplicates (dropped), |
 |                               | domains {name: {threshold, precision INTERVAL, recall INTERVAL, average_precision,   |
 |                               | base_rate, positives (held out), curve CURVE, histogram HISTOGRAM, taken, sources    |
-|                               | {source: {taken, probability (their mean)}}}}, examples: [{domains, probability,     |
-|                               | score, seed, source, title, file, offset, (url), text}]                              |
+|                               | {source: {taken, probability (their mean)}}}}, examples: [{domains, probability      |
+|                               | {domain: n}, score, seed, source, title, file, offset, (url), text}]                 |
 | audit/summary.json            | judge, agreement INTERVAL, false_accept INTERVAL, (accepts_known INTERVAL, seeds),   |
 |                               | domains {name: {judged, agreed, low, high, planted, accepted, unreadable}},          |
 |                               | (examples: [{domain, planted, accepted, comment, text}])                             |

@@ -73,7 +73,9 @@ def _sources(name: str, corpus: dict[str, Any], taken: dict[str, Any]) -> Figure
 
 def _example(item: dict[str, Any]) -> Text:
     names = " and ".join(map(str, item.get("domains") or ()))
-    head = [names or "no domain", f"probability {general(item.get('probability'))}", str(item.get("source", ""))]
+    chances = mapping(item.get("probability"))
+    likely = ", ".join(f"{name} {general(chances.get(name))}" for name in map(str, item.get("domains") or ()))
+    head = [names or "no domain", f"probability {likely}", str(item.get("source", ""))]
     why = f"{item.get('file', '')}, offset {count(item.get('offset'))}"
     why += f", {item['url']}" if item.get("url") else ""
     why += f"; nearest seed {item.get('seed', NOTHING)}, cosine {general(item.get('score'))}"

@@ -88,7 +88,7 @@ def _of_seeds(run: RunDirectory) -> list[Notice]:
         named = ", ".join(f"{name} lacks {count(n)}" for name, n in short.items())
         notices.append(Notice("seeds", "Fewer seeds than were asked for", f"{named}; the reasons are counted there."))
     if note := run.json("embed/summary.json").get("note"):
-        notices.append(Notice("embed", "The encoder is none that was trained to embed", f"{note}."))
+        notices.append(Notice("embed", "How the encoder was read", f"{note}."))
     return notices
 
 
