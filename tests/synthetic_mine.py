@@ -34,17 +34,22 @@ SOURCES = {
     HOSTILE: (9, 40),
 }
 ARMS = {
-    "base": "",
+    "base": "base model",
     "general": "general text only",
     "random": "random documents",
     "dsir": "DSIR",
     "dopamine": "DoPAMine",
 }
-LLM = {"calls": 431, "cached": 12, "prompt_tokens": 140_211, "completion_tokens": 301_877, "spent": 0.734}
+LLM = {
+    "attempts": 431,
+    "spent": 0.734,
+    "reserved": 0.0,
+    "prompt_tokens": 140_211,
+    "completion_tokens": 301_877,
+    "outcomes": {"answered": 429, "time-out": 2},
+}
 FILES = (
-    *(f"{name}/summary.json" for name in ("seeds", "corpus", "embed", "label", "classify", "audit")),
-    *(f"pretrain/{arm}/summary.json" for arm in ARMS if arm != "base"),
-    "pretrain/comparison.json",
+    *(f"{name}/summary.json" for name in ("seeds", "corpus", "embed", "label", "classify", "audit", "pretrain")),
     "evaluate/results.json",
 )
 
@@ -53,7 +58,7 @@ def make(folder: Path, seed: int = 0) -> Path:
     """Writes a whole finished run and returns its folder."""
     rng = np.random.default_rng(seed)
     stages = [{"name": name, "title": title} for name, title in STAGES]
-    config = {"seed": seed, "pretrain": {"arms": list(ARMS), "tokens": 2_000_000}}
+    config = {"seed": seed, "pretrain": {"tokens": 2_000_000, "confidence": 0.95}}
     entry = {"title": "DoPAMine", "config": config, "stages": stages, "facts": {"domains": DOMAINS}}
     write(folder / "plan.json", {"schema": 1, "pipelines": {"mine": entry}})
     write(folder / "provenance.json", {"versions": {"ntk_jax": "0.1.0"}})
@@ -64,9 +69,7 @@ def make(folder: Path, seed: int = 0) -> Path:
     write(folder / "label/summary.json", _labels(rng))
     write(folder / "classify/summary.json", _classify(rng))
     write(folder / "audit/summary.json", _audit())
-    for number, (arm, title) in enumerate(list(ARMS.items())[1:]):
-        write(folder / f"pretrain/{arm}/summary.json", _arm(title, number, rng))
-    write(folder / "pretrain/comparison.json", _comparison())
+    write(folder / "pretrain/summary.json", _pretrain(rng))
     write(folder / "evaluate/results.json", _results())
     for name, _ in STAGES:
         write(folder / name / "manifest.json", {})
@@ -171,13 +174,13 @@ def _histogram(values: np.ndarray, bins: int = 40) -> dict[str, Any]:
 
 def _curve(rng: np.random.Generator, spread: float) -> dict[str, Any]:
     """Precision and recall of scores that part a fifth from the rest, the more the smaller `spread`."""
-    right = rng.random(2000) < 0.2
-    scores = 1 / (1 + np.exp(-(right * 3 - 1.5) - spread * rng.standard_normal(2000)))
+    right = rng.random(400) < 0.2
+    scores = 1 / (1 + np.exp(-(right * 3 - 1.5) - spread * rng.standard_normal(400)))
     order = np.argsort(-scores)
     true = np.cumsum(right[order])
     return {
         "threshold": scores[order].tolist(),
-        "precision": (true / np.arange(1, 2001)).tolist(),
+        "precision": (true / np.arange(1, 401)).tolist(),
         "recall": (true / true[-1]).tolist(),
     }
 
@@ -220,7 +223,7 @@ def _classify(rng: np.random.Generator) -> dict[str, Any]:
     }
     example = {
         "domains": ["medicine", "law"],
-        "probability": 0.97,
+        "probability": {"medicine": 0.97, "law": 0.71},
         "score": 0.55,
         "seed": "medicine-00001",
         "source": "MedQuAD",
@@ -253,6 +256,7 @@ def _audit() -> dict[str, Any]:
     return {
         "judge": "SmolLM2-135M-Instruct",
         "agreement": {"value": 0.64, "low": 0.57, "high": 0.7},
+        "accepts_known": {"value": 0.9, "low": 0.7, "high": 0.97},
         "false_accept": {"value": 0.32, "low": 0.21, "high": 0.46},
         "domains": {"medicine": one, "law": {**one, "agreed": 40, "low": 0.31, "high": 0.5, "accepted": 13}},
         "examples": [{"domain": "law", "planted": True, "accepted": True, "comment": HOSTILE, "text": HOSTILE}],
@@ -261,34 +265,9 @@ def _audit() -> dict[str, Any]:
     }
 
 
-def _arm(title: str, number: int, rng: np.random.Generator) -> dict[str, Any]:
-    points = [
-        {
-            "tokens": 250_000 * i,
-            "perplexity": {
-                "medicine": 21 - (1.1 * number) * (1 - np.exp(-i / 3)) + 0.05 * rng.standard_normal(),
-                "general": 18 + 0.12 * i * (number % 3),
-            },
-        }
-        for i in range(9)
-    ]
-    return {
-        "title": title,
-        "tokens": 2_000_000,
-        "mined_tokens": 500_000 * (number > 0),
-        "general_tokens": 2_000_000 - 500_000 * (number > 0),
-        "distinct_tokens": 420_000,
-        "steps": 244,
-        "parameters": 4_884_480,
-        "points": points,
-        "seconds": 700.0,
-        "flops": 9e14,
-    }
-
-
-def _comparison() -> dict[str, Any]:
+def _pretrain(rng: np.random.Generator) -> dict[str, Any]:
     sets = []
-    for name, levels in (("medicine", (21.0, 20.9, 20.1, 18.7, 17.6)), ("general", (18.0, 17.9, 18.0, 18.9, 18.2))):
+    for name, levels in (("medicine", (21.0, 20.9, 20.1, 18.7, 17.6)), ("web", (18.0, 17.9, 18.0, 18.9, 18.2))):
         results = {
             arm: {
                 key: {"value": scale * level, "low": scale * (level - 0.6), "high": scale * (level + 0.7)}
@@ -296,16 +275,34 @@ def _comparison() -> dict[str, Any]:
             }
             for arm, level in zip(ARMS, levels, strict=True)
         }
-        paired = [
-            {"a": a, "b": b, "difference": d, "low": d - 0.02, "high": d + 0.02}
-            for j, a in enumerate(ARMS)
-            for b in list(ARMS)[:j]
-            for d in [float(np.log(levels[j] / levels[list(ARMS).index(b)]))]
-        ]
+        pairs = []
+        for j, a in enumerate(ARMS):
+            for i, b in enumerate(list(ARMS)[:j]):
+                d = float(np.log(levels[j] / levels[i]))
+                pairs.append({"a": a, "b": b, "difference": d, "low": d - 0.02, "high": d + 0.02})
         sets.append(
-            {"name": name, "documents": 210, "tokens": 91_000, "bytes": 402_000, "results": results, "paired": paired}
+            {"name": name, "documents": 210, "tokens": 91_000, "bytes": 402_000, "results": results, "paired": pairs}
         )
-    return {"confidence": 0.95, "general": ["general"], "sets": sets}
+    rows = [_arm(name, title, number, rng) for number, (name, title) in enumerate(ARMS.items())]
+    return {"held_out": ["medicine", "web"], "general": ["web"], "arms": rows, "sets": sets}
+
+
+def _arm(name: str, title: str, number: int, rng: np.random.Generator) -> dict[str, Any]:
+    if name == "base":
+        return {"name": name, "title": title, "share": 0.0, "tokens": 0, "curve": []}
+    curve = []
+    for i in range(9):
+        levels = {
+            "medicine": 21 - 1.1 * number * (1 - np.exp(-i / 3)) + 0.05 * rng.standard_normal(),
+            "web": 18 + 0.12 * i * (number % 3),
+        }
+        bounded = {key: {"value": value, "low": value - 1, "high": value + 1} for key, value in levels.items()}
+        curve.append({"step": 30 * i, "tokens": 250_000 * i, "perplexity": bounded})
+    sources: dict[str, Any] = {"general": {"share": 0.75, "tokens": 1_500_000, "passes": 0.2, "text_tokens": 9_000_000}}
+    if name != "general":
+        sources[name] = {"share": 0.25, "tokens": 500_000, "passes": 1.19, "text_tokens": 420_000}
+    facts = {"title": title, "share": 0.25, "sources": sources, "steps": 244, "tokens": 2_000_000}
+    return {"name": name, **facts, "curve": curve, "seconds": 700.0, "flops": 9e14}
 
 
 def _results() -> dict[str, Any]:
@@ -318,9 +315,20 @@ def _results() -> dict[str, Any]:
         for i, arm in enumerate(ARMS)
     }
     return {
-        "arms": [{"name": arm, "title": title or "base model"} for arm, title in ARMS.items()],
+        "arms": [{"name": arm, "title": title} for arm, title in ARMS.items()],
         "tasks": [{"name": "medqa", "questions": 80, "results": task}],
         "average": task,
         "loss": {"tasks": [{"name": "notes", "results": loss}], "average": loss},
+        "generated": {
+            "tasks": [
+                {
+                    "name": "sums",
+                    "questions": 50,
+                    "results": {
+                        arm: {"accuracy": 0.44, "low": 0.3, "high": 0.58, "unread": 7, "cut": 1} for arm in ARMS
+                    },
+                }
+            ]
+        },
         "confidence": 0.95,
     }

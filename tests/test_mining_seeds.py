@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ntk_jax.errors import UserError
 from ntk_jax.llm.request import Reply
-from ntk_jax.mining.seeds.dimensions import DIMENSIONS, INDUSTRIES, Dimensions, Length, dimensions_of, industry
+from ntk_jax.mining.seeds.dimensions import DIMENSIONS, INDUSTRIES, Dimensions, Length, dimensions_of
 from ntk_jax.mining.seeds.own import seed_files, seeds_of_documents, seeds_of_keywords
 from ntk_jax.mining.seeds.plan import plan_seeds
 from ntk_jax.mining.seeds.prompts import FIELDS, prompt_id, seed_request
@@ -41,9 +41,7 @@ def test_the_dimensions_have_the_sizes_of_the_paper() -> None:
     assert DIMENSIONS.shape == (17, 3, 11) and DIMENSIONS.cells == 561
     assert len(INDUSTRIES) == 21 and all(check_domains(INDUSTRIES))
     assert len(set(DIMENSIONS.types)) == 17 and len(set(DIMENSIONS.demeanours)) == 11
-    assert industry("law") == INDUSTRIES["law"]
-    with pytest.raises(UserError, match="no known industry"):
-        industry("alchemy")
+    assert check_domains({"law": None, "art": "pictures"}) == {"law": INDUSTRIES["law"], "art": "pictures"}
 
 
 def test_own_dimensions_take_the_place_of_some() -> None:
@@ -240,6 +238,7 @@ def test_lists_of_topics() -> None:
         ({}, "there is no domain"),
         ({"": "x"}, "has no name"),
         ({"law": " "}, "has no description"),
+        ({"alchemy": None}, "has no description"),
         ([("law", "courts"), ("Law", "rights")], "'Law' is named twice"),
     ],
 )

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ntk_jax.errors import UserError, listed, shown
+from ntk_jax.errors import UserError, shown
 
 
 @dataclass(frozen=True)
@@ -136,10 +136,3 @@ def _lengths(value: Any) -> tuple[Length, ...]:
             raise UserError(f"dimensions: the length {shown(name)} must be two numbers of words, the smaller one first")
         found.append(Length(str(name), ends[0], ends[1]))
     return tuple(found)
-
-
-def industry(name: str) -> str:
-    """The description of an industry. Raises UserError: there is none of that name."""
-    if name not in INDUSTRIES:
-        raise UserError(f"{shown(name)} is no known industry; describe it, or take one of {listed(INDUSTRIES)}")
-    return INDUSTRIES[name]

@@ -18,6 +18,7 @@ import numpy as np
 
 from ntk_jax.data.files import read_rows
 from ntk_jax.errors import UserError, listed, shown
+from ntk_jax.mining.seeds.dimensions import INDUSTRIES
 from ntk_jax.storage.atomic import write_lines
 
 
@@ -36,8 +37,9 @@ class Seed:
         return {"id": self.id, "text": self.text, "domains": list(self.domains), **self.facts}
 
 
-def check_domains(domains: Mapping[str, str] | Iterable[tuple[str, str]]) -> dict[str, str]:
-    """{name: description}, in the order given. domains: such a mapping, or pairs (name, description).
+def check_domains(domains: Mapping[str, str | None] | Iterable[tuple[str, str | None]]) -> dict[str, str]:
+    """{name: description}, in the order given. domains: such a mapping, or pairs (name, description); one of
+    `dimensions.INDUSTRIES` needs no description.
 
     Raises UserError: there is none, a name is empty or there twice (capitals make no difference), a description is
     empty.
@@ -48,6 +50,7 @@ def check_domains(domains: Mapping[str, str] | Iterable[tuple[str, str]]) -> dic
             raise UserError(f"a domain has no name, found {shown(name)}; give every domain a name and a description")
         if name.strip().casefold() in {other.casefold() for other in found}:
             raise UserError(f"the domain {shown(name)} is named twice; keep one of them")
+        description = INDUSTRIES.get(name.strip()) if description is None else description
         if not isinstance(description, str) or not description.strip():
             raise UserError(f"the domain {shown(name)} has no description; say in a sentence what belongs to it")
         found[name.strip()] = description.strip()

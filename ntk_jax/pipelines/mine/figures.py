@@ -49,7 +49,7 @@ def rootogram(
 ) -> Html:
     """Counts per bin on a square-root scale (Tukey's), on which a thin tail behind a dashed threshold is still seen.
     edges: [B + 1], counts: [B]. Bins that begin at or above the threshold are coloured."""
-    height, top = 230.0, 42.0
+    height, top = 230.0, 34.0
     ceiling = math.sqrt(max(max(counts), 1.0)) * 1.05
     y = Scale(0, ceiling, height, top)
     y_values = [v for v in _round_counts(max(counts)) if math.sqrt(v) <= ceiling]
@@ -79,7 +79,7 @@ def _round_counts(most: float) -> list[float]:
     """0 and 1, 4, 10, 40, 100, ... up to `most`: as good as evenly apart on a square-root scale."""
     found, decade = [0.0], 1.0
     while decade <= most:
-        found += [v for v in (decade, 4 * decade) if most / 200 <= v <= most]
+        found += [v for v in (decade, 4 * decade) if most / 120 <= v <= most]
         decade *= 10
     return found
 
@@ -179,7 +179,7 @@ def bars(
         for j, ((_, color), value, text) in enumerate(zip(series, row.values, row.texts, strict=True)):
             end = x(value * scale_by)
             parts.append(rect(x.start, y + thick * j, max(end - x.start, 0.8), thick - 2, color, f"{row.name}: {text}"))
-            parts.append(label(end + 5, y + thick * j + thick - 4, text, "value"))
+            parts.append(label(end + 5, y + thick * j + thick - 4, text, "value halo"))
     return svg(width, bottom + 42, description, *parts)
 
 

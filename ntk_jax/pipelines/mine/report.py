@@ -3,9 +3,9 @@ brought.
 
 All of it is read from these files; whatever is absent is said in words. Keys of each (n: a number; (…): may be absent;
 INTERVAL: {"value", "low", "high"}; CURVE: {"threshold", "precision", "recall"}, lists of one length, highest threshold
-first; HISTOGRAM: {"edges" [B + 1], "counts" [B]}; LLM: {"calls", "cached", "prompt_tokens", "completion_tokens",
-"spent"}). Every summary may hold `seconds`, `flops`, `tokens` (that a model of this package read) and `llm`, for the
-table of costs.
+first; HISTOGRAM: {"edges" [B + 1], "counts" [B]}). Every summary may hold `seconds`, `flops` and `tokens` (that a model
+of this package read), and `llm`, the account of all calls to a server up to then, {"attempts", "prompt_tokens",
+"completion_tokens", "spent", "outcomes"}.
 
 | file                          | keys                                                                                |
 |-------------------------------|-------------------------------------------------------------------------------------|
@@ -24,17 +24,15 @@ table of costs.
 |                               | (mined_tokens), several (chunks of more than one domain), near_duplicates (dropped), |
 |                               | domains {name: {threshold, precision INTERVAL, recall INTERVAL, average_precision,   |
 |                               | base_rate, positives (held out), curve CURVE, histogram HISTOGRAM, taken, sources    |
-|                               | {source: {taken, probability (their mean)}}}}, examples: [{domains, probability,     |
-|                               | score, seed, source, title, file, offset, (url), text}]                              |
-| audit/summary.json            | judge, agreement INTERVAL, false_accept INTERVAL, domains {name: {judged, agreed,    |
-|                               | low, high, planted, accepted, unreadable}}, (examples: [{domain, planted, accepted,  |
-|                               | comment, text}])                                                                    |
-| pretrain/<arm>/summary.json   | title, tokens (of the training), mined_tokens, general_tokens, distinct_tokens       |
-|                               | (of mined text that there were), steps, parameters (trained), points: [{tokens,      |
-|                               | perplexity {set: n}}]                                                               |
-| pretrain/comparison.json      | confidence, general [names of the sets of general text], sets:                       |
-|                               | `compare_perplexities()`, the arms in the order of the page                          |
-| evaluate/results.json         | as the evaluation writes it: arms, average, (loss), confidence                       |
+|                               | {source: {taken, probability (their mean)}}}}, examples: [{domains, probability      |
+|                               | {domain: n}, score, seed, source, title, file, offset, (url), text}]                 |
+| audit/summary.json            | judge, agreement INTERVAL, false_accept INTERVAL, (accepts_known INTERVAL, seeds),   |
+|                               | domains {name: {judged, agreed, low, high, planted, accepted, unreadable}},          |
+|                               | (examples: [{domain, planted, accepted, comment, text}])                             |
+| pretrain/summary.json         | general [names of the sets of general text], sets: `compare_perplexities()`, arms    |
+|                               | [{name, title, tokens, steps, sources {general, or its own: {tokens, passes}}, curve |
+|                               | [{tokens, perplexity {set: INTERVAL}}]}], the base model first                       |
+| evaluate/results.json         | as the evaluation writes it: arms, tasks, average, (loss), (generated)               |
 """
 
 from __future__ import annotations
@@ -43,7 +41,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ntk_jax.pipelines.mine.report_arms import cost, evaluation, pretraining, trained
+from ntk_jax.pipelines.mine.report_arms import BASE, arms, cost, evaluation, pretraining, title
 from ntk_jax.pipelines.mine.report_labels import audit, classifier, labels, mined
 from ntk_jax.pipelines.mine.report_layout import Shown
 from ntk_jax.pipelines.mine.report_seeds import corpus, embedding, seeds
@@ -118,6 +116,6 @@ def _facts(run: RunDirectory, domains: dict[str, Any]) -> list[Fact]:
         facts.append(Fact("Encoder", embed.get("encoder", ""), f"{count(embed.get('seeds'))} seeds"))
     if classify:
         facts.append(Fact("Taken", f"{count(classify.get('taken'))} chunks", f"{count(classify.get('words'))} words"))
-    if names := trained(run):
+    if names := [title(run, arm) for arm in arms(run) if arm != BASE]:
         facts.append(Fact("Arms", count(len(names)), ", ".join(names)))
     return facts

@@ -3,8 +3,6 @@ evaluation found, and what all of it cost."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
 from typing import Any
 
 from ntk_jax.pipelines.mine.figures import color_of, perplexity_curves
@@ -14,86 +12,69 @@ from ntk_jax.report.figures import Mark, WhiskerRow, whiskers
 from ntk_jax.report.layout import Cell, Figure, Table
 from ntk_jax.report.reading import RunDirectory, mapping, records
 
-COMPARISON = "pretrain/comparison.json"
+PRETRAIN = "pretrain/summary.json"
 BASE = "base"
-MINED = ("dopamine", "mined", "classifier")  # what the arm of the mined text may be called; the first that is there
-_NAME = re.compile(r"[\w.+ -]{1,100}")  # an arm's folder; a damaged plan must not lead out of the run directory
+GENERAL = "general"  # the replayed text among the sources of an arm
+MINED = "dopamine"  # the arm of the mined text; all others are its controls
 
 
-def arms(run: RunDirectory) -> list[str]:
-    """Every arm in the order of the page: of the comparison, then of the config."""
-    sets = records(run.json(COMPARISON).get("sets"))
-    compared = list(mapping(sets[0].get("results"))) if sets else []
-    asked = run.pipelines["mine"].setting("pretrain", "arms")
-    names = [*compared, *(asked if isinstance(asked, (list, dict)) else ())]
-    return [name for name in dict.fromkeys(map(str, names)) if _NAME.fullmatch(name) and name.strip(".")]
-
-
-def summary(run: RunDirectory, arm: str) -> dict[str, Any]:
-    """What an arm's training recorded; empty where it was not trained."""
-    found: dict[str, Any] = run.json(f"pretrain/{arm}/summary.json")
-    return found
-
-
-def trained(run: RunDirectory) -> list[str]:
-    """The arms that have been trained."""
-    return [name for name in arms(run) if summary(run, name)]
+def arms(run: RunDirectory) -> dict[str, dict[str, Any]]:
+    """{name: what its training recorded} of every arm in the order of the page."""
+    return {str(arm["name"]): arm for arm in records(run.json(PRETRAIN).get("arms")) if arm.get("name")}
 
 
 def title(run: RunDirectory, arm: str) -> str:
     """An arm's name for people."""
-    return str(summary(run, arm).get("title") or ("base model" if arm == BASE else arm))
+    return str(arms(run).get(arm, {}).get("title") or arm)
 
 
 def leading(run: RunDirectory) -> str | None:
-    """The arm of the mined text: the one that all others are controls of."""
-    names = arms(run)
-    return next((name for wanted in MINED for name in names if name == wanted), None)
+    """The arm of the mined text; of several shares the one that comes first."""
+    return next((name for name in arms(run) if name == MINED or name.startswith(f"{MINED}-")), None)
 
 
 def pretraining(run: RunDirectory) -> Shown:
     """Perplexity of each held-out set along the way and at the end, for every arm, and what each read."""
-    names = trained(run)
-    comparison = run.json(COMPARISON)
-    sets = records(comparison.get("sets"))
-    if not names and not sets:
+    found = run.json(PRETRAIN)
+    if not found:
         return Shown(missing=(run.missing("pretrain", "continual pre-training"),))
-    missing = [] if sets else [run.missing("pretrain", "comparison of the arms")]
-    curves = [figure for name in _set_names(run) if (figure := _curves(run, name, comparison)) is not None]
-    ends = [_ends(run, item) for item in sets]
+    sets = records(found.get("sets"))
+    missing = [] if sets else ["No perplexity: no held-out text was given."]
+    curves = [figure for item in sets if (figure := _curves(run, str(item.get("name")))) is not None]
     leads = [
         "Every arm reads the same number of tokens; what differs is where its text comes from. Lower perplexity is "
         "better: on the domain it says what was learned, on general text what was forgotten."
     ]
-    tables = [_tokens(run, names)] if names else []
-    tables += [_table(run, sets, comparison)] if sets else []
+    tables = [_tokens(run), *([_table(run, sets)] if sets else [])]
     folds = [("Differences of the losses between arms, document by document", _pairs(run, sets))] if sets else []
-    return Shown(missing=missing, leads=leads, figures=[*curves, *ends], tables=tables, folds=folds)
+    return Shown(
+        missing=missing,
+        leads=leads,
+        figures=[*curves, *(_ends(run, item) for item in sets)],
+        tables=tables,
+        folds=folds,
+    )
 
 
-def _set_names(run: RunDirectory) -> list[str]:
-    points = [point for arm in trained(run) for point in records(summary(run, arm).get("points"))]
-    return list(dict.fromkeys(name for point in points for name in mapping(point.get("perplexity"))))
+def is_general(run: RunDirectory, name: str) -> bool:
+    """Whether a held-out set is of general text, and not of the domain."""
+    names = run.json(PRETRAIN).get("general")
+    return isinstance(names, list) and name in names
 
 
-def _is_general(comparison: dict[str, Any], name: str) -> bool:
-    general_sets = comparison.get("general")
-    return isinstance(general_sets, list) and name in general_sets
-
-
-def _curves(run: RunDirectory, name: str, comparison: dict[str, Any]) -> Figure | None:
+def _curves(run: RunDirectory, name: str) -> Figure | None:
     found = {}
-    for number, arm in enumerate(arms(run)):
+    for number, (arm, facts) in enumerate(arms(run).items()):
         points = [
-            (finite(point.get("tokens")), finite(mapping(point.get("perplexity")).get(name)))
-            for point in records(summary(run, arm).get("points"))
+            (finite(point.get("tokens")), finite(mapping(mapping(point.get("perplexity")).get(name)).get("value")))
+            for point in records(facts.get("curve"))
         ]
         known = sorted((tokens, value) for tokens, value in points if tokens is not None and value is not None)
         if known:
             found[title(run, arm)] = (color_of(number), known)
     if not found:
         return None
-    what = "what is forgotten" if _is_general(comparison, name) else "what is learned"
+    what = "what is forgotten" if is_general(run, name) else "what is learned"
     return Figure(
         f"{name} along the way",
         perplexity_curves(found, what=name, description=f"Perplexity of {name} over training tokens"),
@@ -127,30 +108,40 @@ def _ends(run: RunDirectory, item: dict[str, Any]) -> Figure:
     )
 
 
-def _tokens(run: RunDirectory, names: Iterable[str]) -> Table:
+def _tokens(run: RunDirectory) -> Table:
     rows = []
-    for arm in names:
-        found = summary(run, arm)
-        read, distinct = finite(found.get("mined_tokens")), finite(found.get("distinct_tokens"))
-        passes = NOTHING if not read or not distinct else f"{read / distinct:.2f}"
-        row = [title(run, arm), count(found.get("tokens")), count(read), count(found.get("general_tokens")), passes]
-        rows.append([*row, count(found.get("steps")), count(found.get("parameters"))])
-    header = ["Arm", "Tokens", "Of its own text", "Of general text", "Passes", "Steps", "Parameters trained"]
+    for arm, facts in arms(run).items():
+        if arm == BASE:
+            continue
+        sources = mapping(facts.get("sources"))
+        own = next((mapping(item) for name, item in sources.items() if name != GENERAL), {})
+        general_text = mapping(sources.get(GENERAL))
+        passes = finite(own.get("passes"))
+        rows.append(
+            [
+                title(run, arm),
+                count(facts.get("tokens")),
+                count(own.get("tokens", 0)),
+                count(general_text.get("tokens", 0)),
+                NOTHING if passes is None else f"{passes:.2f}",
+                count(facts.get("steps")),
+            ]
+        )
+    header = ["Arm", "Tokens", "Of its own text", "Of general text", "Passes", "Steps"]
     return Table(header, rows, "What every arm read; passes are how often its own text was read over")
 
 
-def _table(run: RunDirectory, sets: list[dict[str, Any]], comparison: dict[str, Any]) -> Table:
+def _table(run: RunDirectory, sets: list[dict[str, Any]]) -> Table:
     rows = []
     for item in sets:
         name, results = str(item.get("name")), mapping(item.get("results"))
         for i, (key, words) in enumerate((("perplexity", "perplexity"), ("bits_per_byte", "bits a byte"))):
-            note = "general" if _is_general(comparison, name) else "domain"
+            note = "general" if is_general(run, name) else "domain"
             first = [Cell(name, note, scope="rowgroup", rowspan=2)] if i == 0 else []
             cells = [_interval(mapping(results.get(arm)).get(key)) for arm in arms(run)]
             rows.append([*first, Cell(words, scope="row", class_="kind"), *cells])
-    caption = (
-        f"Held-out text after the training, with {percent(comparison.get('confidence'), 0)} intervals over documents"
-    )
+    confidence = percent(run.pipelines["mine"].setting("pretrain", "confidence"), 0)
+    caption = f"Held-out text after the training, with {confidence} intervals over documents"
     return Table(["Text", "", *(title(run, arm) for arm in arms(run))], rows, caption, text_columns=2)
 
 
@@ -158,7 +149,7 @@ def _interval(entry: Any) -> Cell:
     found = mapping(entry)
     low, high = finite(found.get("low")), finite(found.get("high"))
     lines = () if low is None or high is None else (f"{general(low)} to {general(high)}",)
-    return Cell(general(found.get("value")), lines, big=True)
+    return Cell(general(found.get("value")), lines, big=True, class_="number")
 
 
 def _pairs(run: RunDirectory, sets: list[dict[str, Any]]) -> Table:
@@ -183,7 +174,7 @@ def says(pair: dict[str, Any]) -> str:
 
 
 def evaluation(run: RunDirectory) -> Shown:
-    """Accuracy and loss of every arm, averaged over the tasks and for each."""
+    """Accuracy, loss and generated answers of every arm, averaged over the tasks and for each."""
     found = run.json("evaluate/results.json")
     if not found:
         return Shown(missing=(run.missing("evaluate", "evaluation"),))
@@ -200,8 +191,21 @@ def evaluation(run: RunDirectory) -> Shown:
         tables.append(
             _scores(loss, titles, "loss", ("by_example", "by_token"), "Held-out loss, nats a token: lower is better")
         )
-    missing = () if tables else (run.missing("evaluate", "accuracy or loss"),)
+    if answers := records(mapping(found.get("generated")).get("tasks")):
+        tables.append(_answers(answers, titles))
+    missing = () if tables else (run.missing("evaluate", "accuracy, loss or generated answers"),)
     return Shown(missing=missing, tables=tables)
+
+
+def _answers(tasks: list[dict[str, Any]], titles: dict[str, str]) -> Table:
+    """A generated answer is right or wrong, of one kind; how many gave none stands beside."""
+    rows = []
+    for task in tasks:
+        results = {arm: mapping(mapping(task.get("results")).get(arm)) for arm in titles}
+        unread = [f"{titles[arm]} {count(n)}" for arm, entry in results.items() if (n := finite(entry.get("unread")))]
+        first = Cell(str(task.get("name")), f"{count(task.get('questions'))} questions")
+        rows.append([first, ", ".join(unread) or "none", *(_score(entry, "accuracy") for entry in results.values())])
+    return Table(["Task", "No answer", *titles.values()], rows, "Accuracy of generated answers", text_columns=2)
 
 
 def _scores(
@@ -225,43 +229,36 @@ def _score(entry: dict[str, Any], key: str) -> Cell:
 def cost(run: RunDirectory) -> Shown:
     """Time, tokens, operations and money of every stage."""
     items = [(stage.title, run.json(f"{stage.name}/summary.json")) for stage in run.pipelines["mine"].stages]
-    items += [(f"Training: {title(run, arm)}", summary(run, arm)) for arm in trained(run)]
-    items = [(name, found) for name, found in items if any(key in found for key in ("seconds", "llm", "flops"))]
+    items += [(f"Training: {title(run, arm)}", facts) for arm, facts in arms(run).items() if arm != BASE]
+    items = [(name, found) for name, found in items if any(finite(found.get(key)) is not None for key in _COSTS)]
     if not items:
         return Shown(missing=("No stage has recorded what it cost.",))
-    rows = [_cost_row(name, found) for name, found in items]
+    rows = [[name, *_amounts(found)] for name, found in items]
     if len(items) > 1:
-        rows.append(_cost_row("All together", _sums([found for _, found in items])))
-    header = [
-        "Stage",
-        "Time",
-        "Tokens read",
-        "Operations",
-        "Calls",
-        "Not paid twice",
-        "Tokens in",
-        "Tokens out",
-        "Spent",
-    ]
-    groups = [("", 1), ("on this machine", 3), ("language model", 5)]
-    return Shown(tables=[Table(header, rows, "Cost by stage", groups=groups, total=len(items) > 1)])
+        rows.append(["All together", *_amounts({key: _total([found for _, found in items], key) for key in _COSTS})])
+    asked = [mapping(found.get("llm")) for _, found in items if found.get("llm")]
+    tables = [Table(["Stage", "Time", "Tokens read", "Operations"], rows, "Cost by stage", total=len(items) > 1)]
+    return Shown(leads=[_spent(asked[-1])] if asked else [], tables=tables)
 
 
-def _cost_row(name: str, found: dict[str, Any]) -> list[object]:
-    asked = mapping(found.get("llm"))
-    here = [duration(found.get("seconds")), count(found.get("tokens")), metric(found.get("flops"), "FLOP")]
-    calls = [count(asked.get(key)) for key in ("calls", "cached", "prompt_tokens", "completion_tokens")]
-    return [name, *here, *calls, general(asked.get("spent"))]
+_COSTS = ("seconds", "tokens", "flops")
 
 
-def _sums(items: list[dict[str, Any]]) -> dict[str, Any]:
-    def total(values: list[Any]) -> float | None:
-        known = [number for value in values if (number := finite(value)) is not None]
-        return sum(known) if known else None
+def _amounts(found: dict[str, Any]) -> list[object]:
+    return [duration(found.get("seconds")), count(found.get("tokens")), metric(found.get("flops"), "FLOP")]
 
-    asked = [mapping(item.get("llm")) for item in items]
-    keys = ("calls", "cached", "prompt_tokens", "completion_tokens", "spent")
-    return {
-        **{key: total([item.get(key) for item in items]) for key in ("seconds", "tokens", "flops")},
-        "llm": {key: total([item.get(key) for item in asked]) for key in keys},
-    }
+
+def _total(items: list[dict[str, Any]], key: str) -> float | None:
+    known = [number for item in items if (number := finite(item.get(key))) is not None]
+    return sum(known) if known else None
+
+
+def _spent(account: dict[str, Any]) -> str:
+    """Of all stages together: they share one account."""
+    text = (
+        f"The server of the language model was asked {count(account.get('attempts'))} times: "
+        f"{count(account.get('prompt_tokens'))} tokens in, {count(account.get('completion_tokens'))} out, "
+        f"{general(account.get('spent'))} spent, in the unit of the prices"
+    )
+    outcomes = ", ".join(f"{count(n)} {name}" for name, n in mapping(account.get("outcomes")).items())
+    return f"{text} ({outcomes})." if outcomes else f"{text}."

@@ -8,7 +8,7 @@ from ntk_jax.pipelines.mine.figures import Bar, PrecisionRecall, agreement, bars
 from ntk_jax.pipelines.mine.report_layout import MOST_SHOWN, Shown, Text, bounded, cut, numbers_of, share
 from ntk_jax.pipelines.mine.report_seeds import MOST_BARS, percent_of
 from ntk_jax.report.amounts import NOTHING, count, finite, general, percent
-from ntk_jax.report.layout import Figure, Table
+from ntk_jax.report.layout import Cell, Figure, Table
 from ntk_jax.report.reading import RunDirectory, mapping, records
 
 MOST_CURVES = 7  # in one figure; there are so many colours
@@ -73,7 +73,9 @@ def _sources(name: str, corpus: dict[str, Any], taken: dict[str, Any]) -> Figure
 
 def _example(item: dict[str, Any]) -> Text:
     names = " and ".join(map(str, item.get("domains") or ()))
-    head = [names or "no domain", f"probability {general(item.get('probability'))}", str(item.get("source", ""))]
+    chances = mapping(item.get("probability"))
+    likely = ", ".join(f"{name} {general(chances.get(name))}" for name in map(str, item.get("domains") or ()))
+    head = [names or "no domain", f"probability {likely}", str(item.get("source", ""))]
     why = f"{item.get('file', '')}, offset {count(item.get('offset'))}"
     why += f", {item['url']}" if item.get("url") else ""
     why += f"; nearest seed {item.get('seed', NOTHING)}, cosine {general(item.get('score'))}"
@@ -99,8 +101,8 @@ def labels(run: RunDirectory) -> Shown:
             judged.append(_curve(name, item))
         counts = mapping(item.get("counts"))
         made = ", ".join(f"{count(n)} {what}" for what, n in counts.items())
-        row = [name, general(item.get("threshold")), percent_of(item.get("kept"), item.get("total"))]
-        rows.append([*row, count(item.get("judged")) if item.get("judged") else "", made])
+        row: list[object] = [name, general(item.get("threshold")), percent_of(item.get("kept"), item.get("total"))]
+        rows.append([*row, count(item.get("judged")) if item.get("judged") else "", Cell(made, class_="")])
     if judged:
         how = "As a judge reads a sample of chunks, weighted to the whole corpus; the dot is the threshold."
         figures.append(_curves_figure("Precision of the judged sample", judged, how))
@@ -138,7 +140,7 @@ def classifier(run: RunDirectory) -> Shown:
     domains = {name: mapping(item) for name, item in mapping(found.get("domains")).items()}
     leads = [
         f"The classifier ({found.get('kind')}) learned from {count(found.get('train'))} labelled chunks and was "
-        f"measured on {count(found.get('held_out'))} others. They are labelled in the same way, so this measures how well "
+        f"measured on {count(found.get('held_out'))} others. They are labelled in the same way, so this says how well "
         "it repeats the labels; the audit asks whether the labels are right."
     ]
     curves = [_curve(name, item) for name, item in domains.items() if item.get("curve")]
@@ -215,6 +217,10 @@ def audit(run: RunDirectory) -> Shown:
         f"planted among them it accepts {bounded(found.get('false_accept'))}: the nearer that is to the agreement, the "
         "less the agreement says."
     ]
+    if finite(mapping(found.get("accepts_known")).get("value")) is not None:
+        leads.append(
+            f"Of seeds, which belong to their domain for certain, it accepts {bounded(found['accepts_known'])}."
+        )
     rows, shares = [], {}
     for name, item in domains.items():
         judged, agreed = finite(item.get("judged")), finite(item.get("agreed"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ntk_jax.pipelines.mine.report_arms import COMPARISON, leading, says, title
+from ntk_jax.pipelines.mine.report_arms import PRETRAIN, is_general, leading, says, title
 from ntk_jax.pipelines.mine.report_layout import bounded
 from ntk_jax.pipelines.mine.report_seeds import percent_of
 from ntk_jax.report.amounts import count, finite, general, nats, percent
@@ -45,19 +45,16 @@ def _judged(run: RunDirectory) -> str:
 
 def _learned(run: RunDirectory) -> list[str]:
     """For each held-out set the mined text's arm against every control."""
-    best, comparison = leading(run), run.json(COMPARISON)
+    best = leading(run)
     if best is None:
         return []
     lines = []
-    general_sets = comparison.get("general")
-    for item in records(comparison.get("sets")):
+    for item in records(run.json(PRETRAIN).get("sets")):
         name = str(item.get("name"))
         entry = mapping(mapping(mapping(item.get("results")).get(best)).get("perplexity"))
         pairs = [seen for pair in records(item.get("paired")) if (seen := _facing(pair, best)) is not None]
         against = [f"{says(pair)} against “{title(run, pair['b'])}” ({_bracket(pair)})" for pair in pairs]
-        what = (
-            "General text, what is forgotten" if isinstance(general_sets, list) and name in general_sets else "Learned"
-        )
+        what = "General text, what is forgotten" if is_general(run, name) else "Learned"
         lines.append(
             f"{what}: after “{title(run, best)}” held-out {name} has perplexity {general(entry.get('value'))}"
             + (f"; {', '.join(against)}." if against else ".")
@@ -91,7 +88,7 @@ def _of_seeds(run: RunDirectory) -> list[Notice]:
         named = ", ".join(f"{name} lacks {count(n)}" for name, n in short.items())
         notices.append(Notice("seeds", "Fewer seeds than were asked for", f"{named}; the reasons are counted there."))
     if note := run.json("embed/summary.json").get("note"):
-        notices.append(Notice("embed", "The encoder is none that was trained to embed", f"{note}."))
+        notices.append(Notice("embed", "How the encoder was read", f"{note}."))
     return notices
 
 
