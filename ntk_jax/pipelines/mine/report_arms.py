@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from ntk_jax.pipelines.common.shots import shot_lines
 from ntk_jax.pipelines.mine.figures import color_of, perplexity_curves
 from ntk_jax.pipelines.mine.report_layout import Shown
 from ntk_jax.report.amounts import NOTHING, count, duration, finite, general, metric, nats, percent
@@ -200,8 +201,14 @@ def evaluation(run: RunDirectory) -> Shown:
         tables.append(
             _scores(loss, titles, "loss", ("by_example", "by_token"), "Held-out loss, nats a token: lower is better")
         )
+    generated = {
+        str(task.get("name")): {arm: {"greedy": entry} for arm, entry in mapping(task.get("results")).items()}
+        for task in records(mapping(found.get("generated")).get("tasks"))
+    }
+    if generated:
+        tables.append(_scores(generated, titles, "accuracy", ("greedy",), "Generated answers: the share that is right"))
     missing = () if tables else (run.missing("evaluate", "accuracy or loss"),)
-    return Shown(missing=missing, tables=tables)
+    return Shown(missing=missing, leads=shot_lines(found), tables=tables)
 
 
 def _scores(
