@@ -19,6 +19,7 @@ from ntk_jax.errors import UserError
 from ntk_jax.evaluation.accuracy import evaluate_records
 from ntk_jax.evaluation.generated import Grading, generated_answers
 from ntk_jax.evaluation.loss import held_out_losses
+from ntk_jax.evaluation.shots import check_shots
 from ntk_jax.evaluation.tasks import Task, check_metrics, comparison, read_tasks, task_of
 from ntk_jax.models.model import Model, computing_in
 from ntk_jax.models.peft import save_adapter
@@ -125,6 +126,8 @@ def evaluate(
     add_eos: bool = True,
     control_tokens: str = "literal",
     template_options: Mapping[str, Any] | None = None,
+    shots: int = 0,
+    shot_files: Mapping[str, Any] | None = None,
     limit: int | None = None,
     seed: int = 0,
     dtype: str | None = None,
@@ -144,6 +147,10 @@ def evaluate(
         max_length: tokens of a prompt with its response, or one choice; None: as many as the model has positions. Of
             longer ones `overflow` says: `drop`, or `truncate` the start of the prompt.
         template, add_eos, control_tokens, template_options: as in `Span`; the loss includes the EOS.
+        shots: solved examples before each question, drawn by `seed` for each task: with a chat template earlier turns,
+            else text before the prompt. shot_files: {task or pattern: file, or records} that they are drawn from; None:
+            the file beside the task's own with `train` in place of `test`. A record that asks what a question of the
+            task asks is passed over; a question that would be too long gets fewer.
         limit: a sample of each task by `seed`, which also draws the bootstrap's resamples.
         dtype, batch_tokens, mesh: as in `mean_gradient`.
         bootstrap, confidence: resamples, and the level of the intervals.
@@ -155,7 +162,8 @@ def evaluate(
         "predictions": {model: {task: [a dict a question]}}. Where there are losses, "loss" holds "tasks", "average" and
         "paired" in the same way with `by_example` (the mean of the examples' losses) and `by_token` (of all tokens
         alike) in place of the likelihoods, in nats a token, lower is better; "losses" the dict of each example. Where
-        answers were generated, "generated" holds the same of their accuracies, and "answers" each reply.
+        answers were generated, "generated" holds the same of their accuracies, and "answers" each reply. With shots,
+        "shots" says which they are and how many questions had fewer.
 
     Raises:
         UserError: no records, one that is no question where accuracy is asked for (naming file and id), a task of which
@@ -176,7 +184,7 @@ def evaluate(
     if not arms:
         raise UserError("there are no models to evaluate; give at least one")
     rendering = Rendering(template, add_eos, control_tokens, template_options or {})
-    tasks = _tasks(questions, metrics, limit, seed)
+    tasks = _tasks(questions, metrics, {"limit": limit, "seed": seed, "shots": shots, "shot_files": shot_files})
     predictions: dict[str, dict[str, Any]] = {arm: {} for arm in arms}
     losses: dict[str, dict[str, Any]] = {arm: {} for arm in arms}
     answers: dict[str, dict[str, Any]] = {arm: {} for arm in arms}
@@ -190,24 +198,30 @@ def evaluate(
             "mesh": mesh,
         }
         for task in tasks:
+            options |= {"where": task.where, "shots": task.shots.records}
             if "accuracy" in task.metrics:
-                found = evaluate_records(model, task.records, where=task.where, **options)
+                found = evaluate_records(model, task.records, **options)
                 predictions[arm][task.name] = found["predictions"]
             if "loss" in task.metrics:
-                found = held_out_losses(model, task.records, where=task.where, **options)
+                found = held_out_losses(model, task.records, **options)
                 losses[arm][task.name] = found["losses"]
             if "generated" in task.metrics:
-                asked = {name: options[name] for name in ("max_length", "rendering", "mesh")}
-                found = generated_answers(model, task.records, where=task.where, grading=grading or Grading(), **asked)
+                asked = {name: options[name] for name in ("max_length", "rendering", "mesh", "where", "shots")}
+                found = generated_answers(model, task.records, grading=grading or Grading(), **asked)
                 answers[arm][task.name] = found["answers"]
-    results = comparison(predictions, losses, answers, bootstrap=bootstrap, confidence=confidence, seed=seed)
+    results = comparison(
+        predictions, losses, answers, bootstrap=bootstrap, confidence=confidence, seed=seed, tasks=tasks
+    )
     kept = {"losses": losses, "answers": answers}
     return {**results, "predictions": predictions, **{name: kept[name] for name in kept if any(kept[name].values())}}
 
 
-def _tasks(questions: Any, metrics: Sequence[str] | None, limit: int | None, seed: int) -> list[Task]:
+def _tasks(questions: Any, metrics: Sequence[str] | None, options: dict[str, Any]) -> list[Task]:
+    """options: of `read_tasks`."""
     items = [questions] if isinstance(questions, (str, Path, Mapping)) else list(questions)
     if items and all(isinstance(item, Mapping) for item in items):
         check_metrics(metrics)
-        return [task_of("questions", "the questions", list(read_records(items)), metrics, limit=limit, seed=seed)]
-    return read_tasks([str(item) for item in items], metrics, limit=limit, seed=seed)
+        if options["shots"]:
+            check_shots(["questions"], options["shot_files"])
+        return [task_of("questions", "the questions", list(read_records(items)), metrics, **options)]
+    return read_tasks([str(item) for item in items], metrics, **options)

@@ -122,7 +122,7 @@ def write(record: Mapping[str, Any], tokenizer: Any, rendering: Rendering) -> Wr
     else:
         eos = (getattr(tokenizer, "eos_token", None) or "") if rendering.add_eos else ""
         record = _without_end(record, eos)
-        prompt, response, notes = _moved(*map(codec.named, _plain(_said(record, codec, rendering))))
+        prompt, response, notes = _moved(*map(codec.named, plain_texts(_said(record, codec, rendering))))
         response += codec.named(eos)
     if codec.spells_control(_words(record)):
         notes.append(SPELLS_CONTROL)
@@ -143,7 +143,7 @@ def write_choices(
     spelled = [SPELLS_CONTROL] if codec.spells_control([_words(record), record["choices"]]) else []
     choices: list[str] = list(said["choices"])
     if not _in_turns(record, tokenizer, rendering):
-        asked = codec.named(_plain(said)[0])
+        asked = codec.named(plain_texts(said)[0])
         pairs = [_moved(asked, _spaced(asked, codec.named(choice))) for choice in choices]
         return pairs[0][0], [text for _, text, _ in pairs], tuple(pairs[0][2] + spelled)
     before = _messages(said, rendering)[:-1]
@@ -182,7 +182,7 @@ def write_question(
     said = _messages({"messages": clean([*asked, _message("assistant", begun)])}, rendering)
     *before, last = said
     if not uses_chat(tokenizer, rendering):
-        prompt = codec.named(_plain_prompt(before))
+        prompt = codec.named(plain_prompt(before))
         return prompt + _spaced(prompt, codec.named(last["content"])) if begun else prompt.rstrip(), notes
     quiet = {} if "enable_thinking" in rendering.options else {"enable_thinking": False}
     text = _apply(tokenizer, before, rendering, name, add_generation_prompt=True, **quiet)
@@ -192,15 +192,16 @@ def write_question(
 # -- plain -----------------------------------------------------------------------------------------------------------
 
 
-def _plain(said: Mapping[str, Any]) -> tuple[str, str]:
+def plain_texts(said: Mapping[str, Any]) -> tuple[str, str]:
+    """(prompt, response) of a record with a response, without a template; together they are its text."""
     if "messages" not in said:
         prompt, response = said["prompt"], said["response"]
     else:
-        prompt, response = _plain_prompt(said["messages"][:-1]), said["messages"][-1]["content"]
+        prompt, response = plain_prompt(said["messages"][:-1]), said["messages"][-1]["content"]
     return prompt, _spaced(prompt, response)
 
 
-def _plain_prompt(messages: Sequence[Mapping[str, str]]) -> str:
+def plain_prompt(messages: Sequence[Mapping[str, str]]) -> str:
     """One turn needs no names; in a longer talk the names tell who spoke."""
     if sum(message["role"] != "system" for message in messages) <= 1:
         return "\n\n".join(message["content"] for message in messages)

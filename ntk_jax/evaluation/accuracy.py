@@ -23,6 +23,7 @@ from ntk_jax.data.templates import Rendering
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.bootstrap import interval, resampled_means
 from ntk_jax.evaluation.choice import choice_log_likelihoods
+from ntk_jax.evaluation.shots import before_choices
 from ntk_jax.models.model import Model
 
 KINDS = ("raw", "normalized")
@@ -41,18 +42,23 @@ def evaluate_records(
     batch_tokens: int = 8192,
     mesh: Mesh | None = None,
     where: str = "the questions",
+    shots: Sequence[Mapping[str, Any]] = (),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Predictions of one model on questions: {"predictions", "dropped", "tokens", "flops"}.
 
     predictions: a dict a question, in order: id, answer, choices, log_likelihoods [C], lengths [C], raw and normalized
     (predicted index; ties go to the first) and truncated if the prompt lost its start; or id and dropped (why) for a
-    question left out. where: the file, for messages.
+    question left out. where: the file, for messages. shots: solved examples before each question; a prediction then has
+    how many it was made behind, as `shots`.
     Raises `UserError` naming `where` and id for a record that is not a multiple-choice question.
     """
+    asked, counts = list(records), [0] * len(records)
+    if shots and model.tokenizer is not None:
+        asked, counts = before_choices(asked, shots, model.tokenizer, max_length=max_length, rendering=rendering)
     scores = choice_log_likelihoods(
         model,
-        records,
+        asked,
         max_length=max_length,
         rendering=rendering,
         overflow=overflow,
@@ -68,8 +74,10 @@ def evaluate_records(
             else predict(record, values, lengths)
             | ({"truncated": True} if truncated else {})
             | ({"notes": list(notes)} if notes else {})
-            for record, values, lengths, reason, truncated, notes in zip(
+            | ({"shots": count} if shots else {})
+            for record, count, values, lengths, reason, truncated, notes in zip(
                 records,
+                counts,
                 scores.log_likelihoods,
                 scores.lengths,
                 scores.reasons,

@@ -20,9 +20,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ntk_jax.data.records import response_text
-from ntk_jax.data.templates import Rendering
+from ntk_jax.data.templates import Rendering, uses_chat
+from ntk_jax.data.tokens import encode_question
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.bootstrap import interval, resampled_means
+from ntk_jax.evaluation.shots import BETWEEN, fitted
 from ntk_jax.llm.request import Request
 from ntk_jax.llm.sampler import ModelClient
 from ntk_jax.models.model import Model
@@ -73,13 +75,15 @@ def generated_answers(
     rendering: Rendering = Rendering(),  # noqa: B008
     mesh: Mesh | None = None,
     where: str = "the questions",
+    shots: Sequence[Mapping[str, Any]] = (),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Replies of one model to checked records: {"answers", "dropped", "tokens"}.
 
     answers: a dict a record, in order: id, reply, found (the answer in it, or None), expected, correct, finish; or id
     and dropped (why). max_length: tokens of a prompt with its reply. tokens: read and written by the model. where: the
-    file, for messages. Raises UserError: no records, a record that the rule cannot be used for.
+    file, for messages. shots: solved examples before each question; an answer then has how many, as `shots`. Raises
+    UserError: no records, a record or shot that the rule cannot be used for.
     """
     if not records:
         raise UserError(f"{where}: there are no questions; give a file that has some")
@@ -88,10 +92,10 @@ def generated_answers(
     client = ModelClient(
         model, rendering=rendering, slots=grading.slots, context=min(max_length or most, most), mesh=mesh
     )
-    requests = [
-        Request(question(record, rule), grading.max_tokens, temperature=0.0, stop=grading.stop)
-        for record, rule in zip(records, rules, strict=True)
-    ]
+    asked, counts, stop = before_replies(
+        records, shots, model.tokenizer, grading=grading, context=client.context, rendering=rendering, where=where
+    )
+    requests = [Request(messages, grading.max_tokens, temperature=0.0, stop=stop) for messages in asked]
     tell = None if progress is None else lambda done, total, _: progress(done, total)
     replies = dict(client.ask(requests, tell))
     answers: list[Answer] = []
@@ -103,12 +107,62 @@ def generated_answers(
         found, expected = read_answer(reply.text, record, rule, grading.pattern), expected_answer(record, rule, grading)
         correct = found is not None and found == expected
         answers.append({"id": record["id"], "reply": reply.text, "found": found, "expected": expected})
-        answers[-1] |= {"correct": correct, "finish": reply.finish}
+        answers[-1] |= {"correct": correct, "finish": reply.finish} | ({"shots": counts[number]} if shots else {})
     return {
         "answers": answers,
         "dropped": dict(Counter(answer["dropped"] for answer in answers if "dropped" in answer)),
         "tokens": sum(reply.prompt_tokens + reply.completion_tokens for reply in replies.values()),
     }
+
+
+def before_replies(
+    records: Sequence[Mapping[str, Any]],
+    shots: Sequence[Mapping[str, Any]],
+    tokenizer: Any,
+    *,
+    grading: Grading,
+    context: int,
+    rendering: Rendering,
+    where: str = "the questions",
+) -> tuple[list[tuple[Mapping[str, str], ...]], list[int], tuple[str, ...]]:
+    """(the talk that is answered for each record, behind as many shots as leave room for a whole reply, how many those
+    are, the texts that end a reply).
+
+    A shot's answer is its response, or its letter. Without a chat template a model goes on with another example when it
+    has answered, so the empty line between two examples ends a reply, unless an answer of the shots has one.
+    """
+
+    def solved(record: Mapping[str, Any], place: str) -> dict[str, Any]:
+        rule = rule_of(record, grading.rule, place)
+        answer = expected_answer(record, rule, grading) if rule == "letter" else response_text(record)
+        messages = [*question(record, rule), {"role": "assistant", "content": answer}]
+        return {"id": record["id"], "messages": messages}
+
+    def has_room(messages: Sequence[Mapping[str, str]], name: str) -> bool:
+        try:
+            ids, _ = encode_question(messages, tokenizer, rendering, name)
+        except UserError:  # the template refuses so many turns; where it refuses the question alone, that is no reply
+            return False
+        return len(ids) + grading.max_tokens <= context
+
+    def fits(tried: list[dict[str, Any]]) -> list[bool]:
+        return [has_room(record["messages"][:-1], record["id"]) for record in tried]
+
+    asked, before = [solved(record, where) for record in records], [solved(shot, "the shots") for shot in shots]
+    if not shots:
+        return [tuple(record["messages"][:-1]) for record in asked], [0] * len(asked), grading.stop
+    chat = uses_chat(tokenizer, rendering)
+    found, counts = fitted(asked, before, lambda tried: fits([_as_talk(record) for record in tried]), chat=chat)
+    short = not chat and not any(BETWEEN in shot["messages"][-1]["content"] for shot in before)
+    stop = (*grading.stop, BETWEEN) if short and BETWEEN not in grading.stop else grading.stop
+    return [tuple(_as_talk(record)["messages"][:-1]) for record in found], counts, stop
+
+
+def _as_talk(record: dict[str, Any]) -> dict[str, Any]:
+    if "messages" in record:
+        return record
+    turns = [{"role": "user", "content": record["prompt"]}, {"role": "assistant", "content": record["response"]}]
+    return {"id": record["id"], "messages": turns}
 
 
 def rule_of(record: Mapping[str, Any], rule: str, where: str) -> str:

@@ -24,6 +24,7 @@ from ntk_jax.data.tokens import Dropped, encode_many
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.bootstrap import interval, resampled_means
 from ntk_jax.evaluation.packed import log_prob_sums, row_length_of, rows_per_batch
+from ntk_jax.evaluation.shots import before_responses
 from ntk_jax.models.model import Model
 from ntk_jax.training.flops import forward_flops
 
@@ -43,11 +44,13 @@ def held_out_losses(
     batch_tokens: int = 8192,
     mesh: Mesh | None = None,
     where: str = "the examples",
+    shots: Sequence[Mapping[str, Any]] = (),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Losses of one model on checked records: {"losses", "dropped", "tokens", "flops"}.
 
-    max_length, rendering, overflow: as `data.tokens.encode_many`. where: the file, for messages.
+    max_length, rendering, overflow: as `data.tokens.encode_many`. where: the file, for messages. shots: solved examples
+    before each; a line then has how many, as `shots`.
     losses: a dict an example, in order: id, loss (nats a token), tokens (of the response), truncated if it was cut and
     notes if something became of its words; or id and dropped (why) for an example left out. tokens: read by the model.
     Raises `UserError`: no records, a model without a tokenizer, a loss that is not finite (naming the example).
@@ -56,8 +59,11 @@ def held_out_losses(
         raise UserError(f"{where}: there are no examples; give a file that has some")
     if model.tokenizer is None:
         raise UserError(f"{model.name} was loaded without a tokenizer; evaluation of text needs one")
+    asked, counts = [dict(record) for record in records], [0] * len(records)
+    if shots:
+        asked, counts = before_responses(asked, shots, model.tokenizer, max_length=max_length, rendering=rendering)
     encoded = encode_many(
-        [dict(record) for record in records],
+        asked,
         model.tokenizer,
         max_length=max_length,
         overflow=overflow,
@@ -66,7 +72,7 @@ def held_out_losses(
     rows = [row for row in encoded if isinstance(row, TokenRow)]
     values = iter(_mean_losses(model, rows, batch_tokens, mesh, progress))
     losses: list[Loss] = []
-    for record, row in zip(records, encoded, strict=True):
+    for record, count, row in zip(records, counts, encoded, strict=True):
         if isinstance(row, Dropped):
             losses.append({"id": record["id"], "dropped": row.reason})
             continue
@@ -77,6 +83,7 @@ def held_out_losses(
                 "checks them) or compute in float32"
             )
         cut = ({"truncated": True} if row.truncated else {}) | ({"notes": list(row.notes)} if row.notes else {})
+        cut |= {"shots": count} if shots else {}
         losses.append({"id": record["id"], "loss": float(value), "tokens": _labels(row), **cut})
     tokens, adapter = sum(len(row.ids) for row in rows), sum(leaf.size for leaf in jax.tree.leaves(model.lora))
     return {

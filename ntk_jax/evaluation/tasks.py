@@ -15,6 +15,7 @@ from ntk_jax.evaluation.accuracy import compare, task_files
 from ntk_jax.evaluation.choice import check_question
 from ntk_jax.evaluation.generated import compare_generated
 from ntk_jax.evaluation.loss import compare_losses
+from ntk_jax.evaluation.shots import Shots, check_shots, shot_facts, shots_of
 
 METRICS = ("accuracy", "loss", "generated")
 
@@ -22,12 +23,13 @@ METRICS = ("accuracy", "loss", "generated")
 @dataclass(frozen=True)
 class Task:
     """name: of its results. where: the file, for messages. records: all, or the sample that is used. metrics: some of
-    `METRICS`, in that order."""
+    `METRICS`, in that order. shots: the solved examples before each of its records."""
 
     name: str
     where: str
     records: list[dict[str, Any]]
     metrics: tuple[str, ...]
+    shots: Shots = Shots()
 
 
 def read_tasks(
@@ -37,17 +39,21 @@ def read_tasks(
     limit: int | None = None,
     seed: int = 0,
     reading: Reading = AUTO,
+    shots: int = 0,
+    shot_files: Mapping[str, Any] | None = None,
 ) -> list[Task]:
     """The tasks of files or globs, each file one. metrics: see `metrics_of`. limit: a seeded sample of each file.
-    reading: what the files are.
+    reading: what the files are. shots, shot_files: as `shots.shots_of`.
 
-    Raises UserError: as `task_files` and `read`, and naming file and record as `metrics_of`.
+    Raises UserError: as `task_files`, `read` and `shots_of`, and naming file and record as `metrics_of`.
     """
     check_metrics(metrics)
-    return [
-        task_of(name, file, list(read(file, reading)), metrics, limit=limit, seed=seed)
-        for name, file in task_files(files).items()
-    ]
+    found = task_files(files)
+    if shots:
+        check_shots(list(found), shot_files)
+    options: dict[str, Any] = {"limit": limit, "seed": seed, "reading": reading}
+    options |= {"shots": shots, "shot_files": shot_files}
+    return [task_of(name, file, list(read(file, reading)), metrics, **options) for name, file in found.items()]
 
 
 def task_of(
@@ -58,11 +64,15 @@ def task_of(
     *,
     limit: int | None = None,
     seed: int = 0,
+    reading: Reading = AUTO,
+    shots: int = 0,
+    shot_files: Mapping[str, Any] | None = None,
 ) -> Task:
-    """A task of checked records in memory. Raises UserError as `metrics_of`."""
+    """A task of checked records in memory. Raises UserError as `metrics_of` and `shots_of`."""
     found = metrics_of(records, where, metrics)
+    before = shots_of(name, where, records, shots, shot_files, seed=seed, reading=reading)
     chosen = sample_indices(len(records), limit, seed)
-    return Task(name, where, records if chosen is None else [records[i] for i in chosen], found)
+    return Task(name, where, records if chosen is None else [records[i] for i in chosen], found, before)
 
 
 def check_metrics(metrics: Sequence[str] | None) -> None:
@@ -110,12 +120,13 @@ def comparison(
     bootstrap: int,
     confidence: float,
     seed: int,
+    tasks: Sequence[Task] = (),
 ) -> dict[str, Any]:
     """The body of results.json: what `compare` gives of the tasks with accuracies (no tasks, no averages and no pairs
     where there are none), and under `loss` what `compare_losses` gives, and under `generated` what `compare_generated`
-    does, where there are some.
+    does, where there are some; and under `shots` what `shot_facts` gives, where there are some.
 
-    predictions, losses, generated: {arm: {task: lines}}. Raises UserError as these.
+    predictions, losses, generated: {arm: {task: lines}}. tasks: for their shots. Raises UserError as these.
     """
     found: dict[str, Any] = {"tasks": [], "average": {}, "paired": [], "confidence": confidence, "bootstrap": bootstrap}
     if any(predictions.values()):
@@ -124,4 +135,7 @@ def comparison(
         found["loss"] = compare_losses(losses, bootstrap=bootstrap, confidence=confidence, seed=seed)
     if any(generated.values()):
         found["generated"] = compare_generated(generated, bootstrap=bootstrap, confidence=confidence, seed=seed)
+    if any(task.shots.records for task in tasks):
+        lines = dict(zip(METRICS, (predictions, losses, generated), strict=True))
+        found["shots"] = shot_facts({task.name: task.shots for task in tasks}, lines)
     return found

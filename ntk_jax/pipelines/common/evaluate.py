@@ -60,14 +60,23 @@ def check_files(config: Any, job: Job) -> None:
     files = tuple(task_files(section.files).values()) if section.files else ()
     say_formats(job.progress, "evaluate.files", files, reading_of(config, "evaluate"))
     for task in tasks_of(config):
-        for record in task.records if "generated" in task.metrics else ():
-            rule_of(record, section.answer_rule, task.where)
+        if "generated" in task.metrics:
+            for record in task.records:
+                rule_of(record, section.answer_rule, task.where)
+            for record in task.shots.records:
+                rule_of(record, section.answer_rule, task.shots.file)
 
 
 def tasks_of(config: Any) -> list[Task]:
     """The tasks of evaluate.files. Raises UserError as `check_files`."""
     section, reading = config.evaluate, reading_of(config, "evaluate")
-    return read_tasks(section.files, section.metrics, limit=section.limit, seed=config.seed, reading=reading)
+    options: dict[str, Any] = {"limit": section.limit, "seed": config.seed, "reading": reading}
+    options |= {"shots": section.shots, "shot_files": section.shot_files}
+    try:
+        return read_tasks(section.files, section.metrics, **options)
+    except UserError as error:
+        prefix = "evaluate." if str(error).startswith("shot") else ""
+        raise UserError(f"{prefix}{error}") from None
 
 
 def grading_of(config: Any) -> Grading:
@@ -105,6 +114,7 @@ def evaluate_arms(asked: Evaluation, folder: Path, facts: Sequence[Mapping[str, 
         bootstrap=section.bootstrap,
         confidence=section.confidence,
         seed=config.seed,
+        tasks=tasks,
     )
     results["arms"] = list(facts)
     write_json(folder / "results.json", results)
@@ -141,6 +151,7 @@ def _measure(
             "batch_tokens": asked.batch_tokens,
             "mesh": asked.model.mesh,
             "where": task.where,
+            "shots": task.shots.records,
             "progress": clock.ticking(asked.job.progress(f"evaluate {arm}", None, unit)),
         }
         if metric == "accuracy":

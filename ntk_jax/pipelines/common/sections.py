@@ -145,6 +145,12 @@ class EvaluateSection:
     answer_pattern: str | None = setting(None, "of answer_rule regex: its first group, or all of it, is the answer")
     answer_tokens: Count = setting(256, "tokens of a generated answer at most")
     answer_stop: tuple[str, ...] = setting((), "texts that end a generated answer")
+    shots: Natural = setting(0, "solved examples before each question, the same for all questions of a task")
+    shot_files: Mapping[str, Any] | None = setting(
+        None,
+        "where these come from: {task or pattern: file}; a task that none fits has the file beside its own with train "
+        "in place of test in its name; a record that asks what a question of the task asks is passed over",
+    )
     limit: Count | None = setting(None, "a seeded sample of so many records of each file; null: all")
     arms: tuple[str, ...] | None = setting(
         None,
@@ -152,6 +158,12 @@ class EvaluateSection:
     )
     bootstrap: Count = setting(1000, "resamples of the records")
     confidence: Annotated[float, Range(0, 1, open=True)] = setting(0.95, "level of the intervals")
+
+
+def evaluation_reads(config: Any) -> tuple[str, ...]:
+    """The keys that decide what an evaluation finds of an arm."""
+    shots = ("evaluate.shots", "evaluate.shot_files") if config.evaluate.shots else ()
+    return ("evaluate.files", "evaluate.limit", *shots)
 
 
 @dataclass(frozen=True)

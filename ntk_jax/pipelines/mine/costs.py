@@ -165,8 +165,12 @@ def evaluate(load: Load) -> Cost:
     assert model is not None
     arms = 1 + len(load.config.pretrain.arms)
     records = sum(min(count_records(file), section.limit or 2**62) for file in section.files)
-    tokens = float(arms * records * QUESTION)
-    load.grounds.assume("tokens of an evaluation record", QUESTION, f"{QUESTION}", "this command's own rule")
+    each = min(QUESTION * (1 + section.shots), load.config.model.max_length)
+    tokens = float(arms * records * each)
+    rule = "this command's own rule" + (
+        ", each of evaluate.shots as many, to model.max_length" if section.shots else ""
+    )
+    load.grounds.assume("tokens of an evaluation record", each, f"{each}", rule)
     flops = forward_flops(model.config, round(tokens), round(tokens / 10))
     return Cost((Work(arms * records, tokens, flops, flops),), Disk(200.0 * arms * records))
 

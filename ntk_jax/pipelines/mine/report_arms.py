@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ntk_jax.pipelines.common.shots import shot_lines
 from ntk_jax.pipelines.mine.figures import color_of, perplexity_curves
 from ntk_jax.pipelines.mine.report_layout import Shown
 from ntk_jax.report.amounts import NOTHING, count, duration, finite, general, metric, nats, percent
@@ -194,7 +195,7 @@ def evaluation(run: RunDirectory) -> Shown:
     if answers := records(mapping(found.get("generated")).get("tasks")):
         tables.append(_answers(answers, titles))
     missing = () if tables else (run.missing("evaluate", "accuracy, loss or generated answers"),)
-    return Shown(missing=missing, tables=tables)
+    return Shown(missing=missing, leads=shot_lines(found), tables=tables)
 
 
 def _answers(tasks: list[dict[str, Any]], titles: dict[str, str]) -> Table:

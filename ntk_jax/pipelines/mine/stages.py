@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import Any
 
 from ntk_jax.engine.stage import Address, Pipeline, Stage
+from ntk_jax.pipelines.common.sections import evaluation_reads
 from ntk_jax.pipelines.mine import config as settings
 
 _HERE = "ntk_jax.pipelines.mine"
@@ -179,7 +180,7 @@ PIPELINE = Pipeline(
             "with bootstrap intervals. Writes evaluate/.",
             function=Address(f"{_HERE}.evaluate:evaluate"),
             after=lambda config: ("pretrain",),
-            reads=("evaluate.files", "evaluate.limit"),
+            reads=evaluation_reads,
             inputs=("evaluate",),
             shows=("evaluate.arms", "evaluate.metrics", "evaluate.bootstrap", "evaluate.confidence"),
             check=Address(f"{_HERE}.evaluate:check"),

@@ -19,7 +19,7 @@ from ntk_jax.mining.seeds.own import seed_files
 from ntk_jax.models.embedder import Embedder, load_embedder
 from ntk_jax.models.hub import resolve
 from ntk_jax.models.model import load_model
-from ntk_jax.pipelines.common.inputs import model_hashes
+from ntk_jax.pipelines.common.inputs import evaluation_files, model_hashes
 from ntk_jax.pipelines.common.llm import LLMSection, account, check_llm, open_client
 from ntk_jax.pipelines.common.model import RunModel, mesh_of, run_model
 from ntk_jax.pipelines.common.reading import reading_of
@@ -129,7 +129,7 @@ def input_hashes(config: MineConfig) -> dict[str, Any]:
         "decontaminate": lambda: source_hashes(config.corpus.decontaminate),
         "llm": lambda: _llm_hashes(config),
         "pretrain": lambda: source_hashes(config.pretrain.files),
-        "evaluate": lambda: source_hashes(config.evaluate.files, reading_of(config, "evaluate")),
+        "evaluate": lambda: source_hashes(evaluation_files(config), reading_of(config, "evaluate")),
     }
 
 

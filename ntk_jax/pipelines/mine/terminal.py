@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ntk_jax.pipelines.common.shots import shot_lines
 from ntk_jax.report.text import align, plain
 from ntk_jax.storage.atomic import read_json
 
@@ -79,6 +80,18 @@ def _pretrain(found: dict[str, Any], folder: Path) -> list[str]:
     return ["Continual pre-training:", *align(rows, rules_before={1})]
 
 
+def _evaluate(found: dict[str, Any], folder: Path) -> list[str]:
+    rows = [["task", "measure", *(str(arm["title"]) for arm in found["arms"])]]
+    parts = [(found, "accuracy", "normalized"), (found.get("loss", {}), "loss", "by_example")]
+    for part, measure, kind in [*parts, (found.get("generated", {}), "accuracy", None)]:
+        for task in part.get("tasks", []):
+            cells = [task["results"][arm["name"]] for arm in found["arms"]]
+            shown = [cell if kind is None else cell[kind] for cell in cells]
+            what = "generated answers" if kind is None else measure
+            rows.append([task["name"], what, *(_interval(each | {"value": each[measure]}, 3) for each in shown)])
+    return ["Evaluation:", *align(rows, rules_before={1}), *shot_lines(found)]
+
+
 def _interval(found: dict[str, Any] | None, digits: int = 2) -> str:
     if not found:
         return ""
@@ -97,4 +110,5 @@ _PARTS = {
     "classify": _classify,
     "audit": _audit,
     "pretrain": _pretrain,
+    "evaluate": _evaluate,
 }

@@ -22,6 +22,7 @@ from ntk_jax.engine.costs import Grounds
 from ntk_jax.engine.progress import Progress
 from ntk_jax.engine.stage import Job
 from ntk_jax.errors import UserError
+from ntk_jax.evaluation.shots import before_choices, before_responses
 from ntk_jax.evaluation.tasks import METRICS, Task
 from ntk_jax.pipelines.common.evaluate import tasks_of
 from ntk_jax.pipelines.common.examples import rendering_of
@@ -178,6 +179,9 @@ def evaluated(run: SelectRun, grounds: Grounds) -> tuple[Questions, Questions, Q
         found = {name: _assumed_questions(run, grounds, files, count, name) for name in METRICS if name in asked}
         return found.get("accuracy", NONE), found.get("loss", NONE), found.get("generated", NONE)
     tasks = tasks_of(run.config)
+    if config.shots:
+        names = ", ".join(task.shots.file for task in tasks)
+        grounds.known("shots", config.shots, f"{config.shots:,} before each question", f"evaluate.shots, of {names}")
     asked_for = {metric: [task for task in tasks if metric in task.metrics] for metric in METRICS}
     choosing, held_out, generated = (_counted(run, grounds, asked_for[metric], metric) for metric in METRICS)
     return choosing, held_out, generated
@@ -192,14 +196,16 @@ def _counted(run: SelectRun, grounds: Grounds, tasks: Sequence[Task], metric: st
         "loss": ("held-out examples", "held-out example"),
         "generated": ("generated answers", "generated answer"),
     }[metric]
-    records = [record for task in tasks for record in task.records]
+    pairs = [(task, record) for task in tasks for record in task.records]
+    records = [record for _, record in pairs]
     where = f"{len(records):,} in {len(tasks)} file(s)"
     grounds.known(names[0], len(records), where, "counted in evaluate.files")
     tokenizer, model = run.model.base.tokenizer, run.config.model
     if tokenizer is None:
         return _assumed_questions(run, grounds, len(tasks), len(records), metric)
     few = sample_indices(len(records), run.config.estimate.sample, run.config.seed)
-    sample = records if few is None else [records[i] for i in few]
+    pairs = pairs if few is None else [pairs[i] for i in few]
+    sample = _behind_shots(run, pairs, metric)
     options: dict[str, Any] = {
         "max_length": model.max_length, "overflow": model.overflow, "rendering": rendering_of(model)
     }  # fmt: skip
@@ -221,6 +227,21 @@ def _counted(run: SelectRun, grounds: Grounds, tasks: Sequence[Task], metric: st
     grounds.known(f"tokens a {names[1]}", float(tokens.mean()), _spread(tokens), text)
     count = len(records) * len(sizes) / len(sample)
     return Questions(len(tasks), count, float(tokens.mean()), float(labels.mean()), size, int(tokens.max()))
+
+
+def _behind_shots(run: SelectRun, pairs: Sequence[tuple[Task, Record]], metric: str) -> list[Record]:
+    """Records of tasks behind the solved examples that stand before them, as they are evaluated."""
+    config, tokenizer, found = run.config, run.model.base.tokenizer, []
+    fits: dict[str, Any] = {"max_length": config.model.max_length, "rendering": rendering_of(config.model)}
+    for task, record in pairs:
+        if not task.shots.records:
+            found.append(record)
+        else:
+            if metric == "generated":  # which needs room for a whole reply
+                fits["max_length"] = max(2, config.model.max_length - config.evaluate.answer_tokens)
+            place = before_choices if metric == "accuracy" else before_responses
+            found += place([record], task.shots.records, tokenizer, **fits)[0]
+    return found
 
 
 def _sampled(run: SelectRun, grounds: Grounds, name: str, records: list[Record], limit: int) -> Volume:
@@ -313,7 +334,7 @@ def _without_tokenizer(run: SelectRun, grounds: Grounds, name: str, count: int) 
 
 
 def _assumed_questions(run: SelectRun, grounds: Grounds, files: int, count: int, metric: str) -> Questions:
-    section = run.config.estimate
+    section, shots = run.config.estimate, run.config.evaluate.shots
     tokens = section.tokens_per_question or section.tokens_per_example
     if tokens is None:
         raise UserError(
@@ -321,18 +342,23 @@ def _assumed_questions(run: SelectRun, grounds: Grounds, files: int, count: int,
             "number of tokens as estimate.tokens_per_question"
         )
     key = "tokens_per_question" if section.tokens_per_question else "tokens_per_example"
-    longest = min(run.config.model.max_length, round(2 * tokens))
+    most_tokens = run.config.model.max_length
+    longest, before = min(most_tokens, round((2 + shots) * tokens)), shots * tokens
+    if shots:
+        grounds.assume("tokens of shots", before, f"{before:g} before a question", f"evaluate.shots, estimate.{key}")
     if metric == "generated":
         most = run.config.evaluate.answer_tokens
-        total = (1 - section.response_share) * tokens + most
+        total = min((1 - section.response_share) * tokens + before + most, float(most_tokens))
         grounds.assume("tokens a generated answer", total, f"{total:g}", f"estimate.{key}, evaluate.answer_tokens")
-        return Questions(files, count, total, most, 0.0, min(run.config.model.max_length, longest + most))
+        return Questions(files, count, total, most, 0.0, min(most_tokens, longest + most))
     if metric == "loss":
         labels = section.response_share * tokens
+        tokens = min(tokens + before, float(most_tokens))
         text = f"{tokens:g}, {labels:g} of them in responses"
         grounds.assume("tokens a held-out example", tokens, text, f"estimate.{key}, response_share")
         return Questions(files, count, tokens, labels, 0.0, longest)
     labels = min(section.choice_tokens, tokens)
+    tokens = min(tokens + before, float(most_tokens))
     grounds.assume(
         "tokens a question", tokens, f"{tokens:g}, {labels:g} of them in choices", f"estimate.{key}, choice_tokens"
     )

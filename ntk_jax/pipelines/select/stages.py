@@ -19,6 +19,7 @@ from __future__ import annotations
 from typing import Any
 
 from ntk_jax.engine.stage import Address, Pipeline, Stage
+from ntk_jax.pipelines.common.sections import evaluation_reads
 from ntk_jax.pipelines.select import config as settings
 
 _HERE = "ntk_jax.pipelines.select"
@@ -227,7 +228,7 @@ PIPELINE = Pipeline(
             "bootstrap intervals, and prints the tables. Writes evaluate/.",
             function=Address(f"{_HERE}.evaluate:evaluate"),
             after=lambda config: ("finetune",),
-            reads=("evaluate.files", "evaluate.limit", "score.batch_tokens"),
+            reads=lambda config: (*evaluation_reads(config), "score.batch_tokens"),
             inputs=("evaluate",),
             shows=("evaluate.arms", "evaluate.metrics", "evaluate.bootstrap", "evaluate.confidence"),
             check=Address(f"{_HERE}.evaluate:check"),

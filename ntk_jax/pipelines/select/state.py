@@ -16,7 +16,7 @@ from ntk_jax.kernels.objectives import Objective
 from ntk_jax.kernels.parameters import late_share, split_parameters
 from ntk_jax.kernels.projections import Projection
 from ntk_jax.models.model import Model
-from ntk_jax.pipelines.common.inputs import model_hashes
+from ntk_jax.pipelines.common.inputs import evaluation_files, model_hashes
 from ntk_jax.pipelines.common.pool_run import PoolRun, pool_run
 from ntk_jax.pipelines.common.reading import reading_of
 from ntk_jax.pipelines.select.config import SelectConfig
@@ -72,7 +72,7 @@ def input_hashes(config: SelectConfig) -> dict[str, Any]:
         "direction": lambda: _direction_hash(config.score.direction),
         "domain": lambda: source_hashes(config.data.domain, reading_of(config, "data")),
         "pool": lambda: source_hashes(config.data.pool, reading_of(config, "data")),
-        "evaluate": lambda: source_hashes(config.evaluate.files, reading_of(config, "evaluate")),
+        "evaluate": lambda: source_hashes(evaluation_files(config), reading_of(config, "evaluate")),
         "arms": lambda: _arm_hashes(config),
     }
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ntk_jax.pipelines.common.shots import shot_lines
 from ntk_jax.pipelines.select.report.cost import stage_costs, total_time
 from ntk_jax.pipelines.select.report.findings import (
     Collapse,
@@ -52,6 +53,8 @@ def terminal(folder: str | Path) -> str:
         parts.append(losses_table(run))
     if run.generated:
         parts.append(generated_answers_table(run))
+    if shots := shot_lines(run.results):
+        parts.append("\n".join(line for text in shots for line in textwrap.wrap(text, WIDTH)))
     noticed = warnings(run)
     if noticed:
         parts.append(_wrapped("Read this first", [line for w in noticed for line in _notice(w)]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ntk_jax.pipelines.common.shots import shot_lines
 from ntk_jax.pipelines.select.report.findings import (
     Collapse,
     accuracy_differences,
@@ -37,6 +38,7 @@ def evaluation(run: SelectRun) -> Section:
         "evaluation",
         "Evaluation",
         missing=missing,
+        shots=shot_lines(run.results),
         overview=[figure for figure in overview if figure is not None],
         accuracies=_accuracy_table(run, broken) if not missing and run.tasks else None,
         paired=_paired_table(run, broken),
