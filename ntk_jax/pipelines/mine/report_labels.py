@@ -138,8 +138,8 @@ def classifier(run: RunDirectory) -> Shown:
     domains = {name: mapping(item) for name, item in mapping(found.get("domains")).items()}
     leads = [
         f"The classifier ({found.get('kind')}) learned from {count(found.get('train'))} labelled chunks and was "
-        f"measured on {count(found.get('held_out'))} others. They are labelled in the same way, so this measures how well "
-        "it repeats the labels; the audit asks whether the labels are right."
+        f"measured on {count(found.get('held_out'))} others. They are labelled in the same way, so this measures how "
+        "well it repeats the labels; the audit asks whether the labels are right."
     ]
     curves = [_curve(name, item) for name, item in domains.items() if item.get("curve")]
     figures = []
