@@ -81,7 +81,7 @@ def label(
     messages and counts. per_seed: chunks that one seed may bring to one domain, at most K. negatives: as many for each
     positive of a domain, of which at least `hard_share` from the band between the quantiles `middle` of the domain's
     scores, where there are as many. usable: [N] bool, the chunks that may be taken (None: all). most:
-    positives of a domain at most (None: all), for which vectors(chunks [n] ascending) must give their unit vectors [n, D].
+    positives of a domain at most (None: all), for which vectors(chunks [n] ascending) must give unit vectors [n, D].
     Raises UserError: a threshold that keeps nothing or everything, or a value outside its range.
     """
     count, domains = best.shape
@@ -107,8 +107,7 @@ def label(
         counts[name]["nearer to another domain"] = int((~near).sum())
         counts[name]["beyond the cap of a seed"] = capped
     # A positive of one domain belongs to a second one whose score is as good within the margin, seed's cap or not.
-    chosen = (labels == 1.0).any(axis=1)
-    labels[chosen[:, None] & above & (highest[:, None] - best <= margin) & np.isnan(labels)] = 1.0
+    labels[(labels == 1.0).any(axis=1, keepdims=True) & above & (highest[:, None] - best <= margin)] = 1.0
     if most is not None and vectors is not None:
         _scatter(labels, names, counts, most, vectors, seed)
     chosen = (labels == 1.0).any(axis=1)
