@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ntk_jax.errors import UserError
 from ntk_jax.mining.labels import HARD, OTHER, POSITIVE, RANDOM, background, label, labels_of
+from ntk_jax.mining.spread import spread
 
 
 def searched(rng: np.random.Generator, chunks: int, seeds: int, domains: int, width: int = 6, top: int = 10):
@@ -143,3 +144,36 @@ def test_background_is_a_draw_from_the_rest():
     chunks, labels = background(20, 2, np.arange(15), 4, seed=1)
     assert len(chunks) == 4 and (chunks >= 15).all() and (np.diff(chunks) > 0).all() and not labels.any()
     assert background(20, 2, np.arange(15), 99)[0].tolist() == [15, 16, 17, 18, 19]
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 10**6), most=st.integers(1, 12), margin=st.sampled_from([0.05, 3.0]))
+def test_no_domain_has_more_positives_than_are_asked_for(seed, most, margin):
+    rng = np.random.default_rng(seed)
+    found, _ = searched(rng, chunks=80, seeds=7, domains=3)
+    limits = np.quantile(found["best"], 0.7, axis=0).astype(np.float32)
+    vectors = rng.standard_normal((80, 4)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    options = {"thresholds": limits, "margin": margin, "per_seed": 10, "negatives": 1.0, "seed": seed}
+    free = label(**found, **options)
+    got = label(**found, **options, most=most, vectors=lambda chunks: vectors[chunks])
+    for place in range(3):
+        before, after = (one.chunks[one.labels[:, place] == 1] for one in (free, got))
+        assert len(after) == min(most, len(before)) and set(after) <= set(before)
+        negative = got.chunks[got.labels[:, place] == 0]
+        assert not set(negative) & set(before), "what is passed over is no negative"
+        assert got.counts[f"domain {place}"]["passed over for ones farther apart"] == len(before) - len(after)
+        if len(before) > most:
+            assert sorted(before[spread(vectors[before], most, seed)]) == sorted(after)
+
+
+def test_a_spread_sample_takes_one_of_each_heap():
+    rng = np.random.default_rng(0)
+    heaps = np.repeat(np.eye(5), [50, 20, 5, 2, 1], axis=0) + 0.01 * rng.standard_normal((78, 5))
+    heaps /= np.linalg.norm(heaps, axis=1, keepdims=True)
+    found = spread(heaps, 5, seed=3)
+    assert sorted(heaps[found].argmax(axis=1).tolist()) == [0, 1, 2, 3, 4]
+    everything = spread(heaps, 78)
+    assert sorted(everything.tolist()) == list(range(78))
+    with pytest.raises(UserError, match="count = 79"):
+        spread(heaps, 79)

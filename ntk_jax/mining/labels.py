@@ -7,6 +7,8 @@ the paper does not say, and what makes the set useful:
 - a chunk that another domain fits better by more than `margin` is no positive; within the margin it is one of both;
 - a chunk above a domain's threshold that is no positive for one of these reasons is left out for that domain: it is no
   negative either;
+- of more than `most` positives of a domain, those that lie far apart are taken (spread.py), and the others left out
+  likewise;
 - negatives are, in this order, positives of other domains, hard ones from the middle band of the domain's scores, and
   random ones from everything below the threshold.
 
@@ -16,12 +18,13 @@ Everything is decided by the arguments and the seed. Source: scores of the searc
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ntk_jax.errors import UserError
+from ntk_jax.mining.spread import spread
 from ntk_jax.mining.thresholds import check_threshold
 
 POSITIVE, HARD, RANDOM, OTHER = "positive", "hard negative", "random negative", "positive of another domain"
@@ -66,6 +69,8 @@ def label(
     hard_share: float = 0.5,
     middle: tuple[float, float] = (0.5, 0.9),
     usable: np.ndarray | None = None,
+    most: int | None = None,
+    vectors: Callable[[np.ndarray], np.ndarray] | None = None,
     seed: int = 0,
 ) -> Labelled:
     """The labelled set of a search.
@@ -75,12 +80,14 @@ def label(
     [S, M] bool. thresholds: [M] cosines, at or above which a chunk may be a positive. names: of the domains, for
     messages and counts. per_seed: chunks that one seed may bring to one domain, at most K. negatives: as many for each
     positive of a domain, of which at least `hard_share` from the band between the quantiles `middle` of the domain's
-    scores, where there are as many. usable: [N] bool, the chunks that may be taken (None: all).
+    scores, where there are as many. usable: [N] bool, the chunks that may be taken (None: all). most:
+    positives of a domain at most (None: all), for which vectors(chunks [n] ascending) must give unit vectors [n, D].
     Raises UserError: a threshold that keeps nothing or everything, or a value outside its range.
     """
     count, domains = best.shape
     names = [f"domain {place}" for place in range(domains)] if names is None else list(names)
     _check(names, domains, per_seed, margin, negatives, hard_share, middle)
+    _check_most(most, vectors is not None)
     limits = np.asarray(thresholds, np.float32)
     free = np.ones(count, bool) if usable is None else np.asarray(usable, bool)
     for place, name in enumerate(names):
@@ -99,10 +106,11 @@ def label(
         counts[name][POSITIVE] = int(near.sum())
         counts[name]["nearer to another domain"] = int((~near).sum())
         counts[name]["beyond the cap of a seed"] = capped
-    chosen = (labels == 1.0).any(axis=1)
     # A positive of one domain belongs to a second one whose score is as good within the margin, seed's cap or not.
-    second = chosen[:, None] & above & (highest[:, None] - best <= margin) & np.isnan(labels)
-    labels[second] = 1.0
+    labels[(labels == 1.0).any(axis=1, keepdims=True) & above & (highest[:, None] - best <= margin)] = 1.0
+    if most is not None and vectors is not None:
+        _scatter(labels, names, counts, most, vectors, seed)
+    chosen = (labels == 1.0).any(axis=1)
     labels[chosen[:, None] & ~above & (labels != 1.0)] = 0.0
     why[chosen] = POSITIVE
 
@@ -177,6 +185,13 @@ def _check(
         raise UserError(f"middle = {list(middle)}: give two quantiles in order, such as 0.5 and 0.9")
 
 
+def _check_most(most: int | None, has_vectors: bool) -> None:
+    if most is not None and most < 1:
+        raise UserError(f"most = {most}: a domain needs at least one positive")
+    if most is not None and not has_vectors:
+        raise ValueError("most needs the vectors of the positives")
+
+
 def _nearest(
     top_score: np.ndarray, top_chunk: np.ndarray, own: np.ndarray, threshold: float, per_seed: int
 ) -> tuple[np.ndarray, int]:
@@ -184,6 +199,24 @@ def _nearest(
     good = own[:, None] & (top_chunk >= 0) & (top_score >= threshold)
     within = np.unique(top_chunk[:, :per_seed][good[:, :per_seed]])
     return within.astype(np.int64), len(np.setdiff1d(top_chunk[good], within))
+
+
+def _scatter(
+    labels: np.ndarray,
+    names: Sequence[str],
+    counts: dict[str, dict[str, int]],
+    most: int,
+    vectors: Callable[[np.ndarray], np.ndarray],
+    seed: int,
+) -> None:
+    """Leaves `most` positives of each domain, far from each other, and counts the others. Those that this domain's own
+    seeds did not bring count among them: a domain has no more than `most`, whoever brought them."""
+    for place, name in enumerate(names):
+        found = np.flatnonzero(labels[:, place] == 1.0)
+        if len(found) > most:
+            labels[np.delete(found, spread(vectors(found), most, seed)), place] = np.nan
+            counts[name][POSITIVE] = most
+        counts[name]["passed over for ones farther apart"] = max(0, len(found) - most)
 
 
 def _negatives(

@@ -157,6 +157,10 @@ class LabelSection:
     judged: Natural = setting(0, "chunks of each domain that the language model judges to suggest a threshold")
     precision: Fraction = setting(0.9, "precision on the judged chunks that the suggested threshold aims at")
     per_seed: Count = setting(20, "labelled chunks that one seed may bring")
+    most: Count | None = setting(
+        None,
+        "labelled chunks of a domain at most, those that lie far apart, for source seeds; null: all that are found",
+    )
     margin: NotNegative = setting(0.05, "a chunk gets a second domain within this cosine of its best one")
     negatives: Positive = setting(3.0, "negative examples for each positive one")
     middle: Fraction = setting(0.5, "share of the negatives that are hard: from the middle band of cosines")

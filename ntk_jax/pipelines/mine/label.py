@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from ntk_jax.mining.metrics import Curve
 from ntk_jax.mining.seeds.seed import domain_matrix
 from ntk_jax.pipelines.mine import chunks
 from ntk_jax.pipelines.mine.config import MineConfig, domain_names, mined_names
-from ntk_jax.pipelines.mine.embed import best_scores, nearest_chunks
+from ntk_jax.pipelines.mine.embed import best_scores, chosen_embeddings, nearest_chunks
 from ntk_jax.pipelines.mine.seeds import seeds_of
 from ntk_jax.pipelines.mine.state import MineRun
 from ntk_jax.storage.atomic import replacing, write_json
@@ -71,6 +72,8 @@ def label(run: MineRun, folder: Path) -> Facts:
                 margin=section.margin,
                 negatives=section.negatives,
                 hard_share=section.middle,
+                most=section.most,
+                vectors=functools.partial(chosen_embeddings, run),
                 seed=run.config.seed,
             ),
             {},
