@@ -109,6 +109,7 @@ def explain_keys(configs: Mapping[str, type], beginning: str, width: int) -> str
         for key in keys(cls):
             found.setdefault(key.name, (key, []))[1].append(name)
     chosen = [key for name, key in found.items() if name.startswith(beginning)]
+    chosen.sort(key=lambda item: "." in item[0].name)  # those beside the sections come first, whoever has them
     if not chosen:
         near = difflib.get_close_matches(beginning, [*found, *meanings], n=1, cutoff=0.4)
         raise UserError(f"no key begins with {beginning}" + (f"; did you mean {near[0]}?" if near else ""))

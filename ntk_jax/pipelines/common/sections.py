@@ -170,7 +170,9 @@ def evaluation_reads(config: Any) -> tuple[str, ...]:
 class ReportSection:
     """What the report shows besides the tables."""
 
-    examples: Natural = setting(20, "selected examples shown with the domain example they align with most")
+    examples: Natural = setting(
+        20, "examples shown: selected ones with the domain example they align with most, mined ones, drops"
+    )
     group_by: str = setting("auto", "the record key that names a family; auto: task if present, else source")
     useful: tuple[str, ...] = setting((), "families known to be useful, where that is known by construction")
     tensorboard: bool = setting(

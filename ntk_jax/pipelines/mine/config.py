@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from ntk_jax.pipelines.common.llm import LLMSection
-from ntk_jax.pipelines.common.sections import DevicesSection, EvaluateSection, LoRASection, MeshSection, ModelSection
+from ntk_jax.pipelines.common.sections import (
+    DevicesSection,
+    EvaluateSection,
+    LoRASection,
+    MeshSection,
+    ModelSection,
+    ReportSection,
+)
 from ntk_jax.pipelines.mine.pretrain_config import PretrainSection
 from ntk_jax.settings import Count, Fraction, Natural, NotNegative, Positive, Range, section, setting
 
@@ -197,21 +204,11 @@ class AuditSection:
 
 
 @dataclass(frozen=True)
-class MineReportSection:
-    """What the report shows besides the tables."""
-
-    examples: Natural = setting(10, "mined chunks, seeds and drops shown of each kind")
-    tensorboard: bool = setting(
-        False, "also write the metrics of trainings and evaluations for TensorBoard, into RUN/tensorboard"
-    )
-
-
-@dataclass(frozen=True)
 class MineEstimateSection(DevicesSection):
     """`ntk-jax estimate`: what to take for files, weights and devices that are not here. What is here is counted."""
 
     words: Count | None = setting(None, "words of the corpus; null: from a sample of its files")
-    sample: Count = setting(200, "documents that are read and tokenized to know the corpus")
+    documents: Count = setting(200, "documents that are read and tokenized to know the corpus")
     tokens_per_word: Positive = setting(1.35, "of the encoder, where its tokenizer is not here")
     kept: Annotated[float, Range(0, 1, open=True)] = setting(0.9, "share of the corpus that its rules leave")
     reply_tokens_per_second: Positive | None = setting(None, "of one reply; null: no time is stated for replies")
@@ -241,7 +238,7 @@ class MineConfig:
     audit: AuditSection = section(AuditSection)
     pretrain: PretrainSection = section(PretrainSection)
     evaluate: EvaluateSection = section(EvaluateSection)
-    report: MineReportSection = section(MineReportSection)
+    report: ReportSection = section(ReportSection)
     estimate: MineEstimateSection = section(MineEstimateSection)
     mesh: MeshSection = section(MeshSection)
 

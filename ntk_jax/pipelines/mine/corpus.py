@@ -32,6 +32,7 @@ from ntk_jax.storage.atomic import write_json
 
 STORE = "shards.zarr"
 FIELDS = ("text", "title", "url", "id", "source")
+CUT = ("paragraphs_removed", "short_chunks")  # what is left out of documents that are kept
 
 
 def check(config: MineConfig) -> None:
@@ -134,7 +135,8 @@ def _summary(folder: Path, found: dict[str, Any], short: int) -> dict[str, Any]:
         "chunks": found["chunks"],
         "words": found["words"],
         "drops": found["drops"]["counts"],
-        "faults": found["notes"],
+        "faults": {name: count for name, count in found["notes"].items() if name not in CUT},
+        "cut": {name: count for name, count in found["notes"].items() if name in CUT},
         "languages": found["languages"],
         "sources": {name: {"documents": documents[name], "chunks": n} for name, n in chunks.most_common()},
         "dropped": samples,

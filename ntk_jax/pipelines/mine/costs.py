@@ -257,9 +257,9 @@ def _words(config: MineConfig, encoder: EncoderShape, grounds: Grounds) -> tuple
 def _sampled(config: MineConfig) -> tuple[list[str], float]:
     """(texts of the first documents of every file, words of all files): words a byte of a file, from its beginning."""
     pieces, settings = corpus_files(config.corpus.files), settings_of(config)
-    each, texts, total = max(1, config.estimate.sample // len(pieces)), [], 0.0
+    each, texts, total = max(1, config.estimate.documents // len(pieces)), [], 0.0
     per_byte: list[float] = []
-    for piece in pieces[: config.estimate.sample]:
+    for piece in pieces[: config.estimate.documents]:
         found: list[Document] = []
         for one in read_piece(piece, settings.reading, Counter()):
             if isinstance(one, Document):
@@ -274,5 +274,5 @@ def _sampled(config: MineConfig) -> tuple[list[str], float]:
         words = sum(len(written_words(text)) for text in here)
         per_byte.append(packed * words / size if size else 0.0)
         total += per_byte[-1] * piece.size
-    rest = sum(piece.size for piece in pieces[config.estimate.sample :])
+    rest = sum(piece.size for piece in pieces[config.estimate.documents :])
     return texts, total + rest * float(np.mean(per_byte)) if per_byte else 0.0

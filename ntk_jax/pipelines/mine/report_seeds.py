@@ -105,6 +105,9 @@ def corpus(run: RunDirectory) -> Shown:
     if finite(found.get("sampled")) is not None:
         lead += f" A sample of {count(found.get('sampled'))} chunks goes on."
     leads = [lead]
+    if cut := mapping(found.get("cut")):
+        named = ", ".join(f"{count(n)} × {str(what).replace('_', ' ')}" for what, n in cut.items())
+        leads.append(f"Left out of documents that are kept: {named}.")
     if faults:
         named = ", ".join(f"{count(n)} × {fault}" for fault, n in faults.items())
         leads.append(f"Faults of web archives that were met and passed over: {named}.")

@@ -20,6 +20,7 @@ from ntk_jax.models.embedder import Embedder, load_embedder
 from ntk_jax.models.hub import resolve
 from ntk_jax.models.model import load_model
 from ntk_jax.pipelines.common.inputs import evaluation_files, model_hashes
+from ntk_jax.pipelines.common.inputs import facts as model_facts
 from ntk_jax.pipelines.common.llm import LLMSection, account, check_llm, open_client
 from ntk_jax.pipelines.common.model import RunModel, mesh_of, run_model
 from ntk_jax.pipelines.common.reading import reading_of
@@ -116,7 +117,8 @@ def check(config: MineConfig) -> None:
 
 def facts(config: MineConfig) -> dict[str, Any]:
     """What plan.json keeps for the report."""
-    return {"domains": {name: str(text) for name, text in (config.domains or {}).items()}}
+    domains = {name: str(text) for name, text in (config.domains or {}).items()}
+    return {"domains": domains, **(model_facts(config) if config.model.path else {})}
 
 
 def input_hashes(config: MineConfig) -> dict[str, Any]:
