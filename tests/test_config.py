@@ -229,7 +229,7 @@ def test_keys_are_explained_once_and_readably() -> None:
         "  select.bm25.k1 = 1.2  [number, at least 0]\n"
         "      how slowly repeated words saturate; 0 counts a word once"
     )
-    assert "(pipeline select, diagnose)" in explain_keys(ALL, "evaluate.limit", 100)
+    assert "(pipeline select, mine, diagnose)" in explain_keys(ALL, "evaluate.limit", 100)
     assert "pipeline" not in explain_keys({"select": SelectConfig}, "select.count", 100)
     with pytest.raises(UserError, match=r"no key begins with selct; did you mean select\?"):
         explain_keys(ALL, "selct", 100)

@@ -53,7 +53,7 @@ def evaluate_records(
     how many it was made behind, as `shots`.
     Raises `UserError` naming `where` and id for a record that is not a multiple-choice question.
     """
-    asked, counts = list(records), [0] * len(records)
+    asked, counts = [dict(record) for record in records], [0] * len(records)
     if shots and model.tokenizer is not None:
         asked, counts = before_choices(asked, shots, model.tokenizer, max_length=max_length, rendering=rendering)
     scores = choice_log_likelihoods(

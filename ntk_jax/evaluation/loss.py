@@ -82,7 +82,9 @@ def held_out_losses(
                 f"{where}: example {record['id']!r} has a loss that is not finite; look at the weights (ntk-jax doctor "
                 "checks them) or compute in float32"
             )
-        cut = ({"truncated": True} if row.truncated else {}) | ({"notes": list(row.notes)} if row.notes else {})
+        cut: dict[str, Any] = ({"truncated": True} if row.truncated else {}) | (
+            {"notes": list(row.notes)} if row.notes else {}
+        )
         cut |= {"shots": count} if shots else {}
         losses.append({"id": record["id"], "loss": float(value), "tokens": _labels(row), **cut})
     tokens, adapter = sum(len(row.ids) for row in rows), sum(leaf.size for leaf in jax.tree.leaves(model.lora))

@@ -128,13 +128,13 @@ def _parts(record: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], list[Map
     return [turn for turn in talk if turn["role"] == "system"], [turn for turn in talk if turn["role"] != "system"]
 
 
-def answered(record: Record, answer: str) -> Record:
+def answered(record: Mapping[str, Any], answer: str) -> Record:
     """A shot with another answer, such as the right choice's own words."""
     system, turns = _parts(record)
     return {"id": record["id"], "messages": [*system, *turns[:-1], {"role": "assistant", "content": answer}]}
 
 
-def with_shots(record: Record, shots: Sequence[Mapping[str, Any]], *, chat: bool) -> Record:
+def with_shots(record: Mapping[str, Any], shots: Sequence[Mapping[str, Any]], *, chat: bool) -> Record:
     """A question behind solved examples: a talk with them as earlier turns, or one prompt. System messages of the shots
     are left out; the question's own stands first."""
     system, turns = _parts(record)
@@ -148,15 +148,15 @@ def with_shots(record: Record, shots: Sequence[Mapping[str, Any]], *, chat: bool
 
 
 def fitted(
-    records: Sequence[Record],
-    shots: Sequence[Record],
+    records: Sequence[Mapping[str, Any]],
+    shots: Sequence[Mapping[str, Any]],
     fits: Callable[[list[Record]], list[bool]],
     *,
     chat: bool,
 ) -> tuple[list[Record], list[int]]:
     """(the records behind as many shots as fit, how many those are). fits(records): which are short enough. A record
     with an empty prompt asks nothing and gets none."""
-    found, counts = list(records), [0] * len(records)
+    found, counts = [dict(record) for record in records], [0] * len(records)
     waiting = [place for place, record in enumerate(records) if _asked(record)]
     for count in range(len(shots), 0, -1):
         tried = [with_shots(records[place], shots[:count], chat=chat) for place in waiting]
@@ -169,7 +169,12 @@ def fitted(
 
 
 def before_choices(
-    records: Sequence[Record], shots: Sequence[Record], tokenizer: Any, *, max_length: int | None, rendering: Rendering
+    records: Sequence[Mapping[str, Any]],
+    shots: Sequence[Mapping[str, Any]],
+    tokenizer: Any,
+    *,
+    max_length: int | None,
+    rendering: Rendering,
 ) -> tuple[list[Record], list[int]]:
     """`fitted` for questions whose choices are scored; the shots' answers are the words of their right choices."""
     solved = [answered(s, s["choices"][s["answer"]]) if s.get("choices") else s for s in shots]
@@ -182,7 +187,12 @@ def before_choices(
 
 
 def before_responses(
-    records: Sequence[Record], shots: Sequence[Record], tokenizer: Any, *, max_length: int | None, rendering: Rendering
+    records: Sequence[Mapping[str, Any]],
+    shots: Sequence[Mapping[str, Any]],
+    tokenizer: Any,
+    *,
+    max_length: int | None,
+    rendering: Rendering,
 ) -> tuple[list[Record], list[int]]:
     """`fitted` for examples whose response's loss is taken."""
 
@@ -201,7 +211,7 @@ def shot_facts(
     most = max((len(shots.records) for shots in tasks.values()), default=0)
     found = []
     for name, shots in tasks.items():
-        fewer = {}
+        fewer: dict[str, int] = {}
         for metric, arms in lines.items():
             counts = [
                 sum(line.get("shots", most) < most for line in of_arm[name] if "dropped" not in line)

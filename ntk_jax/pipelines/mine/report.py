@@ -12,8 +12,8 @@ of this package read), and `llm`, the account of all calls to a server up to the
 | seeds/summary.json            | origins {written, document, keyword: n}, (written: `Seeds.summary()`), duplicates    |
 |                               | {reason: n}, coverage (`coverage()`)                                                 |
 | corpus/summary.json           | documents (read), kept (documents), chunks, words, (sampled: n chunks of a sample),  |
-|                               | drops {reason: n}, (faults {fault of a web archive: n}), (cut {what: n}), sources {source: |
-|                               | {documents, chunks}}, (dropped: [{reason, source, text}])                            |
+|                               | drops {reason: n}, (faults {fault of an archive: n}), (cut {what: n}), sources       |
+|                               | {source: {documents, chunks}}, (dropped: [{reason, source, text}])                   |
 | embed/summary.json            | encoder, dim, max_tokens, (note), chunks, windows, seeds, neighbours, (lexical       |
 |                               | {seeds, corpus: `lexical()`}), nearest: [{id, domains, text, (type), (origin),       |
 |                               | hits: [{score, source, title, text}]}]                                              |

@@ -105,8 +105,8 @@ def corpus(run: RunDirectory) -> Shown:
     if finite(found.get("sampled")) is not None:
         lead += f" A sample of {count(found.get('sampled'))} chunks goes on."
     leads = [lead]
-    if cut := mapping(found.get("cut")):
-        named = ", ".join(f"{count(n)} × {str(what).replace('_', ' ')}" for what, n in cut.items())
+    if removed := mapping(found.get("cut")):
+        named = ", ".join(f"{count(n)} × {str(what).replace('_', ' ')}" for what, n in removed.items())
         leads.append(f"Left out of documents that are kept: {named}.")
     if faults:
         named = ", ".join(f"{count(n)} × {fault}" for fault, n in faults.items())
