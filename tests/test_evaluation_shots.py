@@ -17,9 +17,11 @@ import ntk_jax as nj
 from ntk_jax.data.templates import Rendering, render
 from ntk_jax.engine.estimate import estimate_run
 from ntk_jax.errors import UserError
+from ntk_jax.evaluation import generated
 from ntk_jax.evaluation.generated import Grading, before_replies
 from ntk_jax.evaluation.shots import before_choices, before_responses, fitted, shots_of, with_shots
 from ntk_jax.evaluation.tasks import read_tasks
+from ntk_jax.llm.request import Reply, Request
 from ntk_jax.pipelines.mine.terminal import terminal as mining_terminal
 from ntk_jax.pipelines.select.stages import PIPELINE
 from ntk_jax.pipelines.select.terminal import terminal
@@ -175,7 +177,21 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_evaluate_equals_the_same_text_as_one_prompt(inputs: Path, tmp_path: Path) -> None:
+class Echo:
+    """Replies with the last words that it was asked."""
+
+    def __init__(self, model: Any, *, context: int, **_: Any) -> None:
+        self.context = context
+
+    def ask(self, requests: list[Request], progress: Any = None) -> Any:
+        for ordinal, request in enumerate(requests):
+            yield ordinal, Reply(request.messages[-1]["content"], "stop")
+
+
+def test_evaluate_equals_the_same_text_as_one_prompt(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generated, "ModelClient", Echo)
     model, shots = nj.load_model(str(inputs / "model")), [choice(1), choice(2)]
     grading = nj.Grading("exact", max_tokens=2, slots=1, stop=("\n\n",))
     options: dict[str, Any] = {"metrics": ["accuracy", "loss", "generated"], "bootstrap": 20, "seed": 3}
@@ -186,7 +202,8 @@ def test_evaluate_equals_the_same_text_as_one_prompt(inputs: Path, tmp_path: Pat
     whole = {**choice(7), "prompt": "\n\n".join([*(before[name] for name in order), "After 7?"])}
     options |= {"metrics": ["accuracy", "loss"]}
     again = nj.evaluate(model, [whole], **options)
-    assert found["answers"]["model"]["questions"][0]["shots"] == 2
+    (answer,) = found["answers"]["model"]["questions"]
+    assert answer["shots"] == 2 and answer["reply"] == whole["prompt"]
     for kept in ("predictions", "losses"):
         (line,), (other,) = found[kept]["model"]["questions"], again[kept]["model"]["questions"]
         assert line.pop("shots") == 2 and {**line, "choices": 0} == {**other, "choices": 0}

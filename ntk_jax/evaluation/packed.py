@@ -16,10 +16,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ntk_jax.data.batch import Batch, PackedBatch
+from ntk_jax.models.head import all_logits, head_matrix
 from ntk_jax.models.model import Model
 from ntk_jax.parallel.hosts import on_host
 from ntk_jax.parallel.rules import shard_batch
-from ntk_jax.training.loss import label_log_probs, label_log_probs_and_greedy
+from ntk_jax.training.loss import label_log_probs, label_log_probs_and_greedy, label_states
 
 
 def log_prob_sums(
@@ -45,6 +46,21 @@ def log_prob_sums_and_misses(
 ) -> np.ndarray:
     """[count, 2] float32: `log_prob_sums`, and how many labels are not what greedy decoding would write."""
     return _collected(_slot_sums_and_misses, 2, model, batches, count, mesh, finished)
+
+
+def log_odds(
+    model: Model,
+    batches: Iterable[PackedBatch],
+    count: int,
+    answers: tuple[int, int],
+    *,
+    mesh: Mesh | None = None,
+    finished: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """[count] float32, in nats: how much likelier the first of two tokens is than the second at the only label of each
+    ordinal; of the vocabulary's matrix only their two rows are used."""
+    step = functools.partial(_slot_log_odds, np.asarray(answers, np.int32))
+    return _collected(step, 1, model, batches, count, mesh, finished)[:, 0]
 
 
 def _collected(
@@ -106,6 +122,15 @@ def _slot_sums_and_misses(graphdef: Any, dtype: Any, slots: int, lora: Any, base
     """[B, S, 2] float32: these sums, and how many labels are not what greedy decoding would write."""
     log_probs, greedy = label_log_probs_and_greedy(graphdef, lora, base, batch, dtype=dtype)
     return _by_slot(batch, slots, log_probs, (~greedy).astype(jnp.float32))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _slot_log_odds(
+    answers: jax.Array, graphdef: Any, dtype: Any, slots: int, lora: Any, base: Any, batch: Batch
+) -> jax.Array:
+    """[B, S, 1] float32: the difference of two tokens' logits by slot, which has one label."""
+    logits = all_logits(label_states(graphdef, lora, base, batch, dtype), head_matrix(base)[answers])
+    return _by_slot(batch, slots, logits[..., 0] - logits[..., 1])
 
 
 def _by_slot(batch: Batch, slots: int, *values: jax.Array) -> jax.Array:

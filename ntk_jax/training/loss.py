@@ -24,7 +24,7 @@ def label_log_probs(
     list, label_position counting over the part's B / groups * T positions. With a part a device, the gather stays
     inside the device.
     """
-    hidden = _labelled(graphdef, lora, base, batch, dtype, remat)
+    hidden = label_states(graphdef, lora, base, batch, dtype, remat)
     log_probs = target_log_probs(hidden, jnp.asarray(batch.label_target), head_matrix(base))
     return jnp.where(jnp.asarray(batch.label_segment) > 0, log_probs, 0.0)
 
@@ -33,13 +33,13 @@ def label_log_probs_and_greedy(
     graphdef: Any, lora: Any, base: Any, batch: Batch, *, dtype: Any = jnp.float32
 ) -> tuple[jax.Array, jax.Array]:
     """`label_log_probs`, and where a label is what greedy decoding would write: bool, True in unused slots."""
-    hidden = _labelled(graphdef, lora, base, batch, dtype, False)
+    hidden = label_states(graphdef, lora, base, batch, dtype, False)
     log_probs, greedy = target_log_probs_and_greedy(hidden, jnp.asarray(batch.label_target), head_matrix(base))
     used = jnp.asarray(batch.label_segment) > 0
     return jnp.where(used, log_probs, 0.0), greedy | ~used
 
 
-def _labelled(graphdef: Any, lora: Any, base: Any, batch: Batch, dtype: Any, remat: bool) -> jax.Array:
+def label_states(graphdef: Any, lora: Any, base: Any, batch: Batch, dtype: Any, remat: bool = False) -> jax.Array:
     """The hidden states [groups, M, D] that predict the labels."""
     hidden = hidden_states(
         graphdef, lora, base, batch.tokens, batch.positions, batch.segments, batch.branches, dtype=dtype, remat=remat

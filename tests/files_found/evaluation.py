@@ -67,6 +67,24 @@ def _parquet(folder: Path) -> None:
     assert task.metrics == ("loss",)
 
 
+def _shots(folder: Path) -> None:
+    exam = _file(folder, [PLAIN], "exam.test.jsonl")
+    other = _file(folder, [PLAIN, {**PLAIN, "id": "other", "prompt": "3 + 1 ="}], "exam.train.jsonl")
+    (task,) = read_tasks([exam], shots=1)
+    assert task.shots.file == other and [shot["id"] for shot in task.shots.records] == ["other"]
+
+
+def _without_shots(records: list[dict[str, Any]], message: str) -> Any:
+    def check(folder: Path) -> None:
+        exam = _file(folder, [PLAIN], "exam.test.jsonl")
+        if records:
+            _file(folder, records, "exam.train.jsonl")
+        with pytest.raises(UserError, match=message):
+            read_tasks([exam], shots=1)
+
+    return check
+
+
 CASES: list[Case] = [
     Case("every record has `choices` and `answer`", "accuracy", _gives([QUESTION], None, "accuracy")),
     Case("no record has `choices`", "held-out loss of the responses", _gives([PLAIN], None, "loss")),
@@ -112,5 +130,20 @@ CASES: list[Case] = [
         "a response without a number, and `evaluate.answer_rule: number`",
         "refused, naming the record",
         _unanswered({**PLAIN, "response": "four"}, "number", "record 'p' has no number"),
+    ),
+    Case(
+        "`exam.test.jsonl` beside `exam.train.jsonl`, and `evaluate.shots: 1`",
+        "shots are drawn from the latter",
+        _shots,
+    ),
+    Case(
+        "no such file, no `evaluate.shot_files`, and `evaluate.shots: 1`",
+        "refused, naming the task",
+        _without_shots([], "does not exist"),
+    ),
+    Case(
+        "a file of shots that asks only what is asked",
+        "refused: no question is ever a shot",
+        _without_shots([PLAIN], "has 0 examples that exam does not ask"),
     ),
 ]

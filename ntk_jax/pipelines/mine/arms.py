@@ -7,6 +7,7 @@
 | `retrieval`        | by the cosine of the best seed                                | neighbours without a classifier |
 | `dsir`             | importance resampling of n-grams towards the seeds            | arXiv 2302.03169                |
 | `seeds_classifier` | by a classifier of the seeds themselves against random chunks | the paper proposes to try it    |
+| `autods`           | by the model's own yes or no about each chunk                 | arXiv 2402.07625                |
 | `dopamine`         | what the classifier took, most probable first                 | arXiv 2410.00260                |
 """
 
@@ -15,14 +16,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ntk_jax.engine.blocks import Progress, fill_blocks
 from ntk_jax.engine.stage import Facts
 from ntk_jax.errors import UserError
+from ntk_jax.mining.autods import QUESTION, yes_log_odds
 from ntk_jax.mining.classifier import train_head
 from ntk_jax.mining.labels import background, labels_of
 from ntk_jax.pipelines.common.checks import check_model
+from ntk_jax.pipelines.common.examples import rendering_of
 from ntk_jax.pipelines.mine import chunks
 from ntk_jax.pipelines.mine.classify import taken
 from ntk_jax.pipelines.mine.config import MineConfig, domain_names, mined_names
@@ -31,15 +36,19 @@ from ntk_jax.pipelines.mine.pretrain import GENERAL, ArmTexts, check_files, chec
 from ntk_jax.pipelines.mine.seeds import seeds_of
 from ntk_jax.pipelines.mine.state import MineRun
 from ntk_jax.selection.dsir import gumbel, importance
+from ntk_jax.storage.arrays import create, read
 
 BLOCK = 4096  # chunks read at once
 NEGATIVES = 10  # random chunks for each seed of the classifier of seeds
+ODDS = "autods.zarr"  # [N, M] log odds of yes
+ODDS_BLOCK = 512  # chunks that a kill loses at most
 TITLES = {
     "general": "general text only",
     "random": "random documents",
     "retrieval": "nearest to the seeds",
     "dsir": "DSIR",
     "seeds_classifier": "classifier of the seeds",
+    "autods": "AutoDS",
     "dopamine": "DoPAMine",
 }
 
@@ -117,6 +126,31 @@ def _seeds_classifier(run: MineRun) -> np.ndarray:
     return _descending(np.concatenate(parts))
 
 
+def _autods(run: MineRun) -> np.ndarray:
+    """By the domain whose odds are best. A block that is scored is kept: the model reads the corpus once."""
+    config, model, total = run.config, run.model.base, chunks.count(run)
+    facts = {"question": QUESTION, "domains": run.domains, "max_length": config.model.max_length}
+    arrays = {"odds": ((len(run.domains),), np.float32)}
+    store = create(run.job.folder / "pretrain" / ODDS, arrays, total, ODDS_BLOCK, facts)
+    options: dict[str, Any] = {
+        "max_length": config.model.max_length,
+        "rendering": rendering_of(config.model),
+        "batch_tokens": config.pretrain.tokens_per_microbatch,
+        "mesh": run.model.mesh,
+    }
+
+    def texts(blocks: frozenset[int]) -> Iterator[tuple[int, list[str]]]:
+        for block in sorted(blocks):
+            yield block, [chunk["text"] for chunk in chunks.read_range(run, *store.block_range(block))]
+
+    def compute(block: int, items: list[str], progress: Progress) -> dict[str, np.ndarray]:
+        odds = [yes_log_odds(model, items, name, text, **options) for name, text in run.domains.items()]
+        return {"odds": np.stack(odds, axis=1)}
+
+    fill_blocks(store, texts, compute, progress=run.job.progress("ask about chunks", total, "chunks"))
+    return _descending(read(store, "odds").max(axis=1))
+
+
 def _descending(scores: np.ndarray) -> np.ndarray:
     return np.argsort(-scores, kind="stable")
 
@@ -127,5 +161,6 @@ _ORDERS: dict[str, Callable[[MineRun], np.ndarray]] = {
     "retrieval": _retrieval,
     "dsir": _dsir,
     "seeds_classifier": _seeds_classifier,
+    "autods": _autods,
     "dopamine": lambda run: taken(run)[0],
 }

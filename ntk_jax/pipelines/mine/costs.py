@@ -37,6 +37,7 @@ from ntk_jax.training.flops import forward_flops, matrix_parameters, training_fl
 
 PROMPT = 600  # tokens of a question for a seed
 JUDGED = 500  # tokens of a question about a chunk
+QUESTION_ABOUT = 60  # tokens of the question whose answer is yes or no
 VERDICT = 60  # tokens of a verdict
 BYTES_A_WORD = 3.0  # of text in compressed Parquet, with what stands beside it
 QUESTION = 150  # tokens of an evaluation record
@@ -156,7 +157,18 @@ def pretrain(load: Load) -> Cost:
     memory = width * base + 16.0 * trained + activations + inside
     kept = runs * (width * base if whole else 4.0 * adapter) + 4.0 * tokens
     work = Work(runs, tokens, flops, flops, "backward", memory)
-    return Cost((work,), Disk(kept, 3 * 12.0 * trained))
+    asked, odds = _asked(load, width * base + activations)
+    return Cost((work, *asked), Disk(kept + odds, 3 * 12.0 * trained))
+
+
+def _asked(load: Load, memory: float) -> tuple[tuple[Work, ...], float]:
+    """(the model's pass over the corpus for every domain, bytes of its odds) where an arm is chosen by its own yes."""
+    if "autods" not in load.config.pretrain.arms or load.model is None:
+        return (), 0.0
+    domains = len(domain_names(load.config))
+    tokens, count = domains * (load.tokens + QUESTION_ABOUT * load.chunks), domains * load.chunks
+    flops = forward_flops(load.model.config, round(tokens), 0)
+    return (Work(count, tokens, flops, flops, memory=memory, part="yes or no"),), 4.0 * count
 
 
 def evaluate(load: Load) -> Cost:

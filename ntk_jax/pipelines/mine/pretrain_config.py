@@ -19,7 +19,8 @@ class PretrainSection:
     tokens: Natural = setting(0, "tokens that each arm is trained on, exactly; 0: nothing is trained")
     arms: tuple[str, ...] = setting(
         ("general", "random", "retrieval", "dsir", "seeds_classifier", "dopamine"),
-        "what is trained on and compared; base, the model as it was, always stands beside them",
+        "what is trained on and compared; base, the model as it was, always stands beside them; autods, by the model's "
+        "own yes or no, costs a pass of it over the corpus a domain",
     )
     shares: tuple[Share, ...] = setting(
         (0.25,), "share of an arm's own text in its tokens, the rest is replayed; several are a sweep over all arms"
