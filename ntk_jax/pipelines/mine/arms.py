@@ -129,8 +129,9 @@ def _seeds_classifier(run: MineRun) -> np.ndarray:
 def _autods(run: MineRun) -> np.ndarray:
     """By the domain whose odds are best. A block that is scored is kept: the model reads the corpus once."""
     config, model, total = run.config, run.model.base, chunks.count(run)
-    facts = {"question": QUESTION, "domains": run.domains, "max_length": config.model.max_length}
-    arrays = {"odds": ((len(run.domains),), np.float32)}
+    asked = {name: run.domains[name] for name in mined_names(config)}
+    facts = {"question": QUESTION, "domains": asked, "max_length": config.model.max_length}
+    arrays = {"odds": ((len(asked),), np.float32)}
     store = create(run.job.folder / "pretrain" / ODDS, arrays, total, ODDS_BLOCK, facts)
     options: dict[str, Any] = {
         "max_length": config.model.max_length,
@@ -144,7 +145,7 @@ def _autods(run: MineRun) -> np.ndarray:
             yield block, [chunk["text"] for chunk in chunks.read_range(run, *store.block_range(block))]
 
     def compute(block: int, items: list[str], progress: Progress) -> dict[str, np.ndarray]:
-        odds = [yes_log_odds(model, items, name, text, **options) for name, text in run.domains.items()]
+        odds = [yes_log_odds(model, items, name, text, **options) for name, text in asked.items()]
         return {"odds": np.stack(odds, axis=1)}
 
     fill_blocks(store, texts, compute, progress=run.job.progress("ask about chunks", total, "chunks"))
