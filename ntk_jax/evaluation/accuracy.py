@@ -42,7 +42,7 @@ def evaluate_records(
     batch_tokens: int = 8192,
     mesh: Mesh | None = None,
     where: str = "the questions",
-    shots: Sequence[Mapping[str, Any]] = (),
+    shots: Sequence[dict[str, Any]] = (),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Predictions of one model on questions: {"predictions", "dropped", "tokens", "flops"}.
@@ -53,7 +53,7 @@ def evaluate_records(
     how many it was made behind, as `shots`.
     Raises `UserError` naming `where` and id for a record that is not a multiple-choice question.
     """
-    asked, counts = list(records), [0] * len(records)
+    asked, counts = [dict(record) for record in records], [0] * len(records)
     if shots and model.tokenizer is not None:
         asked, counts = before_choices(asked, shots, model.tokenizer, max_length=max_length, rendering=rendering)
     scores = choice_log_likelihoods(

@@ -44,7 +44,7 @@ def held_out_losses(
     batch_tokens: int = 8192,
     mesh: Mesh | None = None,
     where: str = "the examples",
-    shots: Sequence[Mapping[str, Any]] = (),
+    shots: Sequence[dict[str, Any]] = (),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Losses of one model on checked records: {"losses", "dropped", "tokens", "flops"}.
@@ -82,7 +82,9 @@ def held_out_losses(
                 f"{where}: example {record['id']!r} has a loss that is not finite; look at the weights (ntk-jax doctor "
                 "checks them) or compute in float32"
             )
-        cut = ({"truncated": True} if row.truncated else {}) | ({"notes": list(row.notes)} if row.notes else {})
+        cut: dict[str, Any] = ({"truncated": True} if row.truncated else {}) | (
+            {"notes": list(row.notes)} if row.notes else {}
+        )
         cut |= {"shots": count} if shots else {}
         losses.append({"id": record["id"], "loss": float(value), "tokens": _labels(row), **cut})
     tokens, adapter = sum(len(row.ids) for row in rows), sum(leaf.size for leaf in jax.tree.leaves(model.lora))

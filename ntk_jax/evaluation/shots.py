@@ -201,7 +201,7 @@ def shot_facts(
     most = max((len(shots.records) for shots in tasks.values()), default=0)
     found = []
     for name, shots in tasks.items():
-        fewer = {}
+        fewer: dict[str, int] = {}
         for metric, arms in lines.items():
             counts = [
                 sum(line.get("shots", most) < most for line in of_arm[name] if "dropped" not in line)
