@@ -42,7 +42,7 @@ def evaluate_records(
     batch_tokens: int = 8192,
     mesh: Mesh | None = None,
     where: str = "the questions",
-    shots: Sequence[Mapping[str, Any]] = (),
+    shots: Sequence[dict[str, Any]] = (),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Predictions of one model on questions: {"predictions", "dropped", "tokens", "flops"}.

@@ -75,7 +75,7 @@ def generated_answers(
     rendering: Rendering = Rendering(),  # noqa: B008
     mesh: Mesh | None = None,
     where: str = "the questions",
-    shots: Sequence[Mapping[str, Any]] = (),
+    shots: Sequence[dict[str, Any]] = (),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Replies of one model to checked records: {"answers", "dropped", "tokens"}.

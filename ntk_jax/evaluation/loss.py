@@ -44,7 +44,7 @@ def held_out_losses(
     batch_tokens: int = 8192,
     mesh: Mesh | None = None,
     where: str = "the examples",
-    shots: Sequence[Mapping[str, Any]] = (),
+    shots: Sequence[dict[str, Any]] = (),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Losses of one model on checked records: {"losses", "dropped", "tokens", "flops"}.

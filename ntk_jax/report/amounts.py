@@ -42,13 +42,13 @@ def general(value: Any, digits: int = 3) -> str:
         return NOTHING
     if number == 0:
         return "0"
-    exponent = int(f"{number:.{digits - 1}e}".split("e")[1])
+    mantissa, _, rest = f"{number:.{digits - 1}e}".partition("e")
+    exponent = int(rest)
     if -4 < exponent < digits:
         return minus(f"{number:.{digits - 1 - exponent}f}")
     if digits <= exponent < 6:
         return minus(f"{number:,.0f}")
-    mantissa = minus(f"{number / 10.0**exponent:.{digits - 1}f}")
-    return f"{mantissa} × 10{str(exponent).translate(_SUPERSCRIPT)}"
+    return f"{minus(mantissa)} × 10{str(exponent).translate(_SUPERSCRIPT)}"
 
 
 def power(exponent: int) -> str:
