@@ -163,7 +163,9 @@ class EvaluateSection:
 def evaluation_reads(config: Any) -> tuple[str, ...]:
     """The keys that decide what an evaluation finds of an arm."""
     shots = ("evaluate.shots", "evaluate.shot_files") if config.evaluate.shots else ()
-    return ("evaluate.files", "evaluate.limit", *shots)
+    generated = "generated" in (config.evaluate.metrics or ())
+    answers = tuple(f"evaluate.answer_{key}" for key in ("rule", "pattern", "tokens", "stop")) if generated else ()
+    return ("evaluate.files", "evaluate.limit", *shots, *answers)
 
 
 @dataclass(frozen=True)
