@@ -118,6 +118,39 @@ def test_a_classifier_of_ngrams_reads_texts(inputs: Path) -> None:
     assert sum(one["source"] == "medicine" for one in own) / len(own) > 0.7
 
 
+def test_the_encoder_itself_is_tuned_and_goes_on_where_it_was_killed(
+    inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = {"kind": "encoder", "epochs": 3.0, "learning_rate": 1e-3, "batch": 8}
+    whole = pipelines.run("mine", mine_config(inputs, "tuned", classify=section), progress=silent)
+    own = [one for one in records(whole) if "medicine" in one["domains"]]
+    assert sum(one["source"] == "medicine" for one in own) / len(own) > 0.7
+    assert not (whole / "classify" / "classifier" / "checkpoints").exists()
+    config, write = mine_config(inputs, "tuned-killed", classify=section), arrays.write_block
+
+    def dying(store: arrays.Store, block: int, values: Any) -> None:
+        write(store, block, values)
+        if "/classify/" in store.folder + "/":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("ntk_jax.engine.blocks.write_block", dying)
+    with pytest.raises(KeyboardInterrupt):
+        pipelines.run("mine", config, progress=silent)
+    monkeypatch.undo()
+    again = pipelines.run("mine", config, progress=silent)
+    assert (again / "mined.jsonl").read_bytes() == (whole / "mined.jsonl").read_bytes()
+
+
+def test_a_labelled_set_of_few_and_far_apart_chunks(inputs: Path) -> None:
+    run = pipelines.run(
+        "mine", mine_config(inputs, "apart", label={"most": 5}), Command(until="label"), progress=silent
+    )
+    found = json.loads((run / "label" / "summary.json").read_text())["domains"]
+    assert all(one["counts"]["passed over for ones farther apart"] > 0 for one in found.values())
+    with np.load(run / "label" / "labels.npz") as kept:
+        assert (kept["labels"] == 1).sum(axis=0).tolist() == [5, 5]
+
+
 def test_a_sample_of_the_corpus_and_a_limit_of_words(inputs: Path) -> None:
     options: dict[str, Any] = {"corpus": {"limit": 100}, "classify": {"most_words": 200}}
     run = pipelines.run("mine", mine_config(inputs, "few", **options), progress=silent)
