@@ -19,7 +19,7 @@ from ntk_jax.parallel.mesh import make_mesh
 from ntk_jax.training.checkpoints import discard_checkpoints
 
 FILLERS = ["a", "the", "of", "and", "in", "to", "river", "sea"]
-QUICK = {"learning_rate": 3e-3, "head_learning_rate": 1e-2, "checkpoint_every": 5}
+QUICK = {"learning_rate": 3e-3, "head_learning_rate": 1e-2}
 
 
 def texts_and_labels(count: int, longest: int = 12, seed: int = 0) -> tuple[list[str], np.ndarray]:
@@ -88,7 +88,13 @@ def trained(embedder: Embedder, folder: Path, progress: Any = lambda *_: None, *
     """Logits of a few steps on texts of one and of several windows."""
     texts, labels = texts_and_labels(30, longest=60, seed=3)
     found = train_encoder(
-        embedder, texts, labels, ["one"], folder=folder, config=config(batch=8, **tuning), progress=progress
+        embedder,
+        texts,
+        labels,
+        ["one"],
+        folder=folder,
+        config=config(batch=8, checkpoint_every=5, **tuning),
+        progress=progress,
     )
     return found.logits(texts)
 

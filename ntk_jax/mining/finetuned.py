@@ -144,8 +144,8 @@ def train_encoder(
     apart = held_out(labels, config.head.held_out, seed, groups)
     if not all(((labels[~apart] == value).any(axis=0)).all() for value in (0.0, 1.0)):
         apart = np.zeros(len(labels), bool)  # too few to hold any back: the calibration then says that it has none
-    trained, held = np.flatnonzero(~apart), [texts[place] for place in np.flatnonzero(apart)]
-    own = [texts[place] for place in trained]
+    trained = np.flatnonzero(~apart)
+    own, held = ([text for text, out in zip(texts, apart, strict=True) if out == side] for side in (False, True))
     begin = _begin(embedder, own, labels[trained], names, config, groups[trained], seed)
     before = calibrate(_frozen(embedder, begin, held), labels[apart], names)
     windows = windows_of(embedder, own)
