@@ -19,6 +19,7 @@ from ntk_jax.engine.plan import Command
 from ntk_jax.engine.shards import Shard
 from ntk_jax.errors import UserError
 from ntk_jax.llm.request import Request
+from ntk_jax.mining.classifier import CLEAN_PENALTIES
 from ntk_jax.pipelines.mine import state
 from ntk_jax.storage import arrays
 
@@ -119,6 +120,39 @@ def test_a_classifier_of_ngrams_reads_texts(inputs: Path) -> None:
     assert sum(one["source"] == "medicine" for one in own) / len(own) > 0.7
 
 
+def test_the_encoder_itself_is_tuned_and_goes_on_where_it_was_killed(
+    inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = {"kind": "encoder", "epochs": 1.0, "learning_rate": 1e-3, "batch": 16}
+    whole = pipelines.run("mine", mine_config(inputs, "tuned", classify=section), progress=silent)
+    own = [one for one in records(whole) if "medicine" in one["domains"]]
+    assert sum(one["source"] == "medicine" for one in own) / len(own) > 0.7
+    assert not (whole / "classify" / "classifier" / "checkpoints").exists()
+    config, write = mine_config(inputs, "tuned-killed", classify=section), arrays.write_block
+
+    def dying(store: arrays.Store, block: int, values: Any) -> None:
+        write(store, block, values)
+        if "/classify/" in store.folder + "/":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("ntk_jax.engine.blocks.write_block", dying)
+    with pytest.raises(KeyboardInterrupt):
+        pipelines.run("mine", config, progress=silent)
+    monkeypatch.undo()
+    again = pipelines.run("mine", config, progress=silent)
+    assert (again / "mined.jsonl").read_bytes() == (whole / "mined.jsonl").read_bytes()
+
+
+def test_a_labelled_set_of_few_and_far_apart_chunks(inputs: Path) -> None:
+    run = pipelines.run(
+        "mine", mine_config(inputs, "apart", label={"most": 5}), Command(until="label"), progress=silent
+    )
+    found = json.loads((run / "label" / "summary.json").read_text())["domains"]
+    assert all(one["counts"]["passed over for ones farther apart"] > 0 for one in found.values())
+    with np.load(run / "label" / "labels.npz") as kept:
+        assert (kept["labels"] == 1).sum(axis=0).tolist() == [5, 5]
+
+
 def test_a_sample_of_the_corpus_and_a_limit_of_words(inputs: Path) -> None:
     options: dict[str, Any] = {"corpus": {"limit": 100}, "classify": {"most_words": 200}}
     run = pipelines.run("mine", mine_config(inputs, "few", **options), progress=silent)
@@ -177,6 +211,28 @@ def test_a_language_model_writes_seeds_judges_and_audits(inputs: Path, monkeypat
     audit = json.loads((run / "audit" / "summary.json").read_text())
     assert audit["agreement"]["value"] > 0.6 and set(audit["domains"]) == {"medicine", "law"}
     assert (run / "audit" / "verdicts.jsonl").read_text().count("planted") > 0
+
+
+def test_labels_of_a_language_model_choose_the_penalty(
+    inputs: Path, mined: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(request: Request) -> str:
+        text = str(request.messages[-1]["content"]).split("Text:")[1].split("To which")[0].lower()
+        own = [name for name in ("medicine", "law") if sum(text.count(word) for word in SUBJECTS[name]) > 3]
+        return json.dumps({"reason": "by its words", "domains": own})
+
+    monkeypatch.setattr(state.MineRun, "client", ScriptedClient(answer))
+    monkeypatch.setattr(state, "check_llm", lambda section: None)
+    options: dict[str, Any] = {
+        "label": {"source": "llm", "sample": 80},
+        "llm": {"kind": "server", "model": "scripted", "base_url": "http://localhost:1/v1"},
+    }
+    run = pipelines.run("mine", mine_config(inputs, "annotated", **options), progress=silent)
+    tried = [
+        json.loads((one / "classify" / "summary.json").read_text())["training"]["held-out loss by penalty"]
+        for one in (run, mined)
+    ]
+    assert [*map(float, tried[0])] == [*CLEAN_PENALTIES] and len(tried[1]) == 1
 
 
 def test_what_is_mined_can_be_ranked_by_select(inputs: Path, mined: Path, tmp_path: Path) -> None:

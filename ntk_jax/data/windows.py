@@ -68,23 +68,26 @@ class WindowBatch:
     index: np.ndarray
 
 
-def row_length(longest: int, most: int) -> int:
+def row_length(longest: int, most: int, shortest: int = SHORTEST_ROW) -> int:
     """The row for windows of at most `longest` tokens, never more than `most`: rounded up to an eighth of the next
     power of two, so that few shapes compile and little is padding."""
     step = max(16, (1 << max(longest - 1, 1).bit_length()) // 16)
-    return min(max(SHORTEST_ROW, -(-longest // step) * step), max(most, longest))
+    return min(max(shortest, -(-longest // step) * step), max(most, longest))
 
 
-def plan_rows(lengths: Sequence[int], most: int, max_windows: int) -> list[tuple[int, list[int]]]:
+def plan_rows(
+    lengths: Sequence[int], most: int, max_windows: int, shortest: int = SHORTEST_ROW
+) -> list[tuple[int, list[int]]]:
     """(row length, ordinals of its windows) of every row, longest first: best-fit decreasing, where a window goes into
-    the fullest open row that has room, and else opens a row of its own length rounded up. Deterministic."""
+    the fullest open row that has room, and else opens a row of its own length rounded up, at least `shortest`.
+    Deterministic."""
     rows: list[tuple[int, list[int]]] = []
     free: list[tuple[int, int]] = []  # (room left, row), sorted
     for ordinal in np.argsort(-np.asarray(lengths, np.int64), kind="stable").tolist():
         length = max(lengths[ordinal], 1)
         at = bisect.bisect_left(free, (length, -1))
         if at == len(free):
-            left, row = row_length(length, most), len(rows)
+            left, row = row_length(length, most, shortest), len(rows)
             rows.append((left, []))
         else:
             left, row = free.pop(at)

@@ -196,7 +196,7 @@ def _fit(
     run = jax.vmap(functools.partial(_train, config.learning_rate), in_axes=(None, None, None, None, None, 0))
     penalties = jnp.asarray(config.penalties, jnp.float32)
     trained = run(start, x, y, jnp.asarray(weight), jnp.asarray(order.reshape(config.steps, batch)), penalties)
-    return trained, np.asarray(jax.vmap(_logits, in_axes=(0, None))(trained, x[np.flatnonzero(apart)]))
+    return trained, np.asarray(jax.vmap(head_logits, in_axes=(0, None))(trained, x[np.flatnonzero(apart)]))
 
 
 def _chosen(
@@ -253,11 +253,11 @@ def _train(
 
 def _loss(weights: Weights, x: jax.Array, y: jax.Array, weight: jax.Array) -> jax.Array:
     """Weighted binary cross entropy, summed over domains, a mean over rows."""
-    z = _logits(weights, x)
+    z = head_logits(weights, x)
     return jnp.sum(weight * optax.sigmoid_binary_cross_entropy(z, y)) / len(x)
 
 
-def _logits(weights: Weights, x: jax.Array) -> jax.Array:
+def head_logits(weights: Weights, x: jax.Array) -> jax.Array:
     """[n, M] from standardised rows [n, D]."""
     if "w1" in weights:
         x = jax.nn.gelu(x @ weights["w1"] + weights["b1"])
@@ -267,7 +267,7 @@ def _logits(weights: Weights, x: jax.Array) -> jax.Array:
 @jax.jit
 def _forward(weights: Weights, embeddings: jax.Array) -> jax.Array:
     with jax.default_matmul_precision("highest"):
-        return _logits(weights, (embeddings - weights["mean"]) / weights["deviation"])
+        return head_logits(weights, (embeddings - weights["mean"]) / weights["deviation"])
 
 
 def _ceiling(count: int) -> int:

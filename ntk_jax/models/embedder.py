@@ -47,19 +47,24 @@ Progress = Callable[[int, int], None]  # texts that are done, of how many
 @dataclass(frozen=True)
 class Backbone:
     """The model without its weights. Hashable, so that compiled programs are shared. first_position: the position of a
-    text's first token."""
+    text's first token. remat: a backward pass computes what is inside a layer again instead of keeping it."""
 
     graphdef: Any
     dtype: Any
     is_encoder: bool
     first_position: int = 0
+    remat: bool = False
 
     def __call__(self, weights: Any, tokens: jax.Array, positions: jax.Array, segments: jax.Array) -> jax.Array:
         """Hidden states [B, T, D]."""
         positions = positions + self.first_position
         if self.is_encoder:
-            return encoder_states(self.graphdef, weights, tokens, positions, segments, dtype=self.dtype)
-        return hidden_states(self.graphdef, {}, weights, tokens, positions, segments, dtype=self.dtype)
+            return encoder_states(
+                self.graphdef, weights, tokens, positions, segments, dtype=self.dtype, remat=self.remat
+            )
+        return hidden_states(
+            self.graphdef, {}, weights, tokens, positions, segments, dtype=self.dtype, remat=self.remat
+        )
 
 
 @dataclass(frozen=True)
@@ -172,7 +177,7 @@ class Embedder:
         arrays = (batch.tokens, batch.positions, batch.segments)
         if self.mesh is not None:
             arrays = shard_batch(arrays, self.mesh)
-        return _pool_states(self.backbone, self.weights, *arrays, pooling=self.pooling, normalize=self.normalize)
+        return pool_states(self.backbone, self.weights, *arrays, pooling=self.pooling, normalize=self.normalize)
 
 
 def load_embedder(
@@ -299,7 +304,7 @@ def _window_tokens(folder: Path, tokenizer: Any, max_tokens: int, said: Sentence
 
 
 @functools.partial(jax.jit, static_argnames=("backbone", "pooling", "normalize"))
-def _pool_states(
+def pool_states(
     backbone: Backbone,
     weights: Any,
     tokens: jax.Array,
@@ -323,7 +328,8 @@ def _pool_states(
         pooled = jnp.take_along_axis(hidden, jnp.maximum(at, 0)[..., None], axis=1)
     pooled = jnp.where(count > 0, pooled, 0.0)
     if normalize:
-        pooled = pooled / jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12)
+        # The root of a bounded sum: a norm has no gradient at the zero vectors of segments that are not there.
+        pooled = pooled / jnp.sqrt(jnp.maximum(jnp.square(pooled).sum(axis=-1, keepdims=True), 1e-24))
     return pooled
 
 

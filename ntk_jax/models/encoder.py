@@ -101,12 +101,14 @@ def encoder_states(
     segments: ArrayLike,
     *,
     dtype: Any = jnp.float32,
+    remat: bool = False,
 ) -> jax.Array:
     """Hidden states [B, T, D] of the last layer, in the compute dtype.
 
     tokens, positions, segments: [B, T] int32; positions are rows of the table of learned ones
     (`EncoderConfig.first_position` is that of a text's first token). A token sees the tokens of its own segment, before
     and behind it. Padding is a segment like any other (number 0). Token types are all 0: one text, no pair.
+    remat: keep only each layer's input for the backward pass and compute the rest again.
     """
     model = nnx.merge(graphdef, nnx.State(weights))
     segments = jnp.asarray(segments)
@@ -117,7 +119,7 @@ def encoder_states(
         return nnx.merge(layer_def, own)(x, seen), None
 
     x = model.words[...][jnp.asarray(tokens)] + model.positions[...][jnp.asarray(positions)] + model.types[...][0]
-    x, _ = jax.lax.scan(step, model.norm(x.astype(dtype)), stack)
+    x, _ = jax.lax.scan(jax.checkpoint(step, prevent_cse=False) if remat else step, model.norm(x.astype(dtype)), stack)
     return x
 
 

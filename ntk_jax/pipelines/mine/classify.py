@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -14,12 +15,14 @@ import numpy as np
 
 from ntk_jax.engine.blocks import Progress, fill_blocks
 from ntk_jax.engine.clock import Clock
-from ntk_jax.mining.classifier import Head, HeadConfig, load_head, train_head
+from ntk_jax.mining.classifier import CLEAN_PENALTIES, Head, HeadConfig, load_head, train_head
+from ntk_jax.mining.finetuned import EncoderConfig, TunedEncoder, load_encoder, train_encoder
 from ntk_jax.mining.labels import labels_of
 from ntk_jax.mining.metrics import Curve, wilson
 from ntk_jax.mining.ngrams import NgramConfig, Ngrams, load_ngrams, train_ngrams
 from ntk_jax.mining.seeds.duplicates import first_alike
 from ntk_jax.mining.thresholds import check_threshold
+from ntk_jax.mining.tuning import TuneConfig
 from ntk_jax.pipelines.mine import chunks
 from ntk_jax.pipelines.mine.config import MineConfig, domain_names, mined_names
 from ntk_jax.pipelines.mine.embed import chosen_embeddings, embeddings
@@ -28,11 +31,12 @@ from ntk_jax.pipelines.mine.seeds import seeds_of
 from ntk_jax.pipelines.mine.state import MineRun
 from ntk_jax.storage.arrays import create, open_store, read
 from ntk_jax.storage.atomic import make_folder, write_json, write_lines
+from ntk_jax.training.checkpoints import discard_checkpoints
 
 STORE, MINED = "probabilities.zarr", "mined.jsonl"
 READ = 1024  # chunks read at once
 SHOWN = 600  # characters of an example in the report
-Classifier = Head | Ngrams
+Classifier = Head | Ngrams | TunedEncoder
 
 
 def check(config: MineConfig) -> None:
@@ -71,9 +75,12 @@ def classify(run: MineRun, folder: Path) -> dict[str, Any] | None:
 
 def probabilities(run: MineRun, classifier: Classifier, start: int, stop: int) -> np.ndarray:
     """[n, M] of the chunks [start, stop)."""
-    if isinstance(classifier, Ngrams):
-        return classifier.probabilities(chunk["text"] for chunk in chunks.read_range(run, start, stop))
-    return classifier.probabilities(embeddings(run, start, stop))
+    if isinstance(classifier, Head):
+        return classifier.probabilities(embeddings(run, start, stop))
+    texts = (chunk["text"] for chunk in chunks.read_range(run, start, stop))
+    if isinstance(classifier, TunedEncoder):
+        return classifier.probabilities(texts, batch_tokens=run.config.embed.batch_tokens)
+    return classifier.probabilities(texts)
 
 
 def taken(run: MineRun) -> tuple[np.ndarray, np.ndarray]:
@@ -99,36 +106,46 @@ def write_mined(config: MineConfig, folder: Path) -> None:
 
 def _classifier(run: MineRun, folder: Path) -> Classifier:
     """The classifier in the folder, or one that is trained and put there. A shard trains the same one for itself."""
-    section, domains, place = run.config.classify, domain_names(run.config), folder / "classifier"
-    ngrams = section.kind == "ngrams"
+    place, kind = folder / "classifier", run.config.classify.kind
     if (place / "classifier.json").exists():
-        return load_ngrams(place) if ngrams else load_head(place)
-    found = labelled(run)
-    labels = found.labels
+        if kind == "encoder":
+            return load_encoder(place, run.embedder)
+        return load_ngrams(place) if kind == "ngrams" else load_head(place)
+    classifier = _trained(run, place)
+    if run.job.shard is None:
+        classifier.save(make_folder(place))
+        discard_checkpoints(place)
+    return classifier
+
+
+def _trained(run: MineRun, place: Path) -> Classifier:
+    """A classifier of the labelled set."""
+    section, domains, found = run.config.classify, domain_names(run.config), labelled(run)
     groups = [chunk["document"] for chunk in chunks.read_chosen(run, found.chunks)]
     own = seeds_of(run) if run.config.label.with_seeds else []
-    seed_labels = labels_of([seed.domains for seed in own], domains)
-    labels = np.concatenate([labels, seed_labels])
+    labels = np.concatenate([found.labels, labels_of([seed.domains for seed in own], domains)])
     groups += [f"seed {seed.id}" for seed in own]
-    common: dict[str, Any] = {"groups": groups, "seed": run.config.seed}
     say = run.job.progress("train classifier", None, "steps")
-    classifier: Classifier
-    if ngrams:
-        texts = [chunk["text"] for chunk in chunks.read_chosen(run, found.chunks)]
-        config = NgramConfig(held_out=section.held_out, precision=section.precision)
-        texts += [seed.text for seed in own]
-        classifier = train_ngrams(texts, labels, domains, config=config, progress=say, **common)
-    else:
+    common: dict[str, Any] = {"groups": groups, "seed": run.config.seed, "progress": say}
+    head = HeadConfig(hidden=section.hidden, held_out=section.held_out, precision=section.precision)
+    if run.config.label.source == "llm":  # read, and not made of the embeddings: held out, they can choose a penalty
+        head = dataclasses.replace(head, penalties=CLEAN_PENALTIES)
+    if section.kind == "head":
         vectors = chosen_embeddings(run, found.chunks)
         if own:
             mine = run.embedder.embed([s.text for s in own], kind="passage", batch_tokens=run.config.embed.batch_tokens)
             vectors = np.concatenate([vectors, mine])
-        head = HeadConfig(hidden=section.hidden, held_out=section.held_out, precision=section.precision)
-        facts = dict(run.embedder.facts)
-        classifier = train_head(vectors, labels, domains, config=head, facts=facts, progress=say, **common)
-    if run.job.shard is None:
-        classifier.save(make_folder(place))
-    return classifier
+        return train_head(vectors, labels, domains, config=head, facts=dict(run.embedder.facts), **common)
+    texts = [chunk["text"] for chunk in chunks.read_chosen(run, found.chunks)] + [seed.text for seed in own]
+    if section.kind == "ngrams":
+        config = NgramConfig(held_out=section.held_out, precision=section.precision)
+        return train_ngrams(texts, labels, domains, config=config, **common)
+    tuning = TuneConfig(epochs=section.epochs, learning_rate=section.learning_rate, batch=section.batch)
+    shard = run.job.shard  # each keeps its own checkpoints
+    here = place if shard is None else place / f"shard-{shard.index}"
+    return train_encoder(
+        run.embedder, texts, labels, domains, config=EncoderConfig(tuning, head), folder=here, **common
+    )
 
 
 def _close(run: MineRun, folder: Path, classifier: Classifier, found: np.ndarray, clock: Clock) -> dict[str, Any]:

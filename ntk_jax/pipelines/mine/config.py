@@ -179,10 +179,15 @@ class LabelSection:
 class ClassifySection:
     """The classifier that spreads the labels over the corpus, and what it takes."""
 
-    kind: Literal["head", "ngrams"] = setting(
-        "head", "on the encoder's embeddings, or on hashed word n-grams, which is cheaper and needs none"
+    kind: Literal["head", "ngrams", "encoder"] = setting(
+        "head",
+        "on the encoder's embeddings; on hashed word n-grams, which is cheaper and needs none; or the encoder itself, "
+        "fine-tuned, which embeds the corpus a second time",
     )
     hidden: Natural = setting(0, "width of a hidden layer of kind head; 0: linear")
+    epochs: Positive = setting(2.0, "passes over the labelled set, for kind encoder")
+    learning_rate: Positive = setting(2e-5, "of AdamW at its peak, for kind encoder")
+    batch: Count = setting(32, "windows of the encoder in a step, for kind encoder")
     held_out: Fraction = setting(0.2, "share of the labelled set that the classifier is measured on")
     precision: Fraction = setting(0.8, "held-out precision that a domain's threshold aims at")
     thresholds: Mapping[str, Any] | None = setting(

@@ -6,6 +6,7 @@ small beside it, and training costs what its tokens cost.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -122,12 +123,30 @@ def label(load: Load) -> Cost:
 
 
 def classify(load: Load) -> Cost:
-    """The classifier over the corpus; without kept embeddings the encoder's pass once more."""
+    """The classifier over the corpus; without kept embeddings, or where it is the encoder, another pass of that."""
     domains = len(domain_names(load.config))
-    again = 0.0 if load.config.embed.keep or load.config.classify.kind == "ngrams" else load.tokens
+    section = load.config.classify
+    kept = section.kind == "ngrams" or (section.kind == "head" and load.config.embed.keep)
+    again = 0.0 if kept else load.tokens
     flops = 2.0 * load.encoder.parameters * again + 2.0 * load.chunks * load.encoder.dim * domains
     work = Work(load.chunks, again, flops, flops, memory=4.0 * load.encoder.parameters)
-    return Cost((work,), Disk(4.0 * load.chunks * domains + 0.1 * 6.5 * load.words))
+    disk = Disk(4.0 * load.chunks * domains + 0.1 * 6.5 * load.words)
+    if section.kind != "encoder":
+        return Cost((work,), disk)
+    return Cost((_tuning(load), work), dataclasses.replace(disk, passing=3 * 12.0 * load.encoder.parameters))
+
+
+def _tuning(load: Load) -> Work:
+    """The training of the encoder: a forward pass and twice that backward, and layers computed once more."""
+    section = load.config.label
+    positives = load.seeds * section.per_seed
+    if section.most is not None:
+        positives = min(positives, section.most * len(domain_names(load.config)))
+    most = section.sample if section.source == "llm" else positives * (1 + section.negatives)
+    tokens = load.config.classify.epochs * load.tokens * min(1.0, most / load.chunks)
+    flops = 2.0 * load.encoder.parameters * tokens
+    memory = 16.0 * load.encoder.parameters
+    return Work(min(most, load.chunks), tokens, 3.0 * flops, 4.0 * flops, "backward", memory, "fine-tuning")
 
 
 def audit(load: Load) -> Cost:
