@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -192,7 +193,7 @@ def test_a_language_model_writes_seeds_judges_and_audits(inputs: Path, monkeypat
             return json.dumps({"reason": "by its words", "answer": "yes" if belongs else "no"})
         asked["seed"] += 1
         subject = "medicine" if "medicine" in text else "law"
-        rng = np.random.default_rng(abs(hash(text)) % 2**32)
+        rng = np.random.default_rng(zlib.crc32(text.encode()))
         words = " ".join(rng.choice(SUBJECTS[subject] + ["the", "of", "a"], 40))
         names = ("topic", "premise", "author", "audience", "motive")
         return json.dumps({name: subject for name in names} | {"document": f"{words}."})
