@@ -138,6 +138,7 @@ def audit(
     *,
     known_text: Callable[[int], str] | None = None,
     max_words: int = 300,
+    max_tokens: int = 120,
     progress: Progress | None = None,
 ) -> Audit:
     """Asks the judge. domains: {name: description}. text_of: a chunk's text by its ordinal; known_text: a known text's.
@@ -149,7 +150,7 @@ def audit(
         known_text(item.ordinal) if item.kind == "known" and known_text else text_of(item.ordinal) for item in items
     ]
     requests = [
-        question(text, item.domain, domains[item.domain], max_words=max_words)
+        question(text, item.domain, domains[item.domain], max_words=max_words, max_tokens=max_tokens)
         for item, text in zip(items, texts, strict=True)
     ]
     found = ask_verdicts(client, requests, progress=progress)

@@ -51,6 +51,7 @@ def audit(run: MineRun, folder: Path) -> Facts:
         run.domains,
         lambda chunk: texts[chunk],
         known_text=lambda place: seeds[place].text,
+        max_tokens=section.max_tokens,
         progress=progress,
     )
     write_lines(folder / "verdicts.jsonl", (json.dumps(row, ensure_ascii=False) for row in result.rows))
