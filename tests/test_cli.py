@@ -28,7 +28,7 @@ COMMANDS = tuple(
             for pipeline in all_pipelines()
             for name in (pipeline.command, *(stage.name for stage in pipeline.stages))
         ]
-        + ["report", "export", "estimate", "doctor", "help"]
+        + ["report", "export", "search", "estimate", "doctor", "help"]
     )
 )
 CONFIG = """
@@ -119,7 +119,7 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
     text = capsys.readouterr().out
     assert stop.value.code == 0
     if name != "help":
-        keys = "--model.path=DIR" if name == "export" else "--section.key=value"
+        keys = {"export": "--model.path=DIR", "search": "--encoder.path=DIR"}.get(name, "--section.key=value")
         assert "--out DIR" in text and keys in text and len(text) > 600
     assert max(map(len, text.splitlines())) <= 120
 

@@ -164,7 +164,7 @@ def test_mistakes_are_one_line_and_write_nothing(
         ([out, "--merged", "m", "--arm", "base"], "--arm: base is the model as it was, without an adapter; choose"),
         ([out, "--merged", "m", "--arm", "bm25"], "bm25 was not fine-tuned in this run; choose from domain, random,"),
         ([out, "--selection", "s.jsonl", "--arm", "domain"], "domain is no method of this run, which has random,"),
-        ([out, "--merged", "m", "--seed=1"], "--seed=1: a run is exported as it was made"),
+        ([out, "--merged", "m", "--seed=1"], "--seed=1: a run is read as it was made"),
         ([out, "--merged", "m", "--out", "x"], "is the run directory already; leave --out out"),
         ([out, "--merged", "m", "--model.path=builtin:model"], "is not the model that this run was trained on"),
         ([out, "--merged", "m", "--model.path=gone"], "or say where the run's model lies now: --model.path=DIR"),
@@ -195,7 +195,7 @@ def test_a_run_that_has_not_got_that_far_names_the_stage(
     shutil.copytree(folder / "run", moved)
     (moved / "finetune" / "manifest.json").unlink()
     assert export(moved, "--merged", tmp_path / "m") == 2
-    assert "stage finetune is not done, so there is nothing to export from it; run `ntk-jax finetune" in (
+    assert "stage finetune is not done, so there is nothing to read from it; run `ntk-jax finetune" in (
         capsys.readouterr().err
     )
     assert export(moved, "--selection", tmp_path / "s.jsonl") == 0  # what is done is there to be had

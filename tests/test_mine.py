@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import zlib
@@ -307,3 +308,38 @@ def test_estimate_and_doctor_look_at_what_is_here(
     found = {name: str(look()) for name, look in doctor(mine_config(inputs, pretrain={"tokens": 600}))}
     assert "3 files" in found["corpus.files"] and "12 of your own" in found["own seeds"]
     assert "32 numbers a text" in found["encoder"] and "parameters" in found["weights"]
+
+
+class TestSearch:
+    def test_of_each_text_the_nearest_chunks(self, mined: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["search", str(mined), "heart blood fever", "court law", "--nearest", "4", "--json"]) == 0
+        hits = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [hit["query"] for hit in hits] == 4 * ["heart blood fever"] + 4 * ["court law"]
+        assert {hit["source"] for hit in hits[:4]} == {"medicine"} and {hit["source"] for hit in hits[4:]} == {"law"}
+        scores = [hit["score"] for hit in hits[:4]]
+        assert scores == sorted(scores, reverse=True) and hits[0]["file"].endswith(".jsonl")
+
+    def test_lines_of_standard_input_by_an_index(
+        self, mined: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        pytest.importorskip("faiss")
+        monkeypatch.setattr("sys.stdin", io.StringIO("heart blood\n\ncourt law\n"))
+        assert cli.main(["search", str(mined), "--index", "faiss", "--nearest", "1"]) == 0
+        said = capsys.readouterr().out.splitlines()
+        assert (
+            said[1] == "heart blood"
+            and "(0.jsonl at " in said[2]
+            and any(word in said[3] for word in ("heart", "blood"))
+        )
+        assert said[5] == "court law" and "(1.jsonl at " in said[6]
+
+    def test_mistakes_are_one_line(self, mined: Path, inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for arguments, message in (
+            ([str(mined), "a", "--nearest", "0"], "--nearest 0: give at least 1"),
+            ([str(inputs), "a"], "is no run directory of DoPAMine"),
+            ([str(mined), "a", "--seed=1"], "the one key that may be given is --encoder.path"),
+            ([str(mined), "a", f"--encoder.path={inputs / 'model'}"], "encoder"),
+        ):
+            assert cli.main(["search", *arguments]) == 2
+            said = capsys.readouterr().err
+            assert message in said and said.count("\n") == 1, said

@@ -112,6 +112,14 @@ def _command(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
         for line in export(arguments.config, wanted, all_pipelines(), out=arguments.out, overrides=rest):
             print(line)
         return
+    if arguments.command == "search":
+        from ntk_jax.engine.search import search
+
+        texts = arguments.text or sys.stdin
+        options = {"nearest": arguments.nearest, "index": arguments.index, "as_json": arguments.json}
+        for line in search(arguments.config, texts, all_pipelines(), out=arguments.out, overrides=rest, **options):
+            print(line, flush=True)
+        return
     pipeline, config = _configured(arguments, rest)
     if arguments.command == "doctor":
         _doctor(pipeline, config)

@@ -43,6 +43,14 @@ RUN is a run directory (a folder, gs://... or s3://...), or the config whose `ou
 the run was made with; where its model lies somewhere else now, --model.path=DIR says where.
 """
 
+SEARCH = """\
+  ntk-jax search runs/mine_medical "chest pain on exertion" "side effects of statins"
+  ntk-jax search runs/mine_medical --index=faiss            (then a text a line)
+
+RUN is a run directory (a folder, gs://... or s3://...), or the config whose `out` it is; its corpus must be embedded.
+Where its encoder lies somewhere else now, --encoder.path=DIR says where.
+"""
+
 # Commands that serve every pipeline: (one line for the list, what its own --help says).
 COMMON = {
     "report": (
@@ -55,6 +63,12 @@ COMMON = {
         "Face folder (tensor by tensor, so that a large model needs no large memory), and a selection as JSONL, "
         "Parquet or a Hugging Face dataset: those that are named, or all of an arm into the run's export/<arm>/. "
         "Reads a finished run directory and the run's model.",
+    ),
+    "search": (
+        "what a mined corpus has near a text",
+        "Prints the chunks of a run's corpus that are nearest to each text by the run's encoder, with their cosine and "
+        "where they came from: what seeds would find, before they are written. Without a text, reads lines from "
+        "standard input. Writes nothing.",
     ),
     "estimate": (
         "what a run will cost, before it starts",
@@ -77,10 +91,11 @@ COMMON = {
 
 
 # How the argument of a command is written where it is no CONFIG, and which options it has of its own.
-PLACES = {"export": "RUN", "doctor": "[CONFIG]", "help": "[KEY]"}
+PLACES = {"export": "RUN", "search": "RUN", "doctor": "[CONFIG]", "help": "[KEY]"}
 OWN = {
     "export": "[--arm NAME] [--adapter DIR] [--merged DIR] [--selection PATH] ",
     "estimate": "[--json FILE] [--measure] ",
+    "search": "[--nearest N] [--index exact|faiss] [--json] [TEXT ...] ",
 }
 
 
@@ -119,6 +134,16 @@ def parser() -> argparse.ArgumentParser:
         if name == "estimate":
             sub.add_argument("--json", metavar="FILE", help="also write all numbers and their grounds there")
             sub.add_argument("--measure", action="store_true", help="measure the rate on this machine's devices")
+        if name == "search":
+            sub.add_argument("text", metavar="TEXT", nargs="*", help="what to look for; none: lines of standard input")
+            sub.add_argument("--nearest", metavar="N", type=_count, default=5, help="chunks shown of each text")
+            sub.add_argument(
+                "--index",
+                choices=("exact", "faiss"),
+                default="exact",
+                help="faiss keeps an index in memory (extra ann), for many texts; exact reads all vectors for each",
+            )
+            sub.add_argument("--json", action="store_true", help="a JSON object a line")
         if name == "export":
             sub.add_argument(
                 "--arm", metavar="NAME", help="whose: an arm or method; that of the first method by default"
@@ -137,9 +162,9 @@ def _add(
     commands: Any, name: str, line: str, description: str, own: str, *, config: str = "CONFIG", epilog: str = ""
 ) -> argparse.ArgumentParser:
     """A sub-command. own: its options in the usage. config: how its argument is written."""
-    keys = "--model.path=DIR" if config == "RUN" else "--section.key=value ..."
+    keys = {"export": "--model.path=DIR", "search": "--encoder.path=DIR"}.get(name, "--section.key=value ...")
     rest = "" if config == "[KEY]" else f" [--out DIR] {own}[{keys}]"
-    about = {"[KEY]": "", "RUN": EXPORT}.get(config, OVERRIDES.format(name=name) + epilog)
+    about = {"help": "", "export": EXPORT, "search": SEARCH}.get(name, OVERRIDES.format(name=name) + epilog)
     sub: argparse.ArgumentParser = commands.add_parser(
         name,
         help=line,

@@ -107,6 +107,7 @@ class Pipeline:
     measure(load, grounds) -> a rate measured here; notes(load, rate) -> (values, lines) to add to an estimate.
     doctor(config) -> [(name, function that returns what it found or raises UserError)].
     export(config, folder, wanted) -> a line for each thing when it is written; wanted: `engine.export.Wanted`.
+    search(config, folder, index) -> a function (text, k) that gives (score, chunk) of the k chunks nearest to a text.
     distributed: whether several processes may run it over one mesh.
     """
 
@@ -131,6 +132,7 @@ class Pipeline:
     notes: Address | None = None
     doctor: Address | None = None
     export: Address | None = None
+    search: Address | None = None
     spoken: tuple[str, ...] = ()
     distributed: bool = False
 

@@ -31,7 +31,7 @@ def check_inputs(run: MineRun, closing: bool) -> None:
     """Raises UserError: a store of another encoder lies there."""
     place = run.job.folder / "embed" / CHUNKS
     if place.exists():
-        open_store(place, _facts(run))
+        open_store(place, facts(run))
 
 
 def embed(run: MineRun, folder: Path) -> dict[str, Any] | None:
@@ -50,7 +50,7 @@ def embed(run: MineRun, folder: Path) -> dict[str, Any] | None:
     }
     if section.keep:
         arrays["vectors"] = ((run.embedder.dim,), np.float16)
-    store = create(folder / CHUNKS, arrays, total, size, _facts(run))
+    store = create(folder / CHUNKS, arrays, total, size, facts(run))
     kept = {"top_score": ((len(seeds), top), np.float32), "top_chunk": ((len(seeds), top), np.int64)}
     nearest = create(folder / NEAREST, kept, store.blocks, 1)
     laid = lay_out(vectors, domain_matrix(seeds, domains))
@@ -147,7 +147,8 @@ def chosen_embeddings(run: MineRun, ordinals: Iterable[int]) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _facts(run: MineRun) -> dict[str, Any]:
+def facts(run: MineRun) -> dict[str, Any]:
+    """What made the embeddings: those of others are refused."""
     return {"encoder": dict(run.embedder.facts), "domains": list(domain_names(run.config))}
 
 

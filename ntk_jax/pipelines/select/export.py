@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ntk_jax.engine.export import Wanted, require_done
+from ntk_jax.engine.export import Wanted
+from ntk_jax.engine.finished import require_done
 from ntk_jax.engine.progress import Progress
 from ntk_jax.errors import UserError, note
 from ntk_jax.models.hub import has_wrapped_names, resolve
