@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -227,3 +228,60 @@ def test_an_object_outside_is_refused(tmp_path, cloud):
     cloud.pipe_file(f"{PLACE}/../../etc/passwd", b"")
     with pytest.raises(UserError, match="is no path in a run directory"):
         folder_of(cloud, tmp_path / "copy")
+
+
+# -- databases, which are changed in place ---------------------------------------------------------------------------
+
+
+def rows_of(path: Path) -> list[int]:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        return [row[0] for row in connection.execute("SELECT n FROM t ORDER BY n")]
+
+
+def test_a_database_goes_up_as_it_was_at_one_moment_though_it_is_written_to(tmp_path, cloud):
+    copy = folder_of(cloud, tmp_path / "c #py?")
+    path = copy.folder / "llm" / "calls.sqlite"
+    path.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("CREATE TABLE t (n INTEGER)")
+        for first in (0, 100):
+            connection.executemany("INSERT INTO t VALUES (?)", [(n,) for n in range(first, first + 100)])
+            connection.execute("BEGIN")
+            connection.execute("INSERT INTO t VALUES (-1)")  # not committed
+            push(copy)
+            connection.execute("ROLLBACK")
+            assert cloud.names(PLACE) == {"llm/calls.sqlite"}  # nothing of what lies beside it
+            other = folder_of(cloud, tmp_path / f"other-{first}")
+            assert rows_of(other.folder / "llm" / "calls.sqlite") == list(range(first + 100))
+    push(copy)  # closed: one file now
+    cloud.log.clear()
+    push(copy)
+    assert not any(verb == "put" for verb, _ in cloud.log)
+
+
+def test_a_database_that_is_fetched_forgets_what_lay_beside_an_older_one(tmp_path, cloud):
+    one, other = folder_of(cloud, tmp_path / "one"), tmp_path / "other"
+    for place, numbers in ((one.folder, range(5)), (other, range(50))):
+        (place / "llm").mkdir(parents=True)
+        with contextlib.closing(sqlite3.connect(place / "llm" / "calls.sqlite", isolation_level=None)) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("CREATE TABLE t (n INTEGER)")
+            connection.executemany("INSERT INTO t VALUES (?)", [(n,) for n in numbers])
+            if place == other:  # as a process leaves it that is killed
+                for path in list((other / "llm").iterdir()):
+                    path.with_name(f"left-{path.name}").write_bytes(path.read_bytes())
+    push(one)
+    for path in (other / "llm").glob("left-*"):
+        path.rename(path.with_name(path.name.removeprefix("left-")))
+    assert {path.name for path in (other / "llm").iterdir()} >= {"calls.sqlite", "calls.sqlite-wal"}
+    pulled = folder_of(cloud, other)
+    assert rows_of(pulled.folder / "llm" / "calls.sqlite") == list(range(5))
+
+
+def test_a_damaged_database_is_one_line(tmp_path, cloud):
+    copy = folder_of(cloud, tmp_path / "copy")
+    (copy.folder / "calls.sqlite").write_bytes(b"no database" * 1000)
+    with pytest.raises(UserError, match=r"calls\.sqlite is damaged"):
+        push(copy)

@@ -19,14 +19,15 @@ import itertools
 import json
 import os
 import re
+import sqlite3
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from ntk_jax.errors import UserError
-from ntk_jax.storage import atomic, reading
+from ntk_jax.storage import atomic, reading, snapshot
 from ntk_jax.storage.lease import mark_of
 from ntk_jax.storage.run import SHARDS, SUMS
 
@@ -185,16 +186,21 @@ def fetch(mirror: Mirror, name: str, info: Mapping[str, Any]) -> None:
     if name.startswith(f"{SHARDS}/"):  # their order in time says how many shards there are, see `shards_asked`
         when = mirror.fs.modified(address).timestamp()
         os.utime(temporary, (when, when))
+    if snapshot.is_database(path.name):
+        snapshot.forget_beside(path)
     os.replace(temporary, path)
     mirror.known[name] = (mark_of(info), _stat(path))
 
 
 def _upload(mirror: Mirror, name: str) -> None:
-    """Files are replaced, never changed in place: so what goes up is whole, and goes up again if it was an old one."""
+    """Files but databases are replaced, never changed in place: so what goes up is whole, and goes up again if it was
+    an old one."""
     path = mirror.folder / name
     try:
         before = _stat(path)
-        mirror.fs.put_file(str(path), f"{mirror.root}/{name}")
+        with _whole(path) as source:
+            size = os.stat(source).st_size
+            mirror.fs.put_file(str(source), f"{mirror.root}/{name}")
         after = _stat(path)
     except FileNotFoundError:
         if path.exists():
@@ -202,8 +208,24 @@ def _upload(mirror: Mirror, name: str) -> None:
         return  # deleted since it was listed
     mirror.fs.invalidate_cache()
     info = mirror.fs.info(f"{mirror.root}/{name}")
-    if info["size"] == before[0] and before == after:
+    if info["size"] == size and before == after:
         mirror.known[name] = (mark_of(info), before)
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """The file to read instead of this one: a database is changed in place, so a copy of one moment of it goes up."""
+    if not snapshot.is_database(path.name):
+        yield path
+        return
+    copy = path.with_name(f".{path.name}.tmp")
+    try:
+        snapshot.snapshot(path, copy)
+        yield copy
+    except sqlite3.Error as error:
+        raise UserError(f"{path} is damaged ({error}); delete it, and what it held is asked for again") from None
+    finally:
+        copy.unlink(missing_ok=True)
 
 
 def _files(folder: Path) -> dict[str, Stat]:
@@ -212,7 +234,7 @@ def _files(folder: Path) -> dict[str, Stat]:
     start = len(str(folder)) + 1
     for place, _, names in os.walk(folder):
         for path in (f"{place}/{name}" for name in names):
-            if not _LOCAL.fullmatch(path[start:]):
+            if not _LOCAL.fullmatch(path[start:]) and not snapshot.is_beside(path):
                 with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
                     found[path[start:]] = _stat(path)
     return found
@@ -220,4 +242,7 @@ def _files(folder: Path) -> dict[str, Stat]:
 
 def _stat(path: str | Path) -> Stat:
     stat = os.stat(path)
+    newest = snapshot.newest(str(path)) if snapshot.is_database(str(path)) else None
+    if newest is not None:
+        return stat.st_size + newest.st_size, max(stat.st_mtime_ns, newest.st_mtime_ns), stat.st_ino
     return stat.st_size, stat.st_mtime_ns, stat.st_ino
