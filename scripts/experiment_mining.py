@@ -40,13 +40,16 @@ from ntk_jax.storage.reading import read_json, read_json_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = 500  # chunks embedded at once and kept together
-DOMAINS = {  # name: the domain's names in files of seeds, its source's file, sources of the same matter
+DOMAINS = {  # name: the domain's names in files of seeds, its file or source, sources of the same matter
     "medical": (
         ("medicine", "medical"),
         "medical-medquad",
         ("openstax/osbooks-anatomy-physiology", "openstax/osbooks-microbiology"),
     ),
     "legal": (("law", "legal"), "legal-cuad", ("openstax/osbooks-business-law",)),
+    # No setting of any method was chosen with these two in view.
+    "financial": (("finance",), "openstax/osbooks-principles-finance", ()),
+    "public affairs": (("public affairs",), "speeches", ("openstax/osbooks-american-government",)),
 }
 
 
@@ -109,8 +112,12 @@ def draw(seeds: list[Seed], share: float, number: int) -> np.ndarray:
 
 def truth_of(domain: str, chunks: list[dict[str, Any]]) -> np.ndarray:
     """[N]: 2 of the domain's source, 1 of a source of the same matter, 0 others."""
-    _, file, related = DOMAINS[domain]
-    return np.array([2 if c["file"].startswith(file) else 1 if c["source"] in related else 0 for c in chunks], np.int8)
+    _, own, related = DOMAINS[domain]
+
+    def of(chunk: dict[str, Any]) -> int:
+        return 2 if chunk["file"].startswith(own) or chunk["source"] == own else int(chunk["source"] in related)
+
+    return np.array(list(map(of, chunks)), np.int8)
 
 
 def seed_sets(given: list[str]) -> dict[str, list[Seed]]:
@@ -132,6 +139,7 @@ def scored(task: Task, path: Path, only: list[str]) -> dict[str, np.ndarray]:
     jobs = {name: (method, task) for name, method in METHODS.items()}
     other = mining_methods.shuffled(task)
     jobs |= {f"{name}, shuffled seed labels": (method, other) for name, method in CONTROLS.items()}
+    jobs["classifier, shuffled labels"] = (mining_methods.classifier_of_nothing, task)
     for name, (method, own) in jobs.items():
         if name in there or (only and name not in only):
             continue

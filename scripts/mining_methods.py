@@ -6,7 +6,7 @@ They all get the same seeds of a draw. None sees where a chunk comes from.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -214,6 +214,14 @@ def shuffled(task: Task) -> Task:
     dealt = np.empty_like(task.own)
     dealt[order] = task.own[order][(np.arange(count) * step + int(rng.integers(count))) % count]
     return Task(**{**_given(task), "own": dealt})
+
+
+def classifier_of_nothing(task: Task) -> np.ndarray:
+    """The head on the same chunks with their labels in random order."""
+    found = task.mined()
+    order = np.random.default_rng([task.seed, 3]).permutation(len(found.chunks))
+    other = Task(**_given(task), own=task.own, _mined=replace(found, labels=found.labels[order]), _best=task.best())
+    return classifier(other)
 
 
 METHODS: Mapping[str, Callable[[Task], np.ndarray]] = {
