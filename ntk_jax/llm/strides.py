@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 from ntk_jax.llm.sampling import Draws, draw
 from ntk_jax.models.cache import STRIDE, Cache, empty_stride, read_prompts, read_token, with_prompts, with_stride
-from ntk_jax.models.head import all_logits, head_matrix
+from ntk_jax.models.head import head_matrix
+from ntk_jax.parallel.rules import whole
 
 NOTHING = -2  # in the output of a stride: the slot was at its end
 
@@ -53,7 +54,7 @@ def begin(
     """The first tokens [R] of the replies to R prompts (tokens [R, T], lengths [R]), and the cache with the prompts in
     slots [R], as in `models.cache.with_prompts`."""
     hidden, kept = read_prompts(graphdef, lora, base, *prompts, dtype=dtype)
-    tokens = draw(all_logits(hidden, head_matrix(base)), draws, jnp.zeros_like(slots))
+    tokens = draw(_logits(hidden, base), draws, jnp.zeros_like(slots))
     return tokens, with_prompts(cache, kept, slots)
 
 
@@ -71,7 +72,7 @@ def stride(
         number, token, made, alive, out, new = state
         positions = rows.prompt + made - 1
         hidden, new = read_token(graphdef, lora, base, cache, new, number, token, positions, seen, dtype=dtype)
-        drawn = draw(all_logits(hidden, head_matrix(base)), rows.draws, made)
+        drawn = draw(_logits(hidden, base), rows.draws, made)
         out = out.at[number].set(jnp.where(alive, drawn, NOTHING))
         made = made + alive
         token = jnp.where(alive & (drawn >= 0), drawn, token)
@@ -94,3 +95,10 @@ def stride(
 def write(cache: Cache, new: Cache, rows: Rows) -> Cache:
     """The cache with what a stride read of the slots that were not at their end."""
     return with_stride(cache, new, jnp.where(rows.alive, rows.start + rows.made - 1, -1))
+
+
+def _logits(hidden: jax.Array, base: Any) -> jax.Array:
+    """[S, V] fp32 of hidden states [S, D]: the head's rows come first in the product, because a product of a few rows
+    with many columns is slow on a CPU, and so is the search for the best of a row that lies across."""
+    head = whole(head_matrix(base).astype(hidden.dtype))
+    return jnp.einsum("vd,sd->vs", head, hidden, preferred_element_type=jnp.float32).T

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from ntk_jax.errors import UserError
 from ntk_jax.mining.seed_layout import TILE, Seeds, lay_out
 
 _ROWS = 64  # chunks of a block are filled up to a multiple of this
-_FEW = 16  # of a seed's nearest chunks
+_FEW = (16, 64)  # of a seed's nearest chunks: what is tried before all of them are sorted
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,10 @@ def best_of_block(
         owner = np.arange(chunks)
     windows = _filled(vectors.astype(np.float32), owner, chunks)
     kept = min(top, len(windows[0]))
-    floor = np.full(len(laid.ordinal), -np.inf, np.float32)
-    if above is not None:
-        floor[laid.ordinal >= 0] = np.asarray(above, np.float32)[laid.ordinal[laid.ordinal >= 0]]
-    found = _search(*windows, chunks, floor, laid.vectors, laid.group, laid.member, top=kept, dtype=dtype)
+    least = np.full(len(laid.place), -np.inf, np.float32) if above is None else np.asarray(above, np.float32)
+    floor = np.where(laid.ordinal >= 0, least[laid.ordinal], np.inf).astype(np.float32)  # nothing for nobody's places
+    options: Any = {"top": kept, "dtype": dtype, "filled": len(windows[0]) > chunks}
+    found = _search(*windows, chunks, floor, laid.vectors, laid.group, laid.member, **options)
     best, at, score, chunk = (np.asarray(value) for value in found)
     is_there, fill = np.isfinite(score[laid.place]), ((0, 0), (0, top - kept))
     return Block(
@@ -137,7 +138,7 @@ def _filled(vectors: np.ndarray, owner: np.ndarray, chunks: int) -> tuple[np.nda
     return firsts, further, whose
 
 
-@functools.partial(jax.jit, static_argnames=("top", "dtype"))
+@functools.partial(jax.jit, static_argnames=("top", "dtype", "filled"))
 def _search(
     firsts: jax.Array,
     further: jax.Array,
@@ -150,8 +151,10 @@ def _search(
     *,
     top: int,
     dtype: str,
+    filled: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """(best [M, N], its place among the seeds [M, N], top scores [P, top], their chunks [P, top])."""
+    """(best [M, N], its place among the seeds [M, N], top scores [P, top], their chunks [P, top]). filled: the last of
+    the N rows are no chunks. What is done to all scores is a pass over memory each, and there are as few as can be."""
     rows, (steps, step, width) = firsts.shape[0], seeds.shape
     is_chunk = jnp.arange(rows) < chunks
     # Rounding may lift a chunk that bf16 has below the floor: there, nothing is left out at first.
@@ -164,7 +167,8 @@ def _search(
         scores = _products(own, low)
         if further.shape[0]:
             scores = scores.at[:, whose].max(_products(own, low_further))
-        scores = jnp.where(is_chunk, scores, -jnp.inf)
+        if filled:
+            scores = jnp.where(is_chunk, scores, -jnp.inf)
         tiles = scores.reshape(step // TILE, TILE, rows)
         tile_best = tiles.max(axis=1)
         number = jnp.arange(TILE, dtype=jnp.int32)[:, None]
@@ -204,35 +208,49 @@ def _of_domains(
     return jax.lax.map(of_domain, member.T)
 
 
-def _top_above(scores: jax.Array, floor: jax.Array, top: int) -> tuple[jax.Array, jax.Array]:
-    """`_top`, of which what is not above the floor [P] may be missing (-inf). Sorting for a long list takes up to half
-    of the time of the products, and after some blocks few chunks are above any seed's floor."""
-    if top <= _FEW:
+def _top_above(
+    scores: jax.Array, floor: jax.Array, top: int, few: tuple[int, ...] = _FEW
+) -> tuple[jax.Array, jax.Array]:
+    """`_top`, of which what is not above the floor [P] may be missing (-inf). Sorting for a long list takes longer than
+    the products, and after some blocks few chunks are above any seed's floor."""
+    if not few or top <= few[0]:
         return _top(scores, top)
+    peaks, inside, place = _of_best_stripes(scores, few[0])
+    # All that is above a floor is among these few if it lies in few stripes, and is not much there.
+    above = jnp.maximum((peaks > floor[:, None]).sum(axis=1), (inside > floor[:, None]).sum(axis=1))
 
-    def few() -> tuple[jax.Array, jax.Array]:
-        value, at = _top(scores, _FEW)
-        rest = ((0, 0), (0, top - _FEW))
-        return jnp.pad(value, rest, constant_values=-jnp.inf), jnp.pad(at, rest)
+    def these() -> tuple[jax.Array, jax.Array]:
+        value, at = jax.lax.top_k(inside, few[0])
+        rest = ((0, 0), (0, top - few[0]))
+        return jnp.pad(value, rest, constant_values=-jnp.inf), jnp.pad(place(at), rest)
 
-    most = (scores > floor[:, None]).sum(axis=1, dtype=jnp.int32).max()
-    return jax.lax.cond(most <= _FEW, few, lambda: _top(scores, top))
+    return jax.lax.cond(above.max() <= few[0], these, lambda: _top_above(scores, floor, top, few[1:]))
 
 
 def _top(scores: jax.Array, top: int) -> tuple[jax.Array, jax.Array]:
-    """The `top` best of each row of [P, N] and where they are. Two rounds: the best are in the stripes whose maxima are
-    best, and stripes are some hundred where chunks are thousands."""
-    rows, chunks = scores.shape
-    height = 1 << max(0, round(math.log2(chunks / top) / 2))
-    height = min(height, _ROWS)
-    if height == 1:
-        value, at = jax.lax.top_k(scores, top)
-        return value, at
-    stripes = scores.reshape(rows, height, chunks // height)
-    _, stripe = jax.lax.top_k(stripes.max(axis=1), top)
-    inside = jnp.take_along_axis(stripes, stripe[:, None], axis=2).reshape(rows, height * top)
+    """The `top` best of each row of [P, N] and where they are."""
+    _, inside, place = _of_best_stripes(scores, top)
     value, at = jax.lax.top_k(inside, top)
-    return value, at // top * (chunks // height) + jnp.take_along_axis(stripe, at % top, axis=1)
+    return value, place(at)
+
+
+def _of_best_stripes(scores: jax.Array, top: int) -> tuple[jax.Array, jax.Array, Callable[[jax.Array], jax.Array]]:
+    """(peaks [P, W] of all stripes of rows of [P, N], the scores [P, h · top] in the `top` stripes with the highest
+    peaks, a function from places there to places in a row). The best of a row are in these stripes, which are some
+    hundred where chunks are thousands."""
+    rows, chunks = scores.shape
+    height = min(1 << max(0, round(math.log2(chunks / top) / 2)), _ROWS)
+    stripes = scores.reshape(rows, height, chunks // height)
+    peaks = stripes.max(axis=1)
+    if height == 1:
+        return peaks, peaks, lambda at: at
+    _, stripe = jax.lax.top_k(peaks, top)
+    inside = jnp.take_along_axis(stripes, stripe[:, None], axis=2).reshape(rows, height * top)
+
+    def place(at: jax.Array) -> jax.Array:
+        return at // top * (chunks // height) + jnp.take_along_axis(stripe, at % top, axis=1)
+
+    return peaks, inside, place
 
 
 def _rescored_best(

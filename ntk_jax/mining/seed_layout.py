@@ -14,7 +14,7 @@ import numpy as np
 
 from ntk_jax.errors import UserError
 
-TILE = 8  # seeds that are reduced together
+TILE = 16  # seeds that are reduced together
 SEEDS_AT_ONCE = 512  # at most: their scores with all chunks of a block are in memory together
 
 
