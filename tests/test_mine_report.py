@@ -57,7 +57,7 @@ def test_a_whole_run_says_everything(whole: Path) -> None:
     ]
     for words in (
         "Text of medicine and law out of a corpus",
-        "Taken from 18,840 chunks: medicine 2,310 (12.3%) at a held-out precision of 91.0% (88.0% to 94.0%)",
+        "Taken from 18,840 chunks: medicine 2,310 (12.3%) at a precision of 91.0% (88.0% to 94.0%) on held-out labels",
         "The judge agrees with 64.0% (57.0% to 70.0%) of the labels, and accepts 32.0% (21.0% to 46.0%)",
         "Learned: after “DoPAMine” held-out medicine has perplexity 17.6",
         "better against “random documents” (−0.1328 nats a token, −0.1528 to −0.1128)",

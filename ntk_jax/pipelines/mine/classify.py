@@ -179,7 +179,11 @@ def _close(run: MineRun, folder: Path, classifier: Classifier, found: np.ndarray
         "domains": {
             name: {
                 "threshold": float(limits[place]),
-                **_held_out(figures.get(name, {}), classifier.calibration.curves.get(name), float(limits[place])),
+                **_held_out(
+                    figures.get(name, {}),
+                    classifier.calibration.curves.get(name),
+                    float(limits[place]) if name in given else None,
+                ),
                 "histogram": histogram_of(found[:, place]),
                 "taken": sum(count for count, _ in account.sources[name].values()),
                 "sources": {
@@ -197,23 +201,39 @@ def _close(run: MineRun, folder: Path, classifier: Classifier, found: np.ndarray
     return {"taken": account.taken}
 
 
-def _held_out(figures: Mapping[str, Any], curve: Curve | None, limit: float) -> dict[str, Any]:
-    """How good the classifier is on labels that it has not learnt from, at the threshold that is used."""
+def _held_out(figures: Mapping[str, Any], curve: Curve | None, given: float | None) -> dict[str, Any]:
+    """How good the classifier is on labels that it has not learnt from. given: the config's threshold, which no row
+    has chosen; None: precision and recall are counted on rows that the threshold was not chosen by."""
     if curve is None:
         return {}
     positives, total = figures["held-out positives"], figures["held-out positives"] + figures["held-out negatives"]
-    precision, recall = curve.at(limit)
-    place = int(np.searchsorted(-curve.threshold, -limit, side="right")) - 1
-    kept = float(curve.kept[place]) if place >= 0 else 0.0
-    intervals = {"precision": (precision, wilson(precision * kept, kept)) if kept else (None, (0.0, 1.0))}
-    intervals["recall"] = (recall, wilson(recall * positives, positives))
+    found: dict[str, Any] = {}
+    if given is not None:
+        precision, recall = curve.at(given)
+        place = int(np.searchsorted(-curve.threshold, -given, side="right")) - 1
+        kept = float(curve.kept[place]) if place >= 0 else 0.0
+        found = {
+            "precision": _share(precision * kept if kept else 0.0, kept),
+            "recall": _share(recall * positives, positives),
+        }
+    elif counted := figures.get("counted"):
+        found = {
+            "precision": _share(counted["right"], counted["kept"]),
+            "recall": _share(counted["right"], counted["positives"]),
+        }
     return {
-        **{name: {"value": value, "low": low, "high": high} for name, (value, (low, high)) in intervals.items()},
+        **found,
         "average_precision": curve.average_precision,
         "base_rate": positives / total,
         "positives": positives,
         "curve": curve_of(curve),
     }
+
+
+def _share(right: float, count: float) -> dict[str, float | None]:
+    """A share with its 95% Wilson interval."""
+    low, high = wilson(right, count)
+    return {"value": right / count if count else None, "low": low, "high": high}
 
 
 def _distinct(run: MineRun, places: np.ndarray) -> tuple[np.ndarray, int]:

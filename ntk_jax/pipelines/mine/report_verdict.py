@@ -30,7 +30,8 @@ def _taken(run: RunDirectory) -> str:
     for name, item in mapping(found.get("domains")).items():
         taken = f"{name} {percent_of(mapping(item).get('taken'), found.get('chunks'))}"
         precision = mapping(mapping(item).get("precision"))
-        parts.append(taken + (f" at a held-out precision of {bounded(precision)}" if precision else ""))
+        known = finite(precision.get("value")) is not None
+        parts.append(taken + (f" at a precision of {bounded(precision)} on held-out labels" if known else ""))
     return f"Taken from {count(found.get('chunks'))} chunks: {'; '.join(parts)}."
 
 
