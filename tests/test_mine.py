@@ -18,10 +18,11 @@ from tiny_mine import SUBJECTS, mine_config, mine_tree, write_mine_inputs
 from ntk_jax import cli, pipelines
 from ntk_jax.engine.plan import Command
 from ntk_jax.engine.shards import Shard
+from ntk_jax.engine.stage import Job
 from ntk_jax.errors import UserError
 from ntk_jax.llm.request import Request
 from ntk_jax.mining.classifier import CLEAN_PENALTIES
-from ntk_jax.pipelines.mine import state
+from ntk_jax.pipelines.mine import arms, state
 from ntk_jax.storage import arrays
 
 
@@ -179,6 +180,13 @@ def test_arms_are_trained_and_compared(inputs: Path) -> None:
     page = (run / "report" / "index.html").read_text()
     assert "DoPAMine" in page and "cannot be shown" not in page
     assert "Continual pre-training" in pipelines.pipeline("mine").terminal(run)  # type: ignore[misc]
+
+
+def test_replayed_text_is_not_what_the_random_arm_reads(inputs: Path, mined: Path) -> None:
+    run = state.open_run(mine_config(inputs, "whole"), Job(mined, silent))
+    own, general = ([name for name, _ in texts] for texts in (arms.texts_of(run, "random"), arms.replayed(run)))
+    half = len(own) // 2
+    assert sorted(own) == sorted(general) and not set(own[:half]) & set(general[:half])
 
 
 def test_a_language_model_writes_seeds_judges_and_audits(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,8 +30,8 @@ of this package read), and `llm`, the account of all calls to a server up to the
 |                               | domains {name: {judged, agreed, low, high, planted, accepted, unreadable}},          |
 |                               | (examples: [{domain, planted, accepted, comment, text}])                             |
 | pretrain/summary.json         | general [names of the sets of general text], sets: `compare_perplexities()`, arms    |
-|                               | [{name, title, tokens, steps, sources {general, or its own: {tokens, passes}}, curve |
-|                               | [{tokens, perplexity {set: INTERVAL}}]}], the base model first                       |
+|                               | [{name, title, tokens, steps, sources {general, or its own: {tokens, passes,         |
+|                               | (left_out)}}, curve [{tokens, perplexity {set: INTERVAL}}]}], the base model first   |
 | evaluate/results.json         | as the evaluation writes it: arms, tasks, average, (loss), (generated)               |
 """
 

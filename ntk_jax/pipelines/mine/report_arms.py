@@ -118,6 +118,7 @@ def _tokens(run: RunDirectory) -> Table:
         own = next((mapping(item) for name, item in sources.items() if name != GENERAL), {})
         general_text = mapping(sources.get(GENERAL))
         passes = finite(own.get("passes"))
+        left = sum(finite(mapping(item).get("left_out")) or 0.0 for item in sources.values())
         rows.append(
             [
                 title(run, arm),
@@ -125,11 +126,16 @@ def _tokens(run: RunDirectory) -> Table:
                 count(own.get("tokens", 0)),
                 count(general_text.get("tokens", 0)),
                 NOTHING if passes is None else f"{passes:.2f}",
+                count(left),
                 count(facts.get("steps")),
             ]
         )
-    header = ["Arm", "Tokens", "Of its own text", "Of general text", "Passes", "Steps"]
-    return Table(header, rows, "What every arm read; passes are how often its own text was read over")
+    header = ["Arm", "Tokens", "Of its own text", "Of general text", "Passes", "Left out", "Steps"]
+    caption = (
+        "What every arm read; passes are how often its own text was read over, left out are documents that hold a run "
+        "of words of held-out text"
+    )
+    return Table(header, rows, caption)
 
 
 def _table(run: RunDirectory, sets: list[dict[str, Any]]) -> Table:
