@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from scripted_llm import ScriptedClient
-from tiny_mine import SUBJECTS, mine_config, mine_tree, write_mine_inputs
+from tiny_mine import SUBJECTS, mine_config, mine_tree, sentences, write_lines, write_mine_inputs
 
 from ntk_jax import cli, pipelines
 from ntk_jax.engine.plan import Command
@@ -244,6 +244,31 @@ def test_labels_of_a_language_model_choose_the_penalty(
     assert [*map(float, tried[0])] == [*CLEAN_PENALTIES] and len(tried[1]) == 1
 
 
+def test_own_documents_are_the_labelled_set(inputs: Path, tmp_path: Path) -> None:
+    files = {}
+    for name in SUBJECTS:
+        rows = [{"id": f"{name}-{n}", "text": sentences(name, 6, 3000 + n)} for n in range(12)]
+        write_lines(tmp_path / f"{name}.jsonl", rows)
+        files[name] = str(tmp_path / f"{name}.jsonl")
+    label = {"source": "documents", "files": files}
+    config = mine_config(inputs, "documents", label=label, classify={"precision": 0.8})
+    run = pipelines.run("mine", config, progress=silent)
+    own = [one for one in records(run) if "medicine" in one["domains"]]
+    assert sum(one["source"] == "medicine" for one in own) / len(own) > 0.7
+    rows = [json.loads(line) for line in (run / "label" / "documents.jsonl").read_text().splitlines()]
+    assert len(rows) == 3 * 12 * 2 and all(len(row["text"].split()) <= 24 for row in rows)  # chunks, as the corpus has
+    summary = json.loads((run / "label" / "summary.json").read_text())
+    assert summary["domains"]["law"]["counts"]["own documents"] == 12 and summary["source"] == "documents"
+    with np.load(run / "label" / "labels.npz") as found:
+        assert not (found["labels"] == 1).any()  # the corpus brings negatives alone
+        assert summary["labelled"] == len(rows) + len(found["chunks"])
+    training = json.loads((run / "classify" / "summary.json").read_text())["training"]
+    assert training["rows"] == summary["labelled"] and len(training["held-out loss by penalty"]) == len(CLEAN_PENALTIES)
+    doctor = pipelines.pipeline("mine").doctor
+    assert doctor is not None
+    assert "36 documents, 72 chunks" in str(dict(doctor(config))["labelled documents"]())
+
+
 def test_what_is_mined_can_be_ranked_by_select(inputs: Path, mined: Path, tmp_path: Path) -> None:
     from tiny_run import tiny_run_config
 
@@ -272,6 +297,10 @@ def test_what_is_mined_can_be_ranked_by_select(inputs: Path, mined: Path, tmp_pa
         ({"label": {"thresholds": {"medicine": 0.9999}}}, "keeps 0 of"),
         ({"label": {"thresholds": {"medicine": -1.0}}}, "keeps all"),
         ({"label": {"thresholds": {"sport": 0.5}}}, "there is no domain sport"),
+        ({"label": {"source": "documents"}}, "label.files is not set"),
+        ({"label": {"files": {"law": "seeds.jsonl"}}}, "label.files is read by label.source = documents alone"),
+        ({"label": {"source": "documents", "files": {"law": "seeds.jsonl"}}}, "label.files: medicine has no file"),
+        ({"label": {"source": "documents", "files": {"sport": "seeds.jsonl"}}}, "there is no domain sport"),
         ({"classify": {"thresholds": {"law": 1.0}}}, "keeps 0 of"),
         ({"pretrain": {"tokens": 100, "arms": ["everything"]}}, "there is no arm everything"),
         ({"llm": {"kind": "server", "model": "m", "base_url": "http://localhost:1/v1", "cap": 0.0},

@@ -26,7 +26,7 @@ from ntk_jax.mining.tuning import TuneConfig
 from ntk_jax.pipelines.mine import chunks
 from ntk_jax.pipelines.mine.config import MineConfig, domain_names, mined_names
 from ntk_jax.pipelines.mine.embed import chosen_embeddings, embeddings
-from ntk_jax.pipelines.mine.label import check_thresholds, curve_of, histogram_of, labelled
+from ntk_jax.pipelines.mine.label import check_thresholds, curve_of, histogram_of, labelled, own_documents
 from ntk_jax.pipelines.mine.seeds import seeds_of
 from ntk_jax.pipelines.mine.state import MineRun
 from ntk_jax.storage.arrays import create, open_store, read
@@ -122,21 +122,24 @@ def _trained(run: MineRun, place: Path) -> Classifier:
     """A classifier of the labelled set."""
     section, domains, found = run.config.classify, domain_names(run.config), labelled(run)
     groups = [chunk["document"] for chunk in chunks.read_chosen(run, found.chunks)]
-    own = seeds_of(run) if run.config.label.with_seeds else []
-    labels = np.concatenate([found.labels, labels_of([seed.domains for seed in own], domains)])
-    groups += [f"seed {seed.id}" for seed in own]
+    own = [(row["text"], row["domains"], f"document {row['document']}") for row in own_documents(run)]
+    if run.config.label.with_seeds:
+        own += [(seed.text, list(seed.domains), f"seed {seed.id}") for seed in seeds_of(run)]
+    more = [text for text, _, _ in own]
+    labels = np.concatenate([found.labels, labels_of([names for _, names, _ in own], domains)])
+    groups += [group for *_, group in own]
     say = run.job.progress("train classifier", None, "steps")
     common: dict[str, Any] = {"groups": groups, "seed": run.config.seed, "progress": say}
     head = HeadConfig(hidden=section.hidden, held_out=section.held_out, precision=section.precision)
-    if run.config.label.source == "llm":  # read, and not made of the embeddings: held out, they can choose a penalty
+    if run.config.label.source != "seeds":  # read, and not made of the embeddings: held out, they can choose a penalty
         head = dataclasses.replace(head, penalties=CLEAN_PENALTIES)
     if section.kind == "head":
         vectors = chosen_embeddings(run, found.chunks)
-        if own:
-            mine = run.embedder.embed([s.text for s in own], kind="passage", batch_tokens=run.config.embed.batch_tokens)
+        if more:
+            mine = run.embedder.embed(more, kind="passage", batch_tokens=run.config.embed.batch_tokens)
             vectors = np.concatenate([vectors, mine])
         return train_head(vectors, labels, domains, config=head, facts=dict(run.embedder.facts), **common)
-    texts = [chunk["text"] for chunk in chunks.read_chosen(run, found.chunks)] + [seed.text for seed in own]
+    texts = [chunk["text"] for chunk in chunks.read_chosen(run, found.chunks)] + more
     if section.kind == "ngrams":
         config = NgramConfig(held_out=section.held_out, precision=section.precision)
         return train_ngrams(texts, labels, domains, config=config, **common)

@@ -152,8 +152,13 @@ class EmbedSection:
 class LabelSection:
     """From nearest neighbours to a labelled set, which is what the classifier learns from."""
 
-    source: Literal["seeds", "llm"] = setting(
-        "seeds", "what labels: nearest seeds, or a language model that reads a sample"
+    source: Literal["seeds", "documents", "llm"] = setting(
+        "seeds", "what labels: nearest seeds, your own documents (label.files), or a language model that reads a sample"
+    )
+    files: Mapping[str, Any] | None = setting(
+        None,
+        "own documents, for source documents: {domain: file or list of files} for every domain and contrast, or "
+        "{'*': a file whose records name their domains}",
     )
     thresholds: Mapping[str, Any] | None = setting(
         None, "cosine from which on a chunk is labelled, {domain: number}; null: the suggested ones"

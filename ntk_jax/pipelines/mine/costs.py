@@ -32,6 +32,7 @@ from ntk_jax.pipelines.common.llm import estimate_llm
 from ntk_jax.pipelines.common.shape import abstract_model, model_folder
 from ntk_jax.pipelines.mine.config import MineConfig, asks_llm, domain_names, mined_names
 from ntk_jax.pipelines.mine.corpus import settings_of
+from ntk_jax.pipelines.mine.label import own_labels
 from ntk_jax.pipelines.mine.seeds import own_seeds
 from ntk_jax.report.amounts import metric
 from ntk_jax.training.flops import forward_flops, matrix_parameters, training_flops
@@ -142,6 +143,8 @@ def _tuning(load: Load) -> Work:
     positives = load.seeds * section.per_seed
     if section.most is not None:
         positives = min(positives, section.most * len(domain_names(load.config)))
+    if section.source == "documents":
+        positives = len(own_labels(load.config))
     most = section.sample if section.source == "llm" else positives * (1 + section.negatives)
     tokens = load.config.classify.epochs * load.tokens * min(1.0, most / load.chunks)
     flops = 2.0 * load.encoder.parameters * tokens
