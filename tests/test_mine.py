@@ -301,6 +301,7 @@ def test_what_is_mined_can_be_ranked_by_select(inputs: Path, mined: Path, tmp_pa
         ({"label": {"files": {"law": "seeds.jsonl"}}}, "label.files is read by label.source = documents alone"),
         ({"label": {"source": "documents", "files": {"law": "seeds.jsonl"}}}, "label.files: medicine has no file"),
         ({"label": {"source": "documents", "files": {"sport": "seeds.jsonl"}}}, "there is no domain sport"),
+        ({"report": {"group_by": "source"}}, "report.group_by"),  # families of a pool are not mining's
         ({"classify": {"thresholds": {"law": 1.0}}}, "keeps 0 of"),
         ({"pretrain": {"tokens": 100, "arms": ["everything"]}}, "there is no arm everything"),
         ({"llm": {"kind": "server", "model": "m", "base_url": "http://localhost:1/v1", "cap": 0.0},

@@ -14,7 +14,7 @@ from ntk_jax.pipelines.common.sections import (
     LoRASection,
     MeshSection,
     ModelSection,
-    ReportSection,
+    PageSection,
 )
 from ntk_jax.pipelines.mine.pretrain_config import PretrainSection
 from ntk_jax.settings import Count, Fraction, Natural, NotNegative, Positive, Range, section, setting
@@ -248,7 +248,7 @@ class MineConfig:
     audit: AuditSection = section(AuditSection)
     pretrain: PretrainSection = section(PretrainSection)
     evaluate: EvaluateSection = section(EvaluateSection)
-    report: ReportSection = section(ReportSection)
+    report: PageSection = section(PageSection)
     estimate: MineEstimateSection = section(MineEstimateSection)
     mesh: MeshSection = section(MeshSection)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ntk_jax.pipelines.mine.report_arms import PRETRAIN, is_general, leading, says, title
+from ntk_jax.pipelines.mine.report_arms import PRETRAIN, evaluated_pairs, is_general, leading, says, title
 from ntk_jax.pipelines.mine.report_layout import bounded
 from ntk_jax.pipelines.mine.report_seeds import percent_of
 from ntk_jax.report.amounts import count, finite, general, nats, percent
@@ -18,7 +18,7 @@ DISAGREES = 0.5  # agreement below which a domain's labels are more often wrong 
 
 def verdict(run: RunDirectory) -> list[str]:
     """What was found, a sentence for each stage that is done; the first is the finding."""
-    lines = [_taken(run), _judged(run), *_learned(run)]
+    lines = [_taken(run), _judged(run), *_learned(run), *_evaluated(run)]
     return [line for line in lines if line]
 
 
@@ -61,6 +61,14 @@ def _learned(run: RunDirectory) -> list[str]:
             + (f"; {', '.join(against)}." if against else ".")
         )
     return lines
+
+
+def _evaluated(run: RunDirectory) -> list[str]:
+    """For each measure of the evaluation the mined text's arm against every control."""
+    best, found = leading(run), dict[str, list[str]]()
+    for pair in evaluated_pairs(run, best) if best is not None else ():
+        found.setdefault(pair.what, []).append(f"{pair.says} against “{title(run, pair.b)}” ({pair.text})")
+    return [f"{what.capitalize()} of “{title(run, str(best))}”: {', '.join(each)}." for what, each in found.items()]
 
 
 def _facing(pair: dict[str, Any], arm: str) -> dict[str, Any] | None:
