@@ -11,8 +11,8 @@ Two readings of what is right: `strict`, the source of the domain alone; `wide`,
 same matter, which are a label of their own. The miner sees neither.
 
 --seeds: files of seeds (JSONL: text, domains), those of one set joined by commas; each set has its own tables. A draw
-takes --share of the seeds of every domain. Intervals: over draws, mean ± t s / √draws; over documents, 95% of 200
-bootstrap resamples of whole documents, the same ones for every method.
+takes --share of the seeds of every domain. Intervals: over draws, mean ± t s / √draws, cut at 0 and 1; over documents,
+95% of 200 bootstrap resamples of whole documents, the same ones for every method.
 """
 
 from __future__ import annotations

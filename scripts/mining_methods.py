@@ -186,6 +186,20 @@ def classifier(task: Task, config: HeadConfig | None = None) -> np.ndarray:
     return head.logits(task.vectors)[:, task.place]
 
 
+def classifier_of_shuffled_labels(task: Task) -> np.ndarray:
+    """The head on the labelled set with its rows of labels in random order: what is left when labels say nothing."""
+    found = task.mined()
+    order = np.random.default_rng([task.seed, 3]).permutation(len(found.chunks))
+    head = train_head(
+        task.vectors[found.chunks],
+        found.labels[order],
+        task.names,
+        groups=task.documents[found.chunks],
+        seed=task.seed,
+    )
+    return head.logits(task.vectors)[:, task.place]
+
+
 def ngrams(task: Task) -> np.ndarray:
     """The linear model on hashed n-grams, trained on the labelled set of all domains."""
     found = task.mined()
@@ -229,6 +243,7 @@ METHODS: Mapping[str, Callable[[Task], np.ndarray]] = {
     "n-gram classifier": ngrams,
     "classifier": classifier,
     "classifier and n-gram classifier": both,
+    "classifier, shuffled labels of chunks": classifier_of_shuffled_labels,
 }
 CONTROLS = {"retrieval only": retrieval, "classifier": classifier}  # also with shuffled seed labels
 
