@@ -225,8 +225,11 @@ def test_a_language_model_writes_seeds_judges_and_audits(inputs: Path, monkeypat
 def test_labels_of_a_language_model_choose_the_penalty(
     inputs: Path, mined: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    read = Counter[str]()
+
     def answer(request: Request) -> str:
         text = str(request.messages[-1]["content"]).split("Text:")[1].split("To which")[0].lower()
+        read.update([max(SUBJECTS, key=lambda name: sum(text.count(word) for word in SUBJECTS[name]))])
         own = [name for name in SUBJECTS if sum(text.count(word) for word in SUBJECTS[name]) > 3]
         return json.dumps({"reason": "by its words", "domains": own})
 
@@ -237,6 +240,7 @@ def test_labels_of_a_language_model_choose_the_penalty(
         "llm": {"kind": "server", "model": "scripted", "base_url": "http://localhost:1/v1"},
     }
     run = pipelines.run("mine", mine_config(inputs, "annotated", **options), progress=silent)
+    assert read["nature"] < 0.3 * sum(read.values())  # half of the sample is of the domains that are mined
     tried = [
         json.loads((one / "classify" / "summary.json").read_text())["training"]["held-out loss by penalty"]
         for one in (run, mined)

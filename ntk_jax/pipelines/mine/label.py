@@ -154,6 +154,7 @@ class _Cut:
     def facts(self) -> dict[str, Any]:
         found = self.suggestion
         facts = {"threshold": found.value, "how": found.how, "kept": found.kept, "total": found.total}
+        facts |= {"doubtful": True} if found.doubtful else {}
         return facts | ({"judged": self.judged, "curve": curve_of(self.curve)} if self.curve else {})
 
 
@@ -220,9 +221,12 @@ def _by_documents(run: MineRun, folder: Path, best: np.ndarray, best_seed: np.nd
 
 def _by_model(run: MineRun, best: np.ndarray, best_seed: np.ndarray) -> tuple[Labelled, dict[str, int]]:
     """A language model reads a sample and labels it, as WebOrganizer (arXiv 2502.10341) does: half of it the best of
-    all domains, for a random sample of a large corpus has next to nothing of a scarce domain; half of it random."""
+    each domain that is mined, in turn, for a random sample of a large corpus has next to nothing of a scarce domain;
+    half of it random."""
     rng, count = np.random.default_rng([run.config.seed, 0x11A]), min(run.config.label.sample, len(best))
-    likely = np.argsort(-best.max(axis=1), kind="stable")[: count // 2]
+    ranked = np.argsort(-best[:, : len(mined_names(run.config))], axis=0, kind="stable")
+    _, first = np.unique(ranked, return_index=True)  # of chunks, by their best place in any of the rankings
+    likely = ranked.reshape(-1)[np.sort(first)][: count // 2]
     others = rng.permutation(np.setdiff1d(np.arange(len(best)), likely))[: count - len(likely)]
     places = np.sort(np.concatenate([likely, others])).astype(np.int64)
     texts = [chunk["text"] for chunk in chunks.read_chosen(run, places)]

@@ -13,6 +13,7 @@ from ntk_jax.report.reading import RunDirectory, mapping, records
 
 LENIENT = 0.2  # share of planted wrong labels accepted, from which on a judge's agreement says little
 HARDLY = 2.0  # average precision over the base rate below which a classifier is hardly better than chance
+FEW = 20  # held-out positives below which a threshold is a matter of luck
 DISAGREES = 0.5  # agreement below which a domain's labels are more often wrong than right
 
 
@@ -87,7 +88,7 @@ def _bracket(pair: dict[str, Any]) -> str:
 
 def warnings(run: RunDirectory) -> list[Notice]:
     """What a reader must know before believing a number. anchor: the section's short name."""
-    return [*_of_seeds(run), *_of_classifier(run), *_of_judge(run)]
+    return [*_of_seeds(run), *_of_labels(run), *_of_classifier(run), *_of_judge(run)]
 
 
 def _of_seeds(run: RunDirectory) -> list[Notice]:
@@ -101,6 +102,16 @@ def _of_seeds(run: RunDirectory) -> list[Notice]:
     return notices
 
 
+def _of_labels(run: RunDirectory) -> list[Notice]:
+    text = (
+        "Nothing in its cosines says where to cut, so a small share is labelled: label.judged or label.thresholds cut "
+        "better, and other subjects under contrast part the domain from what only looks like it."
+    )
+    domains = mapping(run.json("label/summary.json").get("domains"))
+    doubtful = [name for name, item in domains.items() if mapping(item).get("doubtful") is True]
+    return [Notice("label", f"No part of the corpus stands out for {name}", text) for name in doubtful]
+
+
 def _of_classifier(run: RunDirectory) -> list[Notice]:
     notices = []
     for name, item in mapping(run.json("classify/summary.json").get("domains")).items():
@@ -108,6 +119,12 @@ def _of_classifier(run: RunDirectory) -> list[Notice]:
         if found is not None and base is not None and found < HARDLY * base and found < 0.9:
             text = f"Its average precision for {name} is {general(found)}, where chance has {general(base)}."
             notices.append(Notice("classify", "The classifier is hardly better than chance", text))
+        few = finite(mapping(item).get("positives"))
+        if few is not None and few < FEW:
+            text = (
+                f"{count(few)} held-out chunks of {name} chose it; with others, much more or much less would be taken."
+            )
+            notices.append(Notice("classify", f"The threshold of {name} rests on few labels", text))
     return notices
 
 
