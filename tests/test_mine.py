@@ -74,6 +74,13 @@ def test_the_best_come_first(mined: Path) -> None:
     assert best == sorted(best, reverse=True)
 
 
+def test_examples_are_of_every_domain_the_best_and_the_last(mined: Path) -> None:
+    shown = json.loads((mined / "classify" / "summary.json").read_text())["examples"]
+    for name in ("medicine", "law"):
+        own = [one["id"] for one in records(mined) if name in one["domains"]]
+        assert {own[0], own[-1]} <= {one["id"] for one in shown}
+
+
 @pytest.mark.parametrize("stop", ["embed", "classify"])
 def test_a_run_that_is_killed_goes_on_to_the_same_bytes(
     inputs: Path, mined: Path, monkeypatch: pytest.MonkeyPatch, stop: str
@@ -160,6 +167,8 @@ def test_a_sample_of_the_corpus_and_a_limit_of_words(inputs: Path) -> None:
     run = pipelines.run("mine", mine_config(inputs, "few", **options), progress=silent)
     assert arrays.open_store(run / "embed" / "chunks.zarr").rows == 100
     assert 100 < sum(one["words"] for one in records(run)) <= 200
+    sources = json.loads((run / "corpus" / "summary.json").read_text())["sources"].values()
+    assert sum(one["sampled"] for one in sources) == 100 and all(one["sampled"] < one["chunks"] for one in sources)
 
 
 def test_arms_are_trained_and_compared(inputs: Path) -> None:

@@ -26,6 +26,7 @@ from ntk_jax.pipelines.mine.figures import (
     rootogram,
 )
 from ntk_jax.pipelines.mine.report import part
+from ntk_jax.pipelines.mine.terminal import terminal
 from ntk_jax.report.page import write_report
 
 SECTIONS = ("mined", "seeds", "corpus", "embed", "label", "classify", "audit", "pretrain", "evaluate", "cost")
@@ -80,7 +81,7 @@ def test_a_whole_run_says_everything(whole: Path) -> None:
         "82.3% of it comes from MedQuAD, which is 16.5% of the corpus",
         "probability medicine 0.970, law 0.710",
         "nearest seed medicine-00001, cosine 0.550",
-        "Of seeds, which belong to their domain for certain, it accepts 90.0%",
+        "Of seeds, which stand for their domain, it accepts 90.0%",
         "base model 7, general text only 7, random documents 7",
         "asked 431 times: 140,211 tokens in, 301,877 out, 0.734 spent",
     ):
@@ -224,3 +225,12 @@ def test_any_counts_can_be_drawn(counts: list[int], start: float, size: float) -
     drawing = rootogram(edges, counts, threshold=start, x_title="x", description="d")
     numbers = [float(v) for item in elements(drawing, "rect") for k, v in item.items() if k in ("x", "y", "height")]
     assert all(math.isfinite(v) and v >= -1e-6 for v in numbers)
+
+
+def test_the_terminal_says_nothing_of_what_was_not_judged(tmp_path: Path) -> None:
+    one = {"judged": 4, "agreed": 3, "planted": 0, "accepted": 0, "precision_at_least": None}
+    (tmp_path / "audit").mkdir()
+    (tmp_path / "audit" / "summary.json").write_text(json.dumps({"judge": "j", "domains": {"law": one}}))
+    (tmp_path / "audit" / "manifest.json").write_text("{}")
+    row = terminal(tmp_path).splitlines()[-1]
+    assert row.split() == ["law", "0.750", "4", "0"]

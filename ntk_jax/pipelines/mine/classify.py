@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -197,7 +198,7 @@ def _close(run: MineRun, folder: Path, classifier: Classifier, found: np.ndarray
             for place, name in enumerate(domains)
         },
         "training": classifier.facts["training"],
-        "examples": account.examples,
+        "examples": account.examples(),
         "seconds": clock.seconds(),
     }
     write_json(folder / "summary.json", summary)
@@ -254,14 +255,20 @@ def _distinct(run: MineRun, places: np.ndarray) -> tuple[np.ndarray, int]:
 
 @dataclass
 class _Account:
-    """What was written: per domain {source: (chunks, sum of their probabilities)}."""
+    """What was written: per domain {source: (chunks, sum of their probabilities)}, and examples."""
 
     taken: int = 0
     words: int = 0
     several: int = 0
     documents: set[str] = field(default_factory=set)
     sources: dict[str, dict[str, tuple[int, float]]] = field(default_factory=dict)
-    examples: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    last: dict[str, deque[dict[str, Any]]] = field(default_factory=dict)
+
+    def examples(self) -> list[dict[str, Any]]:
+        """Of every domain, most probable first; a chunk of two domains once."""
+        found = [one for name in self.best for one in (*self.best[name], *self.last[name])]
+        return list({one["id"]: one for one in found}.values())
 
 
 def _write(run: MineRun, folder: Path, places: np.ndarray, found: np.ndarray, above: np.ndarray) -> _Account:
@@ -270,7 +277,12 @@ def _write(run: MineRun, folder: Path, places: np.ndarray, found: np.ndarray, ab
     store = open_store(run.job.folder / "embed" / "chunks.zarr")
     best, best_seed = read(store, "best"), read(store, "best_seed")
     seeds = [seed.id for seed in seeds_of(run)]
-    account = _Account(sources={name: {} for name in domains})
+    few = run.config.report.examples
+    account = _Account(
+        sources={name: {} for name in domains},
+        best={name: [] for name in domains},
+        last={name: deque(maxlen=max(1, few // 2)) for name in domains},
+    )
 
     def records() -> Iterator[dict[str, Any]]:
         for start in range(0, len(places), READ):
@@ -291,7 +303,7 @@ def _write(run: MineRun, folder: Path, places: np.ndarray, found: np.ndarray, ab
         for record in records():
             if most is not None and account.taken and account.words + record["words"] > most:
                 return
-            _count(account, record, run.config.report.examples)
+            _count(account, record, few)
             yield json.dumps(record, ensure_ascii=False)
 
     write_lines(folder / MINED, lines())
@@ -306,5 +318,10 @@ def _count(account: _Account, record: Mapping[str, Any], examples: int) -> None:
     for name in record["domains"]:
         count, total = account.sources[name].get(record["source"], (0, 0.0))
         account.sources[name][record["source"]] = (count + 1, total + record["probability"][name])
-    if len(account.examples) < examples:
-        account.examples.append({**record, "text": record["text"][:SHOWN]})
+    for name in record["domains"]:  # of every domain the best, and the last ones that were still taken
+        shown = {**record, "text": record["text"][:SHOWN]}
+        best, last = account.best[name], account.last[name]
+        if len(best) < (examples + 1) // 2:
+            best.append(shown)
+        elif examples > 1:
+            last.append(shown)
