@@ -16,13 +16,14 @@ from scripted_llm import ScriptedClient
 from tiny_mine import SUBJECTS, mine_config, mine_tree, sentences, write_lines, write_mine_inputs
 
 from ntk_jax import cli, pipelines
+from ntk_jax.engine.costs import Grounds
 from ntk_jax.engine.plan import Command
 from ntk_jax.engine.shards import Shard
 from ntk_jax.engine.stage import Job
 from ntk_jax.errors import UserError
 from ntk_jax.llm.request import Request
 from ntk_jax.mining.classifier import CLEAN_PENALTIES
-from ntk_jax.pipelines.mine import arms, state
+from ntk_jax.pipelines.mine import arms, costs, state
 from ntk_jax.storage import arrays
 
 
@@ -343,6 +344,22 @@ def test_another_encoder_is_refused(inputs: Path, tmp_path: Path) -> None:
         pipelines.run(
             "mine", mine_config(inputs, "other", encoder={"path": str(tmp_path / "encoder")}), progress=silent
         )
+
+
+def test_the_estimate_counts_what_is_trained_measured_and_asked(inputs: Path) -> None:
+    options: dict[str, Any] = {
+        "pretrain": {
+            **{"tokens": 600, "arms": ["general", "random", "autods"], "shares": [0.25, 0.5], "evaluations": 3},
+            **{"held_out": [str(inputs / "held_out.jsonl")], "held_out_tokens": 10},
+        },
+        "evaluate": {"files": [str(inputs / "test.jsonl")], "limit": 2},
+    }
+    load = costs.load(mine_config(inputs, **options), Grounds())
+    training, perplexity, yes_or_no = costs.pretrain(load).works
+    assert training.examples == 5  # two arms with two shares, general once
+    assert (perplexity.examples, perplexity.tokens) == (3 * (1 + 5 * 3), 3 * (1 + 5 * 3) * 10)
+    assert yes_or_no.examples == 2 * load.chunks  # nothing is asked of the contrast
+    assert costs.evaluate(load).works[0].examples == 2 * (1 + 5)
 
 
 def test_estimate_and_doctor_look_at_what_is_here(
