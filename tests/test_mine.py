@@ -17,13 +17,14 @@ from tiny_mine import SUBJECTS, mine_config, mine_tree, sentences, write_lines, 
 
 from ntk_jax import cli, pipelines
 from ntk_jax.engine.costs import Grounds
+from ntk_jax.engine.doctor import Doubt
 from ntk_jax.engine.plan import Command
 from ntk_jax.engine.shards import Shard
 from ntk_jax.engine.stage import Job
 from ntk_jax.errors import UserError
 from ntk_jax.llm.request import Request
 from ntk_jax.mining.classifier import CLEAN_PENALTIES
-from ntk_jax.pipelines.mine import arms, costs, state
+from ntk_jax.pipelines.mine import arms, costs, embed, state
 from ntk_jax.storage import arrays
 
 
@@ -122,6 +123,23 @@ def test_embeddings_that_are_not_kept_are_made_again(inputs: Path, mined: Path) 
     run = pipelines.run("mine", mine_config(inputs, "again", embed={"keep": False}), progress=silent)
     assert "vectors" not in arrays.open_store(run / "embed" / "chunks.zarr").arrays
     assert (run / "mined.jsonl").read_bytes() == (mined / "mined.jsonl").read_bytes()
+
+
+def test_an_encoder_in_bfloat16_searches_in_it_too(inputs: Path, mined: Path) -> None:
+    """Half of the digits, the same neighbours nearly always; the scores are those of the kept embeddings."""
+    config = mine_config(inputs, "bf16", encoder={"path": str(inputs / "encoder"), "dtype": "bfloat16"})
+    with pytest.MonkeyPatch.context() as patch:
+        asked: list[Any] = []
+        search = embed.best_of_block
+        patch.setattr(
+            embed,
+            "best_of_block",
+            lambda *given, **options: asked.append(options["dtype"]) or search(*given, **options),
+        )
+        run = pipelines.run("mine", config, Command(until="embed"), progress=silent)
+    assert set(asked) == {"bfloat16"}
+    one, other = (arrays.read(arrays.open_store(path / "embed" / "chunks.zarr"), "best") for path in (run, mined))
+    assert np.abs(one - other).max() < 0.03
 
 
 def test_a_classifier_of_ngrams_reads_texts(inputs: Path) -> None:
@@ -375,3 +393,6 @@ def test_estimate_and_doctor_look_at_what_is_here(
     found = {name: str(look()) for name, look in doctor(mine_config(inputs, pretrain={"tokens": 600}))}
     assert "3 files" in found["corpus.files"] and "12 of your own" in found["own seeds"]
     assert "32 numbers a text" in found["encoder"] and "parameters" in found["weights"]
+    named = mine_config(inputs, pretrain={"tokens": 600}, evaluate={"files": [str(inputs / "test.jsonl")]})
+    (doubt,) = [look() for name, look in doctor(named) if name == "text to train on"]
+    assert isinstance(doubt, Doubt) and "corpus.decontaminate does not name it" in doubt.text

@@ -132,7 +132,9 @@ class EncoderSection:
     query_prefix: str | None = setting(None, "put before a seed, such as 'query: '; null: what the files say")
     passage_prefix: str | None = setting(None, "put before a chunk, such as 'passage: '; null: what the files say")
     max_tokens: Count | None = setting(None, "tokens read at once; null: the encoder's limit")
-    dtype: Literal["float32", "bfloat16"] = setting("float32", "of weights and computation")
+    dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", "of weights and computation; the best of a search in bfloat16 are scored again in float32"
+    )
 
 
 @dataclass(frozen=True)

@@ -65,12 +65,19 @@ def _encoder(config: MineConfig) -> str | Doubt:
     return Doubt(f"{text}; {embedder.note}") if embedder.note else text
 
 
-def _texts(config: MineConfig) -> str:
+def _texts(config: MineConfig) -> str | Doubt:
     check_files(config.pretrain)
-    section = config.pretrain
+    section, evaluated = config.pretrain, config.evaluate.files
+    left = [file for file in evaluated if file not in config.corpus.decontaminate]
     replay = f"{len(section.replay):,} files" if section.replay else "a random draw of the corpus"
     held_out = len(section.held_out) + len(section.held_out_general)
-    return f"replayed: {replay}; perplexity is taken of {held_out:,} held-out files"
+    text = f"replayed: {replay}; perplexity is taken of {held_out:,} held-out files"
+    if not left:
+        return text
+    return Doubt(
+        f"{text}; what is mined may hold questions of {left[0]}, for corpus.decontaminate does not name it: add "
+        "evaluate.files there"
+    )
 
 
 def _llm(config: MineConfig) -> str:
