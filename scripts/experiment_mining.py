@@ -11,8 +11,8 @@ Two readings of what is right: `strict`, the source of the domain alone; `wide`,
 same matter, which are a label of their own. The miner sees neither.
 
 --seeds: files of seeds (JSONL: text, domains), those of one set joined by commas; each set has its own tables. A draw
-takes --share of the seeds of every domain. Intervals: over draws, mean ± t s / √draws; over documents, 95% of 200
-bootstrap resamples of whole documents, the same ones for every method.
+takes --share of the seeds of every domain. Intervals: over draws, mean ± t s / √draws, cut at 0 and 1; over documents,
+95% of 200 bootstrap resamples of whole documents, the same ones for every method.
 """
 
 from __future__ import annotations
@@ -139,7 +139,6 @@ def scored(task: Task, path: Path, only: list[str]) -> dict[str, np.ndarray]:
     jobs = {name: (method, task) for name, method in METHODS.items()}
     other = mining_methods.shuffled(task)
     jobs |= {f"{name}, shuffled seed labels": (method, other) for name, method in CONTROLS.items()}
-    jobs["classifier, shuffled labels"] = (mining_methods.classifier_of_nothing, task)
     for name, (method, own) in jobs.items():
         if name in there or (only and name not in only):
             continue

@@ -34,7 +34,7 @@ from ntk_jax.engine.progress import Progress
 from ntk_jax.engine.stage import Job
 from ntk_jax.errors import UserError
 from ntk_jax.pipelines.common.model import RunModel, run_model
-from ntk_jax.pipelines.common.sections import LoRASection, MeshSection, ModelSection, ReportSection
+from ntk_jax.pipelines.common.sections import LoRASection, MeshSection, ModelSection, PageSection
 from ntk_jax.pipelines.mine.pretrain import GENERAL, ArmTexts, check_pretraining, pretrain_arms
 from ntk_jax.pipelines.mine.pretrain_config import PretrainSection
 from ntk_jax.report.text import align
@@ -58,7 +58,7 @@ class Config:
     lora: LoRASection
     pretrain: PretrainSection
     mesh: MeshSection = MeshSection()  # noqa: RUF009
-    report: ReportSection = ReportSection()
+    report: PageSection = PageSection()
 
 
 @dataclass

@@ -6,7 +6,7 @@ They all get the same seeds of a draw. None sees where a chunk comes from.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -186,6 +186,20 @@ def classifier(task: Task, config: HeadConfig | None = None) -> np.ndarray:
     return head.logits(task.vectors)[:, task.place]
 
 
+def classifier_of_shuffled_labels(task: Task) -> np.ndarray:
+    """The head on the labelled set with its rows of labels in random order: what is left when labels say nothing."""
+    found = task.mined()
+    order = np.random.default_rng([task.seed, 3]).permutation(len(found.chunks))
+    head = train_head(
+        task.vectors[found.chunks],
+        found.labels[order],
+        task.names,
+        groups=task.documents[found.chunks],
+        seed=task.seed,
+    )
+    return head.logits(task.vectors)[:, task.place]
+
+
 def ngrams(task: Task) -> np.ndarray:
     """The linear model on hashed n-grams, trained on the labelled set of all domains."""
     found = task.mined()
@@ -216,14 +230,6 @@ def shuffled(task: Task) -> Task:
     return Task(**{**_given(task), "own": dealt})
 
 
-def classifier_of_nothing(task: Task) -> np.ndarray:
-    """The head on the same chunks with their labels in random order."""
-    found = task.mined()
-    order = np.random.default_rng([task.seed, 3]).permutation(len(found.chunks))
-    other = Task(**_given(task), own=task.own, _mined=replace(found, labels=found.labels[order]), _best=task.best())
-    return classifier(other)
-
-
 METHODS: Mapping[str, Callable[[Task], np.ndarray]] = {
     "random": at_random,
     "keywords": keywords,
@@ -237,6 +243,7 @@ METHODS: Mapping[str, Callable[[Task], np.ndarray]] = {
     "n-gram classifier": ngrams,
     "classifier": classifier,
     "classifier and n-gram classifier": both,
+    "classifier, shuffled labels of chunks": classifier_of_shuffled_labels,
 }
 CONTROLS = {"retrieval only": retrieval, "classifier": classifier}  # also with shuffled seed labels
 

@@ -11,6 +11,11 @@ from scipy.stats import t as student
 from ntk_jax.mining.metrics import precision_recall
 
 RESAMPLES = 200
+INTERVALS = (
+    "Intervals over draws: mean ± t s / √draws, cut at 0 and 1, which a mean cannot leave; they are of the mean over "
+    "draws from this set of seeds, which overlap, and not over other sets. Beside them the lowest and the highest "
+    "draw. Intervals over documents: a bootstrap of whole documents."
+)
 READINGS = {"strict": 2, "wide": 1}  # the least label that counts as right
 
 
@@ -31,22 +36,23 @@ def measured(draws: Sequence[Mapping[str, np.ndarray]], truth: np.ndarray, docum
 
 def tables(results: Sequence[Mapping[str, Any]], chunks: int, draws: int) -> str:
     """All results as Markdown."""
-    parts = [f"# Mining a hidden source: {chunks:,} chunks, {draws} draws of seeds\n"]
+    parts = [f"# Mining a hidden source: {chunks:,} chunks, {draws} draws of seeds\n\n{INTERVALS}\n"]
     for result in results:
         for reading, found in result["readings"].items():
             parts.append(
                 f"## {result['domain']}, {reading} reading, seeds: {result['seeds']}\n\n"
                 f"{found['right']:,} of {result['chunks']:,} chunks are right (base rate {found['base rate']:.3f}). "
                 f"Precision and recall are those of the best {result['kept']:,} chunks of each method.\n\n"
-                "| method | average precision | 95% over draws | 95% over documents | precision | recall |\n"
-                "|---|---|---|---|---|---|"
+                "| method | average precision | 95% over draws | draws | 95% over documents | precision | recall |\n"
+                "|---|---|---|---|---|---|---|"
             )
             ranked = sorted(found["methods"].items(), key=lambda item: -item[1]["average precision"]["mean"])
             for method, own in ranked:
-                over_draws, over_documents = (own["average precision"][key] for key in ("draws", "documents"))
+                found_of = own["average precision"]
+                each = [min(found_of["each"]), max(found_of["each"])]
                 parts.append(
-                    f"| {method} | {own['average precision']['mean']:.3f} | {_interval(over_draws)} | "
-                    f"{_interval(over_documents)} | {own['precision']:.3f} | {own['recall']:.3f} |"
+                    f"| {method} | {found_of['mean']:.3f} | {_interval(found_of['draws'])} | {_interval(each)} | "
+                    f"{_interval(found_of['documents'])} | {own['precision']:.3f} | {own['recall']:.3f} |"
                 )
             parts.append("")
     return "\n".join(parts) + "\n"
@@ -71,11 +77,12 @@ def _figures(all_scores: Sequence[np.ndarray], right: np.ndarray, documents: np.
 
 
 def _over_draws(values: np.ndarray) -> list[float] | None:
-    """The t interval of a mean, None for one draw."""
+    """The t interval of a mean of shares, None for one draw. Cut at 0 and 1: no mean of shares lies outside, and so the
+    cut takes nothing from its coverage."""
     if len(values) < 2:
         return None
     half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return [float(values.mean() - half), float(values.mean() + half)]
+    return [max(0.0, float(values.mean() - half)), min(1.0, float(values.mean() + half))]
 
 
 def _over_documents(scores: np.ndarray, right: np.ndarray, documents: np.ndarray) -> np.ndarray:

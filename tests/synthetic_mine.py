@@ -318,7 +318,14 @@ def _results() -> dict[str, Any]:
         "arms": [{"name": arm, "title": title} for arm, title in ARMS.items()],
         "tasks": [{"name": "medqa", "questions": 80, "results": task}],
         "average": task,
-        "loss": {"tasks": [{"name": "notes", "results": loss}], "average": loss},
+        "loss": {
+            "tasks": [{"name": "notes", "results": loss}],
+            "average": loss,
+            "paired": [
+                {"a": "dopamine", "b": "dsir", "kind": "by_example", "difference": 0.2, "low": 0.1, "high": 0.3},
+                {"a": "dsir", "b": "base", "kind": "by_example", "difference": -0.2, "low": -0.3, "high": -0.1},
+            ],
+        },
         "generated": {
             "tasks": [
                 {
@@ -328,7 +335,12 @@ def _results() -> dict[str, Any]:
                         arm: {"accuracy": 0.44, "low": 0.3, "high": 0.58, "unread": 7, "cut": 1} for arm in ARMS
                     },
                 }
-            ]
+            ],
+            "paired": [{"a": "dopamine", "b": "base", "difference": 0.06, "low": 0.02, "high": 0.1}],
         },
+        "paired": [
+            {"a": "dopamine", "b": "random", "kind": kind, "difference": 0.05, "low": -0.01, "high": 0.11}
+            for kind in ("raw", "normalized")
+        ],
         "confidence": 0.95,
     }

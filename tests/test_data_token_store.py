@@ -117,7 +117,7 @@ def test_documents_without_tokens_are_counted(tmp_path: Path) -> None:
     )
     assert (store.documents, dict(store.dropped)) == (2, {"no response tokens": 1})
     assert [number for number, _ in store.pieces(0, 9)] == [0]
-    with pytest.raises(UserError, match="none of 1 documents has a token; give files with text"):
+    with pytest.raises(UserError, match=r"none of 1 documents has a token \(no response tokens: 1\); give other files"):
         write_tokens(tmp_path / "b", lambda start: iter(records[1 + start :]), byte_tokenizer(eos=False))
 
 

@@ -14,15 +14,18 @@ import numpy as np
 import pytest
 import yaml
 from scripted_llm import ScriptedClient
-from tiny_mine import SUBJECTS, mine_config, mine_tree, write_mine_inputs
+from tiny_mine import SUBJECTS, mine_config, mine_tree, sentences, write_lines, write_mine_inputs
 
 from ntk_jax import cli, pipelines
+from ntk_jax.engine.costs import Grounds
+from ntk_jax.engine.doctor import Doubt
 from ntk_jax.engine.plan import Command
 from ntk_jax.engine.shards import Shard
+from ntk_jax.engine.stage import Job
 from ntk_jax.errors import UserError
 from ntk_jax.llm.request import Request
 from ntk_jax.mining.classifier import CLEAN_PENALTIES
-from ntk_jax.pipelines.mine import state
+from ntk_jax.pipelines.mine import arms, costs, embed, state
 from ntk_jax.storage import arrays
 
 
@@ -74,6 +77,13 @@ def test_the_best_come_first(mined: Path) -> None:
     assert best == sorted(best, reverse=True)
 
 
+def test_examples_are_of_every_domain_the_best_and_the_last(mined: Path) -> None:
+    shown = json.loads((mined / "classify" / "summary.json").read_text())["examples"]
+    for name in ("medicine", "law"):
+        own = [one["id"] for one in records(mined) if name in one["domains"]]
+        assert {own[0], own[-1]} <= {one["id"] for one in shown}
+
+
 @pytest.mark.parametrize("stop", ["embed", "classify"])
 def test_a_run_that_is_killed_goes_on_to_the_same_bytes(
     inputs: Path, mined: Path, monkeypatch: pytest.MonkeyPatch, stop: str
@@ -114,6 +124,23 @@ def test_embeddings_that_are_not_kept_are_made_again(inputs: Path, mined: Path) 
     run = pipelines.run("mine", mine_config(inputs, "again", embed={"keep": False}), progress=silent)
     assert "vectors" not in arrays.open_store(run / "embed" / "chunks.zarr").arrays
     assert (run / "mined.jsonl").read_bytes() == (mined / "mined.jsonl").read_bytes()
+
+
+def test_an_encoder_in_bfloat16_searches_in_it_too(inputs: Path, mined: Path) -> None:
+    """Half of the digits, the same neighbours nearly always; the scores are those of the kept embeddings."""
+    config = mine_config(inputs, "bf16", encoder={"path": str(inputs / "encoder"), "dtype": "bfloat16"})
+    with pytest.MonkeyPatch.context() as patch:
+        asked: list[Any] = []
+        search = embed.best_of_block
+        patch.setattr(
+            embed,
+            "best_of_block",
+            lambda *given, **options: asked.append(options["dtype"]) or search(*given, **options),
+        )
+        run = pipelines.run("mine", config, Command(until="embed"), progress=silent)
+    assert set(asked) == {"bfloat16"}
+    one, other = (arrays.read(arrays.open_store(path / "embed" / "chunks.zarr"), "best") for path in (run, mined))
+    assert np.abs(one - other).max() < 0.03
 
 
 def test_a_classifier_of_ngrams_reads_texts(inputs: Path) -> None:
@@ -160,6 +187,8 @@ def test_a_sample_of_the_corpus_and_a_limit_of_words(inputs: Path) -> None:
     run = pipelines.run("mine", mine_config(inputs, "few", **options), progress=silent)
     assert arrays.open_store(run / "embed" / "chunks.zarr").rows == 100
     assert 100 < sum(one["words"] for one in records(run)) <= 200
+    sources = json.loads((run / "corpus" / "summary.json").read_text())["sources"].values()
+    assert sum(one["sampled"] for one in sources) == 100 and all(one["sampled"] < one["chunks"] for one in sources)
 
 
 def test_arms_are_trained_and_compared(inputs: Path) -> None:
@@ -180,6 +209,13 @@ def test_arms_are_trained_and_compared(inputs: Path) -> None:
     page = (run / "report" / "index.html").read_text()
     assert "DoPAMine" in page and "cannot be shown" not in page
     assert "Continual pre-training" in pipelines.pipeline("mine").terminal(run)  # type: ignore[misc]
+
+
+def test_replayed_text_is_not_what_the_random_arm_reads(inputs: Path, mined: Path) -> None:
+    run = state.open_run(mine_config(inputs, "whole"), Job(mined, silent))
+    own, general = ([name for name, _ in texts] for texts in (arms.texts_of(run, "random"), arms.replayed(run)))
+    half = len(own) // 2
+    assert sorted(own) == sorted(general) and not set(own[:half]) & set(general[:half])
 
 
 def test_a_language_model_writes_seeds_judges_and_audits(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,8 +254,11 @@ def test_a_language_model_writes_seeds_judges_and_audits(inputs: Path, monkeypat
 def test_labels_of_a_language_model_choose_the_penalty(
     inputs: Path, mined: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    read = Counter[str]()
+
     def answer(request: Request) -> str:
         text = str(request.messages[-1]["content"]).split("Text:")[1].split("To which")[0].lower()
+        read.update([max(SUBJECTS, key=lambda name: sum(text.count(word) for word in SUBJECTS[name]))])
         own = [name for name in SUBJECTS if sum(text.count(word) for word in SUBJECTS[name]) > 3]
         return json.dumps({"reason": "by its words", "domains": own})
 
@@ -230,11 +269,37 @@ def test_labels_of_a_language_model_choose_the_penalty(
         "llm": {"kind": "server", "model": "scripted", "base_url": "http://localhost:1/v1"},
     }
     run = pipelines.run("mine", mine_config(inputs, "annotated", **options), progress=silent)
+    assert read["nature"] < 0.3 * sum(read.values())  # half of the sample is of the domains that are mined
     tried = [
         json.loads((one / "classify" / "summary.json").read_text())["training"]["held-out loss by penalty"]
         for one in (run, mined)
     ]
     assert [*map(float, tried[0])] == [*CLEAN_PENALTIES] and len(tried[1]) == 1
+
+
+def test_own_documents_are_the_labelled_set(inputs: Path, tmp_path: Path) -> None:
+    files = {}
+    for name in SUBJECTS:
+        rows = [{"id": f"{name}-{n}", "text": sentences(name, 6, 3000 + n)} for n in range(12)]
+        write_lines(tmp_path / f"{name}.jsonl", rows)
+        files[name] = str(tmp_path / f"{name}.jsonl")
+    label = {"source": "documents", "files": files}
+    config = mine_config(inputs, "documents", label=label, classify={"precision": 0.8})
+    run = pipelines.run("mine", config, progress=silent)
+    own = [one for one in records(run) if "medicine" in one["domains"]]
+    assert sum(one["source"] == "medicine" for one in own) / len(own) > 0.7
+    rows = [json.loads(line) for line in (run / "label" / "documents.jsonl").read_text().splitlines()]
+    assert len(rows) == 3 * 12 * 2 and all(len(row["text"].split()) <= 24 for row in rows)  # chunks, as the corpus has
+    summary = json.loads((run / "label" / "summary.json").read_text())
+    assert summary["domains"]["law"]["counts"]["own documents"] == 12 and summary["source"] == "documents"
+    with np.load(run / "label" / "labels.npz") as found:
+        assert not (found["labels"] == 1).any()  # the corpus brings negatives alone
+        assert summary["labelled"] == len(rows) + len(found["chunks"])
+    training = json.loads((run / "classify" / "summary.json").read_text())["training"]
+    assert training["rows"] == summary["labelled"] and len(training["held-out loss by penalty"]) == len(CLEAN_PENALTIES)
+    doctor = pipelines.pipeline("mine").doctor
+    assert doctor is not None
+    assert "36 documents, 72 chunks" in str(dict(doctor(config))["labelled documents"]())
 
 
 def test_what_is_mined_can_be_ranked_by_select(inputs: Path, mined: Path, tmp_path: Path) -> None:
@@ -265,6 +330,11 @@ def test_what_is_mined_can_be_ranked_by_select(inputs: Path, mined: Path, tmp_pa
         ({"label": {"thresholds": {"medicine": 0.9999}}}, "keeps 0 of"),
         ({"label": {"thresholds": {"medicine": -1.0}}}, "keeps all"),
         ({"label": {"thresholds": {"sport": 0.5}}}, "there is no domain sport"),
+        ({"label": {"source": "documents"}}, "label.files is not set"),
+        ({"label": {"files": {"law": "seeds.jsonl"}}}, "label.files is read by label.source = documents alone"),
+        ({"label": {"source": "documents", "files": {"law": "seeds.jsonl"}}}, "label.files: medicine has no file"),
+        ({"label": {"source": "documents", "files": {"sport": "seeds.jsonl"}}}, "there is no domain sport"),
+        ({"report": {"group_by": "source"}}, "report.group_by"),  # families of a pool are not mining's
         ({"classify": {"thresholds": {"law": 1.0}}}, "keeps 0 of"),
         ({"pretrain": {"tokens": 100, "arms": ["everything"]}}, "there is no arm everything"),
         ({"llm": {"kind": "server", "model": "m", "base_url": "http://localhost:1/v1", "cap": 0.0},
@@ -295,6 +365,22 @@ def test_another_encoder_is_refused(inputs: Path, tmp_path: Path) -> None:
         )
 
 
+def test_the_estimate_counts_what_is_trained_measured_and_asked(inputs: Path) -> None:
+    options: dict[str, Any] = {
+        "pretrain": {
+            **{"tokens": 600, "arms": ["general", "random", "autods"], "shares": [0.25, 0.5], "evaluations": 3},
+            **{"held_out": [str(inputs / "held_out.jsonl")], "held_out_tokens": 10},
+        },
+        "evaluate": {"files": [str(inputs / "test.jsonl")], "limit": 2},
+    }
+    load = costs.load(mine_config(inputs, **options), Grounds())
+    training, perplexity, yes_or_no = costs.pretrain(load).works
+    assert training.examples == 5  # two arms with two shares, general once
+    assert (perplexity.examples, perplexity.tokens) == (3 * (1 + 5 * 3), 3 * (1 + 5 * 3) * 10)
+    assert yes_or_no.examples == 2 * load.chunks  # nothing is asked of the contrast
+    assert costs.evaluate(load).works[0].examples == 2 * (1 + 5)
+
+
 def test_estimate_and_doctor_look_at_what_is_here(
     inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -308,6 +394,9 @@ def test_estimate_and_doctor_look_at_what_is_here(
     found = {name: str(look()) for name, look in doctor(mine_config(inputs, pretrain={"tokens": 600}))}
     assert "3 files" in found["corpus.files"] and "12 of your own" in found["own seeds"]
     assert "32 numbers a text" in found["encoder"] and "parameters" in found["weights"]
+    named = mine_config(inputs, pretrain={"tokens": 600}, evaluate={"files": [str(inputs / "test.jsonl")]})
+    (doubt,) = [look() for name, look in doctor(named) if name == "text to train on"]
+    assert isinstance(doubt, Doubt) and "corpus.decontaminate does not name it" in doubt.text
 
 
 class TestSearch:

@@ -155,6 +155,33 @@ def test_stopped_anywhere_it_ends_with_the_same_files(tmp_path: Path, held_out: 
     pretrain_arms(run, folder, ARMS)
 
 
+def test_no_arm_reads_held_out_text(tmp_path: Path) -> None:
+    """Held-out documents stand first in both texts; what shares a run of words with them is passed over and counted."""
+    plain = [f"word{n % 7} a{n} b{n} c{n} d{n} e{n} f{n}" for n in range(60)]
+    held = [f"x {text} y" for text in plain[:3]]
+    file = tmp_path / "held.jsonl"
+    file.write_text("\n".join(json.dumps({"id": f"h{n}", "text": text}) for n, text in enumerate(held)))
+    named = [(f"t{n}", text) for n, text in enumerate(plain)]
+    run = run_in(tmp_path, {"held_out": (str(file),)}, tokens=200, evaluations=1, apart=5)
+    pretrain_arms(
+        run, make_folder(tmp_path / "pretrain"), [ArmTexts("dopamine", "D", lambda: iter(named))], lambda: iter(named)
+    )
+    _, arm = json.loads((tmp_path / "pretrain" / "summary.json").read_text())["arms"]
+    assert {name: each["left_out"] for name, each in arm["sources"].items()} == {"dopamine": 3, "general": 3}
+    assert arm["tokens"] == 200
+    whole = run_in(tmp_path / "whole", {"held_out": (str(file),)}, tokens=200, evaluations=1, apart=0)
+    pretrain_arms(
+        whole, make_folder(tmp_path / "whole"), [ArmTexts("dopamine", "D", lambda: iter(named))], lambda: iter(named)
+    )
+    _, arm = json.loads((tmp_path / "whole" / "summary.json").read_text())["arms"]
+    assert {each["left_out"] for each in arm["sources"].values()} == {0}
+    only = run_in(
+        tmp_path / "only", {"held_out": (str(file),)}, tokens=200, evaluations=1, apart=5, replay=(str(file),)
+    )
+    with pytest.raises(UserError, match=r"none of 3 documents has a token \(held-out text: 3\); give other files"):
+        pretrain_arms(only, make_folder(tmp_path / "only"), [ArmTexts("general", "G")])
+
+
 def test_a_sweep_trains_every_share(held_out: dict[str, Any]) -> None:
     section = dataclasses.replace(SECTION, shares=(0.25, 0.5))
     found = trained_arms(section, ARMS)

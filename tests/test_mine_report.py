@@ -26,6 +26,7 @@ from ntk_jax.pipelines.mine.figures import (
     rootogram,
 )
 from ntk_jax.pipelines.mine.report import part
+from ntk_jax.pipelines.mine.terminal import terminal
 from ntk_jax.report.page import write_report
 
 SECTIONS = ("mined", "seeds", "corpus", "embed", "label", "classify", "audit", "pretrain", "evaluate", "cost")
@@ -57,11 +58,15 @@ def test_a_whole_run_says_everything(whole: Path) -> None:
     ]
     for words in (
         "Text of medicine and law out of a corpus",
-        "Taken from 18,840 chunks: medicine 2,310 (12.3%) at a held-out precision of 91.0% (88.0% to 94.0%)",
+        "Taken from 18,840 chunks: medicine 2,310 (12.3%) at a precision of 91.0% (88.0% to 94.0%) on held-out labels",
         "The judge agrees with 64.0% (57.0% to 70.0%) of the labels, and accepts 32.0% (21.0% to 46.0%)",
         "Learned: after “DoPAMine” held-out medicine has perplexity 17.6",
         "better against “random documents” (−0.1328 nats a token, −0.1528 to −0.1128)",
         "General text, what is forgotten: after “DoPAMine” held-out web has perplexity 18.2; cannot tell",
+        "Generated answers of “DoPAMine”: better against “base model” (+6.0 points, +2.0 to +10.0)",
+        "Accuracy by likelihood of “DoPAMine”: cannot tell against “random documents” (+5.0 points, −1.0 to +11.0)",
+        "Held-out loss of “DoPAMine”: worse against “DSIR” (+0.2000 nats a token, +0.1000 to +0.3000)",
+        "−0.2000 nats a token, −0.3000 to −0.1000",
         "medicine lacks 7",
         "The judge is lenient",
         "It agrees with 40 (40.0%) of 100 labels of law",
@@ -76,7 +81,7 @@ def test_a_whole_run_says_everything(whole: Path) -> None:
         "82.3% of it comes from MedQuAD, which is 16.5% of the corpus",
         "probability medicine 0.970, law 0.710",
         "nearest seed medicine-00001, cosine 0.550",
-        "Of seeds, which belong to their domain for certain, it accepts 90.0%",
+        "Of seeds, which stand for their domain, it accepts 90.0%",
         "base model 7, general text only 7, random documents 7",
         "asked 431 times: 140,211 tokens in, 301,877 out, 0.734 spent",
     ):
@@ -146,7 +151,11 @@ def test_what_speaks_against_the_numbers_is_said(run: Path) -> None:
     edit(run / "embed/summary.json", lambda s: s.update(note="no encoder: mean hidden state of builtin:model"))
     edit(run / "classify/summary.json", lambda s: s["domains"]["law"].update(average_precision=0.3, base_rate=0.2))
     edit(run / "audit/summary.json", lambda s: s.update(false_accept={"value": None, "low": 0.0, "high": 1.0}))
+    edit(run / "label/summary.json", lambda s: s["domains"]["law"].update(doubtful=True))
+    edit(run / "classify/summary.json", lambda s: s["domains"]["medicine"].update(positives=4))
     _, page = page_of(run)
+    assert "No part of the corpus stands out for law" in page.text and "stands out for medicine" not in page.text
+    assert "The threshold of medicine rests on few labels" in page.text and "threshold of law rests" not in page.text
     assert "no encoder: mean hidden state of builtin:model" in page.text
     assert "Its average precision for law is 0.300, where chance has 0.200" in page.text
     assert "The judge was not judged" in page.text and "The judge is lenient" not in page.text
@@ -216,3 +225,12 @@ def test_any_counts_can_be_drawn(counts: list[int], start: float, size: float) -
     drawing = rootogram(edges, counts, threshold=start, x_title="x", description="d")
     numbers = [float(v) for item in elements(drawing, "rect") for k, v in item.items() if k in ("x", "y", "height")]
     assert all(math.isfinite(v) and v >= -1e-6 for v in numbers)
+
+
+def test_the_terminal_says_nothing_of_what_was_not_judged(tmp_path: Path) -> None:
+    one = {"judged": 4, "agreed": 3, "planted": 0, "accepted": 0, "precision_at_least": None}
+    (tmp_path / "audit").mkdir()
+    (tmp_path / "audit" / "summary.json").write_text(json.dumps({"judge": "j", "domains": {"law": one}}))
+    (tmp_path / "audit" / "manifest.json").write_text("{}")
+    row = terminal(tmp_path).splitlines()[-1]
+    assert row.split() == ["law", "0.750", "4", "0"]

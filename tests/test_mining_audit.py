@@ -11,7 +11,7 @@ from scripted_llm import ScriptedClient
 from ntk_jax.errors import UserError
 from ntk_jax.llm.request import Reply, Request
 from ntk_jax.mining.annotate import annotate
-from ntk_jax.mining.audit import Item, audit, audit_sample
+from ntk_jax.mining.audit import Audit, Item, Share, audit, audit_sample
 from ntk_jax.mining.judge import ask_verdicts, first_words, question, read_verdict
 
 DOMAINS = {"medicine": "illness and its treatment", "law": "statutes, courts and contracts"}
@@ -111,6 +111,7 @@ def test_a_perfect_judge_measures_the_precision():
     law = found.shares["law"]
     assert law["labelled"].value == pytest.approx(expected) and law["planted"].value == 0
     assert found.precision_bound("law") == pytest.approx(expected) and found.precision_bound("medicine") == 1.0
+    assert 0 < found.precision_at_least("law") < expected, "the ends of both intervals, for verdicts are few"
     assert law["labelled"].interval[0] < expected < law["labelled"].interval[1]
     assert found.shares["all"]["labelled"].judged == assigned.sum() and not found.failures
     assert len(found.rows) == len(items) and {row["verdict"] for row in found.rows} == {"yes", "no"}
@@ -123,6 +124,15 @@ def test_a_judge_that_accepts_everything_is_found_out():
     found = audit(ScriptedClient(lambda request: "yes"), items, DOMAINS, texts.__getitem__)
     assert found.shares["all"]["labelled"].value == 1 and found.shares["all"]["planted"].value == 1
     assert np.isnan(found.precision_bound()), "such a judge says nothing on the precision"
+
+
+def test_two_planted_labels_promise_little():
+    """All 10 labels right and both planted ones refused: that is no precision of 1."""
+    shares = {"law": {"labelled": Share(10, 10, 0), "planted": Share(0, 2, 0)}}
+    found = Audit("j", shares, [], {})
+    assert found.precision_bound("law") == 1.0 and found.precision_at_least("law") < 0.3
+    unknown = Audit("j", {"law": {"labelled": Share(10, 10, 0), "planted": Share(0, 0, 0)}}, [], {})
+    assert np.isnan(unknown.precision_at_least("law"))
 
 
 def test_a_lenient_judge_is_corrected_for():

@@ -202,6 +202,26 @@ def test_thresholds_for_a_precision_or_the_best_f1():
     assert found.figures["law"]["how"] == "best F1"
 
 
+def test_precision_is_counted_on_rows_that_did_not_choose_the_threshold():
+    """What a threshold keeps of scores that say nothing has the base rate, but on the rows that chose it."""
+    rng, kept, right = np.random.default_rng(0), 0, 0
+    for _ in range(30):
+        labels = (rng.random((60, 1)) < 0.2).astype(np.float32)
+        found = calibrate(rng.standard_normal((60, 1)), labels, ["law"], precision=0.8).figures["law"]["counted"]
+        assert found["positives"] == labels.sum() and found["right"] <= found["kept"]
+        kept, right = kept + found["kept"], right + found["right"]
+    assert right / kept < 0.3
+
+
+def test_no_group_chooses_a_threshold_for_itself():
+    """Two documents, one of each half: what one of them chooses is counted on the other."""
+    z = np.array([[5.0], [4.0], [1.0], [0.0], [9.0], [8.0], [2.0], [1.0]])
+    labels, groups = np.array([[1.0], [1.0], [0.0], [0.0]] * 2), np.repeat(["a", "b"], 4)
+    found = calibrate(z, labels, ["law"], groups=groups).figures["law"]["counted"]
+    assert found == {"kept": 2, "right": 2, "positives": 4}  # b's cut is 8, a's is 4
+    assert "counted" not in calibrate(z[:4], labels[:4], ["law"], groups=groups[:4]).figures["law"]
+
+
 def test_a_set_that_a_threshold_parts_has_a_finite_scale():
     z, labels = np.array([[-1.0], [1.0]] * 20), np.array([[0.0], [1.0]] * 20)
     found = calibrate(z, labels, ["law"])

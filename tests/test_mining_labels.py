@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ntk_jax.errors import UserError
-from ntk_jax.mining.labels import HARD, OTHER, POSITIVE, RANDOM, background, label, labels_of
+from ntk_jax.mining.documents import labelled_documents
+from ntk_jax.mining.labels import HARD, OTHER, POSITIVE, RANDOM, background, label, labels_of, negatives_below
 from ntk_jax.mining.spread import spread
 
 
@@ -177,3 +178,34 @@ def test_a_spread_sample_takes_one_of_each_heap():
     assert sorted(everything.tolist()) == list(range(78))
     with pytest.raises(UserError, match="count = 79"):
         spread(heaps, 79)
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 10**6), wanted=st.lists(st.integers(0, 40), min_size=2, max_size=2))
+def test_negatives_alone_lie_below_the_thresholds(seed, wanted):
+    rng = np.random.default_rng(seed)
+    best = rng.random((60, 2)).astype(np.float32)
+    limits = np.quantile(best, 0.7, axis=0)
+    got = negatives_below(
+        best, np.zeros((60, 2), np.int32), thresholds=limits, wanted=wanted, names=["a", "b"], seed=seed
+    )
+    assert not (got.labels == 1).any()
+    for place, name in enumerate("ab"):
+        own = got.chunks[got.labels[:, place] == 0]
+        assert (best[own, place] < limits[place]).all()
+        assert len(own) == sum(got.counts[name].values()) == min(wanted[place], (best[:, place] < limits[place]).sum())
+
+
+def test_own_documents_are_cut_like_the_corpus(tmp_path):
+    long = " ".join(f"Sentence number {n} has six words." for n in range(9))
+    (tmp_path / "law.jsonl").write_text(f'{{"id": "l", "text": "{long}"}}\n{{"id": "s", "text": "Short one."}}\n')
+    (tmp_path / "both.jsonl").write_text('{"id": "b", "text": "Of both.", "domains": ["law", "medicine"]}\n')
+    (tmp_path / "medicine.jsonl").write_text('{"id": "m", "text": "Short one."}\n')
+    files = {name: [str(tmp_path / f"{name}.jsonl")] for name in ("law", "medicine")}
+    rows = labelled_documents(files | {"*": [str(tmp_path / "both.jsonl")]}, ["law", "medicine"], words=20, min_words=4)
+    assert [row["domains"] for row in rows] == [["law"]] * 3 + [["law", "medicine"]] * 2
+    assert " ".join(row["text"] for row in rows[:3]) == long and len({row["document"] for row in rows[:3]}) == 1
+    with pytest.raises(UserError, match="medicine has no labelled document"):
+        labelled_documents({"law": files["law"]}, ["law", "medicine"], words=20)
+    with pytest.raises(UserError, match="gone.jsonl"):
+        labelled_documents({"law": [str(tmp_path / "gone.jsonl")]}, ["law"], words=20)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -70,6 +72,24 @@ def test_the_excess_above_the_mirrored_half(share):
 def test_where_nothing_stands_out_one_in_a_hundred_is_kept():
     found = suggest_excess(mixed(0.0, gap=0.0)[0], false_share=0.05)
     assert 150 <= found.kept <= 250 and "no part of the scores stands out" in found.how
+
+    assert found.doubtful and found.how.startswith("keeps 1% of the corpus, ")
+
+
+def test_equal_scores_at_the_border_are_said():
+    """A tenth is asked for, and nine tenths are equal to the best."""
+    scores = np.repeat(np.float32([0.2, 0.6]), [10, 90])
+    found = suggest_share(scores, 0.1)
+    assert found.kept == 90 and found.how == "keeps 90% of the corpus, not 10%, for many scores are equal"
+
+
+def test_the_interval_of_a_judged_precision_holds_it():
+    """Few judged chunks stand for many: without their weights the precision would be 11 of 12."""
+    sample = thresholds.Sample(np.arange(13), np.array([500.0, 500, *[1.0] * 11]))
+    right = np.array([0.0, 0, *[1.0] * 11])
+    found = suggest_judged(np.arange(13.0), sample, right, precision=0.02)
+    value, low, high = (float(x) for x in re.findall(r"\d\.\d\d", found.how)[:3])
+    assert low <= value <= high and value == 0.02
 
 
 def test_a_scale_changes_no_suggestion():

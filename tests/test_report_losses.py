@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,24 @@ def test_losses_alone(run: Path) -> None:
     assert verdict(read(run))[0].startswith("“domain + kernel” has a lower held-out loss than “base model”")
     with_losses(run, alone=True)
     assert verdict(read(run))[0] == "The arms were evaluated, but no paired difference was computed."
+
+
+def test_generated_answers_are_compared(run: Path) -> None:
+    """By pairs in a table, and in the verdict, whichever arm of a pair comes first."""
+    results = json.loads((run / "evaluate" / "results.json").read_text())
+    pairs = [
+        {"a": "kernel", "b": "base", "difference": 0.1, "low": 0.05, "high": 0.15},
+        {"a": "random", "b": "kernel", "difference": 0.02, "low": -0.1, "high": 0.14},
+    ]
+    results = {key: value for key, value in results.items() if key not in ("tasks", "average", "paired", "loss")}
+    (run / "evaluate" / "results.json").write_text(json.dumps({**results, "generated": {"tasks": [], "paired": pairs}}))
+    lines, text, page = verdict(read(run)), " ".join(terminal(run).split()), page_of(run)[1].text
+    assert lines[:2] == [
+        f"Cannot tell the generated answers of {K} from those of {R}: −2.0 points [−14.0, +10.0].",
+        f"{K} writes more right answers than {B} by 10.0 points [5.0, 15.0].",
+    ]
+    assert all(line in page and plain(line) in text for line in lines[:2])
+    assert "domain + kernel minus base model, generated answers, paired: +10.0 points [+5.0, +15.0]" in text
 
 
 @pytest.mark.parametrize(

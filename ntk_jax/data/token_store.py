@@ -21,7 +21,7 @@ import numpy as np
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.records import Record, response_text
 from ntk_jax.data.templates import Rendering
-from ntk_jax.data.tokens import encode_many
+from ntk_jax.data.tokens import Dropped, encode_many
 from ntk_jax.errors import UserError
 from ntk_jax.parallel import hosts
 from ntk_jax.storage.arrays import differing_facts
@@ -35,6 +35,7 @@ CALL_CHARACTERS = 1_000_000  # of one tokenizer call
 TEXT = Rendering("plain")  # a document is nobody's turn; it is closed with the EOS
 
 Progress = Callable[[int, int | None], None]
+LeaveOut = Callable[[Record], str | None]
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def write_tokens(
     facts: Mapping[str, Any] | None = None,
     most_tokens: int | None = None,
     block_characters: int = BLOCK_CHARACTERS,
+    leave_out: LeaveOut | None = None,
     progress: Progress | None = None,
 ) -> TokenStore:
     """Writes the tokens of checked records, whole records one behind the other, and opens what it wrote.
@@ -102,6 +104,7 @@ def write_tokens(
     store that is whole is not written again and asks for none. The tokens are those of `encode_many` for training:
     with the tokenizer's BOS, and the EOS at the end where `rendering` has one. facts: JSON values that say where the
     records come from. most_tokens: no record is read behind the one with which there are so many; None: all are read.
+    leave_out(record): why a record is dropped, or None; `facts` must say what decides it.
     progress(documents done, None): now and then. Of several processes the primary one writes.
     Raises UserError: other facts or another tokenizer in the folder, a record that cannot be read, no tokens at all, a
     full disk.
@@ -112,7 +115,7 @@ def write_tokens(
         made_by = _facts(tokenizer, rendering, {**(facts or {}), "most_tokens": most_tokens})
         _settle(folder, made_by)
         if not (folder / INDEX).exists():
-            _write_blocks(folder, records, tokenizer, rendering, most_tokens, block_characters, progress)
+            _write_blocks(folder, records, tokenizer, rendering, most_tokens, block_characters, leave_out, progress)
     hosts.barrier(f"tokens {folder}")
     hosts.wait_until_visible(folder / INDEX)
     return open_tokens(folder)
@@ -162,6 +165,7 @@ def _write_blocks(
     rendering: Rendering,
     most_tokens: int | None,
     block_characters: int,
+    leave_out: LeaveOut | None,
     progress: Progress | None,
 ) -> None:
     blocks: list[dict[str, Any]] = []
@@ -173,7 +177,7 @@ def _write_blocks(
     for content in _portions(records(documents), block_characters) if wanted > 0 else ():
         rows: list[Any] = []
         for call in _portions(iter(content), CALL_CHARACTERS):
-            for row in encode_many(call, tokenizer, span="all", rendering=rendering):
+            for row in _encoded(call, tokenizer, rendering, leave_out):
                 if wanted > 0:
                     rows.append(row)
                     wanted -= len(row.ids) if isinstance(row, TokenRow) else 0
@@ -185,11 +189,24 @@ def _write_blocks(
         documents += len(rows)
         if wanted <= 0:
             break
-    if not sum(block["tokens"] for block in blocks):
-        raise UserError(f"{folder}: none of {documents} documents has a token; give files with text")
     dropped = sum((Counter(block["dropped"]) for block in blocks), Counter[str]())
+    if not sum(block["tokens"] for block in blocks):
+        why = ", ".join(f"{reason}: {count:,}" for reason, count in dropped.items())
+        why = f" ({why})" if why else ""
+        raise UserError(f"{folder}: none of {documents} documents has a token{why}; give other files with text")
     facts = read_json(folder / FACTS, _remedy(folder), dict)
     write_json(folder / INDEX, {"facts": facts, "dropped": dict(dropped), "blocks": blocks})
+
+
+def _encoded(
+    records: list[Record], tokenizer: Any, rendering: Rendering, leave_out: LeaveOut | None
+) -> Iterator[TokenRow | Dropped]:
+    """The tokens of each record, or why it is dropped, in order."""
+    reasons = [None if leave_out is None else leave_out(record) for record in records]
+    kept = [record for record, why in zip(records, reasons, strict=True) if why is None]
+    rows = iter(encode_many(kept, tokenizer, span="all", rendering=rendering))
+    for record, why in zip(records, reasons, strict=True):
+        yield next(rows) if why is None else Dropped(why, record["id"])
 
 
 def _write_block(folder: Path, number: int, rows: list[Any], dtype: Any) -> dict[str, Any]:

@@ -7,7 +7,9 @@ the judge accepts is its false-accept rate f. With an agreement a and a judge th
 
     a = p s + (1 - p) f,   so that the precision is p = (a - f) / (s - f) ≥ (a - f) / (1 - f),
 
-the lower bound that is reported; s itself is measured where texts are given that are known to belong (the seeds).
+s itself is measured where texts are given that are known to belong (the seeds). What is reported is the bound at the
+lower end of the agreement's interval and the upper end of f's, as few verdicts allow no more. It holds for a judge that
+accepts the labelling's own errors no more often than the planted labels; these are easier to see through.
 """
 
 from __future__ import annotations
@@ -66,12 +68,15 @@ class Audit:
     failures: Mapping[str, int]
 
     def precision_bound(self, domain: str = "all") -> float:
-        """The least precision that agreement and false-accept rate allow, NaN where one of them was not measured."""
+        """(a - f) / (1 - f) of the shares themselves, NaN where one of them was not measured."""
         own = self.shares[domain]
-        agreement, false = own["labelled"].value, own["planted"].value
-        if not (agreement == agreement and false == false) or false >= 1:
-            return float("nan")
-        return max(0.0, (agreement - false) / (1 - false))
+        return _bound(own["labelled"].value, own["planted"].value)
+
+    def precision_at_least(self, domain: str = "all") -> float:
+        """The same at the lower end of the interval of a and the upper end of that of f: what few verdicts allow."""
+        own = self.shares[domain]
+        known = own["labelled"].judged and own["planted"].judged
+        return _bound(own["labelled"].interval[0], own["planted"].interval[1]) if known else float("nan")
 
     def table(self) -> list[dict[str, Any]]:
         """A row a domain, JSON values."""
@@ -85,7 +90,7 @@ class Audit:
                 "false accepts interval": list(own["planted"].interval),
                 "planted": own["planted"].judged,
                 "accepts known": own["known"].value if "known" in own else None,
-                "precision at least": self.precision_bound(domain),
+                "precision at least": self.precision_at_least(domain),
                 "unread": sum(share.unread for share in own.values()),
             }
             for domain, own in self.shares.items()
@@ -174,6 +179,12 @@ def audit(
         for item, value, reason in zip(items, found.values, found.reasons, strict=True)
     ]
     return Audit(client.name, shares, rows, found.failures)
+
+
+def _bound(agreement: float, false: float) -> float:
+    if not (agreement == agreement and false == false) or false >= 1:
+        return float("nan")
+    return max(0.0, (agreement - false) / (1 - false))
 
 
 def _is(item: Item, domain: str, kind: Kind) -> bool:

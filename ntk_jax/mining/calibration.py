@@ -3,8 +3,10 @@
 Both come from rows that it was not trained on. Classes are weighted in training so that a rare domain counts as much as
 its negatives, which shifts the logits; a temperature and an offset a domain, fitted to the unweighted held-out labels,
 take that back (Platt, Probabilistic outputs for support vector machines, 1999; temperature: Guo et al., arXiv
-1706.04599). They are no better than the labels: on mined labels a probability is that of the mined label, and the share
-of positives among them is that of the labelled set, not of the corpus.
+1706.04599). A threshold looks better on the rows that chose it than on others: precision and recall are therefore
+counted crosswise, on each half of the held-out groups at the threshold that the other half chooses. All of it is no
+better than the labels: on mined labels a probability is that of the mined label, and the share of positives among them
+is that of the labelled set, not of the corpus.
 """
 
 from __future__ import annotations
@@ -81,19 +83,27 @@ def held_out(
 
 
 def calibrate(
-    logits: np.ndarray, labels: np.ndarray, names: Sequence[str], *, precision: float | None = None
+    logits: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
+    *,
+    precision: float | None = None,
+    groups: Sequence[Any] | np.ndarray | None = None,
 ) -> Calibration:
     """Temperature, offset, curves and thresholds from held-out rows.
 
-    logits: [n, M]; labels: [n, M], NaN is not used. precision: the threshold of a domain is the lowest with this
-    precision, and that of the best F1 where none has it, or where precision is None. A domain without held-out
-    positives or negatives keeps its logits and the threshold ½, and its figures say so.
+    logits: [n, M]; labels: [n, M], NaN is not used. groups: [n] as of `held_out`. precision: the threshold of a domain
+    is the lowest with this precision, and that of the best F1 where none has it, or where precision is None. A domain
+    without held-out positives or negatives keeps its logits and the threshold ½, and its figures say so. The figure
+    `counted` has what the thresholds of one half keep of the other: {"kept", "right", "positives"}; it is absent where
+    a half has no positives.
     """
     domains = len(names)
     scale, offset = np.ones(domains, np.float32), np.zeros(domains, np.float32)
     limits = np.full(domains, 0.5, np.float32)
     curves: dict[str, Curve] = {}
     figures: dict[str, dict[str, Any]] = {}
+    whose = np.arange(len(labels)) if groups is None else np.asarray(groups)
     for place, name in enumerate(names):
         used = ~np.isnan(labels[:, place])
         z, y = np.asarray(logits[used, place], np.float64), labels[used, place]
@@ -104,20 +114,39 @@ def calibrate(
         scale[place], offset[place] = _platt(z, y)
         probability = sigmoid(z * scale[place] + offset[place]).astype(np.float32)
         curve = curves[name] = precision_recall(y == 1, probability)
-        wanted = None if precision is None else curve.for_precision(precision)
-        limits[place] = curve.best_f1() if wanted is None else wanted
-        at_precision, at_recall = curve.at(float(limits[place]))
+        limits[place], how = _limit(curve, precision)
+        counted = _crosswise(z, y == 1, whose[used], precision)
         figures[name] = {
             **counts,
             "average precision": curve.average_precision,
-            "precision": at_precision,
-            "recall": at_recall,
+            **({"counted": counted} if counted else {}),
             "temperature": float(1 / scale[place]),
             "log loss": _log_loss(z * scale[place] + offset[place], y),
             "threshold": float(limits[place]),
-            "how": "best F1" if wanted is None else f"precision {precision:g}",
+            "how": how,
         }
     return Calibration(scale, offset, limits, curves, figures)
+
+
+def _limit(curve: Curve, precision: float | None) -> tuple[float, str]:
+    """(the threshold, how it was chosen)."""
+    wanted = None if precision is None else curve.for_precision(precision)
+    return (curve.best_f1(), "best F1") if wanted is None else (wanted, f"precision {precision:g}")
+
+
+def _crosswise(z: np.ndarray, right: np.ndarray, groups: np.ndarray, precision: float | None) -> dict[str, int] | None:
+    """What the threshold that each half of the groups chooses keeps of the other half; None: a half has no positives.
+    Logits do as well as probabilities here, which rise with them."""
+    side = held_out(right[:, None].astype(np.float32), 0.5, 0, groups)
+    if not (right[side].any() and right[~side].any()):
+        return None
+    counted = {"kept": 0, "right": 0, "positives": int(right.sum())}
+    for own in (side, ~side):
+        limit, _ = _limit(precision_recall(right[own], z[own]), precision)
+        kept = ~own & (z >= limit)
+        counted["kept"] += int(kept.sum())
+        counted["right"] += int((kept & right).sum())
+    return counted
 
 
 def _platt(z: np.ndarray, y: np.ndarray) -> tuple[float, float]:

@@ -146,7 +146,8 @@ def train_head(
     chosen, losses = _chosen(logits, labels[apart], names, config.penalties)
     own = {name: np.asarray(value[chosen]) for name, value in weights.items()}
     own |= {"mean": mean, "deviation": deviation}
-    calibration = calibrate(logits[chosen], labels[apart], names, precision=config.precision)
+    whose = None if groups is None else np.asarray(groups)[apart]
+    calibration = calibrate(logits[chosen], labels[apart], names, precision=config.precision, groups=whose)
     training = {
         "penalty": config.penalties[chosen],
         "held-out loss by penalty": dict(zip(map(str, config.penalties), losses, strict=True)),

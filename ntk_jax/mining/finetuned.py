@@ -160,7 +160,9 @@ def train_encoder(
         progress=progress,
     )
     raw = TunedEncoder(made.embedder, dataclasses.replace(begin, weights=made.head))
-    calibration = calibrate(raw.logits(held), labels[apart], names, precision=config.head.precision)
+    calibration = calibrate(
+        raw.logits(held), labels[apart], names, precision=config.head.precision, groups=groups[apart]
+    )
     training = {
         "penalty of the first head": begin.facts["training"]["penalty"],
         "held-out average precision of the first head": {

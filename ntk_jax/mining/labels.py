@@ -127,6 +127,34 @@ def label(
     return _collected(labels, why, best, best_seed, counts)
 
 
+def negatives_below(
+    best: np.ndarray,
+    best_seed: np.ndarray,
+    *,
+    thresholds: Sequence[float] | np.ndarray,
+    wanted: Sequence[int],
+    names: Sequence[str],
+    hard_share: float = 0.5,
+    middle: tuple[float, float] = (0.5, 0.9),
+    seed: int = 0,
+) -> Labelled:
+    """Negatives alone, for positives that come from elsewhere (a user's documents): as many for each domain as `wanted`
+    says, drawn below its threshold as `label` draws them. best, best_seed, thresholds, middle: as of `label`.
+    Raises UserError: a threshold that keeps nothing or everything."""
+    _check(names, best.shape[1], 1, 0.0, 1.0, hard_share, middle)
+    labels, why = np.full(best.shape, np.nan, np.float32), np.full(len(best), "", dtype="<U32")
+    counts: dict[str, dict[str, int]] = {}
+    for place, name in enumerate(names):
+        check_threshold(best[:, place], float(thresholds[place]), name)
+        below = best[:, place] < np.float32(thresholds[place])
+        drawn = _negatives(best[:, place], below, int(wanted[place]), hard_share, middle, [seed, place])
+        for kind, chunks in drawn.items():
+            labels[chunks, place] = 0.0
+            why[chunks] = np.where(why[chunks] == "", kind, why[chunks])
+        counts[name] = {kind: len(chunks) for kind, chunks in drawn.items()}
+    return _collected(labels, why, best, best_seed, counts)
+
+
 def labels_of(domains: Sequence[Sequence[str]], names: Sequence[str], *, exclusive: bool = True) -> np.ndarray:
     """Labels [n, M] of texts whose domains are known: seeds, or a user's own documents.
 

@@ -118,7 +118,8 @@ def train_ngrams(
     w, b = _fit(places, values, labels, train, config, seed)
     progress(1, 2)
     z = np.asarray(_forward(w, b, places[apart], values[apart])) if apart.any() else np.zeros((0, len(names)))
-    calibration = calibrate(z, labels[apart], names, precision=config.precision)
+    whose = None if groups is None else np.asarray(groups)[apart]
+    calibration = calibrate(z, labels[apart], names, precision=config.precision, groups=whose)
     training = {"rows": len(texts), "rows held out": int(apart.sum()), "config": asdict(config), "seed": seed}
     progress(2, 2)
     weights = {"w": np.asarray(w), "b": np.asarray(b), "idf": idf}

@@ -26,12 +26,14 @@ _STREAM = 0x7E5
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A threshold, how many of how many it keeps, and how it came, in words for people."""
+    """A threshold, how many of how many it keeps, and how it came, in words for people. doubtful: nothing in the scores
+    says where to cut."""
 
     value: float
     kept: int
     total: int
     how: str
+    doubtful: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,17 @@ def check_threshold(scores: np.ndarray, threshold: float, name: str) -> int:
 
 
 def suggest_share(scores: np.ndarray, share: float) -> Suggestion:
-    """The threshold that keeps about this share of [N] scores, at least one and not all of them."""
+    """The threshold that keeps about this share of [N] scores, at least one and not all of them; more, where many are
+    equal."""
     _check_scores(scores, "the corpus")
     if not 0 < share < 1:
         raise UserError(f"share = {share} is outside 0 and 1, both excluded")
     ranked = np.sort(scores)[::-1]
-    value = float(ranked[max(1, round(share * len(ranked))) - 1])
-    return _suggestion(scores, value, f"keeps {share:.3g} of the corpus")
+    wanted = max(1, round(share * len(ranked)))
+    value = float(ranked[wanted - 1])
+    kept = int((scores >= value).sum())
+    more = f", not {100 * share:.3g}%, for many scores are equal" if kept > 1.5 * wanted else ""
+    return _suggestion(scores, value, f"keeps {100 * (kept / len(ranked) if more else share):.3g}% of the corpus{more}")
 
 
 def suggest_excess(scores: np.ndarray, *, false_share: float = 0.2, at_most: float = 0.5) -> Suggestion:
@@ -102,8 +108,8 @@ def suggest_excess(scores: np.ndarray, *, false_share: float = 0.2, at_most: flo
     good = np.flatnonzero((expected <= false_share * kept) & clear & (ranked > mode) & (kept <= at_most * len(ranked)))
     if not len(good):
         found = suggest_share(scores, 0.01)
-        why = "keeps 1% of the corpus, for no part of the scores stands out above the rest"
-        return Suggestion(found.value, found.kept, found.total, why)
+        why = f"{found.how}, for no part of the scores stands out above the rest"
+        return Suggestion(found.value, found.kept, found.total, why, doubtful=True)
     how = f"at most {false_share:.0%} of what it keeps is expected from the scores below the mode, {mode:.3f}"
     return _suggestion(scores, float(ranked[good[-1]]), how)
 
@@ -148,16 +154,18 @@ def judged_curve(scores: np.ndarray, sample: Sample, right: np.ndarray) -> Curve
 
 def suggest_judged(scores: np.ndarray, sample: Sample, right: np.ndarray, *, precision: float = 0.9) -> Suggestion:
     """The lowest threshold at which the judged sample has this precision or more; where none has, that of the best F1.
-    The words give the 95% interval of the precision, from the judged chunks at or above it."""
+    The words give the 95% interval of that precision, from the judged chunks at or above it: Wilson's, for as many
+    equally weighted ones as say the same (Kish, Survey Sampling, 1965). It is too good by what the choice brings."""
     curve = judged_curve(scores, sample, right)
     value = curve.for_precision(precision)
     wanted = value is not None
     value = curve.best_f1() if value is None else value
     known = ~np.isnan(np.asarray(right, np.float64))
     above = known & (scores[sample.places] >= value)
-    verdicts = int(above.sum())
-    low, high = wilson(float(np.asarray(right)[above].sum()), verdicts)
-    found = f"precision {curve.at(value)[0]:.2f} (unweighted 95% interval {low:.2f} to {high:.2f}, {verdicts} judged)"
+    weights, share = sample.weights[above], curve.at(value)[0]
+    effective = float(weights.sum() ** 2 / (weights**2).sum())
+    low, high = wilson(share * effective, effective)
+    found = f"precision {share:.2f} (95% interval {low:.2f} to {high:.2f}, {int(above.sum())} judged)"
     how = found if wanted else f"{found}: the best F1, for no threshold has precision {precision:.2f}"
     return _suggestion(scores, value, how)
 

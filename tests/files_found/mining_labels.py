@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from ntk_jax.errors import UserError
 from ntk_jax.llm.request import Reply
 from ntk_jax.mining.audit import audit_sample
 from ntk_jax.mining.classifier import HeadConfig, load_head, train_head
+from ntk_jax.mining.documents import labelled_documents
 from ntk_jax.mining.judge import read_verdict
 from ntk_jax.mining.labels import label, labels_of
 from ntk_jax.mining.thresholds import check_threshold, suggest_share
@@ -67,6 +69,20 @@ def _damaged(folder: Path) -> None:
     load_head(folder)
 
 
+def _documents(folder: Path, names: list[str], domain: str = "law") -> list[dict[str, Any]]:
+    (folder / "own.jsonl").write_text('{"id": "a", "text": "One sentence here. And one more there."}')
+    files = {name: [str(folder / "own.jsonl")] for name in {"law", domain}}
+    return labelled_documents(files, names, words=3)
+
+
+def _long_document(folder: Path) -> None:
+    assert [row["text"] for row in _documents(folder, ["law"])][0] == "One sentence here."
+
+
+def _of_both(folder: Path) -> None:
+    assert all(sorted(row["domains"]) == ["law", "tax"] for row in _documents(folder, ["law", "tax"], "tax"))
+
+
 CASES = [
     Case(
         "a threshold that keeps nothing",
@@ -88,6 +104,13 @@ CASES = [
         "a document of a domain that is not one of the run's",
         "refused: the document's number, and the domains there are",
         _refused(lambda folder: labels_of([["sport"]], ["law"]), "text 0 is of the domain 'sport'"),
+    ),
+    Case("own documents as labels, longer than a chunk of the corpus", "cut into chunks as it is", _long_document),
+    Case("the same document in the files of two domains", "one document of both", _of_both),
+    Case(
+        "own documents of some of the domains alone",
+        "refused: the domain without any",
+        _refused(lambda folder: _documents(folder, ["law", "medicine"]), "medicine has no labelled document"),
     ),
     Case(
         "a domain without positive or without negative examples",

@@ -169,17 +169,23 @@ def evaluation_reads(config: Any) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class ReportSection:
+class PageSection:
     """What the report shows besides the tables."""
 
     examples: Natural = setting(
         20, "examples shown: selected ones with the domain example they align with most, mined ones, drops"
     )
-    group_by: str = setting("auto", "the record key that names a family; auto: task if present, else source")
-    useful: tuple[str, ...] = setting((), "families known to be useful, where that is known by construction")
     tensorboard: bool = setting(
         False, "also write the metrics of trainings and evaluations for TensorBoard, into RUN/tensorboard"
     )
+
+
+@dataclass(frozen=True)
+class ReportSection(PageSection):
+    """What the report shows besides the tables, where families of a pool are counted."""
+
+    group_by: str = setting("auto", "the record key that names a family; auto: task if present, else source")
+    useful: tuple[str, ...] = setting((), "families known to be useful, where that is known by construction")
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def pretrain(run: MineRun, folder: Path) -> Facts:
         ArmTexts(name, TITLES[name], None if name == GENERAL else functools.partial(texts_of, run, name))
         for name in run.config.pretrain.arms
     ]
-    return pretrain_arms(run, folder, arms, functools.partial(texts_of, run, "random"))
+    return pretrain_arms(run, folder, arms, functools.partial(replayed, run))
 
 
 def chunks_of(run: MineRun, arm: str) -> np.ndarray:
@@ -87,7 +87,16 @@ def chunks_of(run: MineRun, arm: str) -> np.ndarray:
 
 def texts_of(run: MineRun, arm: str) -> Iterator[tuple[str, str]]:
     """(id, text) of the arm's chunks in their order, read a block at a time."""
-    places = chunks_of(run, arm)
+    return _texts(run, chunks_of(run, arm))
+
+
+def replayed(run: MineRun) -> Iterator[tuple[str, str]]:
+    """The same of a random draw of the corpus from its other end: what the arm `random` takes is not in it, unless both
+    together read the whole corpus."""
+    return _texts(run, _random(run)[::-1])
+
+
+def _texts(run: MineRun, places: np.ndarray) -> Iterator[tuple[str, str]]:
     for start in range(0, len(places), BLOCK):
         part = places[start : start + BLOCK]
         order = np.argsort(part, kind="stable")

@@ -87,7 +87,7 @@ def _domain(result: Audit, name: str) -> dict[str, Any]:
         "planted": planted.judged,
         "accepted": planted.right,
         "unreadable": sum(share.unread for share in result.shares[name].values()),
-        "precision_at_least": result.precision_bound(name),
+        "precision_at_least": result.precision_at_least(name),
     }
 
 

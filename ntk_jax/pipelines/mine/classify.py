@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from ntk_jax.mining.tuning import TuneConfig
 from ntk_jax.pipelines.mine import chunks
 from ntk_jax.pipelines.mine.config import MineConfig, domain_names, mined_names
 from ntk_jax.pipelines.mine.embed import chosen_embeddings, embeddings
-from ntk_jax.pipelines.mine.label import check_thresholds, curve_of, histogram_of, labelled
+from ntk_jax.pipelines.mine.label import check_thresholds, curve_of, histogram_of, labelled, own_documents
 from ntk_jax.pipelines.mine.seeds import seeds_of
 from ntk_jax.pipelines.mine.state import MineRun
 from ntk_jax.storage.arrays import create, open_store, read
@@ -122,21 +123,24 @@ def _trained(run: MineRun, place: Path) -> Classifier:
     """A classifier of the labelled set."""
     section, domains, found = run.config.classify, domain_names(run.config), labelled(run)
     groups = [chunk["document"] for chunk in chunks.read_chosen(run, found.chunks)]
-    own = seeds_of(run) if run.config.label.with_seeds else []
-    labels = np.concatenate([found.labels, labels_of([seed.domains for seed in own], domains)])
-    groups += [f"seed {seed.id}" for seed in own]
+    own = [(row["text"], row["domains"], f"document {row['document']}") for row in own_documents(run)]
+    if run.config.label.with_seeds:
+        own += [(seed.text, list(seed.domains), f"seed {seed.id}") for seed in seeds_of(run)]
+    more = [text for text, _, _ in own]
+    labels = np.concatenate([found.labels, labels_of([names for _, names, _ in own], domains)])
+    groups += [group for *_, group in own]
     say = run.job.progress("train classifier", None, "steps")
     common: dict[str, Any] = {"groups": groups, "seed": run.config.seed, "progress": say}
     head = HeadConfig(hidden=section.hidden, held_out=section.held_out, precision=section.precision)
-    if run.config.label.source == "llm":  # read, and not made of the embeddings: held out, they can choose a penalty
+    if run.config.label.source != "seeds":  # read, and not made of the embeddings: held out, they can choose a penalty
         head = dataclasses.replace(head, penalties=CLEAN_PENALTIES)
     if section.kind == "head":
         vectors = chosen_embeddings(run, found.chunks)
-        if own:
-            mine = run.embedder.embed([s.text for s in own], kind="passage", batch_tokens=run.config.embed.batch_tokens)
+        if more:
+            mine = run.embedder.embed(more, kind="passage", batch_tokens=run.config.embed.batch_tokens)
             vectors = np.concatenate([vectors, mine])
         return train_head(vectors, labels, domains, config=head, facts=dict(run.embedder.facts), **common)
-    texts = [chunk["text"] for chunk in chunks.read_chosen(run, found.chunks)] + [seed.text for seed in own]
+    texts = [chunk["text"] for chunk in chunks.read_chosen(run, found.chunks)] + more
     if section.kind == "ngrams":
         config = NgramConfig(held_out=section.held_out, precision=section.precision)
         return train_ngrams(texts, labels, domains, config=config, **common)
@@ -179,7 +183,11 @@ def _close(run: MineRun, folder: Path, classifier: Classifier, found: np.ndarray
         "domains": {
             name: {
                 "threshold": float(limits[place]),
-                **_held_out(figures.get(name, {}), classifier.calibration.curves.get(name), float(limits[place])),
+                **_held_out(
+                    figures.get(name, {}),
+                    classifier.calibration.curves.get(name),
+                    float(limits[place]) if name in given else None,
+                ),
                 "histogram": histogram_of(found[:, place]),
                 "taken": sum(count for count, _ in account.sources[name].values()),
                 "sources": {
@@ -190,30 +198,46 @@ def _close(run: MineRun, folder: Path, classifier: Classifier, found: np.ndarray
             for place, name in enumerate(domains)
         },
         "training": classifier.facts["training"],
-        "examples": account.examples,
+        "examples": account.examples(),
         "seconds": clock.seconds(),
     }
     write_json(folder / "summary.json", summary)
     return {"taken": account.taken}
 
 
-def _held_out(figures: Mapping[str, Any], curve: Curve | None, limit: float) -> dict[str, Any]:
-    """How good the classifier is on labels that it has not learnt from, at the threshold that is used."""
+def _held_out(figures: Mapping[str, Any], curve: Curve | None, given: float | None) -> dict[str, Any]:
+    """How good the classifier is on labels that it has not learnt from. given: the config's threshold, which no row
+    has chosen; None: precision and recall are counted on rows that the threshold was not chosen by."""
     if curve is None:
         return {}
     positives, total = figures["held-out positives"], figures["held-out positives"] + figures["held-out negatives"]
-    precision, recall = curve.at(limit)
-    place = int(np.searchsorted(-curve.threshold, -limit, side="right")) - 1
-    kept = float(curve.kept[place]) if place >= 0 else 0.0
-    intervals = {"precision": (precision, wilson(precision * kept, kept)) if kept else (None, (0.0, 1.0))}
-    intervals["recall"] = (recall, wilson(recall * positives, positives))
+    found: dict[str, Any] = {}
+    if given is not None:
+        precision, recall = curve.at(given)
+        place = int(np.searchsorted(-curve.threshold, -given, side="right")) - 1
+        kept = float(curve.kept[place]) if place >= 0 else 0.0
+        found = {
+            "precision": _share(precision * kept if kept else 0.0, kept),
+            "recall": _share(recall * positives, positives),
+        }
+    elif counted := figures.get("counted"):
+        found = {
+            "precision": _share(counted["right"], counted["kept"]),
+            "recall": _share(counted["right"], counted["positives"]),
+        }
     return {
-        **{name: {"value": value, "low": low, "high": high} for name, (value, (low, high)) in intervals.items()},
+        **found,
         "average_precision": curve.average_precision,
         "base_rate": positives / total,
         "positives": positives,
         "curve": curve_of(curve),
     }
+
+
+def _share(right: float, count: float) -> dict[str, float | None]:
+    """A share with its 95% Wilson interval."""
+    low, high = wilson(right, count)
+    return {"value": right / count if count else None, "low": low, "high": high}
 
 
 def _distinct(run: MineRun, places: np.ndarray) -> tuple[np.ndarray, int]:
@@ -231,14 +255,20 @@ def _distinct(run: MineRun, places: np.ndarray) -> tuple[np.ndarray, int]:
 
 @dataclass
 class _Account:
-    """What was written: per domain {source: (chunks, sum of their probabilities)}."""
+    """What was written: per domain {source: (chunks, sum of their probabilities)}, and examples."""
 
     taken: int = 0
     words: int = 0
     several: int = 0
     documents: set[str] = field(default_factory=set)
     sources: dict[str, dict[str, tuple[int, float]]] = field(default_factory=dict)
-    examples: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    last: dict[str, deque[dict[str, Any]]] = field(default_factory=dict)
+
+    def examples(self) -> list[dict[str, Any]]:
+        """Of every domain, most probable first; a chunk of two domains once."""
+        found = [one for name in self.best for one in (*self.best[name], *self.last[name])]
+        return list({one["id"]: one for one in found}.values())
 
 
 def _write(run: MineRun, folder: Path, places: np.ndarray, found: np.ndarray, above: np.ndarray) -> _Account:
@@ -247,7 +277,12 @@ def _write(run: MineRun, folder: Path, places: np.ndarray, found: np.ndarray, ab
     store = open_store(run.job.folder / "embed" / "chunks.zarr")
     best, best_seed = read(store, "best"), read(store, "best_seed")
     seeds = [seed.id for seed in seeds_of(run)]
-    account = _Account(sources={name: {} for name in domains})
+    few = run.config.report.examples
+    account = _Account(
+        sources={name: {} for name in domains},
+        best={name: [] for name in domains},
+        last={name: deque(maxlen=max(1, few // 2)) for name in domains},
+    )
 
     def records() -> Iterator[dict[str, Any]]:
         for start in range(0, len(places), READ):
@@ -268,7 +303,7 @@ def _write(run: MineRun, folder: Path, places: np.ndarray, found: np.ndarray, ab
         for record in records():
             if most is not None and account.taken and account.words + record["words"] > most:
                 return
-            _count(account, record, run.config.report.examples)
+            _count(account, record, few)
             yield json.dumps(record, ensure_ascii=False)
 
     write_lines(folder / MINED, lines())
@@ -283,5 +318,10 @@ def _count(account: _Account, record: Mapping[str, Any], examples: int) -> None:
     for name in record["domains"]:
         count, total = account.sources[name].get(record["source"], (0, 0.0))
         account.sources[name][record["source"]] = (count + 1, total + record["probability"][name])
-    if len(account.examples) < examples:
-        account.examples.append({**record, "text": record["text"][:SHOWN]})
+    for name in record["domains"]:  # of every domain the best, and the last ones that were still taken
+        shown = {**record, "text": record["text"][:SHOWN]}
+        best, last = account.best[name], account.last[name]
+        if len(best) < (examples + 1) // 2:
+            best.append(shown)
+        elif examples > 1:
+            last.append(shown)

@@ -14,7 +14,7 @@ from ntk_jax.pipelines.common.sections import (
     LoRASection,
     MeshSection,
     ModelSection,
-    ReportSection,
+    PageSection,
 )
 from ntk_jax.pipelines.mine.pretrain_config import PretrainSection
 from ntk_jax.settings import Count, Fraction, Natural, NotNegative, Positive, Range, section, setting
@@ -132,7 +132,9 @@ class EncoderSection:
     query_prefix: str | None = setting(None, "put before a seed, such as 'query: '; null: what the files say")
     passage_prefix: str | None = setting(None, "put before a chunk, such as 'passage: '; null: what the files say")
     max_tokens: Count | None = setting(None, "tokens read at once; null: the encoder's limit")
-    dtype: Literal["float32", "bfloat16"] = setting("float32", "of weights and computation")
+    dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", "of weights and computation; the best of a search in bfloat16 are scored again in float32"
+    )
 
 
 @dataclass(frozen=True)
@@ -152,8 +154,13 @@ class EmbedSection:
 class LabelSection:
     """From nearest neighbours to a labelled set, which is what the classifier learns from."""
 
-    source: Literal["seeds", "llm"] = setting(
-        "seeds", "what labels: nearest seeds, or a language model that reads a sample"
+    source: Literal["seeds", "documents", "llm"] = setting(
+        "seeds", "what labels: nearest seeds, your own documents (label.files), or a language model that reads a sample"
+    )
+    files: Mapping[str, Any] | None = setting(
+        None,
+        "own documents, for source documents: {domain: file or list of files} for every domain and contrast, or "
+        "{'*': a file whose records name their domains}",
     )
     thresholds: Mapping[str, Any] | None = setting(
         None, "cosine from which on a chunk is labelled, {domain: number}; null: the suggested ones"
@@ -243,7 +250,7 @@ class MineConfig:
     audit: AuditSection = section(AuditSection)
     pretrain: PretrainSection = section(PretrainSection)
     evaluate: EvaluateSection = section(EvaluateSection)
-    report: ReportSection = section(ReportSection)
+    report: PageSection = section(PageSection)
     estimate: MineEstimateSection = section(MineEstimateSection)
     mesh: MeshSection = section(MeshSection)
 

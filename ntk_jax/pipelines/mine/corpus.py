@@ -93,10 +93,8 @@ def corpus(run: MineRun, folder: Path) -> dict[str, Any] | None:
     keep(folder, len(shards), settings)
     each(lambda number: finish_shard(number, folder, settings), range(len(shards)), 1)
     found = close(folder, len(shards), settings)
-    _sample(run, folder, found["chunks"])
-    summary = _summary(folder, found, short) | {"seconds": clock.seconds()}
-    if section.limit is not None:
-        summary["sampled"] = min(section.limit, found["chunks"])
+    sample = _sample(run, folder, found["chunks"])
+    summary = _summary(folder, found, short, sample) | {"seconds": clock.seconds()}
     write_json(folder / "summary.json", summary)
     return {"chunks": found["chunks"]}
 
@@ -107,20 +105,29 @@ def _evaluation_texts(files: tuple[str, ...]) -> Iterator[str]:
         yield talk or f"{record.get('prompt', '')} {response_text(record)}"
 
 
-def _sample(run: MineRun, folder: Path, total: int) -> None:
+def _sample(run: MineRun, folder: Path, total: int) -> np.ndarray | None:
+    """Which chunks are mined, ascending; None: all of them."""
     limit = run.config.corpus.limit
-    if limit is not None and limit < total:
-        chosen = np.random.default_rng([run.config.seed, 0xC0]).permutation(total)[:limit]
-        write_array(folder / SAMPLE, np.sort(chosen).astype(np.int64))
+    if limit is None or limit >= total:
+        return None
+    chosen = np.sort(np.random.default_rng([run.config.seed, 0xC0]).permutation(total)[:limit]).astype(np.int64)
+    write_array(folder / SAMPLE, chosen)
+    return chosen
 
 
-def _summary(folder: Path, found: dict[str, Any], short: int) -> dict[str, Any]:
+def _summary(folder: Path, found: dict[str, Any], short: int, sample: np.ndarray | None) -> dict[str, Any]:
     """What the report shows."""
     chunks: Counter[str] = Counter()
+    sampled: Counter[str] = Counter()
     documents: Counter[str] = Counter()
     before = None
     for start in range(0, found["chunks"], READ):
-        for row in read_chunks(folder, start, start + READ, ["source", "document"]):
+        rows = read_chunks(folder, start, start + READ, ["source", "document"])
+        here = (
+            sample[np.searchsorted(sample, start) : np.searchsorted(sample, start + READ)] if sample is not None else ()
+        )
+        sampled.update(rows[int(place) - start]["source"] for place in here)
+        for row in rows:
             chunks[row["source"]] += 1
             documents[row["source"]] += row["document"] != before  # the chunks of a document follow each other
             before = row["document"]
@@ -138,7 +145,11 @@ def _summary(folder: Path, found: dict[str, Any], short: int) -> dict[str, Any]:
         "faults": {name: count for name, count in found["notes"].items() if name not in CUT},
         "cut": {name: count for name, count in found["notes"].items() if name in CUT},
         "languages": found["languages"],
-        "sources": {name: {"documents": documents[name], "chunks": n} for name, n in chunks.most_common()},
+        "sources": {
+            name: {"documents": documents[name], "chunks": n, **({} if sample is None else {"sampled": sampled[name]})}
+            for name, n in chunks.most_common()
+        },
+        **({} if sample is None else {"sampled": len(sample)}),
         "dropped": samples,
         "short_evaluation_texts": short,
     }

@@ -19,6 +19,7 @@ from ntk_jax.data.sources import count_records
 from ntk_jax.data.words import written_words
 from ntk_jax.engine.costs import Cost, Disk, Grounds, Work
 from ntk_jax.engine.rates import Rate
+from ntk_jax.evaluation.accuracy import task_files
 from ntk_jax.llm.estimate import Calls, Counts
 from ntk_jax.mining.corpus.documents import Document
 from ntk_jax.mining.corpus.files import corpus_files
@@ -32,6 +33,7 @@ from ntk_jax.pipelines.common.llm import estimate_llm
 from ntk_jax.pipelines.common.shape import abstract_model, model_folder
 from ntk_jax.pipelines.mine.config import MineConfig, asks_llm, domain_names, mined_names
 from ntk_jax.pipelines.mine.corpus import settings_of
+from ntk_jax.pipelines.mine.label import own_labels
 from ntk_jax.pipelines.mine.seeds import own_seeds
 from ntk_jax.report.amounts import metric
 from ntk_jax.training.flops import forward_flops, matrix_parameters, training_flops
@@ -142,6 +144,8 @@ def _tuning(load: Load) -> Work:
     positives = load.seeds * section.per_seed
     if section.most is not None:
         positives = min(positives, section.most * len(domain_names(load.config)))
+    if section.source == "documents":
+        positives = len(own_labels(load.config))
     most = section.sample if section.source == "llm" else positives * (1 + section.negatives)
     tokens = load.config.classify.epochs * load.tokens * min(1.0, most / load.chunks)
     flops = 2.0 * load.encoder.parameters * tokens
@@ -158,7 +162,7 @@ def pretrain(load: Load) -> Cost:
     """The same tokens for every arm and share, and the perplexity of held-out text on the way."""
     section, model = load.config.pretrain, load.model
     assert model is not None
-    runs = sum(1 if arm == "general" else len(section.shares) for arm in section.arms)
+    runs = _runs(load.config)
     adapter, base = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (model.lora, model.base))
     whole = section.parameters == "all"
     tokens = float(runs * section.tokens)
@@ -176,15 +180,37 @@ def pretrain(load: Load) -> Cost:
     memory = width * base + 16.0 * trained + activations + inside
     kept = runs * (width * base if whole else 4.0 * adapter) + 4.0 * tokens
     work = Work(runs, tokens, flops, flops, "backward", memory)
+    looked = _held_out(load, 1 + runs * section.evaluations, width * base + inside)
     asked, odds = _asked(load, width * base + activations)
-    return Cost((work, *asked), Disk(kept + odds, 3 * 12.0 * trained))
+    return Cost((work, *looked, *asked), Disk(kept + odds, 3 * 12.0 * trained))
+
+
+def _runs(config: MineConfig) -> int:
+    """Trainings: every arm with every share; general text has one."""
+    return sum(1 if arm == "general" else len(config.pretrain.shares) for arm in config.pretrain.arms)
+
+
+def _held_out(load: Load, times: int, memory: float) -> tuple[Work, ...]:
+    """The perplexity of held-out text, taken so many times."""
+    section, model = load.config.pretrain, load.model
+    files = (*section.held_out, *section.held_out_general)
+    if not files or model is None:
+        return ()
+    most = section.held_out_tokens or load.config.model.max_length
+    documents = sum(min(count_records(file), section.held_out_limit or 2**62) for file in task_files(files).values())
+    tokens = float(times * documents * most)
+    load.grounds.assume(
+        "tokens of a held-out document", most, f"{most:,}", "pretrain.held_out_tokens, all of them full"
+    )
+    flops = forward_flops(model.config, round(tokens), round(tokens))
+    return (Work(times * documents, tokens, flops, flops, memory=memory, part="perplexity"),)
 
 
 def _asked(load: Load, memory: float) -> tuple[tuple[Work, ...], float]:
     """(the model's pass over the corpus for every domain, bytes of its odds) where an arm is chosen by its own yes."""
     if "autods" not in load.config.pretrain.arms or load.model is None:
         return (), 0.0
-    domains = len(domain_names(load.config))
+    domains = len(mined_names(load.config))
     tokens, count = domains * (load.tokens + QUESTION_ABOUT * load.chunks), domains * load.chunks
     flops = forward_flops(load.model.config, round(tokens), 0)
     return (Work(count, tokens, flops, flops, memory=memory, part="yes or no"),), 4.0 * count
@@ -194,7 +220,7 @@ def evaluate(load: Load) -> Cost:
     """A forward pass of every arm over the records."""
     section, model = load.config.evaluate, load.model
     assert model is not None
-    arms = 1 + len(load.config.pretrain.arms)
+    arms = 1 + _runs(load.config) if section.arms is None else len(section.arms)
     records = sum(min(count_records(file), section.limit or 2**62) for file in section.files)
     each = min(QUESTION * (1 + section.shots), load.config.model.max_length)
     tokens = float(arms * records * each)

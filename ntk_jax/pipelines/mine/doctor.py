@@ -10,6 +10,7 @@ from ntk_jax.models.hub import resolve
 from ntk_jax.pipelines.common.doctor import model_checks
 from ntk_jax.pipelines.common.llm import check_llm
 from ntk_jax.pipelines.mine.config import MineConfig, asks_llm
+from ntk_jax.pipelines.mine.label import own_labels
 from ntk_jax.pipelines.mine.pretrain import check_files
 from ntk_jax.pipelines.mine.seeds import own_seeds
 
@@ -19,6 +20,7 @@ def checks(config: MineConfig) -> list[Check]:
     return [
         ("corpus.files", lambda: _corpus(config)),
         ("own seeds", lambda: _seeds(config)),
+        *([("labelled documents", lambda: _documents(config))] if config.label.source == "documents" else []),
         ("encoder", lambda: _encoder(config)),
         *([*model_checks(config), ("text to train on", lambda: _texts(config))] if config.pretrain.tokens else []),
         *([("language model", lambda: _llm(config))] if asks_llm(config) else []),
@@ -33,6 +35,11 @@ def _corpus(config: MineConfig) -> str:
 def _seeds(config: MineConfig) -> str:
     found = own_seeds(config)
     return f"{len(found):,} of your own" if found else "none of your own; the language model writes all"
+
+
+def _documents(config: MineConfig) -> str:
+    found = own_labels(config)
+    return f"{len({row['document'] for row in found}):,} documents, {len(found):,} chunks"
 
 
 def _encoder(config: MineConfig) -> str | Doubt:
@@ -58,12 +65,19 @@ def _encoder(config: MineConfig) -> str | Doubt:
     return Doubt(f"{text}; {embedder.note}") if embedder.note else text
 
 
-def _texts(config: MineConfig) -> str:
+def _texts(config: MineConfig) -> str | Doubt:
     check_files(config.pretrain)
-    section = config.pretrain
+    section, evaluated = config.pretrain, config.evaluate.files
+    left = [file for file in evaluated if file not in config.corpus.decontaminate]
     replay = f"{len(section.replay):,} files" if section.replay else "a random draw of the corpus"
     held_out = len(section.held_out) + len(section.held_out_general)
-    return f"replayed: {replay}; perplexity is taken of {held_out:,} held-out files"
+    text = f"replayed: {replay}; perplexity is taken of {held_out:,} held-out files"
+    if not left:
+        return text
+    return Doubt(
+        f"{text}; what is mined may hold questions of {left[0]}, for corpus.decontaminate does not name it: add "
+        "evaluate.files there"
+    )
 
 
 def _llm(config: MineConfig) -> str:

@@ -42,7 +42,7 @@ def embed(run: MineRun, folder: Path) -> dict[str, Any] | None:
     seeds = seeds_of(run)
     vectors = _seed_vectors(run, seeds)
     total, size = chunks.count(run), section.block_chunks
-    top = min(section.neighbours, total)
+    top, dtype = min(section.neighbours, total), run.config.encoder.dtype
     arrays: dict[str, Any] = {
         "best": ((len(domains),), np.float32),
         "best_seed": ((len(domains),), np.int32),
@@ -64,7 +64,9 @@ def embed(run: MineRun, folder: Path) -> dict[str, Any] | None:
         windows, owner = run.embedder.embed_windows(
             items, kind="passage", batch_tokens=section.batch_tokens, progress=progress
         )
-        found = best_of_block(windows, owner, stop - start, laid, top=top, combine=section.combine, first=start)
+        found = best_of_block(
+            windows, owner, stop - start, laid, top=top, combine=section.combine, first=start, dtype=dtype
+        )
         # Before the block is marked as done, so that a done block has both.
         write_block(nearest, block, {"top_score": found.top_score[None], "top_chunk": found.top_chunk[None]})
         counts = np.bincount(owner, minlength=stop - start)

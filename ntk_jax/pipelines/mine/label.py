@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,24 +18,42 @@ from ntk_jax.errors import UserError, note
 from ntk_jax.mining import labels as labelling
 from ntk_jax.mining import thresholds
 from ntk_jax.mining.annotate import annotate
+from ntk_jax.mining.documents import EVERY, labelled_documents
 from ntk_jax.mining.judge import ask_verdicts, question
 from ntk_jax.mining.labels import Labelled
 from ntk_jax.mining.metrics import Curve
+from ntk_jax.mining.seeds.own import seed_files
 from ntk_jax.mining.seeds.seed import domain_matrix
 from ntk_jax.pipelines.mine import chunks
 from ntk_jax.pipelines.mine.config import MineConfig, domain_names, mined_names
 from ntk_jax.pipelines.mine.embed import best_scores, chosen_embeddings, nearest_chunks
 from ntk_jax.pipelines.mine.seeds import seeds_of
 from ntk_jax.pipelines.mine.state import MineRun
-from ntk_jax.storage.atomic import replacing, write_json
+from ntk_jax.storage.atomic import replacing, write_json, write_lines
+from ntk_jax.storage.reading import read_json_lines
 
-FILE = "labels.npz"
+FILE, DOCUMENTS = "labels.npz", "documents.jsonl"
 COLUMNS = ("chunks", "labels", "why", "seed", "score")
 
 
 def check(config: MineConfig) -> None:
-    """Raises UserError: thresholds of domains that there are not, or that are no cosines."""
+    """Raises UserError: thresholds of domains that there are not, or that are no cosines; own documents without a
+    source that reads them, or of a domain that there is not."""
     check_thresholds(config, config.label.thresholds, "label.thresholds", -1.0)
+    files, names, wanted = (
+        seed_files(config.label.files or {}),
+        domain_names(config),
+        config.label.source == "documents",
+    )
+    if bool(files) != wanted:
+        what = "label.files is not set" if wanted else "label.files is read by label.source = documents alone"
+        raise UserError(f"{what}; give own documents as label.files, {{domain: file}}, and label.source = documents")
+    unknown = [name for name in files if name not in (*names, EVERY)]
+    if unknown:
+        raise UserError(f"label.files: there is no domain {unknown[0]}; there are {', '.join(names)}")
+    bare = [name for name in names if name not in files]
+    if wanted and bare and EVERY not in files:
+        raise UserError(f"label.files: {bare[0]} has no file; every domain and contrast needs labelled documents")
 
 
 def check_thresholds(config: MineConfig, found: Any, key: str, low: float) -> None:
@@ -52,37 +72,21 @@ def label(run: MineRun, folder: Path) -> Facts:
     own = domain_matrix(seeds_of(run), domains)
     if len(domains) == 1:
         note("one domain and no contrast: whatever is near a seed in any respect counts as near; give `contrast`")
+    failures: dict[str, int] = {}
+    cuts: dict[str, _Cut] = {}
     if section.source == "llm":
         found, failures = _by_model(run, best, best_seed)
-        cuts: dict[str, _Cut] = {}
     else:
-        top_score, top_chunk = nearest_chunks(run)
         _refuse_without_seeds(own, domains)
         cuts = {name: _cut(run, name, best[:, place]) for place, name in enumerate(domains)}
-        found, failures = (
-            labelling.label(
-                best,
-                best_seed,
-                top_score,
-                top_chunk,
-                own,
-                thresholds=[cuts[name].suggestion.value for name in domains],
-                names=domains,
-                per_seed=min(section.per_seed, top_chunk.shape[1]),
-                margin=section.margin,
-                negatives=section.negatives,
-                hard_share=section.middle,
-                most=section.most,
-                vectors=functools.partial(chosen_embeddings, run),
-                seed=run.config.seed,
-            ),
-            {},
-        )
+        limits = [cuts[name].suggestion.value for name in domains]
+        by = _by_documents if section.source == "documents" else _by_seeds
+        found = by(run, folder, best, best_seed, limits)
     with replacing(folder / FILE) as file:
         np.savez(file, **{name: getattr(found, name) for name in COLUMNS})
     summary = {
         "source": section.source,
-        "labelled": len(found.chunks),
+        "labelled": len(found.chunks) + len(own_documents(run)),
         "domains": {
             name: {
                 **(cuts[name].facts() if name in cuts else {}),
@@ -97,7 +101,7 @@ def label(run: MineRun, folder: Path) -> Facts:
         "seconds": clock.seconds(),
     }
     write_json(folder / "summary.json", summary)
-    return {"labelled": len(found.chunks)}
+    return {"labelled": summary["labelled"]}
 
 
 def histogram_of(scores: np.ndarray) -> dict[str, list[float]]:
@@ -122,6 +126,23 @@ def labelled(run: MineRun) -> Labelled:
         raise UserError(f"{path} is damaged ({error}); delete the folder {path.parent} and run again") from None
 
 
+def own_labels(config: MineConfig) -> list[dict[str, Any]]:
+    """The chunks of label.files. Raises UserError: a file that cannot be read, or a domain without a document."""
+    files, corpus = seed_files(config.label.files or {}), config.corpus
+    try:
+        return labelled_documents(files, domain_names(config), words=corpus.words, min_words=corpus.min_words)
+    except UserError as error:
+        raise UserError(f"label.files: {error}") from None
+
+
+def own_documents(run: MineRun) -> list[dict[str, Any]]:
+    """The chunks {"text", "domains", "document"} of the user's own documents that are labels, where they are."""
+    path = run.job.folder / "label" / DOCUMENTS
+    if run.config.label.source != "documents":
+        return []
+    return [dict(row) for row in read_json_lines(path, f"delete the folder {path.parent} and run again")]
+
+
 @dataclass(frozen=True)
 class _Cut:
     """A domain's threshold, and what a judged sample says of it."""
@@ -133,6 +154,7 @@ class _Cut:
     def facts(self) -> dict[str, Any]:
         found = self.suggestion
         facts = {"threshold": found.value, "how": found.how, "kept": found.kept, "total": found.total}
+        facts |= {"doubtful": True} if found.doubtful else {}
         return facts | ({"judged": self.judged, "curve": curve_of(self.curve)} if self.curve else {})
 
 
@@ -157,11 +179,54 @@ def _cut(run: MineRun, name: str, scores: np.ndarray) -> _Cut:
     return _Cut(found, judged, thresholds.judged_curve(scores, sample, verdicts))
 
 
+def _by_seeds(run: MineRun, folder: Path, best: np.ndarray, best_seed: np.ndarray, limits: list[float]) -> Labelled:
+    """The nearest chunks of the seeds, and negatives."""
+    section, domains = run.config.label, domain_names(run.config)
+    top_score, top_chunk = nearest_chunks(run)
+    return labelling.label(
+        best,
+        best_seed,
+        top_score,
+        top_chunk,
+        domain_matrix(seeds_of(run), domains),
+        thresholds=limits,
+        names=domains,
+        per_seed=min(section.per_seed, top_chunk.shape[1]),
+        margin=section.margin,
+        negatives=section.negatives,
+        hard_share=section.middle,
+        most=section.most,
+        vectors=functools.partial(chosen_embeddings, run),
+        seed=run.config.seed,
+    )
+
+
+def _by_documents(run: MineRun, folder: Path, best: np.ndarray, best_seed: np.ndarray, limits: list[float]) -> Labelled:
+    """Negatives out of the corpus, below the thresholds; the documents' chunks go to a file of their own."""
+    section, domains, rows = run.config.label, domain_names(run.config), own_labels(run.config)
+    write_lines(folder / DOCUMENTS, (json.dumps(row, ensure_ascii=False) for row in rows))
+    own = {name: [row["document"] for row in rows if name in row["domains"]] for name in domains}
+    found = labelling.negatives_below(
+        best,
+        best_seed,
+        thresholds=limits,
+        wanted=[round(section.negatives * len(own[name])) for name in domains],
+        names=domains,
+        hard_share=section.middle,
+        seed=run.config.seed,
+    )
+    positives = {name: {"positive": len(each), "own documents": len(set(each))} for name, each in own.items()}
+    return dataclasses.replace(found, counts={name: positives[name] | dict(found.counts[name]) for name in domains})
+
+
 def _by_model(run: MineRun, best: np.ndarray, best_seed: np.ndarray) -> tuple[Labelled, dict[str, int]]:
     """A language model reads a sample and labels it, as WebOrganizer (arXiv 2502.10341) does: half of it the best of
-    all domains, for a random sample of a large corpus has next to nothing of a scarce domain; half of it random."""
+    each domain that is mined, in turn, for a random sample of a large corpus has next to nothing of a scarce domain;
+    half of it random."""
     rng, count = np.random.default_rng([run.config.seed, 0x11A]), min(run.config.label.sample, len(best))
-    likely = np.argsort(-best.max(axis=1), kind="stable")[: count // 2]
+    ranked = np.argsort(-best[:, : len(mined_names(run.config))], axis=0, kind="stable")
+    _, first = np.unique(ranked, return_index=True)  # of chunks, by their best place in any of the rankings
+    likely = ranked.reshape(-1)[np.sort(first)][: count // 2]
     others = rng.permutation(np.setdiff1d(np.arange(len(best)), likely))[: count - len(likely)]
     places = np.sort(np.concatenate([likely, others])).astype(np.int64)
     texts = [chunk["text"] for chunk in chunks.read_chosen(run, places)]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ntk_jax.data.formats import Reading
+from ntk_jax.data.records import response_text
 from ntk_jax.data.sources import count_records, formats_of, read, read_chosen, sample_indices
 from ntk_jax.data.token_store import TEXT, TokenStore, write_tokens
 from ntk_jax.engine.clock import Clock
@@ -18,6 +19,7 @@ from ntk_jax.engine.stage import Facts, Job
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.accuracy import task_files
 from ntk_jax.evaluation.perplexity import HeldOut, compare_perplexities, held_out_text, perplexities
+from ntk_jax.mining.corpus.contamination import contamination, evaluation_runs
 from ntk_jax.models.model import Model, load_model, without_adapter
 from ntk_jax.parallel import hosts
 from ntk_jax.pipelines.common.model import RunModel, check_length
@@ -30,6 +32,7 @@ from ntk_jax.training.optimizer import TrainConfig, check_config
 from ntk_jax.training.pretrain import measured_steps, pretrain, save_pretrained
 
 BASE, GENERAL = "base", "general"
+HELD_OUT = "held-out text"  # why a document is not trained on
 TOKENS = "tokens"  # a folder that is there while arms are trained
 _TRAINING = ("learning_rate", "schedule", "warmup_ratio", "floor", "weight_decay", "beta1", "beta2", "max_grad_norm")
 Texts = Callable[[], Iterator[tuple[str, str]]]  # (id, text), the ones to take first at the front
@@ -60,6 +63,14 @@ class TrainedArm:
     title: str
     source: ArmTexts
     share: float
+
+
+@dataclass(frozen=True)
+class Sources:
+    """corpus: the text that is replayed where no files are. apart(record): why a document of any arm is left out."""
+
+    corpus: Texts | None
+    apart: Callable[[Any], str | None] | None
 
 
 def trained_arms(section: PretrainSection, arms: list[ArmTexts]) -> list[TrainedArm]:
@@ -116,12 +127,12 @@ def pretrain_arms(run: PretrainRun, folder: Path, arms: list[ArmTexts], corpus: 
     section: PretrainSection = run.config.pretrain
     check_row(run)
     model = run.model.base if section.parameters == "lora" else without_adapter(run.model.base)
-    held_out = held_out_sets(run)
+    held_out, apart = held_out_sets(run), _apart(run)
     trained = trained_arms(section, arms)
     base = _measured(run, folder / BASE, model, held_out, 0) if held_out else {}
     for arm in trained:
         if not hosts.broadcast((folder / arm.name / "summary.json").exists):
-            _train(run, folder, arm, model, held_out, corpus)
+            _train(run, folder, arm, model, held_out, Sources(corpus, apart))
     write_json(folder / "summary.json", _compared(section, folder, trained, base, run.config.seed))
     hosts.broadcast(lambda: shutil.rmtree(folder / TOKENS, ignore_errors=True))  # they are made anew in no time
     return {"arms": [arm.name for arm in trained]}
@@ -142,21 +153,42 @@ def model_of(run: PretrainRun, folder: Path, arm: str) -> Model:
 
 def held_out_sets(run: PretrainRun) -> dict[str, HeldOut]:
     """The held-out files by their names, those of the domain first."""
+    return {
+        name: held_out_text(
+            records,
+            run.model.base.tokenizer,
+            row_length=row_length_of(run.config),
+            most_tokens=run.config.pretrain.held_out_tokens,
+            where=file,
+        )
+        for name, file, records in _held_out_records(run)
+    }
+
+
+def _held_out_records(run: PretrainRun) -> Iterator[tuple[str, str, list[Any]]]:
+    """(name, file, records that are read of it) of every held-out file."""
     section: PretrainSection = run.config.pretrain
     files = (*section.held_out, *section.held_out_general)
-    found = {}
     for name, file in task_files(files).items() if files else ():
         reading = Reading("auto", section.columns, "pretrain.").for_patterns
         chosen = sample_indices(count_records(file), section.held_out_limit, run.config.seed)
         records = read(file, reading) if chosen is None else read_chosen(file, chosen.tolist(), reading)
-        found[name] = held_out_text(
-            list(records),
-            run.model.base.tokenizer,
-            row_length=row_length_of(run.config),
-            most_tokens=section.held_out_tokens,
-            where=file,
-        )
-    return found
+        yield name, file, list(records)
+
+
+def _apart(run: PretrainRun) -> Callable[[Any], str | None] | None:
+    """Why a record is not trained on: it shares a run of `pretrain.apart` words with a held-out document."""
+    words = run.config.pretrain.apart
+    if not words or not run.config.pretrain.files:
+        return None
+    texts = (_words_of(record) for _, _, records in _held_out_records(run) for record in records)
+    runs, _ = evaluation_runs(texts, words)
+    return lambda record: HELD_OUT if contamination(_words_of(record), runs, words) else None
+
+
+def _words_of(record: Any) -> str:
+    talk = "\n".join(message["content"] for message in record.get("messages", ()))
+    return talk or f"{record.get('prompt', '')}\n{response_text(record)}"
 
 
 def row_length_of(config: Any) -> int:
@@ -194,12 +226,12 @@ def _measured(
 
 
 def _train(
-    run: PretrainRun, folder: Path, arm: TrainedArm, model: Model, held_out: Mapping[str, HeldOut], corpus: Texts | None
+    run: PretrainRun, folder: Path, arm: TrainedArm, model: Model, held_out: Mapping[str, HeldOut], texts: Sources
 ) -> None:
     section: PretrainSection = run.config.pretrain
     name, place = f"{folder.name}/{arm.name}", make_folder(folder / arm.name)
     clock = Clock(run.job.folder, name)
-    mixture = _mixture(run, folder, arm, model, corpus)
+    mixture = _mixture(run, folder, arm, model, texts)
     progress = clock.ticking(run.job.progress(f"pretrain {arm.name}", mixture.steps, "steps"))
 
     def measure(step: int, now: Model) -> None:
@@ -220,7 +252,10 @@ def _train(
     summary = {
         "title": arm.title,
         "share": arm.share,
-        "sources": mixture.account(),
+        "sources": {
+            name: about | {"left_out": mixture.sources[name].dropped.get(HELD_OUT, 0)}
+            for name, about in mixture.account().items()
+        },
         "steps": trained.steps,
         "rows": trained.examples,
         "tokens": trained.tokens,
@@ -235,23 +270,29 @@ def _train(
     discard_checkpoints(place)
 
 
-def _mixture(run: PretrainRun, folder: Path, arm: TrainedArm, model: Model, corpus: Texts | None) -> Mixture:
+def _mixture(run: PretrainRun, folder: Path, arm: TrainedArm, model: Model, texts: Sources) -> Mixture:
     section, length = run.config.pretrain, row_length_of(run.config)
     sources, shares = {}, {}
     if arm.share < 1:
-        sources[GENERAL] = _store(run, folder, GENERAL, _replayed(section, corpus), section.tokens, model)
+        sources[GENERAL] = _store(run, folder, GENERAL, _replayed(section, texts.corpus), section.tokens, model, texts)
         shares[GENERAL] = 1 - arm.share
     if arm.source.texts is not None:
         # Its best text, as much as this share takes: a smaller share is a better choice, not a part of a larger one.
         most = round(section.tokens * arm.share)
-        sources[arm.source.name] = _store(run, folder, arm.name, _records(arm.source.texts), most, model)
+        sources[arm.source.name] = _store(run, folder, arm.name, _records(arm.source.texts), most, model, texts)
         shares[arm.source.name] = arm.share
     batch = pretrain_settings(section, length).batch_size
     return mix(sources, shares, tokens=section.tokens, row_length=length, batch_size=batch, seed=run.config.seed)
 
 
 def _store(
-    run: PretrainRun, folder: Path, name: str, records: Callable[[int], Iterator[Any]], tokens: int, model: Model
+    run: PretrainRun,
+    folder: Path,
+    name: str,
+    records: Callable[[int], Iterator[Any]],
+    tokens: int,
+    model: Model,
+    texts: Sources,
 ) -> TokenStore:
     """The tokens of a text in tokens/<name>, some two rows more than are read."""
     progress = run.job.progress(f"tokens of {name}", None, "documents")
@@ -262,6 +303,7 @@ def _store(
         rendering=TEXT,
         facts={"text": name},
         most_tokens=tokens + 2 * row_length_of(run.config),
+        leave_out=texts.apart,
         progress=progress,
     )
 

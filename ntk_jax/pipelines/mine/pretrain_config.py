@@ -41,6 +41,9 @@ class PretrainSection:
     held_out_tokens: Annotated[int, Range(2)] | None = setting(
         2048, "tokens of a held-out document that are read, from its start; null: all"
     )
+    apart: Natural = setting(
+        50, "documents that share a run of so many words with a held-out document are not trained on; 0: all are"
+    )
     evaluations: Count = setting(4, "times that the perplexity is taken along the way, evenly, the last at the end")
     parameters: Literal["lora", "all"] = setting("lora", "train an adapter, or all the weights")
     row_length: Annotated[int, Range(2)] | None = setting(

@@ -13,7 +13,7 @@ of this package read), and `llm`, the account of all calls to a server up to the
 |                               | {reason: n}, coverage (`coverage()`)                                                 |
 | corpus/summary.json           | documents (read), kept (documents), chunks, words, (sampled: n chunks of a sample),  |
 |                               | drops {reason: n}, (faults {fault of an archive: n}), (cut {what: n}), sources       |
-|                               | {source: {documents, chunks}}, (dropped: [{reason, source, text}])                   |
+|                               | {source: {documents, chunks, (sampled)}}, (dropped: [{reason, source, text}])        |
 | embed/summary.json            | encoder, dim, max_tokens, (note), chunks, windows, seeds, neighbours, (lexical       |
 |                               | {seeds, corpus: `lexical()`}), nearest: [{id, domains, text, (type), (origin),       |
 |                               | hits: [{score, source, title, text}]}]                                              |
@@ -27,11 +27,12 @@ of this package read), and `llm`, the account of all calls to a server up to the
 |                               | {source: {taken, probability (their mean)}}}}, examples: [{domains, probability      |
 |                               | {domain: n}, score, seed, source, title, file, offset, (url), text}]                 |
 | audit/summary.json            | judge, agreement INTERVAL, false_accept INTERVAL, (accepts_known INTERVAL, seeds),   |
-|                               | domains {name: {judged, agreed, low, high, planted, accepted, unreadable}},          |
+|                               | domains {name: {judged, agreed, low, high, planted, accepted, unreadable,            |
+|                               | (precision_at_least)}},                                                              |
 |                               | (examples: [{domain, planted, accepted, comment, text}])                             |
 | pretrain/summary.json         | general [names of the sets of general text], sets: `compare_perplexities()`, arms    |
-|                               | [{name, title, tokens, steps, sources {general, or its own: {tokens, passes}}, curve |
-|                               | [{tokens, perplexity {set: INTERVAL}}]}], the base model first                       |
+|                               | [{name, title, tokens, steps, sources {general, or its own: {tokens, passes,         |
+|                               | (left_out)}}, curve [{tokens, perplexity {set: INTERVAL}}]}], the base model first   |
 | evaluate/results.json         | as the evaluation writes it: arms, tasks, average, (loss), (generated)               |
 """
 
@@ -46,7 +47,7 @@ from ntk_jax.pipelines.mine.report_labels import audit, classifier, labels, mine
 from ntk_jax.pipelines.mine.report_layout import Shown
 from ntk_jax.pipelines.mine.report_seeds import corpus, embedding, seeds
 from ntk_jax.pipelines.mine.report_verdict import verdict, warnings
-from ntk_jax.report.amounts import count
+from ntk_jax.report.amounts import count, finite
 from ntk_jax.report.layout import Fact, Notice, Part, Section, render
 from ntk_jax.report.reading import RunDirectory, mapping
 
@@ -111,7 +112,10 @@ def _facts(run: RunDirectory, domains: dict[str, Any]) -> list[Fact]:
     classify = run.json("classify/summary.json")
     facts = [Fact("Domain", name, str(description)) for name, description in domains.items()]
     if text:
-        facts.append(Fact("Corpus", f"{count(text.get('chunks'))} chunks", f"of {count(text.get('kept'))} documents"))
+        sample = f", {count(text['sampled'])} of them mined" if finite(text.get("sampled")) is not None else ""
+        facts.append(
+            Fact("Corpus", f"{count(text.get('chunks'))} chunks", f"of {count(text.get('kept'))} documents{sample}")
+        )
     if embed:
         facts.append(Fact("Encoder", embed.get("encoder", ""), f"{count(embed.get('seeds'))} seeds"))
     if classify:

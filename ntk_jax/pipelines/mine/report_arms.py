@@ -3,12 +3,13 @@ evaluation found, and what all of it cost."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from ntk_jax.pipelines.common.shots import shot_lines
 from ntk_jax.pipelines.mine.figures import color_of, perplexity_curves
 from ntk_jax.pipelines.mine.report_layout import Shown
-from ntk_jax.report.amounts import NOTHING, count, duration, finite, general, metric, nats, percent
+from ntk_jax.report.amounts import NOTHING, count, duration, finite, general, metric, nats, percent, points
 from ntk_jax.report.figures import Mark, WhiskerRow, whiskers
 from ntk_jax.report.layout import Cell, Figure, Table
 from ntk_jax.report.reading import RunDirectory, mapping, records
@@ -16,6 +17,7 @@ from ntk_jax.report.reading import RunDirectory, mapping, records
 PRETRAIN = "pretrain/summary.json"
 BASE = "base"
 GENERAL = "general"  # the replayed text among the sources of an arm
+PAIRED = "First arm minus the second, on the same questions, averaged over the tasks"
 MINED = "dopamine"  # the arm of the mined text; all others are its controls
 
 
@@ -118,6 +120,7 @@ def _tokens(run: RunDirectory) -> Table:
         own = next((mapping(item) for name, item in sources.items() if name != GENERAL), {})
         general_text = mapping(sources.get(GENERAL))
         passes = finite(own.get("passes"))
+        left = sum(finite(mapping(item).get("left_out")) or 0.0 for item in sources.values())
         rows.append(
             [
                 title(run, arm),
@@ -125,11 +128,16 @@ def _tokens(run: RunDirectory) -> Table:
                 count(own.get("tokens", 0)),
                 count(general_text.get("tokens", 0)),
                 NOTHING if passes is None else f"{passes:.2f}",
+                count(left),
                 count(facts.get("steps")),
             ]
         )
-    header = ["Arm", "Tokens", "Of its own text", "Of general text", "Passes", "Steps"]
-    return Table(header, rows, "What every arm read; passes are how often its own text was read over")
+    header = ["Arm", "Tokens", "Of its own text", "Of general text", "Passes", "Left out", "Steps"]
+    caption = (
+        "What every arm read; passes are how often its own text was read over, left out are documents that hold a run "
+        "of words of held-out text"
+    )
+    return Table(header, rows, caption)
 
 
 def _table(run: RunDirectory, sets: list[dict[str, Any]]) -> Table:
@@ -195,7 +203,52 @@ def evaluation(run: RunDirectory) -> Shown:
     if answers := records(mapping(found.get("generated")).get("tasks")):
         tables.append(_answers(answers, titles))
     missing = () if tables else (run.missing("evaluate", "accuracy, loss or generated answers"),)
-    return Shown(missing=missing, leads=shot_lines(found), tables=tables)
+    rows = [
+        [pair.what, titles.get(pair.a, pair.a), titles.get(pair.b, pair.b), pair.text, pair.says]
+        for pair in evaluated_pairs(run)
+    ]
+    pairs = Table(["Measure", "Arm", "Against", "Difference", "Found"], rows, PAIRED, text_columns=3)
+    folds = [("Differences between arms, question by question", pairs)] if rows else []
+    return Shown(missing=missing, leads=shot_lines(found), tables=tables, folds=folds)
+
+
+@dataclass(frozen=True)
+class EvaluatedPair:
+    """A paired difference of the average over the tasks: of arm a minus arm b. text: with its interval; says: whether a
+    is better, worse, or nobody can tell."""
+
+    what: str
+    a: str
+    b: str
+    text: str
+    says: str
+
+
+def evaluated_pairs(run: RunDirectory, leading: str | None = None) -> list[EvaluatedPair]:
+    """Those of accuracy by normalized likelihood, of loss by example and of generated answers; those of the leading arm
+    alone, where one is given, turned so that it is a."""
+    found = run.json("evaluate/results.json")
+    parts = (
+        ("accuracy by likelihood", found, "normalized", True),
+        ("held-out loss", mapping(found.get("loss")), "by_example", False),
+        ("generated answers", mapping(found.get("generated")), None, True),
+    )
+    pairs = []
+    for what, part, kind, higher in parts:
+        for pair in records(part.get("paired")):
+            a, b = str(pair.get("a")), str(pair.get("b"))
+            value, low, high = (finite(pair.get(key)) for key in ("difference", "low", "high"))
+            if pair.get("kind") != kind or value is None or low is None or high is None:
+                continue
+            if leading is not None and leading not in (a, b):
+                continue
+            if b == leading:
+                a, b, value, low, high = b, a, -value, -high, -low
+            write, unit = (points, "points") if higher else (nats, "nats a token")
+            text = f"{write(value)} {unit}, {write(low)} to {write(high)}"
+            way = says({"low": -high, "high": -low} if higher else {"low": low, "high": high})
+            pairs.append(EvaluatedPair(what, a, b, text, way))
+    return pairs
 
 
 def _answers(tasks: list[dict[str, Any]], titles: dict[str, str]) -> Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ntk_jax.pipelines.mine.report_arms import PRETRAIN, is_general, leading, says, title
+from ntk_jax.pipelines.mine.report_arms import PRETRAIN, evaluated_pairs, is_general, leading, says, title
 from ntk_jax.pipelines.mine.report_layout import bounded
 from ntk_jax.pipelines.mine.report_seeds import percent_of
 from ntk_jax.report.amounts import count, finite, general, nats, percent
@@ -13,12 +13,13 @@ from ntk_jax.report.reading import RunDirectory, mapping, records
 
 LENIENT = 0.2  # share of planted wrong labels accepted, from which on a judge's agreement says little
 HARDLY = 2.0  # average precision over the base rate below which a classifier is hardly better than chance
+FEW = 20  # held-out positives below which a threshold is a matter of luck
 DISAGREES = 0.5  # agreement below which a domain's labels are more often wrong than right
 
 
 def verdict(run: RunDirectory) -> list[str]:
     """What was found, a sentence for each stage that is done; the first is the finding."""
-    lines = [_taken(run), _judged(run), *_learned(run)]
+    lines = [_taken(run), _judged(run), *_learned(run), *_evaluated(run)]
     return [line for line in lines if line]
 
 
@@ -30,7 +31,8 @@ def _taken(run: RunDirectory) -> str:
     for name, item in mapping(found.get("domains")).items():
         taken = f"{name} {percent_of(mapping(item).get('taken'), found.get('chunks'))}"
         precision = mapping(mapping(item).get("precision"))
-        parts.append(taken + (f" at a held-out precision of {bounded(precision)}" if precision else ""))
+        known = finite(precision.get("value")) is not None
+        parts.append(taken + (f" at a precision of {bounded(precision)} on held-out labels" if known else ""))
     return f"Taken from {count(found.get('chunks'))} chunks: {'; '.join(parts)}."
 
 
@@ -62,6 +64,14 @@ def _learned(run: RunDirectory) -> list[str]:
     return lines
 
 
+def _evaluated(run: RunDirectory) -> list[str]:
+    """For each measure of the evaluation the mined text's arm against every control."""
+    best, found = leading(run), dict[str, list[str]]()
+    for pair in evaluated_pairs(run, best) if best is not None else ():
+        found.setdefault(pair.what, []).append(f"{pair.says} against “{title(run, pair.b)}” ({pair.text})")
+    return [f"{what.capitalize()} of “{title(run, str(best))}”: {', '.join(each)}." for what, each in found.items()]
+
+
 def _facing(pair: dict[str, Any], arm: str) -> dict[str, Any] | None:
     """The difference as of `arm` minus the other one."""
     if pair.get("a") == arm:
@@ -78,7 +88,7 @@ def _bracket(pair: dict[str, Any]) -> str:
 
 def warnings(run: RunDirectory) -> list[Notice]:
     """What a reader must know before believing a number. anchor: the section's short name."""
-    return [*_of_seeds(run), *_of_classifier(run), *_of_judge(run)]
+    return [*_of_seeds(run), *_of_labels(run), *_of_classifier(run), *_of_judge(run)]
 
 
 def _of_seeds(run: RunDirectory) -> list[Notice]:
@@ -92,6 +102,16 @@ def _of_seeds(run: RunDirectory) -> list[Notice]:
     return notices
 
 
+def _of_labels(run: RunDirectory) -> list[Notice]:
+    text = (
+        "Nothing in its cosines says where to cut, so a small share is labelled: label.judged or label.thresholds cut "
+        "better, and other subjects under contrast part the domain from what only looks like it."
+    )
+    domains = mapping(run.json("label/summary.json").get("domains"))
+    doubtful = [name for name, item in domains.items() if mapping(item).get("doubtful") is True]
+    return [Notice("label", f"No part of the corpus stands out for {name}", text) for name in doubtful]
+
+
 def _of_classifier(run: RunDirectory) -> list[Notice]:
     notices = []
     for name, item in mapping(run.json("classify/summary.json").get("domains")).items():
@@ -99,6 +119,12 @@ def _of_classifier(run: RunDirectory) -> list[Notice]:
         if found is not None and base is not None and found < HARDLY * base and found < 0.9:
             text = f"Its average precision for {name} is {general(found)}, where chance has {general(base)}."
             notices.append(Notice("classify", "The classifier is hardly better than chance", text))
+        few = finite(mapping(item).get("positives"))
+        if few is not None and few < FEW:
+            text = (
+                f"{count(few)} held-out chunks of {name} chose it; with others, much more or much less would be taken."
+            )
+            notices.append(Notice("classify", f"The threshold of {name} rests on few labels", text))
     return notices
 
 

@@ -123,11 +123,12 @@ PIPELINE = Pipeline(
             title="Labels",
             help="a labelled set from nearest seeds, with calibrated thresholds",
             description="Suggests a threshold for each domain (from judged chunks or from the cosines themselves), and "
-            "takes the chunks above it, a few for each seed, and negatives. Writes label/labels.npz.",
+            "takes the chunks above it, a few for each seed, and negatives; or your own documents, or what a language "
+            "model labels. Writes label/labels.npz.",
             function=Address(f"{_HERE}.label:label"),
             after=lambda config: ("embed",),
             reads=_label_reads,
-            inputs=("llm",),
+            inputs=("llm", "labels"),
             check=Address(f"{_HERE}.label:check"),
             cost=Address(f"{_HERE}.costs:label"),
         ),

@@ -126,10 +126,11 @@ def input_hashes(config: MineConfig) -> dict[str, Any]:
     return {
         "model": lambda: model_hashes(config.model),
         "encoder": lambda: {config.encoder.path: hash_model(resolve(config.encoder.path))},
-        "seeds": lambda: source_hashes(_own_files(config)),
+        "seeds": lambda: source_hashes(_files(config.seeds.files)),
         "corpus": lambda: _corpus_hashes(config),
         "decontaminate": lambda: source_hashes(config.corpus.decontaminate),
         "llm": lambda: _llm_hashes(config),
+        "labels": lambda: source_hashes(_files(config.label.files)),
         "pretrain": lambda: source_hashes(config.pretrain.files),
         "evaluate": lambda: source_hashes(evaluation_files(config), reading_of(config, "evaluate")),
     }
@@ -149,8 +150,8 @@ def _identity(section: LLMSection) -> str | None:
     return f"{Path(section.model).name} {hash_model(resolve(section.model))[:16]} {section.dtype}"
 
 
-def _own_files(config: MineConfig) -> tuple[str, ...]:
-    return tuple(path for files in seed_files(config.seeds.files or {}).values() for path in files)
+def _files(given: Any) -> tuple[str, ...]:
+    return tuple(path for files in seed_files(given or {}).values() for path in files)
 
 
 def _corpus_hashes(config: MineConfig) -> dict[str, str]:

@@ -66,7 +66,8 @@ def _classify(found: dict[str, Any], folder: Path) -> list[str]:
 def _audit(found: dict[str, Any], folder: Path) -> list[str]:
     rows = [["domain", "judge agrees", "of", "accepts planted wrong labels", "of", "precision at least"]]
     for name, each in found["domains"].items():
-        agreed, accepted = each["agreed"] / max(each["judged"], 1), each["accepted"] / max(each["planted"], 1)
+        agreed = each["agreed"] / each["judged"] if each["judged"] else None
+        accepted = each["accepted"] / each["planted"] if each["planted"] else None
         shown = [_number(agreed), f"{each['judged']:,}", _number(accepted), f"{each['planted']:,}"]
         rows.append([name, *shown, _number(each["precision_at_least"])])
     return [f"Audit by {found['judge']}:", *align(rows, rules_before={1})]

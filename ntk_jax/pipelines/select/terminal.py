@@ -24,7 +24,7 @@ from ntk_jax.pipelines.select.report.findings import (
     pool_sentence,
 )
 from ntk_jax.pipelines.select.report.generated import WHAT as GENERATED
-from ntk_jax.pipelines.select.report.generated import generated_rows
+from ntk_jax.pipelines.select.report.generated import generated_differences, generated_rows
 from ntk_jax.pipelines.select.report.losses import WHAT, WORDS, loss_differences, loss_rows
 from ntk_jax.pipelines.select.report.run import KINDS, NAME, Arm, SelectRun, select_run
 from ntk_jax.pipelines.select.report.selection import chosen, family_rows, family_shares
@@ -198,6 +198,10 @@ def paired_lines(run: SelectRun) -> str:
     lines += [
         f"{run.title(a)} minus {run.title(b)}, held-out loss, paired: {'; '.join(kinds)}"
         for (a, b), kinds in losses.items()
+    ]
+    lines += [
+        f"{run.title(d.a)} minus {run.title(d.b)}, generated answers, paired: {bracket(d)}"
+        for d in generated_differences(run)
     ]
     return "\n".join(lines)
 

@@ -15,7 +15,7 @@ from ntk_jax.pipelines.select.report.findings import (
     counts,
     most_common,
 )
-from ntk_jax.pipelines.select.report.generated import generated_table
+from ntk_jax.pipelines.select.report.generated import generated_pairs, generated_table
 from ntk_jax.pipelines.select.report.layout import section
 from ntk_jax.pipelines.select.report.losses import loss_figure, loss_pairs, loss_table
 from ntk_jax.pipelines.select.report.run import KINDS, Arm, SelectRun
@@ -44,6 +44,7 @@ def evaluation(run: SelectRun) -> Section:
         paired=_paired_table(run, broken),
         losses=loss_table(run),
         generated=generated_table(run),
+        generated_pairs=generated_pairs(run),
         loss_pairs=loss_pairs(run),
         loss_figures=[loss_drawn] if loss_drawn else [],
         panels=[panel for panel in panels if panel is not None],

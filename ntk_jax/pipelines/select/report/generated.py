@@ -1,15 +1,24 @@
-"""Generated answers on the page and in the terminal: how many of each arm's are right."""
+"""Generated answers on the page and in the terminal: how many of each arm's are right, and how far arms differ."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from ntk_jax.pipelines.select.report.findings import (
+    Difference,
+    against_controls,
+    bracket,
+    confidence,
+    differences,
+    size,
+)
 from ntk_jax.pipelines.select.report.run import SelectRun
 from ntk_jax.report.amounts import NOTHING, count, finite, percent
 from ntk_jax.report.layout import Cell, Table
 from ntk_jax.report.reading import mapping, records
 from ntk_jax.report.text import label
 
+KIND = "generated"  # of a difference: there is one
 WHAT = (
     "Answers that the models wrote, greedily: the share that is right. Unread: replies in which no answer was found; "
     "cut: those that ended at evaluate.answer_tokens."
@@ -42,6 +51,36 @@ def generated_table(run: SelectRun) -> Table | None:
         return None
     caption = f"{WHAT} With {percent(run.results.get('confidence'), 0)} bootstrap intervals."
     return Table(["Task", *(arm.title for arm in run.evaluated)], rows, caption, text_columns=1)
+
+
+def generated_differences(run: SelectRun) -> list[Difference]:
+    """The differences of the arms' average accuracies."""
+    pairs = [{**pair, "kind": KIND} for pair in records(run.generated.get("paired"))]
+    return differences(run, pairs, (KIND,), "points")
+
+
+def generated_pairs(run: SelectRun) -> Table | None:
+    """Every paired difference."""
+    found = generated_differences(run)
+    if not found:
+        return None
+    rows: list[list[object]] = [[f"{run.title(d.a)} minus {run.title(d.b)}", bracket(d)] for d in found]
+    caption = f"Paired differences of the average accuracy of generated answers, with {confidence(run)} intervals"
+    return Table(["Arms", "Difference"], rows, caption)
+
+
+def generated_verdict(run: SelectRun) -> list[str]:
+    """One sentence for every control that the leading arm is compared with."""
+    lines = []
+    for by_kind in against_controls(run, generated_differences(run)):
+        d = by_kind[KIND]
+        a, b = run.title(d.a), run.title(d.b)
+        if d.sign:
+            way = "more" if d.sign > 0 else "fewer"
+            lines.append(f"“{a}” writes {way} right answers than “{b}” by {size(d)}.")
+        else:
+            lines.append(f"Cannot tell the generated answers of “{a}” from those of “{b}”: {bracket(d)}.")
+    return lines
 
 
 def _words(entry: dict[str, Any]) -> list[str]:
