@@ -137,6 +137,13 @@ def test_a_cap_that_lets_nothing_through(cap, tmp_path):
         Ledger(Database(tmp_path), Prices(1, 1), cap)
 
 
+def test_amounts_without_an_end(tmp_path):
+    assert Ledger(Database(tmp_path), Prices(1, 1), float("inf")).reserve("key", 10**9, 10**9) is not None
+    for price in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(UserError, match="price is negative or no number"):
+            Ledger(Database(tmp_path), Prices(0, price))
+
+
 @given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 10**4), st.integers(0, 10**4))
 def test_costs_are_whole_and_never_less_than_true(prompt, completion, price_in, price_out):
     prices = Prices(price_in / 100, price_out / 100)
