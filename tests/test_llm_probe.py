@@ -146,6 +146,28 @@ def test_a_server_that_refuses_the_plainest_request(tmp_path):
         probe(make(tmp_path, server.url))
 
 
+@pytest.mark.parametrize("loading", [Answer(b"<html>one moment</html>"), Answer(b"{}"), error(504)])
+def test_a_server_that_is_still_loading_is_asked_again_later(loading, tmp_path):
+    with FaultyServer(lambda body, before: loading).running() as server:
+        with pytest.raises(TryAgain, match="does not reply"):
+            probe(make(tmp_path, server.url))
+        server.answer = good
+        assert probe(make(tmp_path, server.url)) == Capabilities(), "what was found while it loaded is not kept"
+
+
+def test_a_key_that_the_server_repeats_stands_in_no_file(tmp_path):
+    key = "sk-a-secret-that-nobody-may-read"
+
+    def answer(body, before):
+        return completion(f"{key} {body['seed']}", system_fingerprint=f"Bearer {key}", choices_of=[key])
+
+    with FaultyServer(answer).running() as server:
+        client = make(tmp_path, server.url, key=key)
+        assert "n:" in str(line(probe(client)))
+        client.ledger.database.close()
+    assert not any(key.encode() in file.read_bytes() for file in tmp_path.iterdir())
+
+
 def test_a_server_that_is_down(tmp_path):
     with pytest.raises(TryAgain, match=r"does not reply \(no connection\); start it"):
         probe(make(tmp_path, "http://127.0.0.1:9/v1"))

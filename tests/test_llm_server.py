@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -267,9 +266,12 @@ def test_an_address_that_is_none(url, tmp_path):
 def test_sixteen_workers_never_exceed_the_cap(tmp_path):
     """Every reply costs as much as it may; the server says so."""
     prices, cap = Prices(2.0, 10.0), 0.03
+    together = threading.Event()
 
     def answer(body, before):
-        time.sleep(0.002)
+        if server.most_at_once >= 8:
+            together.set()
+        together.wait(5)  # until so many are under way
         size = sum(len(message["content"]) for message in body["messages"])
         return completion("x", prompt_tokens=size + 250, completion_tokens=body["max_tokens"])
 
@@ -282,10 +284,26 @@ def test_sixteen_workers_never_exceed_the_cap(tmp_path):
         spent = client.ledger.totals()
         assert 0.9 * cap < spent.spent <= cap and spent.reserved == 0
         assert len(found) == len(server.bodies) == spent.attempts
-        assert server.most_at_once > 2
+        assert server.most_at_once >= 8
         kept = Kept(make(tmp_path, server.url, prices=prices, cap=1.0, workers=16), client.ledger.database)
         assert len(answers(kept, requests(100))) == 100
         assert set(server.counts.values()) == {1}
+
+
+def test_further_fields_of_the_body_count_under_the_cap(tmp_path):
+    """They have the last word on how much is written and how often; and may stand in the prompt."""
+    more = {"n": 3, "max_completion_tokens": 50, "chat_template_kwargs": {"note": "x" * 400}}
+
+    def answer(body, before):
+        return completion("x", prompt_tokens=600, completion_tokens=body["n"] * body["max_completion_tokens"])
+
+    with FaultyServer(answer).running() as server:
+        client = make(tmp_path, server.url, prices=Prices(1.0, 10.0), cap=0.0068, more=more)
+        with pytest.raises(UserError, match="the cap of 0.0068 is reached"):
+            answers(client, requests(9))
+        totals = client.ledger.totals()
+        assert 0 < totals.spent <= 0.0068 and totals.attempts == 3
+        assert all(cost <= reserved for cost, reserved in _rows(client, "SELECT cost, reserved FROM attempts"))
 
 
 def test_what_a_killed_process_had_sent_counts_as_spent(tmp_path):

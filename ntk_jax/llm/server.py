@@ -151,7 +151,8 @@ class ServerClient:
             last = failures + 1 >= (attempts or self.server.attempts)
             if not self.pace.wait(wire.likely_tokens(request) + request.max_tokens, stopped):
                 return None
-            attempt = self.ledger.reserve(key, wire.most_tokens(request), request.max_tokens, stopped)
+            worst = wire.most_tokens(request, self.server.more), wire.most_reply_tokens(request, body)
+            attempt = self.ledger.reserve(key, *worst, stopped)
             if attempt is None:
                 return None
             sent = self.pace.now()
@@ -259,7 +260,7 @@ class ServerClient:
         if len(key) < SHORTEST_KEY or (key not in outcome.text and key not in outcome.reason):
             return outcome
         return dataclasses.replace(
-            outcome, text=outcome.text.replace(key, "[key]"), reason=outcome.reason.replace(key, "[key]"), value={}
+            outcome, text=outcome.text.replace(key, "[key]"), reason=outcome.reason.replace(key, "[key]")
         )
 
     def _check_patience(self, outcome: Outcome) -> None:
