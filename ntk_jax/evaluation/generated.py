@@ -36,7 +36,8 @@ NO_REPLY = "no reply"
 Progress = Callable[[int, int], None]
 Answer = dict[str, Any]
 
-_NUMBER = re.compile(r"(?:(?<!\w)[-+\u2212])?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
+_NUMBER = re.compile(r"(?:(?<!\w)[-+\u2212])?\$?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|(?<![\w.])\.\d+)")
+_NO_SPACES = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")
 _EDGES = " \t\r\n.,;:!?\"'`*()[]{}"
 
 
@@ -303,7 +304,8 @@ def _last_number(text: str) -> str | None:
 
 def _last_match(text: str, pattern: str) -> str | None:
     found = list(re.finditer(pattern, text))
-    return _plain(found[-1][1] if found[-1].re.groups else found[-1][0]) if found and found[-1][0] else None
+    answer = (found[-1][1] if found[-1].re.groups else found[-1][0]) if found else None  # a group may match nothing
+    return _plain(answer) if answer else None
 
 
 def _letter(number: int) -> str:
@@ -325,7 +327,14 @@ def _chosen(reply: str, choices: Sequence[str]) -> str | None:
     alone = set(re.findall(rf"(?<![\w'])({one})(?![\w'])", text)) - {"A", "I"}
     if len(alone) == 1:
         return alone.pop()
-    words = f" {_plain(text)} "
-    spelled = [letter for letter, choice in zip(letters, choices, strict=True) if f"{_plain(choice)}" in words]
-    exact = [letter for letter, choice in zip(letters, choices, strict=True) if _plain(choice) == words.strip()]
+    words, plain = _plain(text), list(map(_plain, choices))
+    exact = [letter for letter, choice in zip(letters, plain, strict=True) if choice == words]
+    spelled = [letter for letter, choice in zip(letters, plain, strict=True) if choice and _stands_in(choice, words)]
     return exact[0] if len(exact) == 1 else spelled[0] if len(spelled) == 1 else None
+
+
+def _stands_in(choice: str, words: str) -> bool:
+    """Whether a text holds a choice that is no part of a longer word or number; Chinese and Japanese have no spaces."""
+    if _NO_SPACES.search(choice):
+        return choice in words
+    return re.search(rf"(?<!\w){re.escape(choice)}(?!\w)(?!\.\d)", words) is not None
