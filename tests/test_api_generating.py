@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from model_calls import logits_of
+from small_tokenizers import byte_tokenizer
 
 import ntk_jax as nj
+from ntk_jax.models.config import ModelConfig
+from ntk_jax.models.model import random_model
 
 
 def test_log_likelihoods_are_those_of_whole_logits() -> None:
-    model, span = nj.load_model("builtin:model"), nj.Span(max_length=64, overflow="drop")
+    model = replace(random_model(ModelConfig("llama", 264, 32, 48, 1, 2, 2, 16)), tokenizer=byte_tokenizer())
+    span = nj.Span(max_length=64, overflow="drop")
     records = [{"prompt": "A dog " * 200, "response": "barks"}, {"prompt": "A cat", "response": "purrs loudly"}]
     left_out, found = nj.log_likelihoods(model, records, span=span)
     _, row = nj.token_rows(model, records, span=span)
