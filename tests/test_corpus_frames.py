@@ -48,6 +48,15 @@ def test_a_corrupt_member_costs_itself_only(tmp_path):
         assert urls(found) == list("01345") and faults(found) in (["corrupt_member"], ["wrong_length"]), place
 
 
+def test_a_damaged_beginning_costs_the_first_record_only(tmp_path):
+    for join in (members, b"".join):
+        for place in (0, 1):
+            bad = bytearray(join(PAGES))
+            bad[place] ^= 0xFF
+            found = frames(tmp_path, bytes(bad))
+            assert urls(found) == list("12345") and len(faults(found)) == 1, (join, place)
+
+
 def test_rubbish_between_members(tmp_path):
     found = frames(tmp_path, members(PAGES[:2]) + b"rubbish" + members(PAGES[2:]))
     assert urls(found) == list("012345") and faults(found) == ["corrupt_member"]
