@@ -140,6 +140,14 @@ def test_each_rule_is_broken_by_what_it_is_for(reason, text):
     assert (found and found[0]) == reason, found
 
 
+def test_each_symbol_is_counted_by_itself():
+    words = prose(100).split()
+    for hashes, dots, reason in ((8, 8, None), (13, 0, "symbols"), (0, 13, "symbols")):
+        text = " ".join(word + "#" * (n < hashes) + "..." * (50 <= n < 50 + dots) for n, word in enumerate(words))
+        found = broken_rule(text, Quality())
+        assert (found and found[0]) == reason
+
+
 def test_rules_may_be_set():
     assert broken_rule("The end of that.", Quality(min_words=3, max_top_runs=(), max_repeated_runs=())) is None
 
