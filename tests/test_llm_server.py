@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import email.utils
 import json
 import os
+import sqlite3
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ntk_jax.errors import TryAgain, UserError
-from ntk_jax.llm.database import Database
+from ntk_jax.llm import wire
+from ntk_jax.llm.database import FILE, Database
 from ntk_jax.llm.kept import Kept
 from ntk_jax.llm.ledger import Ledger, Prices
 from ntk_jax.llm.limits import Pace
@@ -149,6 +154,47 @@ def test_a_storm_pauses_all_workers(retry_after, tmp_path):
         assert len(found) == 16 and not any(text.startswith("failed") for text in found.values())
         assert len(server.bodies) < 16 + 8 * 20
         assert fast.clock() < 200  # a Retry-After of a day is not believed
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("7", 7.0),
+        ("0.5", 0.5),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
+        ("-3", 0.0),
+        ("Wed, 99 Oct 2015", None),
+        ("inf", None),
+        ("nan", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_when_to_come_again_is_read(header, seconds):
+    wait = wire.read_response(429, {} if header is None else {"retry-after": header}, b"").wait
+    assert wait == seconds
+
+
+@pytest.mark.parametrize("form", [{"usegmt": True}, {"localtime": True}])
+def test_when_to_come_again_may_be_a_date(form):
+    date = email.utils.formatdate(time.time() + 50, **form)
+    assert 20 < wire.read_response(503, {"retry-after": date}, b"").wait <= 50
+
+
+def test_an_attempt_is_in_the_ledger_before_it_is_sent(tmp_path):
+    """As another process would find it, were this one killed now."""
+
+    def answer(body, before):
+        with contextlib.closing(sqlite3.connect(tmp_path / FILE)) as other:
+            found.append(other.execute("SELECT outcome, reserved FROM attempts ORDER BY number").fetchall())
+        return error(500) if before == 0 else echo(body)
+
+    found: list[list[tuple]] = []
+    with FaultyServer(answer).running() as server:
+        answers(make(tmp_path, server.url, prices=Prices(1.0, 1.0), workers=1), requests(1))
+    first, second = found
+    assert [row[0] for row in first] == [None] and [row[0] for row in second] == ["HTTP 500: no", None]
+    assert all(reserved > 0 for _, reserved in second)
 
 
 def test_a_server_that_is_busy_for_ever_is_left(tmp_path):
