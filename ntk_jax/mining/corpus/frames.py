@@ -207,7 +207,8 @@ def _split(source: _Member | _Bytes, offset: int) -> Iterator[Frame]:
         inside, head = window.passed, window.text[window.at : window.at + _HEADER]
         blank = _BLANK.search(head)
         if not _BEGIN.match(head) or not blank:
-            cut = len(head) < _HEADER and not source.ended and not blank
+            begun = head.startswith(b"WARC/1."[: len(head)])
+            cut = begun and len(head) < _HEADER and not source.ended and not blank
             window.skip_to_record(min(1, len(head)))
             yield Frame(offset, inside, head, "cut_short" if cut else "no_record")
             continue
