@@ -63,6 +63,10 @@ def deaf(body, before) -> Answer:
     return completion("always this", usage=None)
 
 
+def talkative(body, before) -> Answer:
+    return good(body, before) if "response_format" in body else completion(f"seed {body['seed']}", completion_tokens=99)
+
+
 def random_seeds(body, before) -> Answer:
     return good(body | {"seed": f"{body['seed']}, time {before}"}, before)
 
@@ -87,6 +91,7 @@ def silent(body, before) -> Answer:
         ),
         (as_llama_cpp, Capabilities(schema="json_object"), ["JSON alone can be asked for"]),
         (deaf, Capabilities(seeds="ignored", schema="none"), ["two seeds give one text", "usage:", "n:", "logprobs:"]),
+        (talkative, Capabilities(), ["max_tokens: it writes more than is asked for"]),
         (random_seeds, Capabilities(), ["one seed gives several texts"]),
         (silent, Capabilities(), ["replies of a few tokens have no text"]),
     ],

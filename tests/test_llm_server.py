@@ -204,6 +204,17 @@ def test_a_server_that_is_busy_for_ever_is_left(tmp_path):
             answers(client, requests(3))
 
 
+def test_patience_is_for_one_stretch_of_busy_replies(tmp_path):
+    fast, replies = FastTime(), iter([completion("x"), error(429), error(504), error(429), completion("y")])
+    with FaultyServer(lambda body, before: next(replies)).running() as server:
+        client = make(tmp_path, server.url, fast=fast, patience=120.0, attempts=1, workers=1)
+        found = []
+        for request in requests(3):
+            found += answers(client, [request]).values()
+            fast.sleep(1000)
+        assert found == ["x", "failed: HTTP 504: no", "y"]
+
+
 def test_a_server_that_is_not_there(tmp_path):
     client = make(tmp_path, "http://127.0.0.1:9/v1")
     with pytest.raises(TryAgain, match="no connection"):

@@ -72,6 +72,8 @@ def _find(client: ServerClient) -> Capabilities:
         able = dataclasses.replace(able, seeds="generation_config" if differ else "ignored")
     elif "seed" not in able.refused and first.text != drawn(1, time=2):
         unheard.append("seed: one seed gives several texts, so a reply can be had again from what is kept alone")
+    if first.tokens is not None and first.tokens[1] > TOKENS:
+        unheard.append(f"{able.max_tokens}: it writes more than is asked for, so no cap holds to the last call")
     if first.tokens is None:
         unheard.append("usage: it does not say how many tokens a call took, so the most possible is counted")
     able = dataclasses.replace(able, schema=_schema(call))

@@ -159,14 +159,14 @@ class ServerClient:
             outcome = self._attempt(request, body, attempt, keep, last)
             if outcome.kind == "fatal":
                 raise UserError(f"the server of {self.name}: {outcome.reason}")
-            if outcome.kind in ("reply", "refused"):
-                self._busy_since = None
-                self.pace.went_well()
-                return outcome
             if outcome.kind == "busy":
                 self.pace.pause(sent, outcome.wait)
                 self._check_patience(outcome)
                 continue
+            self._busy_since = None
+            if outcome.kind in ("reply", "refused"):
+                self.pace.went_well()
+                return outcome
             failures += 1
             if last:
                 return outcome
