@@ -79,6 +79,8 @@ def test_a_choice_is_spelled_by_whole_words(reply: str, choices: list[str], lett
         ("about 0.0", "0"),
         ("10,5 and 12,345", "12345"),
         ("a share of .5", "0.5"),
+        ("<think>It is 3, not 4.</think>three", None),
+        ("<think>Is it 3?", None),
         ("version 1.2.3", "3"),
         ("none", None),
     ],

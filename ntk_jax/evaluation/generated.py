@@ -3,7 +3,8 @@
 Four rules. `exact`: the reply is the record's response, but for case, white space and the marks around it. `number`:
 the last number of the reply is the last one of the response (as of GSM8K, whose responses end in "#### 42"). `letter`:
 the choices are listed behind the question under letters, and the reply names one, or spells a choice out. `regex`: what
-a pattern finds last in the reply is what it finds last in the response, or the response itself. Replies are greedy.
+a pattern finds last in the reply is what it finds last in the response, or the response itself. Replies are greedy, and
+thoughts between <think> and </think> are no part of them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ntk_jax.data.tokens import encode_question
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.bootstrap import interval, resampled_means
 from ntk_jax.evaluation.shots import BETWEEN, fitted
+from ntk_jax.llm.parsing import without_thoughts
 from ntk_jax.llm.request import Request
 from ntk_jax.llm.sampler import ModelClient
 from ntk_jax.models.model import Model
@@ -194,6 +196,7 @@ def question(record: Mapping[str, Any], rule: str) -> tuple[Mapping[str, str], .
 
 def read_answer(reply: str, record: Mapping[str, Any], rule: str, pattern: str | None = None) -> str | None:
     """The answer that a reply gives, in the form of `expected_answer`; None: it gives none."""
+    reply = without_thoughts(reply)
     if rule == "number":
         return _last_number(reply)
     if rule == "letter":
