@@ -290,6 +290,15 @@ def test_what_was_paid_for_in_vain_is_not_paid_again(tmp_path):
         assert len(server.bodies) == 6
 
 
+def test_thoughts_that_leave_no_room_for_a_text_are_paid_for_once(tmp_path):
+    with FaultyServer(lambda body, before: completion(None, finish="length")).running() as server:
+        client = make(tmp_path, server.url)
+        kept = Kept(client, client.ledger.database)
+        for _ in range(2):
+            assert answers(kept, requests(1)) == {0: "failed: no text: all of max_tokens went into hidden thoughts"}
+        assert len(server.bodies) == 1
+
+
 def test_the_key_is_sent_and_stands_nowhere(tmp_path, capfd):
     def answer(body, before):
         return error(500, KEY) if before == 0 else completion(f"your key is {KEY}")

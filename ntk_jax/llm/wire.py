@@ -175,6 +175,8 @@ def _read_answer(content: bytes) -> Outcome:
     if finish == "failed":
         return Outcome("reply", "stopped by the server's content filter", finish=finish, **about)
     text = _text(choice)
+    if text is None and finish == "length":  # the same request would have no text again, and cost as much
+        return Outcome("reply", "no text: all of max_tokens went into hidden thoughts", finish="failed", **about)
     if text is None:
         return Outcome("failed", "no text", **about)
     return Outcome("reply", text=text, finish=finish, **about)
