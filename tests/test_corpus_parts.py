@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import random
 import signal
+import tracemalloc
 from collections import Counter
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from warc_pages import http, page, record
+from warc_pages import http, members, page, record
 
 from ntk_jax.data.words import bare_words, run_hashes, word_hashes, written_words
 from ntk_jax.errors import UserError
@@ -79,6 +81,21 @@ def test_texts_of_other_encodings():
     assert decode(b"\x81\x8d", None) == ("\x81\x8d", True)  # no Windows-1252 either
 
 
+@pytest.mark.parametrize("coding", ["Content-Encoding: gzip", "Transfer-Encoding: chunked", "X-None: at all"])
+def test_of_a_page_no_more_is_uncompressed_than_it_may_have(coding, tmp_path):
+    for size, reason in ((1 << 20, None), (1 << 24, "too_large")):
+        body = b"0123456789abcdef" * (size // 16)
+        forms = {"gzip": gzip.compress(body, 1), "chunked": b"%x\r\n%s\r\n0\r\n\r\n" % (size, body)}
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n{coding}\r\n\r\n".encode()
+        (tmp_path / "a.warc.gz").write_bytes(members([record(head + forms.get(coding.split()[1], body))]))
+        tracemalloc.start()
+        [found] = read_warc(tmp_path / "a.warc.gz", "a", notes=Counter(), largest_page=1 << 20)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert found.page == body if reason is None else found.reason == reason
+        assert most < 1 << 23 or not coding.endswith("gzip")
+
+
 def test_a_digest_of_an_unknown_kind_is_none(tmp_path):
     pytest.importorskip("fastwarc")
     for kind, reason in (("blake3", None), ("sha256", "wrong_digest"), ("SHA1", "wrong_digest")):
@@ -121,6 +138,14 @@ def test_each_rule_is_broken_by_what_it_is_for(reason, text):
         rules = Quality(max_symbols=9)
     found = broken_rule(text, rules)
     assert (found and found[0]) == reason, found
+
+
+def test_each_symbol_is_counted_by_itself():
+    words = prose(100).split()
+    for hashes, dots, reason in ((8, 8, None), (13, 0, "symbols"), (0, 13, "symbols")):
+        text = " ".join(word + "#" * (n < hashes) + "..." * (50 <= n < 50 + dots) for n, word in enumerate(words))
+        found = broken_rule(text, Quality())
+        assert (found and found[0]) == reason
 
 
 def test_rules_may_be_set():

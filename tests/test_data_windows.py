@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_encoder import write_tokenizer
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from ntk_jax.data.windows import SHORTEST_ROW, WindowTokens, batches, fill, plan_rows, row_length
 
@@ -38,6 +38,17 @@ def test_a_prefix_stands_before_every_window(tmp_path: Path) -> None:
     (windows,) = cut.windows(["heart " * 20], "query : ")
     assert len(windows) == 4 and all(window[1:3].tolist() == prefix for window in windows)
     assert sum(len(window) - 4 for window in windows) == 20
+
+
+def test_a_space_that_is_part_of_the_first_word_belongs_to_the_text() -> None:
+    words = {"\u2581query:": 0, "\u2581": 1, "\u2581the": 2, "\u2581heart": 3, "?": 4}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()  # as XLM-RoBERTa's: a space stands before its word
+    cut = WindowTokens(tokenizer, (), (), 8)
+    assert tokenizer.encode("query: ").ids == [0, 1]
+    (windows,) = cut.windows(["the" + " heart" * 20], "query: ")
+    assert [2 in window for window in windows] == [True, False, False]
+    assert all(window[0] == 0 for window in windows) and sum(len(window) - 1 for window in windows) == 21
 
 
 @settings(max_examples=60, deadline=None)

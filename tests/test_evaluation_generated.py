@@ -53,6 +53,23 @@ def test_letters(reply: str, letter: str | None) -> None:
 
 
 @pytest.mark.parametrize(
+    ("reply", "choices", "letter"),
+    [
+        ("I do not know.", ["yes", "no"], None),
+        ("No, it does not.", ["yes", "no"], "B"),
+        ("It is 10.", ["1", "20"], None),
+        ("It is 1.5", ["1", "20"], None),
+        ("It is 1.", ["1", "20"], "A"),
+        ("C++ is older.", ["c++", "c#"], "A"),
+        ("\u7b54\u6848\u662f\u732b\u5427", ["\u732b", "\u72d7"], "A"),
+        ("\u0434\u0430, \u044d\u0442\u043e \u0442\u0430\u043a", ["\u0434\u0430", "\u043d\u0435\u0442"], "A"),
+    ],
+)
+def test_a_choice_is_spelled_by_whole_words(reply: str, choices: list[str], letter: str | None) -> None:
+    assert read_answer(reply, {**CHOICE, "choices": choices}, "letter") == letter
+
+
+@pytest.mark.parametrize(
     ("reply", "number"),
     [
         ("So 3 + 4 = 7.", "7"),
@@ -61,6 +78,10 @@ def test_letters(reply: str, letter: str | None) -> None:
         ("3-5", "5"),
         ("about 0.0", "0"),
         ("10,5 and 12,345", "12345"),
+        ("a share of .5", "0.5"),
+        ("<think>It is 3, not 4.</think>three", None),
+        ("<think>Is it 3?", None),
+        ("version 1.2.3", "3"),
         ("none", None),
     ],
 )
@@ -81,6 +102,7 @@ def test_exact_and_regex() -> None:
     assert expected_answer(with_response("... So: yes"), "regex", grading) == "yes"
     assert expected_answer(with_response("Yes."), "regex", grading) == "yes"
     assert read_answer("no idea", PLAIN, "regex", grading.pattern) is None
+    assert read_answer("So: none", PLAIN, "regex", r"So: (\d+)|So: none") is None
 
 
 def test_auto_goes_by_the_record() -> None:

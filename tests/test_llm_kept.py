@@ -89,12 +89,13 @@ def test_the_client_is_made_when_it_is_needed(tmp_path):
         return ScriptedClient(lambda request: "x")
 
     kept = Kept(make, Database(tmp_path), name="m")
-    assert kept.missing([Request(TALK), Request(TALK)]) == [0] and not made
+    assert not made
     list(kept.ask([Request(TALK)]))
     list(kept.ask([Request(TALK, seed=1)]))
     assert made == [1]
     assert list(Kept(make, Database(tmp_path), name="m").ask([Request(TALK)]))[0][1].text == "x" and made == [1]
-    assert Kept(make, Database(tmp_path), name="another").missing([Request(TALK)]) == [0]
+    list(Kept(make, Database(tmp_path), name="another").ask([Request(TALK)]))
+    assert made == [1, 1]
 
 
 def test_a_failure_without_a_bill_is_asked_again(tmp_path):
@@ -135,6 +136,13 @@ def test_a_folder_that_cannot_be(tmp_path):
 def test_a_cap_that_lets_nothing_through(cap, tmp_path):
     with pytest.raises(UserError, match="lets no call through"):
         Ledger(Database(tmp_path), Prices(1, 1), cap)
+
+
+def test_amounts_without_an_end(tmp_path):
+    assert Ledger(Database(tmp_path), Prices(1, 1), float("inf")).reserve("key", 10**9, 10**9) is not None
+    for price in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(UserError, match="price is negative or no number"):
+            Ledger(Database(tmp_path), Prices(0, price))
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 10**4), st.integers(0, 10**4))

@@ -36,6 +36,8 @@ json_values = st.recursive(
         (f"```json\n{TEXT}", "json"),
         (f"Sure! {TEXT} I hope that helps.", "json"),
         (f"<think>An object {{with braces}}?</think>\n{TEXT}", "json"),
+        (f'Perhaps {{"a": 1}}? No.</think>\n{TEXT}', "json"),
+        (f"In the form {{topic, text}} that was asked for: {TEXT}", "json"),
         ('{"topic": "sleep", "text": "He said \\"no\\".\nTwice."}', "json"),
         (TEXT[:-1], "repaired"),
         (TEXT.replace("}", ",}"), "repaired"),
@@ -61,7 +63,8 @@ def test_what_can_be_read(text, how):
         ("[" * 100_000, "no JSON object"),
         ("{" * 100_000, "no JSON object"),
         ("{'a':" * 30_000, "no JSON object"),
-        ("<think>and so on", "no JSON object"),
+        ("<think>and so on", "nothing but thoughts"),
+        ('<think>perhaps {"topic": "sleep"}', "nothing but thoughts"),
     ],
 )
 def test_what_cannot_be_read_keeps_its_text(text, reason):

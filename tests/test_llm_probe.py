@@ -63,6 +63,10 @@ def deaf(body, before) -> Answer:
     return completion("always this", usage=None)
 
 
+def talkative(body, before) -> Answer:
+    return good(body, before) if "response_format" in body else completion(f"seed {body['seed']}", completion_tokens=99)
+
+
 def random_seeds(body, before) -> Answer:
     return good(body | {"seed": f"{body['seed']}, time {before}"}, before)
 
@@ -87,6 +91,7 @@ def silent(body, before) -> Answer:
         ),
         (as_llama_cpp, Capabilities(schema="json_object"), ["JSON alone can be asked for"]),
         (deaf, Capabilities(seeds="ignored", schema="none"), ["two seeds give one text", "usage:", "n:", "logprobs:"]),
+        (talkative, Capabilities(), ["max_tokens: it writes more than is asked for"]),
         (random_seeds, Capabilities(), ["one seed gives several texts"]),
         (silent, Capabilities(), ["replies of a few tokens have no text"]),
     ],
@@ -144,6 +149,28 @@ def test_a_server_that_refuses_the_plainest_request(tmp_path):
     refusing = FaultyServer(lambda body, before: error(400, "no"))
     with refusing.running() as server, pytest.raises(UserError, match="refuses the plainest request: HTTP 400: no"):
         probe(make(tmp_path, server.url))
+
+
+@pytest.mark.parametrize("loading", [Answer(b"<html>one moment</html>"), Answer(b"{}"), error(504)])
+def test_a_server_that_is_still_loading_is_asked_again_later(loading, tmp_path):
+    with FaultyServer(lambda body, before: loading).running() as server:
+        with pytest.raises(TryAgain, match="does not reply"):
+            probe(make(tmp_path, server.url))
+        server.answer = good
+        assert probe(make(tmp_path, server.url)) == Capabilities(), "what was found while it loaded is not kept"
+
+
+def test_a_key_that_the_server_repeats_stands_in_no_file(tmp_path):
+    key = "sk-a-secret-that-nobody-may-read"
+
+    def answer(body, before):
+        return completion(f"{key} {body['seed']}", system_fingerprint=f"Bearer {key}", choices_of=[key])
+
+    with FaultyServer(answer).running() as server:
+        client = make(tmp_path, server.url, key=key)
+        assert "n:" in str(line(probe(client)))
+        client.ledger.database.close()
+    assert not any(key.encode() in file.read_bytes() for file in tmp_path.iterdir())
 
 
 def test_a_server_that_is_down(tmp_path):

@@ -220,3 +220,26 @@ def test_clients_that_cannot_be() -> None:
             ModelClient(builtin(), **options)
     with pytest.raises(UserError, match="without a tokenizer"):
         ModelClient(replace(builtin(), tokenizer=None))
+
+
+def test_samples_stand_behind_their_prompt_and_are_those_of_one_prompt_alone() -> None:
+    how: dict[str, Any] = {"max_tokens": 6, "temperature": 1.3, "seed": 5, "samples": 2, "slots": 4}
+    prompts = ["A cat", [{"role": "user", "content": "How is the dish?"}]]
+    replies = nj.sample(builtin(), prompts, **how)
+    assert len(replies) == 4 and replies[0].text != replies[1].text
+    assert replies[2:] == nj.sample(builtin(), prompts[1:], **how)
+    assert replies[0::2] == nj.sample(builtin(), prompts, **{**how, "samples": 1})
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ("A cat", "prompts must be a list"),
+        ([{"role": "user", "content": "hello"}], "number 0 is a message; a talk is a list"),
+        (["a", 3], "number 1 must be a text or a list of messages"),
+        ([[{"role": "user"}]], "number 0 must be a text or a list of messages"),
+    ],
+)
+def test_prompts_that_are_none(prompts: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        nj.sample(builtin(), prompts)

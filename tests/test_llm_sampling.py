@@ -82,3 +82,20 @@ def test_greedy_rows_beside_warm_ones_and_rows_that_are_not_finite() -> None:
     draws.temperature[0] = 0.0
     found = np.asarray(draw_jit(jnp.asarray(logits), draws, np.zeros(3, np.int32)))
     assert found[0] == np.argmax(logits[0]) and found[2] == -1
+
+
+def test_tokens_of_equal_logits_stay_or_go_together() -> None:
+    x = np.log(np.array([[0.2, 0.3, 0.2, 0.1, 0.2]], np.float32) / 0.3)
+    for cut, left in (({"top_k": 1}, {1}), ({"top_k": 2}, {0, 1, 2, 4}), ({"top_p": 0.29}, {1})):
+        assert set(np.flatnonzero(np.isfinite(kept_jit(x, draws_of(1, **cut), np.array([True]))))) == left  # type: ignore[arg-type]
+    for cut in ({"top_p": 0.35}, {"min_p": 0.66}, {"top_p": 0.4, "top_k": 3}):
+        kept = kept_jit(x, draws_of(1, **cut), np.array([True]))  # type: ignore[arg-type]
+        assert set(np.flatnonzero(np.isfinite(kept))) == {0, 1, 2, 4}
+
+
+def test_the_smallest_settings_leave_the_likeliest_tokens() -> None:
+    """Smaller than fp32 holds, as an ordinary number or at all."""
+    logits = np.array([[0, 1, 5, 2, 5, -3]], np.float32)
+    for cut in ({"top_p": 1e-50}, {"temperature": 1e-38}, {"temperature": 1e-41}, {"temperature": 1e-50}):
+        for number in range(4):
+            assert int(draw_jit(logits, draws_of(1, **cut), np.array([number]))[0]) in (2, 4), cut

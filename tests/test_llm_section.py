@@ -19,6 +19,8 @@ TALK = ({"role": "user", "content": "hello"},)
 SERVER = LLMSection(kind="server", model="m", base_url="http://localhost:1/v1")
 AWAY = dataclasses.replace(SERVER, base_url="https://api.example.com/v1", price_in=1.0, price_out=2.0)
 
+FIELDS = dataclasses.replace(AWAY, body={"reasoning_effort": "low", "max_completion_tokens": 900})
+
 
 @pytest.mark.parametrize(
     ("section", "message"),
@@ -32,6 +34,8 @@ AWAY = dataclasses.replace(SERVER, base_url="https://api.example.com/v1", price_
         (dataclasses.replace(SERVER, cap=3.0), "llm.price_in and llm.price_out not set, so what m costs"),
         (dataclasses.replace(SERVER, key_env="X"), "llm.price_in and llm.price_out not set"),
         (dataclasses.replace(AWAY, base_url="https://me:secret@x/v1"), "holds a password"),
+        (dataclasses.replace(AWAY, body={"stream": True}), "llm.body: stream is decided by the run itself"),
+        (dataclasses.replace(AWAY, body={"max_tokens": None}), "llm.body: max_tokens must be a whole number"),
     ],
 )
 def test_what_cannot_be(section, message):
@@ -40,7 +44,7 @@ def test_what_cannot_be(section, message):
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("section", [LLMSection(model="builtin:model"), SERVER, AWAY])
+@pytest.mark.parametrize("section", [LLMSection(model="builtin:model"), SERVER, AWAY, FIELDS])
 def test_what_can_be(section):
     check_llm(section)
 

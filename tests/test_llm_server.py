@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import email.utils
 import json
 import os
+import sqlite3
 import threading
 import time
 from pathlib import Path
@@ -14,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ntk_jax.errors import TryAgain, UserError
-from ntk_jax.llm.database import Database
+from ntk_jax.llm import wire
+from ntk_jax.llm.database import FILE, Database
 from ntk_jax.llm.kept import Kept
 from ntk_jax.llm.ledger import Ledger, Prices
 from ntk_jax.llm.limits import Pace
@@ -152,11 +156,63 @@ def test_a_storm_pauses_all_workers(retry_after, tmp_path):
         assert fast.clock() < 200  # a Retry-After of a day is not believed
 
 
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("7", 7.0),
+        ("0.5", 0.5),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
+        ("-3", 0.0),
+        ("Wed, 99 Oct 2015", None),
+        ("inf", None),
+        ("nan", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_when_to_come_again_is_read(header, seconds):
+    wait = wire.read_response(429, {} if header is None else {"retry-after": header}, b"").wait
+    assert wait == seconds
+
+
+@pytest.mark.parametrize("form", [{"usegmt": True}, {"localtime": True}])
+def test_when_to_come_again_may_be_a_date(form):
+    date = email.utils.formatdate(time.time() + 50, **form)
+    assert 20 < wire.read_response(503, {"retry-after": date}, b"").wait <= 50
+
+
+def test_an_attempt_is_in_the_ledger_before_it_is_sent(tmp_path):
+    """As another process would find it, were this one killed now."""
+
+    def answer(body, before):
+        with contextlib.closing(sqlite3.connect(tmp_path / FILE)) as other:
+            found.append(other.execute("SELECT outcome, reserved FROM attempts ORDER BY number").fetchall())
+        return error(500) if before == 0 else echo(body)
+
+    found: list[list[tuple]] = []
+    with FaultyServer(answer).running() as server:
+        answers(make(tmp_path, server.url, prices=Prices(1.0, 1.0), workers=1), requests(1))
+    first, second = found
+    assert [row[0] for row in first] == [None] and [row[0] for row in second] == ["HTTP 500: no", None]
+    assert all(reserved > 0 for _, reserved in second)
+
+
 def test_a_server_that_is_busy_for_ever_is_left(tmp_path):
     with FaultyServer(lambda body, before: error(429, "later")).running() as server:
         client = make(tmp_path, server.url, patience=120.0)
         with pytest.raises(TryAgain, match=r"turned away all calls for 120 s \(HTTP 429: later\)"):
             answers(client, requests(3))
+
+
+def test_patience_is_for_one_stretch_of_busy_replies(tmp_path):
+    fast, replies = FastTime(), iter([completion("x"), error(429), error(504), error(429), completion("y")])
+    with FaultyServer(lambda body, before: next(replies)).running() as server:
+        client = make(tmp_path, server.url, fast=fast, patience=120.0, attempts=1, workers=1)
+        found = []
+        for request in requests(3):
+            found += answers(client, [request]).values()
+            fast.sleep(1000)
+        assert found == ["x", "failed: HTTP 504: no", "y"]
 
 
 def test_a_server_that_is_not_there(tmp_path):
@@ -234,6 +290,15 @@ def test_what_was_paid_for_in_vain_is_not_paid_again(tmp_path):
         assert len(server.bodies) == 6
 
 
+def test_thoughts_that_leave_no_room_for_a_text_are_paid_for_once(tmp_path):
+    with FaultyServer(lambda body, before: completion(None, finish="length")).running() as server:
+        client = make(tmp_path, server.url)
+        kept = Kept(client, client.ledger.database)
+        for _ in range(2):
+            assert answers(kept, requests(1)) == {0: "failed: no text: all of max_tokens went into hidden thoughts"}
+        assert len(server.bodies) == 1
+
+
 def test_the_key_is_sent_and_stands_nowhere(tmp_path, capfd):
     def answer(body, before):
         return error(500, KEY) if before == 0 else completion(f"your key is {KEY}")
@@ -267,9 +332,12 @@ def test_an_address_that_is_none(url, tmp_path):
 def test_sixteen_workers_never_exceed_the_cap(tmp_path):
     """Every reply costs as much as it may; the server says so."""
     prices, cap = Prices(2.0, 10.0), 0.03
+    together = threading.Event()
 
     def answer(body, before):
-        time.sleep(0.002)
+        if server.most_at_once >= 8:
+            together.set()
+        together.wait(5)  # until so many are under way
         size = sum(len(message["content"]) for message in body["messages"])
         return completion("x", prompt_tokens=size + 250, completion_tokens=body["max_tokens"])
 
@@ -282,10 +350,26 @@ def test_sixteen_workers_never_exceed_the_cap(tmp_path):
         spent = client.ledger.totals()
         assert 0.9 * cap < spent.spent <= cap and spent.reserved == 0
         assert len(found) == len(server.bodies) == spent.attempts
-        assert server.most_at_once > 2
+        assert server.most_at_once >= 8
         kept = Kept(make(tmp_path, server.url, prices=prices, cap=1.0, workers=16), client.ledger.database)
         assert len(answers(kept, requests(100))) == 100
         assert set(server.counts.values()) == {1}
+
+
+def test_further_fields_of_the_body_count_under_the_cap(tmp_path):
+    """They have the last word on how much is written and how often; and may stand in the prompt."""
+    more = {"n": 3, "max_completion_tokens": 50, "chat_template_kwargs": {"note": "x" * 400}}
+
+    def answer(body, before):
+        return completion("x", prompt_tokens=600, completion_tokens=body["n"] * body["max_completion_tokens"])
+
+    with FaultyServer(answer).running() as server:
+        client = make(tmp_path, server.url, prices=Prices(1.0, 10.0), cap=0.0068, more=more)
+        with pytest.raises(UserError, match="the cap of 0.0068 is reached"):
+            answers(client, requests(9))
+        totals = client.ledger.totals()
+        assert 0 < totals.spent <= 0.0068 and totals.attempts == 3
+        assert all(cost <= reserved for cost, reserved in _rows(client, "SELECT cost, reserved FROM attempts"))
 
 
 def test_what_a_killed_process_had_sent_counts_as_spent(tmp_path):

@@ -207,6 +207,17 @@ def test_plain_text_is_read_with_labels_and_without() -> None:
     assert isinstance(steps, Found) and steps.steps == {"topic": "fever", "author": "a nurse"}
 
 
+def test_thoughts_are_no_part_of_a_seed() -> None:
+    thought = "<think>I might write about rivers, " + "and about ships " * 20 + "</think>\n\n"
+    for marked in (thought, thought.removeprefix("<think>")):  # some templates write the first mark into the prompt
+        found = read_reply(Reply(marked + DOCUMENT, "stop"), json_reply=False, question="")
+        assert isinstance(found, Found) and found.text == DOCUMENT
+    endless = Reply(thought.removesuffix("</think>\n\n"), "length")
+    for is_json in (True, False):
+        assert read_reply(endless, json_reply=is_json, question="") == Unusable("nothing but thoughts")
+    assert read_list("<think>- law?</think>\n- bail\n- tort") == ["bail", "tort"]
+
+
 def test_a_reply_that_was_cut_ends_with_a_sentence() -> None:
     found = read(Reply(DOCUMENT + " And then the", "length"), json_reply=False)
     assert found == Found(DOCUMENT, {}, cut=True)

@@ -14,6 +14,7 @@ from scripted_llm import ScriptedClient
 from ntk_jax.errors import UserError
 from ntk_jax.llm.request import Reply, Request
 from ntk_jax.mining.seeds.duplicates import drop_duplicates, first_alike
+from ntk_jax.mining.seeds.own import seeds_of_keywords
 from ntk_jax.mining.seeds.seed import Seed
 from ntk_jax.mining.seeds.write import NEAR_DUPLICATE, PROBE, write_seeds, write_topics
 
@@ -184,6 +185,18 @@ def test_nearly_the_same_words_and_nearly_the_same_embedding() -> None:
         ("d", "nearly the same embedding"),
     ]
     assert drop_duplicates([]) == ([], [], [])
+
+
+def test_keywords_are_not_alike_for_their_domain_s_description() -> None:
+    domains = {"medicine": "diseases, their diagnosis and treatment, drugs, nursing, hospitals, patients and research"}
+    seeds = seeds_of_keywords({"medicine": ["asthma", "stroke", "sepsis"]}, domains)
+    seeds += [seed("a", LONG), seeds[0], seed("b", LONG + " now")]
+    kept, _, dropped = drop_duplicates(seeds, vectors=np.ones((6, 2)))
+    assert kept == [0, 1, 2, 3]
+    assert [(one["like"], one["reason"]) for one in dropped] == [
+        (seeds[0].id, "the same text"),
+        ("a", "nearly the same words"),
+    ]
 
 
 def test_the_first_that_stays_is_found_as_by_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:

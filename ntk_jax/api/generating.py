@@ -62,7 +62,7 @@ def sample(
         `completion_tokens`.
 
     Raises:
-        UserError: a model without a tokenizer, a setting that nothing can be drawn with.
+        UserError: a model without a tokenizer, a setting that nothing can be drawn with, prompts that are none.
 
     Example:
         >>> import ntk_jax as nj
@@ -73,6 +73,7 @@ def sample(
     """
     if samples < 1:
         raise UserError(f"samples = {samples} must be at least 1")
+    _check_prompts(prompts)
     rendering = Rendering(template, control_tokens=control_tokens, options=template_options or {})
     client = ModelClient(computing_in(model, dtype), rendering=rendering, slots=slots, context=context, mesh=mesh)
     requests = [
@@ -92,6 +93,24 @@ def sample(
     ]
     replies = dict(client.ask(requests, progress))
     return [replies[ordinal] for ordinal in range(len(requests))]
+
+
+def _check_prompts(prompts: Any) -> None:
+    """Raises UserError: one prompt where a list belongs, or something else than texts and talks."""
+    if isinstance(prompts, (str, Mapping)):
+        raise UserError("prompts must be a list; put the one prompt into brackets")
+    for number, prompt in enumerate(prompts):
+        if isinstance(prompt, str):
+            continue
+        if isinstance(prompt, Mapping):
+            raise UserError(
+                f"prompts: number {number} is a message; a talk is a list of messages, in brackets of its own"
+            )
+        if not isinstance(prompt, Sequence) or not all(
+            isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+            for message in prompt
+        ):
+            raise UserError(f"prompts: number {number} must be a text or a list of messages with role and content")
 
 
 def log_likelihoods(

@@ -36,13 +36,15 @@ class WindowTokens:
         if self.lowercase:
             texts, prefix = [text.lower() for text in texts], prefix.lower()
         encoded = self.tokenizer.encode_batch_fast([prefix + text for text in texts], add_special_tokens=False)
-        lead = len(self.tokenizer.encode(prefix, add_special_tokens=False).ids) if prefix else 0
+        lead = self.tokenizer.encode(prefix, add_special_tokens=False).ids if prefix else []
         return [self._cut(encoding.ids, lead, first_only) for encoding in encoded]
 
-    def _cut(self, ids: list[int], lead: int, first_only: bool) -> list[np.ndarray]:
+    def _cut(self, ids: list[int], prefix: list[int], first_only: bool) -> list[np.ndarray]:
         room = self.max_tokens - len(self.before) - len(self.after)
         if len(ids) <= room or first_only:
             return [self._framed(ids[:room])]
+        # Some tokenizers join the prefix's last space to the text's first word: that token is the text's.
+        lead = next((n for n, (own, alone) in enumerate(zip(ids, prefix, strict=False)) if own != alone), len(prefix))
         # A prefix that leaves less than half of the room for the text is not repeated.
         head = ids[:lead] if 2 * lead <= room else []
         body, room = ids[len(head) :], room - len(head)

@@ -3,7 +3,8 @@
 Four rules. `exact`: the reply is the record's response, but for case, white space and the marks around it. `number`:
 the last number of the reply is the last one of the response (as of GSM8K, whose responses end in "#### 42"). `letter`:
 the choices are listed behind the question under letters, and the reply names one, or spells a choice out. `regex`: what
-a pattern finds last in the reply is what it finds last in the response, or the response itself. Replies are greedy.
+a pattern finds last in the reply is what it finds last in the response, or the response itself. Replies are greedy, and
+thoughts between <think> and </think> are no part of them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ntk_jax.data.tokens import encode_question
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.bootstrap import interval, resampled_means
 from ntk_jax.evaluation.shots import BETWEEN, fitted
+from ntk_jax.llm.parsing import without_thoughts
 from ntk_jax.llm.request import Request
 from ntk_jax.llm.sampler import ModelClient
 from ntk_jax.models.model import Model
@@ -36,7 +38,8 @@ NO_REPLY = "no reply"
 Progress = Callable[[int, int], None]
 Answer = dict[str, Any]
 
-_NUMBER = re.compile(r"(?:(?<!\w)[-+\u2212])?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
+_NUMBER = re.compile(r"(?:(?<!\w)[-+\u2212])?\$?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|(?<![\w.])\.\d+)")
+_NO_SPACES = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")
 _EDGES = " \t\r\n.,;:!?\"'`*()[]{}"
 
 
@@ -193,6 +196,7 @@ def question(record: Mapping[str, Any], rule: str) -> tuple[Mapping[str, str], .
 
 def read_answer(reply: str, record: Mapping[str, Any], rule: str, pattern: str | None = None) -> str | None:
     """The answer that a reply gives, in the form of `expected_answer`; None: it gives none."""
+    reply = without_thoughts(reply)
     if rule == "number":
         return _last_number(reply)
     if rule == "letter":
@@ -303,7 +307,8 @@ def _last_number(text: str) -> str | None:
 
 def _last_match(text: str, pattern: str) -> str | None:
     found = list(re.finditer(pattern, text))
-    return _plain(found[-1][1] if found[-1].re.groups else found[-1][0]) if found and found[-1][0] else None
+    answer = (found[-1][1] if found[-1].re.groups else found[-1][0]) if found else None  # a group may match nothing
+    return _plain(answer) if answer else None
 
 
 def _letter(number: int) -> str:
@@ -325,7 +330,14 @@ def _chosen(reply: str, choices: Sequence[str]) -> str | None:
     alone = set(re.findall(rf"(?<![\w'])({one})(?![\w'])", text)) - {"A", "I"}
     if len(alone) == 1:
         return alone.pop()
-    words = f" {_plain(text)} "
-    spelled = [letter for letter, choice in zip(letters, choices, strict=True) if f"{_plain(choice)}" in words]
-    exact = [letter for letter, choice in zip(letters, choices, strict=True) if _plain(choice) == words.strip()]
+    words, plain = _plain(text), list(map(_plain, choices))
+    exact = [letter for letter, choice in zip(letters, plain, strict=True) if choice == words]
+    spelled = [letter for letter, choice in zip(letters, plain, strict=True) if choice and _stands_in(choice, words)]
     return exact[0] if len(exact) == 1 else spelled[0] if len(spelled) == 1 else None
+
+
+def _stands_in(choice: str, words: str) -> bool:
+    """Whether a text holds a choice that is no part of a longer word or number; Chinese and Japanese have no spaces."""
+    if _NO_SPACES.search(choice):
+        return choice in words
+    return re.search(rf"(?<!\w){re.escape(choice)}(?!\w)(?!\.\d)", words) is not None

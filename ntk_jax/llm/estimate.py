@@ -42,8 +42,8 @@ class Counts:
 
 @dataclass(frozen=True)
 class Calls:
-    """calls: without those whose replies are kept. Tokens of prompts are a guess of four bytes each, those of replies
-    the most there can be. money: in the unit of the prices."""
+    """Of each call once: replies that are kept are not taken away, those that are asked for again not added. Tokens of
+    prompts are a guess of four bytes each, those of replies the most there can be. money: in the unit of the prices."""
 
     calls: int
     prompt_tokens: int
@@ -65,7 +65,7 @@ class Calls:
 def estimate_calls(
     requests: Sequence[Request] | Counts, prices: Prices | None = None, rate: Rate | None = None
 ) -> Calls:
-    """What requests will take that have no reply yet."""
+    """What requests will take, each sent once."""
     if isinstance(requests, Counts):
         calls = requests.calls
         prompt_tokens, completion_tokens = calls * requests.prompt_tokens, calls * requests.completion_tokens

@@ -73,16 +73,6 @@ class Kept:
             for ordinal in places[key][1:]:
                 yield ordinal, dataclasses.replace(reply, cached=True)
 
-    def missing(self, requests: Sequence[Request]) -> list[int]:
-        """Ordinals of the requests that have no reply yet, of equal ones the first."""
-        keys = [key_of(canonical(self.name, request, self._more)) for request in requests]
-        there = self._cache.get(list(dict.fromkeys(keys)), failed=not self._ask_failed_again)
-        first: dict[str, int] = {}
-        for ordinal, key in enumerate(keys):
-            if key not in there:
-                first.setdefault(key, ordinal)
-        return list(first.values())
-
     def _inner(self) -> Client:
         if self._client is None:
             assert self._make is not None

@@ -63,14 +63,14 @@ class Ledger:
     money; None: no end."""
 
     def __init__(self, database: Database, prices: Prices | None = None, cap: float | None = None) -> None:
-        """Raises UserError: a cap that lets no call through, or a negative price."""
+        """Raises UserError: a cap that lets no call through, or a price that is none."""
         self.database = database
         self.prices = prices or Prices()
         if cap is not None and not cap > 0:
             raise UserError(f"a cap of {cap:g} lets no call through; give more than 0, or none for no cap")
-        if min(self.prices.per_million_in, self.prices.per_million_out) < 0:
-            raise UserError("a price is negative; give the cost of a million tokens, 0 where it is free")
-        self._cap = None if cap is None else math.floor(cap * BILLIONTHS)
+        if not all(0 <= price < math.inf for price in (self.prices.per_million_in, self.prices.per_million_out)):
+            raise UserError("a price is negative or no number; give the cost of a million tokens, 0 where it is free")
+        self._cap = None if cap in (None, math.inf) else math.floor(cap * BILLIONTHS)
         self._under_way = 0
         self._settled = threading.Condition()
 

@@ -21,7 +21,9 @@ DEEPEST = 100  # levels of nesting
 # Line ends inside strings are the commonest fault; NaN is no JSON, and no number that anybody can use.
 _DECODER = json.JSONDecoder(strict=False, parse_constant=lambda _: None)
 _FENCE = re.compile(r"```[a-zA-Z]*\s*\n(.*?)(?:```|\Z)", re.DOTALL)
-_THOUGHT = re.compile(r"\A\s*<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL)
+# Thoughts before the answer, whose first mark some chat templates write into the prompt, or that never ended.
+_THOUGHT = re.compile(r"\A(?!\s*[\[{`]).*</think(?:ing)?>|\A\s*<think(?:ing)?>.*", re.DOTALL)
+_LIKELY = {"{": re.compile(r"\{\s*[\"'}]"), "[": re.compile(r"\[")}  # braces stand in prose too
 
 Check = Callable[[Any], str | None]  # of a parsed value: what is wrong with it, in a few words; None: nothing
 
@@ -109,11 +111,16 @@ def correction(request: Request, failure: Failure) -> Request:
     return dataclasses.replace(request, messages=(*request.messages, *talk))
 
 
+def without_thoughts(text: str) -> str:
+    """What a model wrote behind its thoughts, where it marks them; empty where it never came to an answer."""
+    return _THOUGHT.sub("", text).strip()
+
+
 def _parse(text: str, kind: type, check: Check | None) -> Parsed | Failure:
     name = "list" if kind is list else "object"
-    body = _THOUGHT.sub("", text).strip()
+    body = without_thoughts(text)
     if not body:
-        return Failure("an empty reply", text)
+        return Failure("nothing but thoughts" if text.strip() else "an empty reply", text)
     reason = ""
     for how, value in _values(body, "{" if kind is dict else "["):
         if not isinstance(value, kind):
@@ -137,7 +144,8 @@ def _values(body: str, opening: str) -> Iterator[tuple[Literal["json", "repaired
         value = _loads(part)
         if value is not None:
             yield "json", value
-    start = body.find(opening)
+    likely = _LIKELY[opening].search(body)
+    start = likely.start() if likely else body.find(opening)
     if start >= 0:
         value = _first(body[start:])
         if value is not None:

@@ -72,6 +72,8 @@ def _find(client: ServerClient) -> Capabilities:
         able = dataclasses.replace(able, seeds="generation_config" if differ else "ignored")
     elif "seed" not in able.refused and first.text != drawn(1, time=2):
         unheard.append("seed: one seed gives several texts, so a reply can be had again from what is kept alone")
+    if first.tokens is not None and first.tokens[1] > TOKENS:
+        unheard.append(f"{able.max_tokens}: it writes more than is asked for, so no cap holds to the last call")
     if first.tokens is None:
         unheard.append("usage: it does not say how many tokens a call took, so the most possible is counted")
     able = dataclasses.replace(able, schema=_schema(call))
@@ -81,10 +83,10 @@ def _find(client: ServerClient) -> Capabilities:
         if able.seeds != "generation_config":  # which carries them
             unheard.append("top_k and min_p")
     two = call(Request(_SENTENCE, TOKENS), n=2)
-    if two.kind != "reply" or len(two.value.get("choices", ())) != 2:
+    if two.kind != "reply" or two.choices != 2:
         unheard.append("n: each sample is a call of its own")
     scored = call(Request(_SENTENCE, TOKENS), logprobs=True)
-    if scored.kind != "reply" or not scored.value["choices"][0].get("logprobs"):
+    if scored.kind != "reply" or not scored.logprobs:
         unheard.append("logprobs: likelihoods are computed by models in this process alone")
     return dataclasses.replace(able, unheard=tuple(unheard))
 
@@ -104,7 +106,7 @@ def _plain(client: ServerClient) -> tuple[Capabilities, Outcome]:
             outcome = _call(client, request, able, {})
     if outcome.kind == "refused":
         raise UserError(f"the server of {client.name} refuses the plainest request: {outcome.reason}")
-    if outcome.kind == "failed" and not outcome.billed:
+    if outcome.kind == "failed" and not outcome.choices:  # it may be loading its model: nothing is known of it yet
         raise TryAgain(f"the server of {client.name} does not reply ({outcome.reason}); start it, or try again later")
     if outcome.kind == "reply":
         cold = _call(client, dataclasses.replace(request, temperature=0.5), able, {})
@@ -132,16 +134,18 @@ def _schema(call: Callable[..., Outcome]) -> Any:
 def _call(
     client: ServerClient, request: Request, able: Capabilities, more: Mapping[str, Any], time: int = 1
 ) -> Outcome:
-    """One of the short calls, made for the first or second time. It is kept as well: a process that is killed meanwhile
-    repeats only the last. Whatever makes a server fail, rather than refuse, is as good as refused."""
+    """One of the short calls, made for the first or second time. Its answer is kept as well: a process that is killed
+    meanwhile repeats only the last, and what had no answer. Whatever makes a server fail, rather than refuse, is as
+    good as refused."""
     body = wire.body_of(client.name, request, able, {**client.server.more, **more})
-    name = f"probe {hashlib.sha256(f'{_address(client)} {time} {json.dumps(body)}'.encode()).hexdigest()}"
+    name = f"call {hashlib.sha256(f'{_address(client)} {time} {json.dumps(body)}'.encode()).hexdigest()}"
     found = _fact(client, name)
     if found is not None:
         return Outcome(**{**found, "tokens": tuple(found["tokens"]) if found["tokens"] else None})
 
     def keep(connection: Any, outcome: Outcome) -> None:
-        _set_fact(connection, name, dataclasses.asdict(outcome))
+        if outcome.choices:
+            _set_fact(connection, name, dataclasses.asdict(outcome))
 
     outcome = client.exchange(request, body, "probe", keep=keep, attempts=2)
     assert outcome is not None  # nobody stops it

@@ -16,6 +16,9 @@ import jax
 import jax.numpy as jnp
 
 
+_LEAST = 1e-20  # of a temperature or a share: what is smaller leaves the likeliest token too, and fp32 may not hold it
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Draws:
@@ -38,7 +41,7 @@ def draw(logits: jax.Array, draws: Draws, number: jax.Array) -> jax.Array:
     warm = draws.temperature > 0
 
     def drawn() -> jax.Array:
-        heat = jnp.where(warm, draws.temperature, 1.0)[:, None]
+        heat = jnp.where(warm, jnp.maximum(draws.temperature, _LEAST), 1.0)[:, None]
         kept = _kept((logits - top) / heat, draws, warm)
         noise = jax.vmap(lambda *key: jax.random.gumbel(_key(*key), logits.shape[1:]))(
             draws.seed, draws.sample, number.astype(jnp.uint32)
@@ -67,7 +70,7 @@ def _kept(x: jax.Array, draws: Draws, warm: jax.Array) -> jax.Array:
 
     def by_mass() -> jax.Array:
         mass = jnp.exp(by_k)
-        enough = jnp.where(cut_p, draws.top_p, 0.0) * mass.sum(axis=-1)
+        enough = jnp.where(cut_p, jnp.maximum(draws.top_p, _LEAST), 0.0) * mass.sum(axis=-1)
         lowest = _highest(lambda t: jnp.sum(jnp.where(order >= t[:, None], mass, 0.0), axis=-1) >= enough, len(x))
         return jnp.where((order >= lowest[:, None]) | ~cut_p[:, None], by_k, -jnp.inf)
 

@@ -151,21 +151,22 @@ class ServerClient:
             last = failures + 1 >= (attempts or self.server.attempts)
             if not self.pace.wait(wire.likely_tokens(request) + request.max_tokens, stopped):
                 return None
-            attempt = self.ledger.reserve(key, wire.most_tokens(request), request.max_tokens, stopped)
+            worst = wire.most_tokens(request, self.server.more), wire.most_reply_tokens(request, body)
+            attempt = self.ledger.reserve(key, *worst, stopped)
             if attempt is None:
                 return None
             sent = self.pace.now()
             outcome = self._attempt(request, body, attempt, keep, last)
             if outcome.kind == "fatal":
                 raise UserError(f"the server of {self.name}: {outcome.reason}")
-            if outcome.kind in ("reply", "refused"):
-                self._busy_since = None
-                self.pace.went_well()
-                return outcome
             if outcome.kind == "busy":
                 self.pace.pause(sent, outcome.wait)
                 self._check_patience(outcome)
                 continue
+            self._busy_since = None
+            if outcome.kind in ("reply", "refused"):
+                self.pace.went_well()
+                return outcome
             failures += 1
             if last:
                 return outcome
@@ -259,7 +260,7 @@ class ServerClient:
         if len(key) < SHORTEST_KEY or (key not in outcome.text and key not in outcome.reason):
             return outcome
         return dataclasses.replace(
-            outcome, text=outcome.text.replace(key, "[key]"), reason=outcome.reason.replace(key, "[key]"), value={}
+            outcome, text=outcome.text.replace(key, "[key]"), reason=outcome.reason.replace(key, "[key]")
         )
 
     def _check_patience(self, outcome: Outcome) -> None:

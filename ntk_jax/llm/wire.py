@@ -10,7 +10,7 @@ import email.utils
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from ntk_jax.errors import one_line
@@ -56,7 +56,8 @@ class Capabilities:
 @dataclass(frozen=True)
 class Outcome:
     """What became of an attempt. tokens: (of the prompt, of the reply) as reported. billed: whether it costs anything,
-    yes where that is not known. wait: seconds that the server asks for. value: the whole response."""
+    yes where that is not known. wait: seconds that the server asks for. choices: how many texts the response had;
+    logprobs: whether the first had these. Nothing else of a response is held, for it may repeat the key."""
 
     kind: Kind
     reason: str = ""
@@ -65,7 +66,8 @@ class Outcome:
     tokens: tuple[int, int] | None = None
     billed: bool = True
     wait: float | None = None
-    value: Mapping[str, Any] = field(default_factory=dict)
+    choices: int = 0
+    logprobs: bool = False
 
     def reply(self, request: Request) -> Reply:
         """The reply, cut before the first of the request's stop texts."""
@@ -111,15 +113,22 @@ def body_of(model: str, request: Request, able: Capabilities, more: Mapping[str,
     return {**body, **more}
 
 
-def most_tokens(request: Request) -> int:
+def most_tokens(request: Request, more: Mapping[str, Any] | None = None) -> int:
     """More tokens than the request's prompt can have: a tokenizer of bytes makes at most one of each byte; and what a
-    chat template adds."""
-    messages = request.messages
+    chat template adds. more: the further fields of the body, which may go into the prompt too."""
+    messages, added = request.messages, len(json.dumps(dict(more))) if more else 0
     if isinstance(messages, str):
-        return len(messages.encode("utf8", "replace")) + 16
+        return len(messages.encode("utf8", "replace")) + added + 16
     size = sum(len(str(text).encode("utf8", "replace")) for message in messages for text in message.values())
     schema = len(json.dumps(request.schema)) if request.schema is not None else 0
-    return size + schema + 32 * len(messages) + 256  # a template's own system message
+    return size + schema + added + 32 * len(messages) + 256  # a template's own system message
+
+
+def most_reply_tokens(request: Request, body: Mapping[str, Any]) -> int:
+    """The tokens that may be billed for the reply: of all texts that the body asks for, by the limits that it has."""
+    limits = [body[name] for name in ("max_tokens", "max_completion_tokens") if isinstance(body.get(name), int)]
+    texts = body.get("n", 1)
+    return max(limits or [request.max_tokens]) * (max(texts, 1) if isinstance(texts, int) else 1)
 
 
 def likely_tokens(request: Request) -> int:
@@ -160,14 +169,17 @@ def _read_answer(content: bytes) -> Outcome:
     if not isinstance(choice, dict):
         error = one_line(whole(_error_of(value)), REASON)
         reason = f"error with status 200: {error}" if error else "no choices"
-        return Outcome("failed", reason, tokens=tokens, value=value)
+        return Outcome("failed", reason, tokens=tokens)
+    about: dict[str, Any] = {"choices": len(choices or ()), "logprobs": bool(choice.get("logprobs")), "tokens": tokens}
     finish = _FINISH.get(str(choice.get("finish_reason")), "stop")
     if finish == "failed":
-        return Outcome("reply", "stopped by the server's content filter", finish=finish, tokens=tokens, value=value)
+        return Outcome("reply", "stopped by the server's content filter", finish=finish, **about)
     text = _text(choice)
+    if text is None and finish == "length":  # the same request would have no text again, and cost as much
+        return Outcome("reply", "no text: all of max_tokens went into hidden thoughts", finish="failed", **about)
     if text is None:
-        return Outcome("failed", "no text", tokens=tokens, value=value)
-    return Outcome("reply", text=text, finish=finish, tokens=tokens, value=value)
+        return Outcome("failed", "no text", **about)
+    return Outcome("reply", text=text, finish=finish, **about)
 
 
 def _text(choice: Mapping[str, Any]) -> str | None:

@@ -50,9 +50,16 @@ def read_frames(path: Path, start: int = 0, stop: int | None = None) -> Iterator
                 return
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 stop = size if stop is None else min(stop, size)
-                yield from (_members if data[:2] == MEMBER[:2] else _plain)(data, start, stop)
+                yield from (_members if _is_compressed(data) else _plain)(data, start, stop)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}; correct its path or permissions") from None
+
+
+def _is_compressed(data: mmap.mmap) -> bool:
+    """By how the file begins; where that is damaged, by whether a member with a record comes later."""
+    if data[:2] == MEMBER[:2]:
+        return True
+    return not _BEGIN.match(data) and not _NEXT.search(data) and _next_member(data, 0) >= 0
 
 
 # -- gzip ----------------------------------------------------------------------------------------------------------
@@ -200,7 +207,8 @@ def _split(source: _Member | _Bytes, offset: int) -> Iterator[Frame]:
         inside, head = window.passed, window.text[window.at : window.at + _HEADER]
         blank = _BLANK.search(head)
         if not _BEGIN.match(head) or not blank:
-            cut = len(head) < _HEADER and not source.ended and not blank
+            begun = head.startswith(b"WARC/1."[: len(head)])
+            cut = begun and len(head) < _HEADER and not source.ended and not blank
             window.skip_to_record(min(1, len(head)))
             yield Frame(offset, inside, head, "cut_short" if cut else "no_record")
             continue

@@ -15,7 +15,7 @@ from ntk_jax.data.words import bare_words, run_hashes, word_hashes, written_word
 
 _ALPHABETIC = re.compile(r"[^\W\d_]")
 _BULLET = re.compile(r"^\s*[-*\u2022\u2023\u25cf\u25e6\u2043\u00b7]")
-_SYMBOL = re.compile(r"#|\.\.\.|\u2026")
+_SYMBOLS = (re.compile("#"), re.compile(r"\.\.\.|\u2026"))
 _ELLIPSIS = ("...", "\u2026")
 
 
@@ -23,8 +23,8 @@ _ELLIPSIS = ("...", "\u2026")
 class Quality:
     """The thresholds; a document that breaks one is dropped, for the first it breaks.
 
-    min_words, max_words: of a document. min_word_length, max_word_length: characters, on average. max_symbols: # and
-    ellipses for each word. max_bullet_lines, max_ellipsis_lines: shares of the lines that begin with a bullet, or end
+    min_words, max_words: of a document. min_word_length, max_word_length: characters, on average. max_symbols: #, or
+    ellipses, for each word. max_bullet_lines, max_ellipsis_lines: shares of the lines that begin with a bullet, or end
     with an ellipsis. min_alphabetic: share of words with a letter. stop_words, min_stop_words: so many different ones
     must be there. max_repeated_lines, max_repeated_paragraphs: shares of those that stood before in the document;
     max_repeated_line_characters, max_repeated_paragraph_characters: the same by characters. max_top_runs: for n from 2
@@ -66,7 +66,7 @@ def _prose(text: str, words: list[str], rules: Quality) -> tuple[str, str] | Non
     if not rules.min_word_length <= length <= rules.max_word_length:
         return "word_length", f"{length:.2f}"
     shares = {
-        "symbols": (len(_SYMBOL.findall(text)) / max(len(words), 1), rules.max_symbols),
+        "symbols": (max(len(kind.findall(text)) for kind in _SYMBOLS) / max(len(words), 1), rules.max_symbols),
         "bullet_lines": (_share(bool(_BULLET.match(line)) for line in lines), rules.max_bullet_lines),
         "ellipsis_lines": (_share(line.rstrip().endswith(_ELLIPSIS) for line in lines), rules.max_ellipsis_lines),
         "not_alphabetic": (1 - _share(map(bool, map(_ALPHABETIC.search, words))), 1 - rules.min_alphabetic),

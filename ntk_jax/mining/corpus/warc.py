@@ -80,11 +80,11 @@ def _document(
         if record.http_headers.status_code != 200:
             return Drop(place, "http_status", f"{record.http_headers.status_code} {url}")
         mime, charset = (record.http_content_type or "").lower(), record.http_charset
-    body = record.reader.read()
+    body = record.reader.read(largest + 1)  # a page of some kilobytes may be uncompressed to many gigabytes
+    if len(body) > largest:
+        return Drop(place, "too_large", f"more than {largest:,} bytes {url}")
     if kind == "response" and (said := _said_length(record)) is not None:
         notes["shorter_than_said"] += len(body) < said
-    if len(body) > largest:
-        return Drop(place, "too_large", f"{len(body):,} bytes {url}")
     if not body.strip():
         return Drop(place, "empty", url)
     if mime in _HTML:

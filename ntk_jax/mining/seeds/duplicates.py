@@ -23,21 +23,25 @@ def drop_duplicates(
 ) -> tuple[list[int], list[Seed], list[dict[str, Any]]]:
     """(ordinals that stay, these seeds, what was dropped) of seeds; of two alike the earlier one stays.
 
-    Seeds of the same text become one that stands for the domains of both. vectors [S, D]: embeddings of the seeds;
-    None: only words are compared. similarity: Jaccard similarity of word runs, cosine: of embeddings, from which on two
-    are alike. A dropped one is {"id", "like": the id that stays, "reason", "domains", "text"}.
+    Seeds of the same text become one that stands for the domains of both. Keywords are only compared so: what they
+    share is their domain's description, not what they say. vectors [S, D]: embeddings of the seeds; None: only words
+    are compared. similarity: Jaccard similarity of word runs, cosine: of embeddings, from which on two are alike. A
+    dropped one is {"id", "like": the id that stays, "reason", "domains", "text"}.
     """
     texts = [seed.text for seed in seeds]
     equal = _first_equal(texts)
-    by_words = near_duplicates(texts, similarity)
-    by_vectors = None if vectors is None else first_alike(vectors, cosine)
+    compared = np.array([i for i, seed in enumerate(seeds) if seed.facts.get("origin") != "keyword"], np.int64)
+    by_words, by_vectors = np.arange(len(seeds)), np.arange(len(seeds))
+    by_words[compared] = compared[near_duplicates([texts[i] for i in compared], similarity)]
+    if vectors is not None:
+        by_vectors[compared] = compared[first_alike(np.asarray(vectors)[compared], cosine)]
     names: dict[int, list[str]] = {}
     dropped = []
     for i, seed in enumerate(seeds):
         for first, reason in (
             (equal[i], "the same text"),
             (int(by_words[i]), "nearly the same words"),
-            (i if by_vectors is None else int(by_vectors[i]), "nearly the same embedding"),
+            (int(by_vectors[i]), "nearly the same embedding"),
         ):
             if first in names:
                 shown = {"id": seed.id, "like": seeds[first].id, "reason": reason}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ntk_jax.llm.parsing import Parsed, parse_json
+from ntk_jax.llm.parsing import Parsed, parse_json, without_thoughts
 from ntk_jax.llm.request import Reply
 from ntk_jax.mining.seeds.prompts import FIELDS
 
@@ -48,7 +48,9 @@ def read_reply(reply: Reply, *, json_reply: bool, question: str, min_words: int 
         return Unusable(f"no reply: {reply.reason or 'unknown'}")
     if not reply.text.strip():
         return Unusable("an empty reply")
-    found = _from_json(reply.text) if json_reply else _from_text(reply.text)
+    if not without_thoughts(reply.text):
+        return Unusable("nothing but thoughts")
+    found = _from_json(reply.text) if json_reply else _from_text(without_thoughts(reply.text))
     if isinstance(found, Unusable):
         return found
     if reply.finish == "length":
@@ -91,7 +93,7 @@ def read_list(text: str) -> list[str]:
     if isinstance(found, Parsed):
         items = [_plain(item) for item in found.value]
     else:
-        items = [re.sub(r"^[\s\-*•\d.)\"]+|[\",]+$", "", line) for line in text.splitlines()]
+        items = [re.sub(r"^[\s\-*•\d.)\"]+|[\",]+$", "", line) for line in without_thoughts(text).splitlines()]
     return list(dict.fromkeys(" ".join(item.split()) for item in items if item.strip()))
 
 

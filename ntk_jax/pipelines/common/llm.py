@@ -64,6 +64,7 @@ def check_llm(section: LLMSection, name: str = "llm") -> None:
     if (section.base_url is None) == (section.base_url_env is None):
         given = "both are" if section.base_url is not None else "neither is"
         raise UserError(f"{name}: give {name}.base_url or {name}.base_url_env; {given} set")
+    _check_body(section.body or {}, name)
     if section.cap == 0:
         raise UserError(f"{name}.cap is 0, so no call could be made; give more, or null for no cap")
     if section.base_url is not None and "@" in section.base_url:
@@ -74,6 +75,16 @@ def check_llm(section: LLMSection, name: str = "llm") -> None:
         section.price_in is None and (section.cap is not None or section.key_env is not None)
     ):
         _no_price(section, name)
+
+
+def _check_body(body: Mapping[str, Any], name: str) -> None:
+    """Raises UserError: fields without which no reply can be read, or whose cost has no bound."""
+    for key in ("model", "messages", "prompt", "stream", "n"):
+        if key in body:
+            raise UserError(f"{name}.body: {key} is decided by the run itself; leave it out")
+    for key in ("max_tokens", "max_completion_tokens"):
+        if key in body and not (type(body[key]) is int and body[key] > 0):
+            raise UserError(f"{name}.body: {key} must be a whole number of at least 1: it bounds what a call costs")
 
 
 def open_client(

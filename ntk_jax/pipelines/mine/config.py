@@ -31,7 +31,7 @@ class GopherSection:
     max_words: Count = setting(100_000, "and at most")
     min_word_length: NotNegative = setting(3.0, "characters of a word on average at least")
     max_word_length: NotNegative = setting(10.0, "and at most")
-    max_symbols: NotNegative = setting(0.1, "# and ellipses for each word")
+    max_symbols: NotNegative = setting(0.1, "# for each word, or ellipses")
     max_bullet_lines: Fraction = setting(0.9, "share of lines that begin with a bullet")
     max_ellipsis_lines: Fraction = setting(0.3, "share of lines that end with an ellipsis")
     min_alphabetic: Fraction = setting(0.8, "share of words with a letter")
