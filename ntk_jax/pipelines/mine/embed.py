@@ -43,11 +43,8 @@ def embed(run: MineRun, folder: Path) -> dict[str, Any] | None:
     vectors = _seed_vectors(run, seeds)
     total, size = chunks.count(run), section.block_chunks
     top, dtype = min(section.neighbours, total), run.config.encoder.dtype
-    arrays: dict[str, Any] = {
-        "best": ((len(domains),), np.float32),
-        "best_seed": ((len(domains),), np.int32),
-        "windows": ((), np.int32),
-    }
+    arrays: dict[str, Any] = {"best": ((len(domains),), np.float32), "best_seed": ((len(domains),), np.int32)}
+    arrays["windows"] = ((), np.int32)
     if section.keep:
         arrays["vectors"] = ((run.embedder.dim,), np.float16)
     store = create(folder / CHUNKS, arrays, total, size, facts(run))
