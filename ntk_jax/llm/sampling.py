@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-
 _LEAST = 1e-20  # of a temperature or a share: what is smaller leaves the likeliest token too, and fp32 may not hold it
 
 
