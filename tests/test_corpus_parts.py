@@ -21,9 +21,10 @@ from ntk_jax.errors import UserError
 from ntk_jax.mining.corpus import duplicates, layout, quality
 from ntk_jax.mining.corpus.chunks import chunks_of
 from ntk_jax.mining.corpus.contamination import contamination, evaluation_runs
-from ntk_jax.mining.corpus.documents import Drop, clean
+from ntk_jax.mining.corpus.documents import Drop, clean, nearly_utf8
 from ntk_jax.mining.corpus.drops import Drops, merge
 from ntk_jax.mining.corpus.extract import Extractor, check_extractor
+from ntk_jax.mining.corpus.extract_worker import _decode
 from ntk_jax.mining.corpus.files import corpus_files, shards_of
 from ntk_jax.mining.corpus.quality import Quality, broken_rule
 from ntk_jax.mining.corpus.readers import Reading, read_piece
@@ -79,6 +80,43 @@ def test_texts_of_other_encodings():
     assert decode("été".encode("cp1252"), "no such charset") == ("été", True)
     assert decode("ůň".encode("iso-8859-2"), "iso-8859-2") == ("ůň", True)
     assert decode(b"\x81\x8d", None) == ("\x81\x8d", True)  # no Windows-1252 either
+
+
+FRENCH = "Le cœur bat très fort à l'été, dit-elle. "
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        (FRENCH, "cp1252"),
+        ("Сердце бьётся сильно, сказала она. ", "cp1251"),
+        ("Сердце бьётся сильно, сказала она. ", "koi8_r"),
+        ("หัวใจเต้นแรงมาก เธอกล่าว และเดินออกไป ", "tis_620"),
+        ("心脏跳动得很厉害，她说。", "gb2312"),
+        ("心臟跳動得很厲害，她說。", "big5"),
+        ("心臓がとても強く打つと彼女は言った。", "euc_jp"),
+        ("심장이 아주 세게 뛴다고 그녀는 말했다. ", "euc_kr"),
+        ("Η καρδιά χτυπά δυνατά, είπε. ", "iso8859_7"),
+    ],
+)
+def test_damaged_utf8_is_known_from_other_encodings(text, encoding):
+    assert nearly_utf8(text.encode(encoding) * 3) is None
+    for cut in (1, 2):
+        whole = (text * 3).encode()
+        damaged = whole[: next(n for n in range(40, 99) if whole[n] & 0xC0 == 0x80)]  # in the middle of a character
+        assert nearly_utf8(damaged)[:-1] == damaged.decode("utf-8", "ignore")
+        assert decode(damaged + b" \xff" * cut, "iso-8859-1")[1]
+
+
+def test_a_page_is_read_as_what_it_is_whatever_its_server_says():
+    pytest.importorskip("resiliparse")
+    assert _decode(FRENCH.encode() + b"\xff", "utf-8") == (FRENCH + "\ufffd", "utf-8")
+    assert _decode(FRENCH.encode() + b"\xc3", "iso-8859-1") == (FRENCH + "\ufffd", "utf-8")
+    assert _decode(FRENCH.encode("cp1252"), "utf-8") == (FRENCH, "cp1252")
+    japanese = "<p>心臓がとても強く打つと彼女は言った。</p>" * 3
+    assert _decode(japanese.encode("euc_jp"), "utf-8") == (japanese, "euc_jp")
+    assert _decode(japanese.encode("shift_jis"), "") == (japanese, "shift_jis")
+    assert _decode(b"\x81 \x8d", "utf-8")[0]
 
 
 @pytest.mark.parametrize("coding", ["Content-Encoding: gzip", "Transfer-Encoding: chunked", "X-None: at all"])

@@ -130,6 +130,20 @@ def test_a_stop_text_ends_the_reply_before_it() -> None:
     assert answers(client, [replace(asked, stop=("\x00",))])[0] == whole
 
 
+def test_a_control_token_may_be_a_stop_text() -> None:
+    model = random_model(ModelConfig("llama", 264, 32, 48, 1, 2, 2, 16))
+    client = ModelClient(replace(model, tokenizer=byte_tokenizer(chat=CHAT)), slots=2)
+    client.ends = []
+    request = Request("abc", max_tokens=8, temperature=0.0)
+    [(_, whole, tokens)] = client.ask_with_tokens([request])
+    assert whole.finish == "length" and len(set(tokens[:3])) > 1
+    client.controls = {"<|end|>": tokens[2]}  # as if that token were it
+    [(_, found, left)] = client.ask_with_tokens([replace(request, stop=("<|end|>", "never"))])
+    place = tokens.index(tokens[2])
+    assert (found.finish, found.completion_tokens, left) == ("stop", place + 1, tokens[: place + 1])
+    assert whole.text.startswith(found.text) and ModelClient(client.model).controls["<|end|>"] > 255
+
+
 def test_max_tokens_and_the_context_end_a_reply() -> None:
     model, progress = random_model(ModelConfig("llama", 264, 32, 48, 2, 2, 2, 16, max_positions=64)), []
     model = replace(model, tokenizer=byte_tokenizer(chat=CHAT))

@@ -207,6 +207,15 @@ def test_plain_text_is_read_with_labels_and_without() -> None:
     assert isinstance(steps, Found) and steps.steps == {"topic": "fever", "author": "a nurse"}
 
 
+def test_a_seed_may_be_written_without_spaces() -> None:
+    first = "护士走到床边，看着病人的体温表，记下了她所看到的一切。"
+    second = "医生说心脏跳动得很厉害，明天还要再检查一次！"
+    found = read_reply(Reply(first + second + "然后", "length"), json_reply=False, question="写一份报告")
+    assert isinstance(found, Found) and found.text == first + second and found.cut
+    assert first_sentences(first + second, 30) == first
+    assert unusable(first * 3) == "the text repeats itself"
+
+
 def test_thoughts_are_no_part_of_a_seed() -> None:
     thought = "<think>I might write about rivers, " + "and about ships " * 20 + "</think>\n\n"
     for marked in (thought, thought.removeprefix("<think>")):  # some templates write the first mark into the prompt

@@ -98,6 +98,8 @@ class ModelClient:
         self.prompt_tokens = prompt_tokens or (128 if jax.default_backend() == "cpu" else 2048)
         ends = set(model.config.special_tokens["eos"]) | ends_of_turn(model.tokenizer, rendering)
         self.ends = sorted(ends)  # the tokens that end a reply
+        # Stop texts that spell one of these are tokens: a reply's text is without them.
+        self.controls = {str(token): number for number, token in model.tokenizer.added_tokens_decoder.items()}
 
     def ask(self, requests: Sequence[Request], progress: Progress | None = None) -> Iterator[tuple[int, Reply]]:
         """(ordinal, reply) for each request, as they come. A request that cannot be answered, because its prompt is
@@ -231,7 +233,10 @@ class _Desk:
     def _finished(self, asked: _Asked, fresh: int) -> Reply | None:
         """The reply, if the last `fresh` tokens ended it."""
         words = Words(self.client.model.tokenizer, asked.ids[-1])
-        made, ended = asked.made, asked.made[-1] in self.client.ends
+        stops = {self.client.controls[stop] for stop in asked.request.stop if stop in self.client.controls}
+        place = next((n for n in range(len(asked.made) - fresh, len(asked.made)) if asked.made[n] in stops), None)
+        made = asked.made = asked.made if place is None else asked.made[: place + 1]
+        ended = place is not None or made[-1] in self.client.ends
         body = made[:-1] if ended or made[-1] < 0 else made
         if asked.request.stop and (cut := words.stopped(body, asked.request.stop, fresh)) is not None:
             return Reply(cut[0], "stop", len(asked.ids), cut[1])

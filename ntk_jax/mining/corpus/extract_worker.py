@@ -57,17 +57,26 @@ def _answer(run: Callable[[str], tuple[str, str]], page: bytes, charset: str) ->
 
 
 def _decode(page: bytes, charset: str) -> tuple[str, str]:
-    """(the page as text, the encoding): by its mark or as UTF-8 where it is that, by the charset that the server named,
-    by the one that the page names, by the look of its bytes."""
-    from resiliparse.parse.encoding import bytes_to_str, detect_encoding, map_encoding_to_html5
+    """(the page as text, the encoding): by its mark or as UTF-8 where it is that, or that but for some damage; by the
+    charset that the server named, by the one that the page names, by the look of its bytes, each where it fits."""
+    from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
+
+    from ntk_jax.mining.corpus.documents import nearly_utf8
 
     try:
         return page.decode("utf-8-sig"), "utf-8"
     except UnicodeDecodeError:
         pass
+    if (text := nearly_utf8(page)) is not None:
+        return text, "utf-8"
     named = map_encoding_to_html5(charset, fallback_utf8=False) if charset else None
-    found = named or detect_encoding(page, from_html_meta=True) or "utf-8"
-    return bytes_to_str(page, found, errors="replace"), found
+    for found in (named, detect_encoding(page, from_html_meta=True), detect_encoding(page)):
+        try:
+            if found and found != "utf-8":
+                return page.decode(found).removeprefix("\ufeff"), found
+        except (UnicodeDecodeError, LookupError):
+            continue
+    return page.decode("cp1252", "replace"), "cp1252"
 
 
 def _resiliparse() -> Callable[[str], tuple[str, str]]:

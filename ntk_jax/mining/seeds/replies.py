@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ntk_jax.data.words import WRITTEN, written_words
 from ntk_jax.llm.parsing import Parsed, parse_json, without_thoughts
 from ntk_jax.llm.request import Reply
 from ntk_jax.mining.seeds.prompts import FIELDS
@@ -20,7 +21,7 @@ _DECLINED = re.compile(
     r"^\W*(i'?m sorry|i am sorry|sorry\b|i can'?t\b|i cannot\b|i'?m unable|i am unable|as an ai\b|as a language model)",
     re.IGNORECASE,
 )
-_SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*(?=\s)")
+_SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*(?=\s)|[\u3002\uff01\uff1f][\u300d\u300f”’]*")
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def read_reply(reply: Reply, *, json_reply: bool, question: str, min_words: int 
 
 def unusable(text: str, *, question: str = "", min_words: int = 20) -> str | None:
     """Why a text cannot stand for a domain, or None."""
-    words = text.split()
+    words = written_words(text)
     if _DECLINED.match(text):
         return "the model declined"
     if len(words) < min_words:
@@ -69,7 +70,7 @@ def unusable(text: str, *, question: str = "", min_words: int = 20) -> str | Non
     runs = _runs(words, 4)
     if len(words) >= 40 and len(set(runs)) < DISTINCT_RUNS * len(runs):
         return "the text repeats itself"
-    asked, runs = set(_runs(question.split(), 6)), _runs(words, 6)
+    asked, runs = set(_runs(written_words(question), 6)), _runs(words, 6)
     if asked and sum(run in asked for run in runs) > COPIED_RUNS * len(runs):
         return "the text repeats the question"
     return None
@@ -79,7 +80,7 @@ def first_sentences(text: str, max_words: int | None = None) -> str:
     """The first `max_words` words (None: all) as far as a sentence ends among them; all of them where none does."""
     text = text.strip()
     if max_words is not None:
-        words = list(re.finditer(r"\S+", text))
+        words = list(WRITTEN.finditer(text))
         if len(words) <= max_words:
             return text
         text = text[: words[max_words - 1].end()]
