@@ -42,7 +42,8 @@ def embed(run: MineRun, folder: Path) -> dict[str, Any] | None:
     seeds = seeds_of(run)
     vectors = _seed_vectors(run, seeds)
     total, size = chunks.count(run), section.block_chunks
-    top, dtype = min(section.neighbours, total), run.config.encoder.dtype
+    top = min(section.neighbours, total)
+    options: dict[str, Any] = {"top": top, "combine": section.combine, "dtype": run.config.encoder.dtype}
     arrays: dict[str, Any] = {
         "best": ((len(domains),), np.float32),
         "best_seed": ((len(domains),), np.int32),
@@ -64,13 +65,14 @@ def embed(run: MineRun, folder: Path) -> dict[str, Any] | None:
         windows, owner = run.embedder.embed_windows(
             items, kind="passage", batch_tokens=section.batch_tokens, progress=progress
         )
-        found = best_of_block(
-            windows, owner, stop - start, laid, top=top, combine=section.combine, first=start, dtype=dtype
-        )
+        found = best_of_block(windows, owner, stop - start, laid, first=start, **options)
         # Before the block is marked as done, so that a done block has both.
         write_block(nearest, block, {"top_score": found.top_score[None], "top_chunk": found.top_chunk[None]})
-        counts = np.bincount(owner, minlength=stop - start)
-        arrays = {"best": found.best, "best_seed": found.best_seed, "windows": counts}
+        arrays = {
+            "best": found.best,
+            "best_seed": found.best_seed,
+            "windows": np.bincount(owner, minlength=stop - start),
+        }
         return arrays | ({"vectors": mean_vectors(windows, owner, stop - start)} if section.keep else {})
 
     fill_blocks(
