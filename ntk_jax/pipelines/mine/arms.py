@@ -152,14 +152,11 @@ def _autods(run: MineRun) -> np.ndarray:
         "mesh": run.model.mesh,
     }
 
-    def texts(blocks: frozenset[int]) -> Iterator[tuple[int, list[str]]]:
-        for block in sorted(blocks):
-            yield block, [chunk["text"] for chunk in chunks.read_range(run, *store.block_range(block))]
-
     def compute(block: int, items: list[str], progress: Progress) -> dict[str, np.ndarray]:
         odds = [yes_log_odds(model, items, name, text, **options) for name, text in asked.items()]
         return {"odds": np.stack(odds, axis=1)}
 
+    texts = functools.partial(chunks.texts_of_blocks, run, store)
     fill_blocks(store, texts, compute, progress=run.job.progress("ask about chunks", total, "chunks"))
     return in_turn(read(store, "odds"))
 

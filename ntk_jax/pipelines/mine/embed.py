@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,6 @@ def embed(run: MineRun, folder: Path) -> dict[str, Any] | None:
     nearest = create(folder / NEAREST, kept, store.blocks, 1)
     laid = lay_out(vectors, domain_matrix(seeds, domains))
 
-    def texts(blocks: frozenset[int]) -> Iterator[tuple[int, list[str]]]:
-        for block in sorted(blocks):
-            yield block, [chunk["text"] for chunk in chunks.read_range(run, *store.block_range(block))]
-
     def compute(block: int, items: list[str], progress: Progress) -> dict[str, np.ndarray]:
         start, stop = store.block_range(block)
         windows, owner = run.embedder.embed_windows(
@@ -77,7 +74,7 @@ def embed(run: MineRun, folder: Path) -> dict[str, Any] | None:
 
     fill_blocks(
         store,
-        texts,
+        functools.partial(chunks.texts_of_blocks, run, store),
         compute,
         shard=run.job.shard,
         progress=clock.ticking(run.job.progress("embed", total, "chunks")),
