@@ -20,6 +20,7 @@ from ntk_jax.engine.plan import Command
 from ntk_jax.engine.stage import Job
 from ntk_jax.errors import UserError
 from ntk_jax.mining.autods import PLAIN_END, QUESTION, yes_log_odds, yes_scores
+from ntk_jax.mining.turns import in_turn
 from ntk_jax.models.decoder import hidden_states
 from ntk_jax.models.head import head_matrix
 from ntk_jax.models.model import Model, random_model
@@ -125,5 +126,6 @@ def test_the_arm_scores_the_corpus_once_block_by_block(
     most[0] = 2  # nothing is asked again
     assert sorted(order) == list(range(store.rows)) and arms.chunks_of(run, "autods").tolist() == order.tolist()
     texts = [text.lower() for _, text in arms.texts_of(run, "autods")]
-    best = [max(text.count(word) for word in words.values()) for text in texts]
-    assert best == sorted(best, reverse=True) and best[0] > best[-1]
+    counts = np.array([[text.count(word) for word in words.values()] for text in texts])
+    assert in_turn(counts.astype(np.float32)).tolist() == list(range(len(texts)))  # they are in their order
+    assert (counts[:2].max(axis=0) == counts.max(axis=0)).all() and counts[0].max() > counts[-1].max()

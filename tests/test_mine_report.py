@@ -151,10 +151,13 @@ def test_what_speaks_against_the_numbers_is_said(run: Path) -> None:
     edit(run / "embed/summary.json", lambda s: s.update(note="no encoder: mean hidden state of builtin:model"))
     edit(run / "classify/summary.json", lambda s: s["domains"]["law"].update(average_precision=0.3, base_rate=0.2))
     edit(run / "audit/summary.json", lambda s: s.update(false_accept={"value": None, "low": 0.0, "high": 1.0}))
+    edit(run / "pretrain/summary.json", lambda s: s["arms"][-1]["sources"]["dopamine"].update(passes=6.25))
     edit(run / "label/summary.json", lambda s: s["domains"]["law"].update(doubtful=True))
     edit(run / "classify/summary.json", lambda s: s["domains"]["medicine"].update(positives=4))
     _, page = page_of(run)
     assert "No part of the corpus stands out for law" in page.text and "stands out for medicine" not in page.text
+    assert "Little text for the arm “DoPAMine”" in page.text and "read 6.2 times over" in page.text
+    assert page.text.count("Little text") == 1
     assert "The threshold of medicine rests on few labels" in page.text and "threshold of law rests" not in page.text
     assert "no encoder: mean hidden state of builtin:model" in page.text
     assert "Its average precision for law is 0.300, where chance has 0.200" in page.text

@@ -9,6 +9,8 @@
 | `seeds_classifier` | by a classifier of the seeds themselves against random chunks | the paper proposes to try it    |
 | `autods`           | by the model's own yes or no about each chunk                 | arXiv 2402.07625                |
 | `dopamine`         | what the classifier took, most probable first                 | arXiv 2410.00260                |
+
+Of several domains the best of each come in turn, for their scores have no common scale; DSIR has one target, all seeds.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from ntk_jax.errors import UserError
 from ntk_jax.mining.autods import QUESTION, yes_log_odds
 from ntk_jax.mining.classifier import train_head
 from ntk_jax.mining.labels import background, labels_of
+from ntk_jax.mining.turns import in_turn
 from ntk_jax.pipelines.common.checks import check_model
 from ntk_jax.pipelines.common.examples import rendering_of
 from ntk_jax.pipelines.mine import chunks
@@ -111,7 +114,7 @@ def _random(run: MineRun) -> np.ndarray:
 
 
 def _retrieval(run: MineRun) -> np.ndarray:
-    return _descending(best_scores(run)[0][:, : len(mined_names(run.config))].max(axis=1))
+    return in_turn(best_scores(run)[0][:, : len(mined_names(run.config))])
 
 
 def _dsir(run: MineRun) -> np.ndarray:
@@ -129,14 +132,14 @@ def _seeds_classifier(run: MineRun) -> np.ndarray:
     mined = len(mined_names(run.config))
     head = train_head(vectors, labels, domains, seed=run.config.seed)
     parts = [
-        head.probabilities(embeddings(run, start, min(start + BLOCK, total)))[:, :mined].max(axis=1)
+        head.probabilities(embeddings(run, start, min(start + BLOCK, total)))[:, :mined]
         for start in range(0, total, BLOCK)
     ]
-    return _descending(np.concatenate(parts))
+    return in_turn(np.concatenate(parts))
 
 
 def _autods(run: MineRun) -> np.ndarray:
-    """By the domain whose odds are best. A block that is scored is kept: the model reads the corpus once."""
+    """By the odds, domains in turn. A block that is scored is kept: the model reads the corpus once."""
     config, model, total = run.config, run.model.base, chunks.count(run)
     asked = {name: run.domains[name] for name in mined_names(config)}
     facts = {"question": QUESTION, "domains": asked, "max_length": config.model.max_length}
@@ -149,16 +152,13 @@ def _autods(run: MineRun) -> np.ndarray:
         "mesh": run.model.mesh,
     }
 
-    def texts(blocks: frozenset[int]) -> Iterator[tuple[int, list[str]]]:
-        for block in sorted(blocks):
-            yield block, [chunk["text"] for chunk in chunks.read_range(run, *store.block_range(block))]
-
     def compute(block: int, items: list[str], progress: Progress) -> dict[str, np.ndarray]:
         odds = [yes_log_odds(model, items, name, text, **options) for name, text in asked.items()]
         return {"odds": np.stack(odds, axis=1)}
 
+    texts = functools.partial(chunks.texts_of_blocks, run, store)
     fill_blocks(store, texts, compute, progress=run.job.progress("ask about chunks", total, "chunks"))
-    return _descending(read(store, "odds").max(axis=1))
+    return in_turn(read(store, "odds"))
 
 
 def _descending(scores: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 from ntk_jax.mining.corpus.layout import read_array
 from ntk_jax.mining.corpus.store import count_chunks, read_chunks
 from ntk_jax.pipelines.mine.state import MineRun
+from ntk_jax.storage.arrays import Store
 
 SAMPLE = "sample.npy"  # [n] int64, ascending: which chunks of the corpus are mined; absent where all are
 READ = 2048  # chunks read at once
@@ -41,6 +42,12 @@ def texts(run: MineRun) -> Iterator[str]:
     total = count(run)
     for start in range(0, total, READ):
         yield from (chunk["text"] for chunk in read_range(run, start, min(start + READ, total)))
+
+
+def texts_of_blocks(run: MineRun, store: Store, blocks: frozenset[int]) -> Iterator[tuple[int, list[str]]]:
+    """(block, texts of its chunks) of these blocks of a store with a row a chunk."""
+    for block in sorted(blocks):
+        yield block, [chunk["text"] for chunk in read_range(run, *store.block_range(block))]
 
 
 def _of_corpus(folder: Path, places: np.ndarray) -> Iterator[dict[str, Any]]:

@@ -24,6 +24,7 @@ from ntk_jax.mining.ngrams import NgramConfig, Ngrams, load_ngrams, train_ngrams
 from ntk_jax.mining.seeds.duplicates import first_alike
 from ntk_jax.mining.thresholds import check_threshold
 from ntk_jax.mining.tuning import TuneConfig
+from ntk_jax.mining.turns import in_turn
 from ntk_jax.pipelines.mine import chunks
 from ntk_jax.pipelines.mine.config import MineConfig, domain_names, mined_names
 from ntk_jax.pipelines.mine.embed import chosen_embeddings, embeddings
@@ -153,7 +154,8 @@ def _trained(run: MineRun, place: Path) -> Classifier:
 
 
 def _close(run: MineRun, folder: Path, classifier: Classifier, found: np.ndarray, clock: Clock) -> dict[str, Any]:
-    """Takes what is above the thresholds, without semantic near-duplicates, best first until the tokens are full."""
+    """Takes what is above the thresholds, without semantic near-duplicates, the best of each domain first, in turn,
+    until the words are full."""
     section, domains = run.config.classify, mined_names(run.config)
     given, found = section.thresholds or {}, found[:, : len(domains)]
     limits = np.array(
@@ -162,10 +164,7 @@ def _close(run: MineRun, folder: Path, classifier: Classifier, found: np.ndarray
     for place, name in enumerate(domains):
         check_threshold(found[:, place], float(limits[place]), name)
     above = found >= limits
-    places = np.flatnonzero(above.any(axis=1))
-    # Best first, by the probability of the best domain among those that a chunk is taken for; ties in corpus order.
-    best = np.where(above[places], found[places], -1).max(axis=1)
-    places = places[np.argsort(-best, kind="stable")]
+    places = in_turn(found, above)
     kept, dropped = _distinct(run, places)
     account = _write(run, folder, kept, found, above)
     np.save(folder / "chosen.npy", kept[: account.taken])
@@ -272,7 +271,7 @@ class _Account:
 
 
 def _write(run: MineRun, folder: Path, places: np.ndarray, found: np.ndarray, above: np.ndarray) -> _Account:
-    """mined.jsonl, best first, each with where it came from and why it was taken."""
+    """mined.jsonl, the best of each domain first, each with where it came from and why it was taken."""
     domains, most = mined_names(run.config), run.config.classify.most_words
     store = open_store(run.job.folder / "embed" / "chunks.zarr")
     best, best_seed = read(store, "best"), read(store, "best_seed")

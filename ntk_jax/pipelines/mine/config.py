@@ -200,7 +200,9 @@ class ClassifySection:
     thresholds: Mapping[str, Any] | None = setting(
         None, "probability from which on a chunk is taken, {domain: number}; null: from the held-out precision"
     )
-    most_words: Count | None = setting(None, "words of the mined text at most, best first; null: all that is taken")
+    most_words: Count | None = setting(
+        None, "words of the mined text at most, the best of each domain first, in turn; null: all that is taken"
+    )
     near_duplicates: Fraction = setting(
         0.97, "cosine from which on a mined chunk is dropped as a semantic near-duplicate; 1: none is"
     )

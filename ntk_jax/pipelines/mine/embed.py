@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,13 @@ def embed(run: MineRun, folder: Path) -> dict[str, Any] | None:
     seeds = seeds_of(run)
     vectors = _seed_vectors(run, seeds)
     total, size = chunks.count(run), section.block_chunks
-    top, dtype = min(section.neighbours, total), run.config.encoder.dtype
-    arrays: dict[str, Any] = {"best": ((len(domains),), np.float32), "best_seed": ((len(domains),), np.int32)}
-    arrays["windows"] = ((), np.int32)
+    top = min(section.neighbours, total)
+    options: dict[str, Any] = {"top": top, "combine": section.combine, "dtype": run.config.encoder.dtype}
+    arrays: dict[str, Any] = {
+        "best": ((len(domains),), np.float32),
+        "best_seed": ((len(domains),), np.int32),
+        "windows": ((), np.int32),
+    }
     if section.keep:
         arrays["vectors"] = ((run.embedder.dim,), np.float16)
     store = create(folder / CHUNKS, arrays, total, size, facts(run))
@@ -52,27 +57,24 @@ def embed(run: MineRun, folder: Path) -> dict[str, Any] | None:
     nearest = create(folder / NEAREST, kept, store.blocks, 1)
     laid = lay_out(vectors, domain_matrix(seeds, domains))
 
-    def texts(blocks: frozenset[int]) -> Iterator[tuple[int, list[str]]]:
-        for block in sorted(blocks):
-            yield block, [chunk["text"] for chunk in chunks.read_range(run, *store.block_range(block))]
-
     def compute(block: int, items: list[str], progress: Progress) -> dict[str, np.ndarray]:
         start, stop = store.block_range(block)
         windows, owner = run.embedder.embed_windows(
             items, kind="passage", batch_tokens=section.batch_tokens, progress=progress
         )
-        found = best_of_block(
-            windows, owner, stop - start, laid, top=top, combine=section.combine, first=start, dtype=dtype
-        )
+        found = best_of_block(windows, owner, stop - start, laid, first=start, **options)
         # Before the block is marked as done, so that a done block has both.
         write_block(nearest, block, {"top_score": found.top_score[None], "top_chunk": found.top_chunk[None]})
-        counts = np.bincount(owner, minlength=stop - start)
-        arrays = {"best": found.best, "best_seed": found.best_seed, "windows": counts}
+        arrays = {
+            "best": found.best,
+            "best_seed": found.best_seed,
+            "windows": np.bincount(owner, minlength=stop - start),
+        }
         return arrays | ({"vectors": mean_vectors(windows, owner, stop - start)} if section.keep else {})
 
     fill_blocks(
         store,
-        texts,
+        functools.partial(chunks.texts_of_blocks, run, store),
         compute,
         shard=run.job.shard,
         progress=clock.ticking(run.job.progress("embed", total, "chunks")),

@@ -24,6 +24,7 @@ from ntk_jax.mining.labels import Labelled
 from ntk_jax.mining.metrics import Curve
 from ntk_jax.mining.seeds.own import seed_files
 from ntk_jax.mining.seeds.seed import domain_matrix
+from ntk_jax.mining.turns import in_turn
 from ntk_jax.pipelines.mine import chunks
 from ntk_jax.pipelines.mine.config import MineConfig, domain_names, mined_names
 from ntk_jax.pipelines.mine.embed import best_scores, chosen_embeddings, nearest_chunks
@@ -224,9 +225,7 @@ def _by_model(run: MineRun, best: np.ndarray, best_seed: np.ndarray) -> tuple[La
     each domain that is mined, in turn, for a random sample of a large corpus has next to nothing of a scarce domain;
     half of it random."""
     rng, count = np.random.default_rng([run.config.seed, 0x11A]), min(run.config.label.sample, len(best))
-    ranked = np.argsort(-best[:, : len(mined_names(run.config))], axis=0, kind="stable")
-    _, first = np.unique(ranked, return_index=True)  # of chunks, by their best place in any of the rankings
-    likely = ranked.reshape(-1)[np.sort(first)][: count // 2]
+    likely = in_turn(best[:, : len(mined_names(run.config))])[: count // 2]
     others = rng.permutation(np.setdiff1d(np.arange(len(best)), likely))[: count - len(likely)]
     places = np.sort(np.concatenate([likely, others])).astype(np.int64)
     texts = [chunk["text"] for chunk in chunks.read_chosen(run, places)]

@@ -111,13 +111,18 @@ def _ends(run: RunDirectory, item: dict[str, Any]) -> Figure:
     )
 
 
+def own_text(facts: dict[str, Any]) -> dict[str, Any]:
+    """What an arm read of its own text; nothing for general text only."""
+    sources = mapping(facts.get("sources"))
+    return next((mapping(item) for name, item in sources.items() if name != GENERAL), {})
+
+
 def _tokens(run: RunDirectory) -> Table:
     rows = []
     for arm, facts in arms(run).items():
         if arm == BASE:
             continue
-        sources = mapping(facts.get("sources"))
-        own = next((mapping(item) for name, item in sources.items() if name != GENERAL), {})
+        sources, own = mapping(facts.get("sources")), own_text(facts)
         general_text = mapping(sources.get(GENERAL))
         passes = finite(own.get("passes"))
         left = sum(finite(mapping(item).get("left_out")) or 0.0 for item in sources.values())
@@ -277,7 +282,7 @@ def _score(entry: dict[str, Any], key: str) -> Cell:
     write = percent if key == "accuracy" else general
     low, high = finite(entry.get("low")), finite(entry.get("high"))
     lines = () if low is None or high is None else (f"{write(low)} to {write(high)}",)
-    return Cell(write(entry.get(key)), lines)
+    return Cell(write(entry.get(key)), lines, big=True, class_="number")
 
 
 def cost(run: RunDirectory) -> Shown:

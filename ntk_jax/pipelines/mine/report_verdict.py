@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from ntk_jax.pipelines.mine.report_arms import PRETRAIN, evaluated_pairs, is_general, leading, says, title
+from ntk_jax.pipelines.mine.report_arms import (
+    PRETRAIN,
+    arms,
+    evaluated_pairs,
+    is_general,
+    leading,
+    own_text,
+    says,
+    title,
+)
 from ntk_jax.pipelines.mine.report_layout import bounded
 from ntk_jax.pipelines.mine.report_seeds import percent_of
 from ntk_jax.report.amounts import count, finite, general, nats, percent
@@ -13,6 +22,7 @@ from ntk_jax.report.reading import RunDirectory, mapping, records
 
 LENIENT = 0.2  # share of planted wrong labels accepted, from which on a judge's agreement says little
 HARDLY = 2.0  # average precision over the base rate below which a classifier is hardly better than chance
+OFTEN = 4.0  # passes over a text beyond which another one teaches little (Muennighoff et al., arXiv 2305.16264)
 FEW = 20  # held-out positives below which a threshold is a matter of luck
 DISAGREES = 0.5  # agreement below which a domain's labels are more often wrong than right
 
@@ -88,7 +98,7 @@ def _bracket(pair: dict[str, Any]) -> str:
 
 def warnings(run: RunDirectory) -> list[Notice]:
     """What a reader must know before believing a number. anchor: the section's short name."""
-    return [*_of_seeds(run), *_of_labels(run), *_of_classifier(run), *_of_judge(run)]
+    return [*_of_seeds(run), *_of_labels(run), *_of_classifier(run), *_of_judge(run), *_of_training(run)]
 
 
 def _of_seeds(run: RunDirectory) -> list[Notice]:
@@ -145,4 +155,14 @@ def _of_judge(run: RunDirectory) -> list[Notice]:
         if judged and agreed is not None and agreed / judged < DISAGREES:
             text = f"It agrees with {percent_of(agreed, judged)} of {count(judged)} labels of {name}."
             notices.append(Notice("audit", "The judge disagrees with most labels", text))
+    return notices
+
+
+def _of_training(run: RunDirectory) -> list[Notice]:
+    notices = []
+    for name, facts in arms(run).items():
+        passes = finite(own_text(facts).get("passes"))
+        if passes is not None and passes > OFTEN:
+            text = f"Its own text was read {passes:.1f} times over; there is too little of it for pretrain.tokens."
+            notices.append(Notice("pretrain", f"Little text for the arm “{title(run, name)}”", text))
     return notices
