@@ -237,3 +237,23 @@ def test_the_terminal_says_nothing_of_what_was_not_judged(tmp_path: Path) -> Non
     (tmp_path / "audit" / "manifest.json").write_text("{}")
     row = terminal(tmp_path).splitlines()[-1]
     assert row.split() == ["law", "0.750", "4", "0"]
+
+
+def test_a_sample_is_compared_with_itself(run: Path) -> None:
+    def sampled(corpus: dict[str, Any]) -> None:
+        corpus["sampled"] = 1000
+        for source, one in corpus["sources"].items():
+            one["sampled"] = 1000 if source == "MedQuAD" else 0
+
+    edit(run / "corpus/summary.json", sampled)
+    text = page_of(run)[1].text
+    assert "1,000 chunks of these are mined" in text and "comes from MedQuAD, which is 100.0% of the corpus" in text
+
+
+def test_a_domain_that_nothing_was_kept_of_has_no_precision(tmp_path: Path) -> None:
+    one = {"threshold": 0.9, "taken": 3, "precision": {"value": None, "low": 0.0, "high": 1.0}}
+    found = {"taken": 3, "chunks": 9, "words": 30, "domains": {"law": one}}
+    (tmp_path / "classify").mkdir()
+    (tmp_path / "classify" / "summary.json").write_text(json.dumps(found))
+    (tmp_path / "classify" / "manifest.json").write_text("{}")
+    assert terminal(tmp_path).splitlines()[-1].split() == ["law", "0.900", "3"]

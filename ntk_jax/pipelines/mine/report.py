@@ -112,7 +112,9 @@ def _facts(run: RunDirectory, domains: dict[str, Any]) -> list[Fact]:
     classify = run.json("classify/summary.json")
     facts = [Fact("Domain", name, str(description)) for name, description in domains.items()]
     if text:
-        sample = f", {count(text['sampled'])} of them mined" if finite(text.get("sampled")) is not None else ""
+        sample = (
+            f"; {count(text['sampled'])} chunks of these are mined" if finite(text.get("sampled")) is not None else ""
+        )
         facts.append(
             Fact("Corpus", f"{count(text.get('chunks'))} chunks", f"of {count(text.get('kept'))} documents{sample}")
         )

@@ -94,7 +94,7 @@ def _evaluate(found: dict[str, Any], folder: Path) -> list[str]:
 
 
 def _interval(found: dict[str, Any] | None, digits: int = 2) -> str:
-    if not found:
+    if not found or found["value"] is None:
         return ""
     value, low, high = (_number(found[key], digits) for key in ("value", "low", "high"))
     return f"{value} ({low} to {high})"
