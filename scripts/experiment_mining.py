@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import lzma
+import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -152,6 +153,15 @@ def scored(task: Task, path: Path, only: list[str]) -> dict[str, np.ndarray]:
     return there
 
 
+def write_best(folder: Path, chunks: list[dict[str, Any]], scores: dict[str, np.ndarray], count: int) -> None:
+    """The chunks that each method likes best, the best first, as texts that scripts/experiment_pretrain.py reads."""
+    folder.mkdir(exist_ok=True)
+    for name, found in scores.items():
+        order = np.argsort(-found, kind="stable")[:count].tolist()
+        records = (json.dumps({"id": f"chunk-{place}", "text": chunks[place]["text"]}) for place in order)
+        write_lines(folder / f"{re.sub('[^a-zA-Z0-9]+', '-', name)}.jsonl", records)
+
+
 def run(arguments: argparse.Namespace) -> None:
     """All sets, domains and draws, then the tables."""
     out = Path(arguments.out)
@@ -191,6 +201,8 @@ def run(arguments: argparse.Namespace) -> None:
                 )
                 path = out / f"scores-{name}-{domain}-{len(chunks)}-{arguments.share:g}-{number}.npz"
                 draws.append(scored(task, path, arguments.methods))
+            if arguments.best:
+                write_best(out / f"best-{name}-{domain}", chunks, draws[0], arguments.best)
             truth = truth_of(domain, chunks)
             results.append({"seeds": name, "domain": domain, **measured(draws, truth, documents)})
             facts = {**environment(), "embedder": embedder.facts, "arguments": vars(arguments)}
@@ -213,6 +225,7 @@ def main() -> None:
     own = ",".join(str(ROOT / "configs" / "seeds" / f"{name}.jsonl") for name in ("medicine", "law", "contrast"))
     parser.add_argument("--seeds", nargs="+", default=[f"own={own}"], metavar="[NAME=]FILE[,FILE]")
     parser.add_argument("--methods", nargs="+", default=[], choices=list(METHODS), help="only these")
+    parser.add_argument("--best", type=int, default=0, help="chunks of each method that are written as texts")
     run(parser.parse_args())
 
 
