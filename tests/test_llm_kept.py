@@ -159,7 +159,7 @@ def test_two_processes_share_one_cap(tmp_path):
         other.reserve("b", 600_000, 0)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_killed_process_repeats_at_most_what_was_under_way(seed, tmp_path):
     """SIGKILL at random moments; the server counts."""
     draw, workers, total, kills = random.Random(seed), 4, 120, 0

@@ -154,6 +154,7 @@ def test_a_classifier_of_ngrams_reads_texts(inputs: Path) -> None:
     assert sum(one["source"] == "medicine" for one in own) / len(own) > 0.7
 
 
+@pytest.mark.slow
 def test_the_encoder_itself_is_tuned_and_goes_on_where_it_was_killed(
     inputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

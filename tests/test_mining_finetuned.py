@@ -121,6 +121,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(embedder: Embedder, tmp_path
     assert [path.name for path in (tmp_path / "killed").iterdir()] == ["history.jsonl"]
 
 
+@pytest.mark.slow
 def test_neither_microbatches_nor_a_mesh_change_what_is_learnt(embedder: Embedder, tmp_path: Path) -> None:
     whole = trained(embedder, tmp_path / "whole", epochs=1.0)
     np.testing.assert_allclose(
