@@ -32,6 +32,12 @@ KEYWORDS = {
     "legal": """court* law laws lawyer* attorney* legal statute* contract* agreement* clause* party parties plaintiff*
         defendant* judge* jury liable liability damages breach* hereby herein thereof pursuant indemnif* licens* lease*
         arbitration jurisdiction warrant* covenant* terminat* assign* tort* appeal* constitution* statut* plead*""",
+    "financial": """bank* loan* invest* stock* bond* share shares shareholder* interest dividend* profit* price* market*
+        revenue* income cash credit debt* asset* equity fund* financ* budget* cost* tax* currency inflation capital
+        portfolio* accounting audit* earnings return* rate* money million billion""",
+    "public affairs": """government* president* congress senate senator* election* vote* voter* policy policies
+        political politic* party parties nation* citizen* democra* republic* public state* federal law* campaign*
+        war peace people country military foreign reform* minister* parliament""",
 }
 
 
