@@ -32,8 +32,8 @@ from measurement import command_line, environment
 from mining_methods import CONTROLS, METHODS, Task
 from mining_tables import measured, tables
 
+from ntk_jax.data.chunks import chunks_of
 from ntk_jax.errors import UserError
-from ntk_jax.mining.corpus.chunks import chunks_of
 from ntk_jax.mining.seeds.seed import Seed, domain_matrix, read_file
 from ntk_jax.models.embedder import Embedder, load_embedder
 from ntk_jax.storage.atomic import replacing, write_json, write_lines, write_text

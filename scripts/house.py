@@ -28,6 +28,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("report",),
     ("selection",),
     ("mining",),
+    ("questions",),
     ("evaluation",),
     ("training",),
     ("kernels",),

@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from warc_pages import http, members, page, record
 
+from ntk_jax.data.chunks import chunks_of
+from ntk_jax.data.contamination import contamination, evaluation_runs
 from ntk_jax.data.words import bare_words, run_hashes, word_hashes, written_words
 from ntk_jax.errors import UserError
 from ntk_jax.mining.corpus import duplicates, layout, quality
-from ntk_jax.mining.corpus.chunks import chunks_of
-from ntk_jax.mining.corpus.contamination import contamination, evaluation_runs
 from ntk_jax.mining.corpus.documents import Drop, clean, nearly_utf8
 from ntk_jax.mining.corpus.drops import Drops, merge
 from ntk_jax.mining.corpus.extract import Extractor, check_extractor

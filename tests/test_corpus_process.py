@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 from warc_pages import http, members, page, record
 
+from ntk_jax.data.contamination import evaluation_runs
 from ntk_jax.errors import TryAgain, UserError
 from ntk_jax.mining.corpus import layout
-from ntk_jax.mining.corpus.contamination import evaluation_runs
 from ntk_jax.mining.corpus.files import shards_of
 from ntk_jax.mining.corpus.local import each, run_corpus
 from ntk_jax.mining.corpus.process import Settings, documents_of, extract_shard, finish_shard, keep

@@ -10,9 +10,10 @@ from scripted_llm import ScriptedClient
 
 from ntk_jax.errors import UserError
 from ntk_jax.llm.request import Reply, Request
+from ntk_jax.llm.verdicts import ask_verdicts, first_words, read_verdict
 from ntk_jax.mining.annotate import annotate
 from ntk_jax.mining.audit import Audit, Item, Share, audit, audit_sample
-from ntk_jax.mining.judge import ask_verdicts, first_words, question, read_verdict
+from ntk_jax.mining.judge import question
 
 DOMAINS = {"medicine": "illness and its treatment", "law": "statutes, courts and contracts"}
 NAMES = list(DOMAINS)

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from scripted_llm import ScriptedClient
 
+from ntk_jax.data.alike import first_alike
 from ntk_jax.errors import UserError
 from ntk_jax.llm.request import Reply, Request
-from ntk_jax.mining.seeds.duplicates import drop_duplicates, first_alike
+from ntk_jax.mining.seeds.duplicates import drop_duplicates
 from ntk_jax.mining.seeds.own import seeds_of_keywords
 from ntk_jax.mining.seeds.seed import Seed
 from ntk_jax.mining.seeds.write import NEAR_DUPLICATE, PROBE, write_seeds, write_topics

@@ -14,7 +14,8 @@ import numpy as np
 from ntk_jax.errors import UserError
 from ntk_jax.llm.parsing import Failure, ask_for_json
 from ntk_jax.llm.request import Client, Progress, Request
-from ntk_jax.mining.judge import check_domains, first_words
+from ntk_jax.llm.verdicts import first_words
+from ntk_jax.mining.judge import check_domains
 
 
 @dataclass(frozen=True)

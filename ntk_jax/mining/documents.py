@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ntk_jax.data.chunks import chunks_of
 from ntk_jax.errors import UserError
-from ntk_jax.mining.corpus.chunks import chunks_of
 from ntk_jax.mining.seeds.own import seeds_of_documents
 
 EVERY = "*"  # a file whose records name their domains themselves

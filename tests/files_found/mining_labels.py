@@ -12,10 +12,10 @@ import pytest
 from files_found.case import Case
 from ntk_jax.errors import UserError
 from ntk_jax.llm.request import Reply
+from ntk_jax.llm.verdicts import read_verdict
 from ntk_jax.mining.audit import audit_sample
 from ntk_jax.mining.classifier import HeadConfig, load_head, train_head
 from ntk_jax.mining.documents import labelled_documents
-from ntk_jax.mining.judge import read_verdict
 from ntk_jax.mining.labels import label, labels_of
 from ntk_jax.mining.thresholds import check_threshold, suggest_share
 

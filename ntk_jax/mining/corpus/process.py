@@ -22,17 +22,17 @@ import numpy as np
 import pyarrow
 from pyarrow import parquet
 
+from ntk_jax.data.chunks import chunks_of
+from ntk_jax.data.contamination import contamination
+from ntk_jax.data.language import language_of
 from ntk_jax.data.near_duplicates import MinHash, signature
 from ntk_jax.data.words import written_words
 from ntk_jax.errors import UserError
 from ntk_jax.mining.corpus import duplicates, layout
-from ntk_jax.mining.corpus.chunks import chunks_of
-from ntk_jax.mining.corpus.contamination import contamination
 from ntk_jax.mining.corpus.documents import Document, Drop
 from ntk_jax.mining.corpus.drops import Drops
 from ntk_jax.mining.corpus.extract import Extractor
 from ntk_jax.mining.corpus.files import Shard
-from ntk_jax.mining.corpus.language import language_of
 from ntk_jax.mining.corpus.quality import Quality, broken_rule
 from ntk_jax.mining.corpus.readers import Reading, read_piece
 from ntk_jax.storage import atomic

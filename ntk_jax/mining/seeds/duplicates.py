@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ntk_jax.data.alike import first_alike
 from ntk_jax.data.near_duplicates import near_duplicates
 from ntk_jax.mining.seeds.seed import Seed
-
-BLOCK = 1024  # seeds compared with all others at once
 
 
 def drop_duplicates(
@@ -53,23 +52,6 @@ def drop_duplicates(
             names[i] = list(seed.domains)
     kept = list(names)
     return kept, [replace(seeds[i], domains=tuple(names[i])) for i in kept], dropped
-
-
-def first_alike(vectors: np.ndarray, threshold: float) -> np.ndarray:
-    """[S] int64: for each row the first row that stays and has a cosine of at least `threshold` with it; itself, where
-    there is none. vectors: [S, D], of any length; a row of zeros is like no other."""
-    rows = np.asarray(vectors, np.float32)
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    unit = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
-    first = np.arange(len(unit))
-    for start in range(0, len(unit), BLOCK):
-        alike = unit[start : start + BLOCK] @ unit[: start + BLOCK].T >= threshold
-        for i in range(start, min(start + BLOCK, len(unit))):
-            before = np.flatnonzero(alike[i - start, :i])
-            stays = before[first[before] == before]
-            if len(stays):
-                first[i] = stays[0]
-    return first
 
 
 def _first_equal(texts: Sequence[str]) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 from ntk_jax.data.formats import AUTO, Reading
 from ntk_jax.data.sources import Spec, count_records, read, read_chosen, sample_indices
 from ntk_jax.errors import UserError, listed, shown
-from ntk_jax.mining.seeds.replies import first_sentences
+from ntk_jax.llm.usable import first_sentences
 from ntk_jax.mining.seeds.seed import Seed, check_domains
 
 

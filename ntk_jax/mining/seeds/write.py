@@ -11,10 +11,11 @@ from ntk_jax.data.near_duplicates import near_duplicates
 from ntk_jax.errors import UserError, listed, shown
 from ntk_jax.llm.parsing import Failure, correction
 from ntk_jax.llm.request import Client, Progress, Reply, Request
+from ntk_jax.llm.usable import read_list
 from ntk_jax.mining.seeds.dimensions import DIMENSIONS, Dimensions
 from ntk_jax.mining.seeds.plan import Slot, plan_seeds
 from ntk_jax.mining.seeds.prompts import prompt_id, seed_request, topics_request
-from ntk_jax.mining.seeds.replies import Found, Unusable, read_list, read_reply
+from ntk_jax.mining.seeds.replies import Found, Unusable, read_reply
 from ntk_jax.mining.seeds.seed import Seed, check_domains
 
 FORMATS = ("auto", "json", "text")

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from ntk_jax.data.contamination import evaluation_runs
 from ntk_jax.data.records import response_text
 from ntk_jax.data.sources import read
 from ntk_jax.engine.blocks import Progress, fill_blocks
 from ntk_jax.engine.clock import Clock
 from ntk_jax.errors import UserError
-from ntk_jax.mining.corpus.contamination import evaluation_runs
 from ntk_jax.mining.corpus.extract import check_extractor
 from ntk_jax.mining.corpus.files import Shard, corpus_files, shards_of
 from ntk_jax.mining.corpus.layout import write_array

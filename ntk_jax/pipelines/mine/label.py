@@ -15,11 +15,12 @@ import numpy as np
 from ntk_jax.engine.clock import Clock
 from ntk_jax.engine.stage import Facts
 from ntk_jax.errors import UserError, note
+from ntk_jax.llm.verdicts import ask_verdicts
 from ntk_jax.mining import labels as labelling
 from ntk_jax.mining import thresholds
 from ntk_jax.mining.annotate import annotate
 from ntk_jax.mining.documents import EVERY, labelled_documents
-from ntk_jax.mining.judge import ask_verdicts, question
+from ntk_jax.mining.judge import question
 from ntk_jax.mining.labels import Labelled
 from ntk_jax.mining.metrics import Curve
 from ntk_jax.mining.seeds.own import seed_files

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from ntk_jax.data.contamination import contamination, evaluation_runs
 from ntk_jax.data.formats import Reading
 from ntk_jax.data.records import response_text
 from ntk_jax.data.sources import count_records, formats_of, read, read_chosen, sample_indices
@@ -19,7 +20,6 @@ from ntk_jax.engine.stage import Facts, Job
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.accuracy import task_files
 from ntk_jax.evaluation.perplexity import HeldOut, compare_perplexities, held_out_text, perplexities
-from ntk_jax.mining.corpus.contamination import contamination, evaluation_runs
 from ntk_jax.models.model import Model, load_model, without_adapter
 from ntk_jax.parallel import hosts
 from ntk_jax.pipelines.common.model import RunModel, check_length
