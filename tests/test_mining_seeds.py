@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from ntk_jax.errors import UserError
 from ntk_jax.llm.request import Reply
-from ntk_jax.llm.usable import first_sentences, read_list, unusable
+from ntk_jax.llm.usable import Unusable, first_sentences, read_list, unusable
 from ntk_jax.mining.seeds.dimensions import DIMENSIONS, INDUSTRIES, Dimensions, Length, dimensions_of
 from ntk_jax.mining.seeds.own import seed_files, seeds_of_documents, seeds_of_keywords
 from ntk_jax.mining.seeds.plan import plan_seeds
 from ntk_jax.mining.seeds.prompts import FIELDS, prompt_id, seed_request
-from ntk_jax.mining.seeds.replies import Found, Unusable, read_reply
+from ntk_jax.mining.seeds.replies import Found, read_reply
 from ntk_jax.mining.seeds.seed import Seed, check_domains, domain_matrix, read_file, write_file
 
 DOMAINS = {"medicine": "diseases, drugs and patients", "law": "courts, contracts and rights"}

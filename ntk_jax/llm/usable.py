@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ntk_jax.data.words import WRITTEN, written_words
@@ -16,6 +17,15 @@ _DECLINED = re.compile(
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*(?=\s)|[\u3002\uff01\uff1f][\u300d\u300f”’]*")
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """Why a reply is of no use, in words that are the same for all replies of a kind. again: asking for the same answer
+    in better form may help."""
+
+    reason: str
+    again: bool = False
 
 
 def unusable(text: str, *, question: str = "", min_words: int = 20) -> str | None:

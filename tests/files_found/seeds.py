@@ -12,8 +12,9 @@ import pytest
 from files_found.case import Case
 from ntk_jax.errors import UserError
 from ntk_jax.llm.request import Reply
+from ntk_jax.llm.usable import Unusable
 from ntk_jax.mining.seeds.own import seeds_of_documents
-from ntk_jax.mining.seeds.replies import Found, Unusable, read_reply
+from ntk_jax.mining.seeds.replies import Found, read_reply
 from ntk_jax.mining.seeds.seed import read_file
 
 TITLE = "Seeds"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ntk_jax.llm.parsing import Parsed, parse_json, without_thoughts
 from ntk_jax.llm.request import Reply
-from ntk_jax.llm.usable import first_sentences, plain_text, unusable
+from ntk_jax.llm.usable import Unusable, first_sentences, plain_text, unusable
 from ntk_jax.mining.seeds.prompts import FIELDS
 
 _FENCE = re.compile(r"^\s*```[\w-]*\s*\n(.*?)\n?\s*```\s*$", re.DOTALL)
@@ -24,15 +24,6 @@ class Found:
     text: str
     steps: Mapping[str, str] = field(default_factory=dict)
     cut: bool = False
-
-
-@dataclass(frozen=True)
-class Unusable:
-    """Why a reply is no seed, in words that are the same for all replies of a kind. again: asking for the same answer
-    in better form may help."""
-
-    reason: str
-    again: bool = False
 
 
 def read_reply(reply: Reply, *, json_reply: bool, question: str, min_words: int = 20) -> Found | Unusable:
