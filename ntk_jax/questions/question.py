@@ -76,6 +76,23 @@ class Version:
     tokens: tuple[int, int] = (0, 0)
 
 
+@dataclass
+class Trace:
+    """How the question of a slot came to be. versions: all that were tried. best: the place of the one that stands.
+    stale: rounds without a gain. stopped: why nothing further was tried."""
+
+    slot: Slot
+    focus: str | None = None
+    versions: list[Version] = field(default_factory=list)
+    best: int | None = None
+    stale: int = 0
+    stopped: str | None = None
+
+    @property
+    def standing(self) -> Version | None:
+        return None if self.best is None else self.versions[self.best]
+
+
 def passage_of(chunks: Sequence[Chunk]) -> str:
     """The chunks with their titles, as models read them."""
     return "\n\n".join(f"[{chunk.title}]\n{chunk.text}" if chunk.title else chunk.text for chunk in chunks)
