@@ -61,10 +61,16 @@ class Kept:
 
 
 def keep(
-    candidates: Sequence[Candidate], limits: Limits, *, vectors: Vectors | None = None, leaks: np.ndarray | None = None
+    candidates: Sequence[Candidate],
+    limits: Limits,
+    *,
+    vectors: Vectors | None = None,
+    leaks: np.ndarray | None = None,
+    before: Sequence[str] = (),
 ) -> Kept:
     """The questions that are kept. vectors: None has only words compared. leaks: hashes of the word runs of evaluation
-    items, as `contamination.evaluation_runs` gives them for `limits.overlap` words."""
+    items, as `contamination.evaluation_runs` gives them for `limits.overlap` words. before: questions that are kept
+    already."""
     dropped: dict[int, str] = {}
     rest = []
     for one in in_order(candidates, limits.quota):
@@ -75,7 +81,7 @@ def keep(
             dropped[one.ordinal] = LEAKED
         else:
             rest.append(one)
-    rest = _different(rest, limits, vectors, dropped)
+    rest = _different(rest, limits, vectors, dropped, before)
     wanted = _wanted(limits, len(rest))
     taken, of_chunk, of_kind = [], Counter[str](), Counter[str]()
     spare = []
@@ -121,27 +127,27 @@ def _gap(one: Candidate) -> float:
 
 
 def _different(
-    candidates: Sequence[Candidate], limits: Limits, vectors: Vectors | None, dropped: dict[int, str]
+    candidates: Sequence[Candidate],
+    limits: Limits,
+    vectors: Vectors | None,
+    dropped: dict[int, str],
+    before: Sequence[str],
 ) -> list[Candidate]:
     """Without those that say what an earlier one says."""
-    questions = [one.version.question for one in candidates]
-    first = near_duplicates(questions, limits.similarity) if questions else np.zeros(0, np.int64)
-    rest = []
-    for place, one in enumerate(candidates):
-        if first[place] != place:
-            dropped[one.ordinal] = SAME_WORDS
+    rest = list(candidates)
+    for reason in (SAME_WORDS, SAME_SENSE):
+        texts = [*before, *(one.version.question for one in rest)]
+        if not rest or (reason == SAME_SENSE and vectors is None):
+            continue
+        if reason == SAME_WORDS:
+            first = near_duplicates(texts, limits.similarity)
         else:
-            rest.append(one)
-    if vectors is None or not rest:
-        return rest
-    alike = first_alike(vectors([one.version.question for one in rest]), limits.cosine)
-    found = []
-    for place, one in enumerate(rest):
-        if alike[place] != place:
-            dropped[one.ordinal] = SAME_SENSE
-        else:
-            found.append(one)
-    return found
+            assert vectors is not None
+            first = first_alike(vectors(texts), limits.cosine)
+        same = {place for place in range(len(before), len(texts)) if first[place] != place}
+        dropped |= {rest[place - len(before)].ordinal: reason for place in same}
+        rest = [one for place, one in enumerate(rest, len(before)) if place not in same]
+    return rest
 
 
 def _wanted(limits: Limits, candidates: int) -> dict[str, int]:

@@ -228,9 +228,9 @@ def feedback_wish(slot: Slot, question: str, expert: str, target: str, *, seed: 
     """What the other answer shows of who gave it, and where the next question should press."""
     text = (
         f"{_shown(slot)}\n\nQuestion: {question}\nRight answer: {expert}\nAnother answer: {target or '(none)'}\n\n"
-        "Say in at most three sentences what the other answer gets right, where it is wrong or vague, and which detail of the "
-        "passage the next question should ask for, so that whoever gave it fails while the passage still has the "
-        "answer."
+        "Say in at most three sentences what the other answer gets right, where it is wrong or vague, and which detail "
+        "of the passage the next question should ask for, so that whoever gave it fails while the passage still has "
+        "the answer."
     )
 
     def read(reply: Reply) -> str | Unusable:

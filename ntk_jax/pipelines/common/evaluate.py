@@ -35,7 +35,8 @@ UNITS = {"accuracy": "questions", "loss": "examples", "generated": "replies"}
 @dataclass(frozen=True)
 class Evaluation:
     """What is evaluated. config: with the sections model and evaluate, and a seed. names: of the arms. model_of(name):
-    the arm's model, asked only for what was not evaluated before. batch_tokens: of one compiled step."""
+    the arm's model, asked only for what was not evaluated before. batch_tokens: of one compiled step. tasks: None for
+    those of evaluate.files."""
 
     config: Any
     job: Job
@@ -43,6 +44,7 @@ class Evaluation:
     names: Sequence[str]
     model_of: Callable[[str], Model]
     batch_tokens: int
+    tasks: Sequence[Task] | None = None
 
 
 def check_evaluation(config: Any) -> None:
@@ -54,12 +56,14 @@ def check_evaluation(config: Any) -> None:
         raise UserError(f"evaluate.{error}") from None
 
 
-def check_files(config: Any, job: Job) -> None:
-    """Raises UserError for an evaluation file that is absent or holds records that its metrics cannot be taken of."""
+def check_files(config: Any, job: Job, files: tuple[str, ...] | None = None) -> None:
+    """Raises UserError for an evaluation file that is absent or holds records that its metrics cannot be taken of.
+    files: None for those of evaluate.files."""
     section = config.evaluate
-    files = tuple(task_files(section.files).values()) if section.files else ()
-    say_formats(job.progress, "evaluate.files", files, reading_of(config, "evaluate"))
-    for task in tasks_of(config):
+    given = section.files if files is None else files
+    found = tuple(task_files(given).values()) if given else ()
+    say_formats(job.progress, "evaluate.files", found, reading_of(config, "evaluate"))
+    for task in tasks_of(config, files):
         if "generated" in task.metrics:
             for record in task.records:
                 rule_of(record, section.answer_rule, task.where)
@@ -67,13 +71,13 @@ def check_files(config: Any, job: Job) -> None:
                 rule_of(record, section.answer_rule, task.shots.file)
 
 
-def tasks_of(config: Any) -> list[Task]:
-    """The tasks of evaluate.files. Raises UserError as `check_files`."""
+def tasks_of(config: Any, files: tuple[str, ...] | None = None) -> list[Task]:
+    """The tasks of files, None for those of evaluate.files. Raises UserError as `check_files`."""
     section, reading = config.evaluate, reading_of(config, "evaluate")
     options: dict[str, Any] = {"limit": section.limit, "seed": config.seed, "reading": reading}
     options |= {"shots": section.shots, "shot_files": section.shot_files}
     try:
-        return read_tasks(section.files, section.metrics, **options)
+        return read_tasks(section.files if files is None else files, section.metrics, **options)
     except UserError as error:
         prefix = "evaluate." if str(error).startswith("shot") else ""
         raise UserError(f"{prefix}{error}") from None
@@ -91,7 +95,8 @@ def grading_of(config: Any) -> Grading:
 def evaluate_arms(asked: Evaluation, folder: Path, facts: Sequence[Mapping[str, Any]]) -> Facts:
     """Writes predictions/<arm>/, losses/<arm>/ and answers/<arm>/, as the tasks ask for them, and results.json; a
     task on which an arm was evaluated before is not evaluated again. facts: of the arms, for results.json."""
-    config, clock, tasks = asked.config, Clock(asked.job.folder, folder.name), tasks_of(asked.config)
+    config, clock = asked.config, Clock(asked.job.folder, folder.name)
+    tasks = tasks_of(config) if asked.tasks is None else list(asked.tasks)
     lines: dict[str, dict[str, Any]] = {metric: {} for metric in METRICS}
     for name in asked.names:
         model: Model | None = None

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from ntk_jax.pipelines.common.llm import LLMSection
 from ntk_jax.pipelines.common.sections import (
     DevicesSection,
+    EncoderSection,
     EvaluateSection,
     LoRASection,
     MeshSection,
@@ -119,22 +120,6 @@ class SeedsSection:
     similarity: Fraction = setting(0.7, "Jaccard similarity from which on a seed is dropped as a near-duplicate")
     cosine: Cosine = setting(0.95, "cosine of embeddings from which on a seed is dropped as a near-duplicate")
     min_words: Natural = setting(20, "a seed with fewer words is dropped")
-
-
-@dataclass(frozen=True)
-class EncoderSection:
-    """The encoder whose embeddings are compared: BERT-type (bge, e5, gte, MiniLM), a decoder that embeds with its last
-    token, or any Llama or Qwen model, whose mean hidden state then serves."""
-
-    path: str = setting("builtin:model", "a Hugging Face directory, a hub id, or builtin:model")
-    pooling: Literal["cls", "mean", "last"] | None = setting(None, "null: what the encoder's own files say")
-    normalize: bool | None = setting(None, "to unit length; null: what the encoder's own files say, or true")
-    query_prefix: str | None = setting(None, "put before a seed, such as 'query: '; null: what the files say")
-    passage_prefix: str | None = setting(None, "put before a chunk, such as 'passage: '; null: what the files say")
-    max_tokens: Count | None = setting(None, "tokens read at once; null: the encoder's limit")
-    dtype: Literal["float32", "bfloat16"] = setting(
-        "float32", "of weights and computation; the best of a search in bfloat16 are scored again in float32"
-    )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,330 @@
+"""The loop over all chunks, what it keeps, and what the other methods write from the same chunks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ntk_jax.data.contamination import evaluation_runs
+from ntk_jax.data.formats import AUTO
+from ntk_jax.data.records import prompt_text, response_text
+from ntk_jax.data.sources import read
+from ntk_jax.engine.clock import Clock
+from ntk_jax.engine.stage import Facts
+from ntk_jax.errors import UserError, note
+from ntk_jax.models.model import Model
+from ntk_jax.pipelines.common.reading import reading_of
+from ntk_jax.pipelines.question.chunk import chunks_of
+from ntk_jax.pipelines.question.config import QuestionConfig, evaluation_sources, judges, shares
+from ntk_jax.pipelines.question.generations import next_target
+from ntk_jax.pipelines.question.methods import write_methods
+from ntk_jax.pipelines.question.state import QuestionRun
+from ntk_jax.questions.calibration import calibrate
+from ntk_jax.questions.gaps import spread
+from ntk_jax.questions.keep import Candidate, Kept, Limits, keep
+from ntk_jax.questions.loop import Search, Settings, Voices, search
+from ntk_jax.questions.question import Chunk, Trace
+from ntk_jax.questions.records import outcomes, reason_of, record_of, trace_of
+from ntk_jax.questions.slots import plan_slots
+from ntk_jax.questions.verify import Checks, verify
+from ntk_jax.questions.voice import Voice
+from ntk_jax.storage.atomic import make_folder, write_json, write_lines
+from ntk_jax.storage.reading import read_json_lines
+
+FILE, TRACES, PROMPTS = "questions.jsonl", "traces.jsonl", "prompts.jsonl"
+METHOD = "adversarial"
+
+
+def check(config: QuestionConfig) -> None:
+    """Raises UserError: settings of the loop that cannot work together."""
+    ask = config.ask
+    if ask.negative + ask.unanswerable + ask.cross > 1:
+        raise UserError("ask.negative, ask.unanswerable and ask.cross are more than 1 together; lower them")
+    if ask.signal in ("nll", "both") and ask.reference == "expert" and config.expert.kind != "model":
+        raise UserError(
+            "ask.reference = expert needs the expert's likelihoods, which no server gives truly; take "
+            "ask.reference = context, or an expert in this process"
+        )
+    if ask.signal == "band" and ask.temperature == 0:
+        raise UserError("ask.signal = band draws answers, and ask.temperature = 0 makes all the same; raise it")
+
+
+def check_inputs(run: QuestionRun, closing: bool) -> None:
+    """Raises UserError for an evaluation file that cannot be read."""
+    leaks(run)
+
+
+def ask(run: QuestionRun, folder: Path) -> Facts:
+    """Writes questions.jsonl (the kept ones, with their traces), traces.jsonl (the others), prompts.jsonl, a file of
+    records for every other method, and summary.json."""
+    config, clock = run.config, Clock(run.job.folder, "ask")
+    chunks = chunks_of(run)
+    summaries: list[dict[str, Any]] = []
+    kept: list[dict[str, Any]] = []
+    model, label = run.model.base, ""
+    for generation in range(1, config.ask.generations + 1):
+        if generation > 1:
+            model, label = next_target(run, folder, kept, generation)
+        found = _generation(
+            run, make_folder(folder / f"generation-{generation}"), chunks, model, label, generation, kept
+        )
+        kept += found.pop("records")
+        summaries.append(found)
+    if not kept:
+        raise UserError(_nothing(summaries, folder))
+    write_lines(folder / FILE, (json.dumps(one, ensure_ascii=False) for one in kept))
+    write_lines(folder / TRACES, _lines_of(folder, TRACES, len(summaries)))
+    write_lines(folder / PROMPTS, dict.fromkeys(_lines_of(folder, PROMPTS, len(summaries))))
+    methods = write_methods(run, folder, chunks, kept)
+    write_json(
+        folder / "summary.json",
+        {
+            "questions": len(kept),
+            "generations": summaries,
+            "methods": methods,
+            "llm": run.spend(),
+            "seconds": clock.seconds(),
+        },
+    )
+    return {"questions": len(kept)}
+
+
+def _generation(
+    run: QuestionRun,
+    folder: Path,
+    chunks: Sequence[Chunk],
+    model: Model,
+    label: str,
+    generation: int,
+    before: Sequence[dict[str, Any]],
+) -> dict[str, Any]:
+    """All questions against one target: {"records": the kept ones, and what the summary says of them}."""
+    config, section = run.config, run.config.ask
+    seed = config.seed + 7919 * (generation - 1)
+    voices, second = voices_of(run, model, label)
+    slots, parts = plan_slots(chunks, section.per_chunk, shares(config), seed)
+    settings = settings_of(config, seed)
+    make = _progress(run, generation)
+    needs_likelihood = section.signal in ("nll", "both")
+    found = search(
+        slots,
+        voices,
+        settings,
+        target=run.target_likelihood(model, label) if needs_likelihood else None,
+        expert=run.expert_likelihood() if needs_likelihood and section.reference == "expert" else None,
+        focuses=parts,
+        progress=make,
+    )
+    checks = Checks(
+        section.samples,
+        section.consistency,
+        seed=seed,
+        answer_tokens=section.answer_tokens,
+        verdict_tokens=section.verdict_tokens,
+    )
+    verified = verify(found.traces, voices.expert, second, checks, progress=make)
+    candidates = [Candidate(n, slots[n], one) for n, one in enumerate(verified) if one is not None]
+    kept = keep(
+        candidates, limits_of(config), vectors=_vectors(run), leaks=leaks(run), before=[r["prompt"] for r in before]
+    )
+    ranks = {one.ordinal: rank for rank, one in enumerate(kept.candidates, 1)}
+    records = [
+        record_of(one, found.traces[one.ordinal], rank=ranks[one.ordinal], method=METHOD, generation=generation)
+        for one in kept.candidates
+    ]
+    why = {n: kept.dropped.get(n) or reason_of(trace) for n, trace in enumerate(found.traces) if n not in ranks}
+    write_lines(folder / FILE, (json.dumps(one, ensure_ascii=False) for one in records))
+    write_lines(
+        folder / TRACES,
+        (json.dumps(trace_of(found.traces[n], reason), ensure_ascii=False) for n, reason in why.items()),
+    )
+    every = [voices.generator, voices.expert, voices.target, voices.reviser, voices.judge, second]
+    prompts = {name: messages for voice in every if voice is not None for name, messages in voice.prompts.items()}
+    write_lines(
+        folder / PROMPTS,
+        (json.dumps({"id": name, "messages": messages}, ensure_ascii=False) for name, messages in prompts.items()),
+    )
+    summary = _summary(found, kept, verified, why, chunks)
+    summary |= {
+        "generation": generation,
+        "target": label or None,
+        "voices": {voice.role: voice.account() for voice in every if voice is not None},
+        "calibration": _calibration(run, voices, found.traces),
+    }
+    write_json(folder / "summary.json", summary)
+    return {**summary, "records": records}
+
+
+def voices_of(run: QuestionRun, model: Model, label: str) -> tuple[Voices, Voice | None]:
+    """(who plays the roles of the loop, the second judge if there is one)."""
+    form = run.config.ask.format
+
+    def voice(role: str) -> Voice:
+        client = run.client(role)
+        assert client is not None
+        return Voice(role, client, form)
+
+    second = run.client("second_judge")
+    voices = Voices(
+        voice("generator"),
+        voice("expert"),
+        Voice("target", run.target_client(model, label), "text"),
+        voice("reviser"),
+        voice("judge") if judges(run.config) else None,
+    )
+    return voices, Voice("second_judge", second, form) if second is not None else None
+
+
+def settings_of(config: QuestionConfig, seed: int) -> Settings:
+    """The loop's settings of a config."""
+    section = config.ask
+    return Settings(
+        section.rounds,
+        section.patience,
+        section.min_gain,
+        section.enough,
+        section.calls,
+        section.signal,
+        section.reference,
+        section.target_sees_document,
+        section.feedback,
+        section.quotes,
+        section.target_samples,
+        seed,
+        section.temperature,
+        section.top_p,
+        section.question_tokens,
+        section.answer_tokens,
+        section.verdict_tokens,
+    )
+
+
+def limits_of(config: QuestionConfig) -> Limits:
+    """What is kept of a config."""
+    section = config.ask
+    return Limits(
+        section.count,
+        section.quota,
+        section.most_per_chunk,
+        section.least_gap,
+        section.similarity,
+        section.cosine,
+        shares(config),
+        section.overlap,
+    )
+
+
+def leaks(run: QuestionRun) -> np.ndarray | None:
+    """The word runs of all evaluation items that questions may not share; None where nothing is evaluated."""
+    config = run.config
+    files = tuple(dict.fromkeys(evaluation_sources(config)))
+    texts = []
+    for file, reading in (
+        *((file, reading_of(config, "evaluate").for_patterns) for file in files),
+        *((file, AUTO) for file in config.ask.decontaminate),
+    ):
+        texts += [f"{prompt_text(record)}\n{response_text(record)}" for record in read(file, reading)]
+    return evaluation_runs(texts, config.ask.overlap)[0] if texts else None
+
+
+def _vectors(run: QuestionRun) -> Callable[[Sequence[str]], np.ndarray] | None:
+    embedder = run.embedder
+    return None if embedder is None else lambda texts: embedder.embed(list(texts), kind="passage")
+
+
+def _progress(run: QuestionRun, generation: int) -> Callable[[str, int], Callable[[int, int, str], None]]:
+    several = run.config.ask.generations > 1
+
+    def make(what: str, count: int) -> Callable[[int, int, str], None]:
+        return run.job.progress(f"generation {generation}, {what}" if several else what, count, "replies")
+
+    return make
+
+
+def _summary(
+    found: Search, kept: Kept, verified: Sequence[Any], why: dict[int, str], chunks: Sequence[Chunk]
+) -> dict[str, Any]:
+    """What is to be shown of a generation."""
+    touched = {chunk.id for one in kept.candidates for chunk in one.slot.chunks}
+    first = [trace.versions[0].gap for trace in found.traces if trace.versions and trace.versions[0].gap is not None]
+    last = [trace.standing.gap for trace in found.traces if trace.standing and trace.standing.gap is not None]
+    kinds = {one.slot.kind for one in kept.candidates}
+    return {
+        "slots": len(found.traces),
+        "verified": sum(one is not None for one in verified),
+        "kept": len(kept.candidates),
+        "shortfall": kept.shortfall,
+        "missing_kinds": kept.kinds,
+        "kinds": {kind: sum(one.slot.kind == kind for one in kept.candidates) for kind in sorted(kinds)},
+        "outcomes": outcomes(why, len(kept.candidates)),
+        "rounds": found.rounds,
+        "stopped": _counts(str(trace.stopped) for trace in found.traces),
+        "revised": sum(one.version.round > 0 for one in kept.candidates),
+        "chunks": len(chunks),
+        "chunks_with_questions": len(touched),
+        "gap_before": spread(first),
+        "gap_after": spread(last),
+        "gap_kept": spread([one.version.gap for one in kept.candidates if one.version.gap is not None]),
+        "gains": _gains(kept, found.traces),
+        "measure": None if found.measure is None else {"signal": found.measure.signal, "slope": found.measure.slope},
+    }
+
+
+def _gains(kept: Kept, traces: Sequence[Trace]) -> list[tuple[float, float]]:
+    """(gap of the first version that was measured, gap of the kept one) of the kept questions."""
+    pairs = []
+    for one in kept.candidates:
+        measured = [version.gap for version in traces[one.ordinal].versions if version.gap is not None]
+        if measured and one.version.gap is not None:
+            pairs.append((measured[0], one.version.gap))
+    return pairs
+
+
+def _calibration(run: QuestionRun, voices: Voices, traces: Sequence[Trace]) -> dict[str, Any] | None:
+    """How the judge of the signal judges planted pairs."""
+    section = run.config.ask
+    if voices.judge is None or section.signal not in ("judge", "both") or not section.calibration:
+        return None
+    items = [
+        (standing.question, trace.slot.passage, standing.expert.text)
+        for trace in traces
+        if (standing := trace.standing) is not None and standing.expert is not None and standing.expert.stated
+    ][: section.calibration]
+    if not items:
+        return None
+    found: dict[str, Any] = calibrate(voices.judge, items, seed=run.config.seed)
+    if found.get("void"):
+        note(
+            f"{voices.judge.client.name} cannot judge: it takes {found['false_accept']['share']:.0%} of wrong answers "
+            f"for right and {found['false_reject']['share']:.0%} of right ones for wrong; take another judge, or "
+            "ask.signal = nll"
+        )
+    return found
+
+
+def _counts(names: Any) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for name in names:
+        found[name] = found.get(name, 0) + 1
+    return found
+
+
+def _lines_of(folder: Path, name: str, generations: int) -> list[str]:
+    found: list[str] = []
+    for number in range(1, generations + 1):
+        path = folder / f"generation-{number}" / name
+        found += [json.dumps(line, ensure_ascii=False) for line in read_json_lines(path, f"delete the folder {folder}")]
+    return found
+
+
+def _nothing(summaries: Sequence[dict[str, Any]], folder: Path) -> str:
+    reasons = list(summaries[-1]["outcomes"].items())[1:4]
+    shown = "; ".join(f"{count:,} × {reason}" for reason, count in reasons) or "no slot was tried"
+    return (
+        f"no question is kept, of {summaries[-1]['slots']:,} that were looked for ({shown}); see "
+        f"{folder / 'generation-1' / TRACES}, take a stronger expert, ask.quotes = found or ask.format = text"
+    )
