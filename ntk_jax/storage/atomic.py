@@ -147,6 +147,19 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def link_file(source: Path, target: Path) -> None:
+    """Gives a file a second name, or makes a copy where the file system has no links; nothing where the source is not
+    there, or has that name already."""
+    if not source.exists() or (target.exists() and target.samefile(source)):
+        return
+    with contextlib.suppress(FileNotFoundError):
+        target.unlink()
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def read_json(path: str | Path, kind: type = object) -> Any:
     """Reads a JSON file of a run directory, as `reading.read_json`. Raises UserError: it is absent, unreadable, not
     JSON, or not of that kind."""

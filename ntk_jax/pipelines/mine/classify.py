@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -32,7 +30,7 @@ from ntk_jax.pipelines.mine.label import check_thresholds, curve_of, histogram_o
 from ntk_jax.pipelines.mine.seeds import seeds_of
 from ntk_jax.pipelines.mine.state import MineRun
 from ntk_jax.storage.arrays import create, open_store, read
-from ntk_jax.storage.atomic import make_folder, write_json, write_lines
+from ntk_jax.storage.atomic import link_file, make_folder, write_json, write_lines
 from ntk_jax.training.checkpoints import discard_checkpoints
 
 STORE, MINED = "probabilities.zarr", "mined.jsonl"
@@ -93,17 +91,7 @@ def taken(run: MineRun) -> tuple[np.ndarray, np.ndarray]:
 
 def write_mined(config: MineConfig, folder: Path) -> None:
     """RUN/mined.jsonl: the file of the stage under the name that people look for."""
-    source, target = folder / "classify" / MINED, folder / MINED
-    if not source.exists() or (target.exists() and target.samefile(source)):
-        return
-    with contextlib.suppress(FileNotFoundError):
-        target.unlink()
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        import shutil
-
-        shutil.copyfile(source, target)
+    link_file(folder / "classify" / MINED, folder / MINED)
 
 
 def _classifier(run: MineRun, folder: Path) -> Classifier:

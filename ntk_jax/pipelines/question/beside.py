@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
 from pathlib import Path
 
 from ntk_jax.pipelines.question.config import QuestionConfig
+from ntk_jax.storage.atomic import link_file
 
 FILE = "questions.jsonl"
 
 
 def write_questions(config: QuestionConfig, folder: Path) -> None:
-    """A link to the file of the stage, or a copy of it."""
-    source, target = folder / "ask" / FILE, folder / FILE
-    if not source.exists() or (target.exists() and target.samefile(source)):
-        return
-    with contextlib.suppress(FileNotFoundError):
-        target.unlink()
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, target)
+    """The file of the stage ask."""
+    link_file(folder / "ask" / FILE, folder / FILE)

@@ -21,9 +21,7 @@ from ntk_jax.training.checkpoints import discard_checkpoints
 from ntk_jax.training.train import train
 
 
-def next_target(
-    run: QuestionRun, folder: Path, kept: Sequence[dict[str, Any]], generation: int
-) -> tuple[Model, str]:
+def next_target(run: QuestionRun, folder: Path, kept: Sequence[dict[str, Any]], generation: int) -> tuple[Model, str]:
     """(the target of a generation, what tells its weights from others'). Its adapter is written once."""
     text = json.dumps([[one["prompt"], one["response"]] for one in kept])
     label = f"generation {generation} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
