@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ntk_jax.errors import UserError
-from ntk_jax.mining.metrics import average_precision, precision_recall, wilson
+from ntk_jax.evaluation.wilson import wilson
+from ntk_jax.mining.metrics import average_precision, precision_recall
 
 cases = st.lists(st.tuples(st.booleans(), st.integers(0, 6), st.integers(1, 3)), min_size=1, max_size=30)
 

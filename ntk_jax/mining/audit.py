@@ -21,10 +21,10 @@ from typing import Any, Literal
 import numpy as np
 
 from ntk_jax.errors import UserError
+from ntk_jax.evaluation.wilson import wilson
 from ntk_jax.llm.request import Client, Progress
 from ntk_jax.llm.verdicts import ask_verdicts
 from ntk_jax.mining.judge import check_domains, question
-from ntk_jax.mining.metrics import wilson
 
 Kind = Literal["labelled", "planted", "known"]
 _STREAM = 0xAD1

@@ -84,16 +84,3 @@ def precision_recall(right: np.ndarray, scores: np.ndarray, weights: np.ndarray 
 def average_precision(right: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> float:
     """That of `precision_recall`, which raises as it does."""
     return precision_recall(right, scores, weights).average_precision
-
-
-def wilson(right: float, count: float, confidence: float = 0.95) -> tuple[float, float]:
-    """(low, high) of a share, `right` of `count`, by the score interval (Wilson 1927); (0, 1) where count is 0."""
-    if count <= 0:
-        return 0.0, 1.0
-    from scipy.stats import norm
-
-    z = float(norm.ppf(0.5 + confidence / 2))
-    share, spread = right / count, z * z / count
-    middle = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * np.sqrt(share * (1 - share) / count + spread / (4 * count))
-    return max(0.0, float(middle - half)), min(1.0, float(middle + half))

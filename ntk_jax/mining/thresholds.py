@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ntk_jax.errors import UserError
-from ntk_jax.mining.metrics import Curve, precision_recall, wilson
+from ntk_jax.evaluation.wilson import wilson
+from ntk_jax.mining.metrics import Curve, precision_recall
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
 _STREAM = 0x7E5

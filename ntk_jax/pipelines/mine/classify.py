@@ -15,10 +15,11 @@ import numpy as np
 from ntk_jax.data.alike import first_alike
 from ntk_jax.engine.blocks import Progress, fill_blocks
 from ntk_jax.engine.clock import Clock
+from ntk_jax.evaluation.wilson import wilson
 from ntk_jax.mining.classifier import CLEAN_PENALTIES, Head, HeadConfig, load_head, train_head
 from ntk_jax.mining.finetuned import EncoderConfig, TunedEncoder, load_encoder, train_encoder
 from ntk_jax.mining.labels import labels_of
-from ntk_jax.mining.metrics import Curve, wilson
+from ntk_jax.mining.metrics import Curve
 from ntk_jax.mining.ngrams import NgramConfig, Ngrams, load_ngrams, train_ngrams
 from ntk_jax.mining.thresholds import check_threshold
 from ntk_jax.mining.tuning import TuneConfig
