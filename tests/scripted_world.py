@@ -21,6 +21,16 @@ from ntk_jax.questions.question import Chunk
 NAMES = [a + b for a in ("Ard", "Bel", "Cor", "Dun", "Esk", "Fen") for b in ("mouth", "wick", "holm", "ford", "by")]
 ATTRIBUTES = ("ferry fare", "market day", "bridge toll", "harbour depth", "mill tax", "gate hour", "well charge")
 ATTRIBUTES += ("school term", "salt price", "watch pay", "bread weight", "cart limit", "dog fine", "inn rate")
+ATTRIBUTES += (
+    "lamp oil",
+    "rope length",
+    "coal ration",
+    "fish tithe",
+    "mooring fee",
+    "stall rent",
+    "bell hour",
+    "wall height",
+)
 STATED, GAPS = 8, 2  # facts of a passage that have one value, and how many of them the target does not know
 STRAY = 0.15  # chance that a writer asks for what the passage does not say
 _FACT = re.compile(r"The ([a-z ]+) of ([A-Z][a-z]+) is (\d+) pence\.")

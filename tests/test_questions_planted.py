@@ -8,10 +8,10 @@ from scripted_world import GAPS, Scripted, World, fact_of, likelihood, world
 from ntk_jax.questions.keep import Candidate, Limits, keep
 from ntk_jax.questions.loop import Settings, Voices, search
 from ntk_jax.questions.question import Slot
-from ntk_jax.questions.verify import Checks, verify
+from ntk_jax.questions.verify import second_opinion
 from ntk_jax.questions.voice import Voice
 
-ROUNDS = 6
+ROUNDS = 8
 
 
 def voices_of(made: World, judged: bool = True) -> Voices:
@@ -35,7 +35,7 @@ def kept_by_loop(made: World, seed: int = 0):
     slots = slots_of(made, GAPS)
     settings = Settings(rounds=ROUNDS, patience=ROUNDS, enough=2.0, seed=seed)
     found = search(slots, voices, settings, target=likelihood(made))
-    verified = verify(found.traces, voices.expert, None, Checks(seed=seed))
+    verified = second_opinion(found.traces, None)
     candidates = [
         Candidate(n, trace.slot, version)
         for n, (trace, version) in enumerate(zip(found.traces, verified, strict=True))
@@ -49,7 +49,7 @@ def kept_by_static(made: World, calls: int, count: int):
     different and have their quote: nobody asks what the target knows."""
     voices = voices_of(made, judged=False)
     each = max(1, calls // (3 * len(made.chunks)))  # three calls a question, of which one asks the target
-    found = search(slots_of(made, each), voices, Settings(rounds=0), target=likelihood(made))
+    found = search(slots_of(made, each), voices, Settings(rounds=0, again=0), target=likelihood(made))
     standing = [trace.standing.question for trace in found.traces if trace.standing is not None]
     # one of each chunk in turn, as the loop's have two of each
     order = sorted(range(len(standing)), key=lambda n: (n % each, n))

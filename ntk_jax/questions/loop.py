@@ -19,7 +19,7 @@ from ntk_jax.questions.agreement import agreement, consistency
 from ntk_jax.questions.gaps import Asked, Measure, band, fit_measure, likelihood_gaps, spread
 from ntk_jax.questions.judge import divergence_wish
 from ntk_jax.questions.question import Answer, Likelihood, Slot, Trace, Version
-from ntk_jax.questions.verify import fault_of_answer, found_quotes
+from ntk_jax.questions.verify import consistency_of, fault_of_answer, found_quotes
 from ntk_jax.questions.voice import Said, Voice, Wish, seed_of
 from ntk_jax.questions.wording import (
     answer_wish,
@@ -53,7 +53,8 @@ class Settings:
     about; None: no bound. signal: one of `gaps.SIGNALS`. reference: one of `gaps.REFERENCES`. sees_document: the target
     answers with the passage, as the paper has it. feedback: what the answers show goes to the reviser. quotes:
     `copied`, the expert's own must stand in the passage; `found`, its sentence that says most of the answer serves
-    where they do not. samples: of the expert and the target, for the signal band."""
+    where they do not. samples: of the expert and the target, for the signal band. again: further answers of the
+    expert, drawn at draw_temperature, which must agree with its first by `consistency`; 0: none is."""
 
     rounds: int = 3
     patience: int = 2
@@ -66,6 +67,9 @@ class Settings:
     feedback: bool = True
     quotes: str = "copied"
     samples: int = 4
+    again: int = 3
+    consistency: float = 0.55
+    draw_temperature: float = 0.7
     seed: int = 0
     temperature: float = 1.0
     top_p: float = 0.95
@@ -141,7 +145,7 @@ def search(
 def _settle(one: _Try, number: int, settings: Settings) -> bool:
     """Writes a try down as a version; whether it took the place of the one before."""
     trace, standing = one.trace, one.trace.standing
-    better = one.fault is None and (standing is None or _grew(one.gap, standing.gap, settings.min_gain))
+    better = one.fault is None and _is_better(one, settings)
     tokens = [said.tokens for said in one.said.values()]
     trace.versions.append(
         Version(
@@ -170,6 +174,11 @@ def _settle(one: _Try, number: int, settings: Settings) -> bool:
         elif trace.stale >= settings.patience:
             trace.stopped = "patience"
     return better
+
+
+def _is_better(one: _Try, settings: Settings) -> bool:
+    standing = one.trace.standing
+    return standing is None or _grew(one.gap, standing.gap, settings.min_gain)
 
 
 def _grew(gap: float | None, before: float | None, least: float) -> bool:
@@ -331,28 +340,50 @@ class _Work:
 
     def _draw(self, role: str, one: _Try, sample: int) -> Wish:
         s, seed = self.settings, seed_of(self.settings.seed, one.trace.slot.id, role)
-        how: dict[str, Any] = {"seed": seed, "sample": sample, "temperature": s.temperature or 1.0}
-        if role == "expert":
+        how: dict[str, Any] = {"seed": seed, "sample": sample, "temperature": s.draw_temperature}
+        if role != "target":
             return answer_wish(one.trace.slot, one.question, max_tokens=s.answer_tokens, **how)
         return target_wish(one.question, self._passage(one), max_tokens=s.answer_tokens, **how)
 
     def judged(self, tries: list[_Try], number: int) -> None:
-        """The judge's word on those whose gap grew: whether the passage gives that answer and no other."""
+        """What else those must pass whose gap grew: the judge's word that the passage gives that answer and no other,
+        and that the expert gives it again."""
+        better = [one for one in tries if one.fault is None and _is_better(one, self.settings)]
+        self._verdicts(better, number)
+        self._again([one for one in better if one.fault is None], number)
+
+    def _verdicts(self, tries: list[_Try], number: int) -> None:
         voice, s = self.voices.judge, self.settings
         if voice is None:
             return
-        pairs = []
-        for one in tries:
-            standing = one.trace.standing
-            if one.fault is None and (standing is None or _grew(one.gap, standing.gap, s.min_gain)):
-                wish = support_wish(one.trace.slot, one.question, _text(one), max_tokens=s.verdict_tokens)
-                pairs.append((one, wish))
+        pairs = [
+            (one, support_wish(one.trace.slot, one.question, _text(one), max_tokens=s.verdict_tokens)) for one in tries
+        ]
         for (one, _), said in zip(pairs, self._ask(voice, f"round {number}: verdicts", pairs), strict=True):
             one.said["verdict"] = said
             if isinstance(said.value, Unusable):
                 one.fault = f"verdict: {said.value.reason}"
             elif not said.value:
                 one.fault = "the judge finds that the passage does not give this answer"
+
+    def _again(self, tries: list[_Try], number: int) -> None:
+        """Draws further answers of the expert: where they differ the question has no one answer, or the expert does not
+        know it."""
+        s = self.settings
+        pairs = [(n, self._draw("again", one, k)) for n, one in enumerate(tries) for k in range(s.again)]
+        found: list[list[Answer]] = [[] for _ in tries]
+        for (n, _), said in zip(
+            pairs, self._ask(self.voices.expert, f"round {number}: the expert again", pairs), strict=True
+        ):
+            tries[n].said[f"again {len(found[n]) + 1}"] = said
+            # What cannot be read agrees with nothing.
+            found[n].append(said.value if isinstance(said.value, Answer) else Answer(""))
+        for one, answers in zip(tries, found, strict=True):
+            if answers:
+                assert one.expert is not None
+                one.signals["consistency"] = consistency_of(one.trace.slot, one.expert, answers)
+                if one.signals["consistency"] < s.consistency:
+                    one.fault = "the expert answers otherwise when it is asked again"
 
     def _passage(self, one: _Try) -> str | None:
         return one.trace.slot.passage if self.settings.sees_document else None
@@ -370,7 +401,7 @@ class _Work:
     def _calls_of_a_try(self) -> int:
         """At most, without what is asked for once more."""
         s, judged = self.settings, self.voices.judge is not None
-        draws = 2 * s.samples if s.signal == "band" else 0
+        draws = s.again + (2 * s.samples if s.signal == "band" else 0)
         return 3 + (s.feedback and s.rounds > 0) + judged + (judged and s.signal in ("judge", "both")) + draws
 
 

@@ -1,5 +1,5 @@
-"""What a question must pass before it is kept: its answer's quotes stand in the passage, the expert gives the same
-answer again, and a second judge agrees. A rewritten question that fails gives way to the one before it.
+"""What a question must pass before it is kept: its answer's quotes stand in the passage, the expert agrees with itself,
+and a second judge agrees, too. A rewritten question that fails gives way to the one before it.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ntk_jax.data.words import bare_words
@@ -16,24 +16,11 @@ from ntk_jax.llm.usable import Unusable
 from ntk_jax.questions.agreement import consistency
 from ntk_jax.questions.question import Answer, Slot, Trace, Version
 from ntk_jax.questions.reach import locate
-from ntk_jax.questions.voice import Voice, seed_of
-from ntk_jax.questions.wording import answer_wish, support_wish
+from ntk_jax.questions.voice import Voice
+from ntk_jax.questions.wording import support_wish
 
 FOUND = 0.6  # share of the answer's words that a sentence of the passage must hold to serve as its quote
 _NO = re.compile(r"^\W*no\b", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Checks:
-    """samples: further answers of the expert, drawn; 0: its consistency is not looked at. least: the consistency that
-    is asked for. temperature: of these draws."""
-
-    samples: int = 3
-    least: float = 0.5
-    temperature: float = 0.7
-    seed: int = 0
-    answer_tokens: int = 240
-    verdict_tokens: int = 160
 
 
 def fault_of_answer(slot: Slot, answer: Answer) -> str | None:
@@ -88,30 +75,33 @@ def _shared(words: Counter[str], text: str) -> float:
     return sum((words & Counter(bare_words(text))).values()) / total if total else 0.0
 
 
-def verify(
+def second_opinion(
     traces: Sequence[Trace],
-    expert: Voice,
-    second: Voice | None,
-    checks: Checks,
+    judge: Voice | None,
     *,
+    max_tokens: int = 160,
     progress: Callable[[str, int], Progress] | None = None,
 ) -> list[Version | None]:
-    """Of each trace the last version that stands and passes; None where none does. What fails is marked as at fault in
-    the trace. second: another judge than the loop's, None: there is none. Raises as the voices' clients."""
+    """Of each trace the last version that stands and that another judge than the loop's agrees with; None where none
+    is. What it does not agree with is marked as at fault in the trace. judge: None agrees with all. Raises as the
+    judge's client."""
     places = {n: trace.best for n, trace in enumerate(traces) if trace.best is not None}
     found: list[Version | None] = [None] * len(traces)
     while places:
-        faults = _faults(
-            [(traces[n], traces[n].versions[at]) for n, at in places.items()], expert, second, checks, progress
-        )
+        wishes = []
+        for n, at in places.items():
+            version = traces[n].versions[at]
+            assert version.expert is not None
+            wishes.append(support_wish(traces[n].slot, version.question, version.expert.text, max_tokens=max_tokens))
+        said = judge.ask(wishes, progress("second judge", len(wishes)) if progress else None) if judge else None
         following = {}
-        for (n, at), fault in zip(places.items(), faults, strict=True):
-            trace = traces[n]
+        for place, (n, at) in enumerate(places.items()):
+            trace, fault = traces[n], None if said is None else _fault(said[place].value)
             if fault is None:
                 found[n] = trace.versions[at]
                 continue
             trace.versions[at] = replace(trace.versions[at], fault=fault, accepted=False)
-            earlier = [place for place in range(at) if trace.versions[place].accepted]
+            earlier = [before for before in range(at) if trace.versions[before].accepted]
             trace.best = earlier[-1] if earlier else None
             if earlier:
                 following[n] = earlier[-1]
@@ -119,53 +109,10 @@ def verify(
     return found
 
 
-def _faults(
-    asked: Sequence[tuple[Trace, Version]],
-    expert: Voice,
-    second: Voice | None,
-    checks: Checks,
-    progress: Callable[[str, int], Progress] | None,
-) -> list[str | None]:
-    faults: list[str | None] = [None] * len(asked)
-    pairs: list[tuple[int, Any]] = [
-        (
-            n,
-            answer_wish(
-                trace.slot,
-                version.question,
-                seed=seed_of(checks.seed, trace.slot.id, "again"),
-                sample=sample,
-                temperature=checks.temperature,
-                max_tokens=checks.answer_tokens,
-            ),
-        )
-        for n, (trace, version) in enumerate(asked)
-        for sample in range(checks.samples)
-    ]
-    said = _ask(expert, "verify: the expert again", pairs, progress)
-    again: list[list[Answer]] = [[] for _ in asked]
-    for (n, _), one in zip(pairs, said, strict=True):
-        # What cannot be read is an answer that agrees with none.
-        again[n].append(one.value if isinstance(one.value, Answer) else Answer("", stated=True))
-    if checks.samples:
-        for n, (trace, version) in enumerate(asked):
-            assert version.expert is not None
-            if consistency_of(trace.slot, version.expert, again[n]) < checks.least:
-                faults[n] = "the expert answers otherwise when it is asked again"
-    if second is not None:
-        rest = [n for n in range(len(asked)) if faults[n] is None]
-        wishes = []
-        for n in rest:
-            trace, version = asked[n]
-            assert version.expert is not None
-            wish = support_wish(trace.slot, version.question, version.expert.text, max_tokens=checks.verdict_tokens)
-            wishes.append((n, wish))
-        for (n, _), one in zip(wishes, _ask(second, "verify: second judge", wishes, progress), strict=True):
-            if isinstance(one.value, Unusable):
-                faults[n] = f"second judge: {one.value.reason}"
-            elif not one.value:
-                faults[n] = "the second judge finds that the passage does not give this answer"
-    return faults
+def _fault(verdict: Any) -> str | None:
+    if isinstance(verdict, Unusable):
+        return f"second judge: {verdict.reason}"
+    return None if verdict else "the second judge finds that the passage does not give this answer"
 
 
 def consistency_of(slot: Slot, answer: Answer, again: Sequence[Answer]) -> float:
@@ -173,11 +120,3 @@ def consistency_of(slot: Slot, answer: Answer, again: Sequence[Answer]) -> float
     if slot.kind == "unanswerable":
         return sum(not one.stated for one in again) / max(len(again), 1)
     return consistency([answer.text, *(one.text if one.stated else "" for one in again)])
-
-
-def _ask(
-    voice: Voice, what: str, pairs: Sequence[tuple[int, Any]], progress: Callable[[str, int], Progress] | None
-) -> list[Any]:
-    return voice.ask(
-        [wish for _, wish in pairs], progress(what, len(pairs)) if progress is not None and pairs else None
-    )

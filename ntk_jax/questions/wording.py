@@ -18,7 +18,7 @@ from ntk_jax.questions.voice import Wish
 NOT_STATED = "The document does not say this."  # where an expert said so in no words of its own
 QUESTION_WORDS = (4, 80)  # of a question, at least and at most
 _FOCUS_WORDS = 60  # of the part of a passage that a question is to be about
-_EARLIER = 5  # questions on the same passage that are shown, the latest
+_EARLIER = 12  # questions on the same passage that are shown, the latest
 _QUESTION = {
     "type": "object",
     "properties": {"question": {"type": "string"}},

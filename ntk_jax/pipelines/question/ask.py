@@ -30,7 +30,7 @@ from ntk_jax.questions.loop import Search, Settings, Voices, search
 from ntk_jax.questions.question import Chunk, Trace
 from ntk_jax.questions.records import outcomes, reason_of, record_of, trace_of
 from ntk_jax.questions.slots import plan_slots
-from ntk_jax.questions.verify import Checks, verify
+from ntk_jax.questions.verify import second_opinion
 from ntk_jax.questions.voice import Voice
 from ntk_jax.storage.atomic import make_folder, write_json, write_lines
 from ntk_jax.storage.reading import read_json_lines
@@ -119,14 +119,7 @@ def _generation(
         focuses=parts,
         progress=make,
     )
-    checks = Checks(
-        section.samples,
-        section.consistency,
-        seed=seed,
-        answer_tokens=section.answer_tokens,
-        verdict_tokens=section.verdict_tokens,
-    )
-    verified = verify(found.traces, voices.expert, second, checks, progress=make)
+    verified = second_opinion(found.traces, second, max_tokens=section.verdict_tokens, progress=make)
     candidates = [Candidate(n, slots[n], one) for n, one in enumerate(verified) if one is not None]
     kept = keep(
         candidates, limits_of(config), vectors=_vectors(run), leaks=leaks(run), before=[r["prompt"] for r in before]
@@ -183,23 +176,25 @@ def settings_of(config: QuestionConfig, seed: int) -> Settings:
     """The loop's settings of a config."""
     section = config.ask
     return Settings(
-        section.rounds,
-        section.patience,
-        section.min_gain,
-        section.enough,
-        section.calls,
-        section.signal,
-        section.reference,
-        section.target_sees_document,
-        section.feedback,
-        section.quotes,
-        section.target_samples,
-        seed,
-        section.temperature,
-        section.top_p,
-        section.question_tokens,
-        section.answer_tokens,
-        section.verdict_tokens,
+        rounds=section.rounds,
+        patience=section.patience,
+        min_gain=section.min_gain,
+        enough=section.enough,
+        calls=section.calls,
+        signal=section.signal,
+        reference=section.reference,
+        sees_document=section.target_sees_document,
+        feedback=section.feedback,
+        quotes=section.quotes,
+        samples=section.target_samples,
+        again=section.samples,
+        consistency=section.consistency,
+        seed=seed,
+        temperature=section.temperature,
+        top_p=section.top_p,
+        question_tokens=section.question_tokens,
+        answer_tokens=section.answer_tokens,
+        verdict_tokens=section.verdict_tokens,
     )
 
 

@@ -76,7 +76,7 @@ class AskSection:
     )
     judged: bool = setting(True, "a judge decides whether the chunk gives the answer; false: only what needs no model")
     samples: Natural = setting(3, "times that the expert answers again, to see whether it is sure; 0: none")
-    consistency: Fraction = setting(0.5, "agreement of these answers that a question needs to be kept")
+    consistency: Fraction = setting(0.55, "agreement of these answers that a question needs to be kept")
     target_samples: Count = setting(4, "of signal band: answers that target and expert draw")
     calibration: Natural = setting(
         24, "planted pairs of each kind by which the judge of the signal is judged itself; 0: none"

@@ -1,5 +1,5 @@
-"""The records that the other methods write from the same chunks, each with as many training tokens as the kept questions
-have: what the loop is compared with."""
+"""The records that the other methods write from the same chunks, each with as many training tokens as the kept
+questions have: what the loop is compared with."""
 
 from __future__ import annotations
 

@@ -71,8 +71,8 @@ PIPELINE = Pipeline(
             name="chunk",
             title="Chunks",
             help="documents cut into the chunks that questions are asked about",
-            description="Reads documents.files, drops what is empty, doubled or unreadable (counted by reason), keeps a "
-            "share of the documents unseen and cuts the others at the ends of sentences. Writes chunk/chunks.jsonl.",
+            description="Reads documents.files, drops what is empty, doubled or unreadable (counted by reason), keeps "
+            "a share of the documents unseen and cuts the others at the ends of sentences. Writes chunk/chunks.jsonl.",
             function=Address(f"{_HERE}.chunk:chunk"),
             reads=("seed", "documents", "model.max_length", "ask.answer_tokens"),
             inputs=("documents", "model"),
