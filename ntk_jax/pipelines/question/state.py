@@ -194,10 +194,10 @@ def facts(config: QuestionConfig) -> dict[str, Any]:
             roles[role] = config.model.path
         elif owner is not None and (role != "judge" or judges(config)):
             roles[role] = getattr(config, owner).model
-    return {"roles": roles, "same": _same(config), **model_facts(config)}
+    return {"roles": roles, "same": same_model(config), **model_facts(config)}
 
 
-def _same(config: QuestionConfig) -> bool:
+def same_model(config: QuestionConfig) -> bool:
     """Whether target and expert are one model."""
     expert = config.expert
     target = config.target.model or config.model.path
