@@ -52,11 +52,12 @@ def test_comparison_of_two_arms() -> None:
     assert selected["raw"]["accuracy"] == 0.75
     assert selected["normalized"] == {
         "accuracy": 0.5, "low": selected["normalized"]["low"], "high": selected["normalized"]["high"],
-        "predicted": {"anger": 4, "joy": 0},
+        "predicted": {"anger": 4, "joy": 0}, "balanced": selected["normalized"]["balanced"],
     }  # fmt: skip
     assert base["raw"]["low"] <= 0.5 <= base["raw"]["high"]
     assert more["results"]["selected"]["raw"] == {
         "accuracy": 1.0, "low": 1.0, "high": 1.0, "predicted": {"anger": 2, "joy": 2},
+        "balanced": {"accuracy": 1.0, "low": 1.0, "high": 1.0},
     }  # fmt: skip
     assert result["average"]["base"]["raw"]["accuracy"] == (0.5 + 0.75) / 2
     assert result["average"]["selected"]["raw"]["accuracy"] == (0.75 + 1.0) / 2

@@ -21,7 +21,8 @@ from jax.sharding import Mesh
 from ntk_jax.builtin.paths import DATA as BUILTIN_DATA
 from ntk_jax.data.templates import Rendering
 from ntk_jax.errors import UserError
-from ntk_jax.evaluation.bootstrap import interval, resampled_means
+from ntk_jax.evaluation.balanced import add_balanced, balanced_of, label_set
+from ntk_jax.evaluation.bootstrap import accuracy_at, difference_at, drawn, group_of, groups_of, resampled_means
 from ntk_jax.evaluation.choice import choice_log_likelihoods
 from ntk_jax.evaluation.shots import before_choices
 from ntk_jax.models.model import Model
@@ -102,6 +103,7 @@ def predict(record: Mapping[str, Any], values: np.ndarray, lengths: np.ndarray) 
         "lengths": [int(length) for length in lengths],
         "raw": int(np.argmax(values)),
         "normalized": int(np.argmax(values / lengths)),
+        **group_of(record),
     }
 
 
@@ -112,17 +114,19 @@ def compare(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The comparison of all arms: {"tasks", "average", "paired", "confidence", "bootstrap"} of results.json.
+    """The comparison of all arms: {"tasks", "average", "paired", "confidence", "bootstrap"} of results.json, and
+    `balanced` where there are classifications (see `balanced.add_balanced`).
 
     arms: {arm: {task: predictions}}, the same tasks and questions for every arm. Accuracies are fractions; `low`
     and `high` bound the percentile bootstrap interval. `average` is the plain mean over tasks. `paired` holds, for
     each pair of arms (a later one minus an earlier one) and each kind, the difference of their averages.
-    chance: the mean of 1 / C over the questions, what guessing gets.
+    chance: the mean of 1 / C over the questions, what guessing gets. resampled: "questions", or "documents" where every
+    prediction has a `group`.
     """
     names = list(arms)
     if not names:
         raise UserError("evaluation: there are no arms to compare; give at least one")
-    tasks, columns = [], []
+    tasks, columns, balanced = [], [], []
     for number, task in enumerate(arms[names[0]]):
         answered = {arm: [p for p in arms[arm][task] if "dropped" not in p] for arm in names}
         questions = answered[names[0]]
@@ -139,13 +143,16 @@ def compare(
             for kind in KINDS
         }
         both = np.concatenate([correct[kind] for kind in KINDS], axis=1)  # [N, 2 A]: one draw serves all
-        resampled = resampled_means(both, resamples=bootstrap, seed=(seed, number))
-        columns.append((both.mean(axis=0), resampled))
+        groups = groups_of(questions)
+        draws: dict[str, Any] = {"resamples": bootstrap, "seed": (seed, number), "groups": groups}
+        columns.append((both.mean(axis=0), resampled_means(both, **draws)))
+        balanced.append(balanced_of(questions, both, **draws))
         labels = _labels(questions)
         tasks.append(
             {
                 "name": task,
                 "questions": len(questions),
+                **drawn(groups),
                 "dropped": dict(Counter(p["dropped"] for p in arms[names[0]][task] if "dropped" in p)),
                 "truncated": sum(p.get("truncated", False) for p in questions),
                 "notes": dict(Counter(note for p in questions for note in p.get("notes", ()))),
@@ -155,7 +162,7 @@ def compare(
                 "results": {
                     arm: {
                         kind: {
-                            **_accuracy(columns[-1], k * len(names) + a, confidence),
+                            **accuracy_at(columns[-1], k * len(names) + a, confidence),
                             "predicted": _count(labels, answered[arm], kind),
                         }
                         for k, kind in enumerate(KINDS)
@@ -168,20 +175,23 @@ def compare(
         np.mean([column[0] for column in columns], axis=0),
         np.mean([column[1] for column in columns], axis=0),
     )
-    return {
+    results = {
         "tasks": tasks,
         "average": {
-            arm: {kind: _accuracy(average, k * len(names) + a, confidence) for k, kind in enumerate(KINDS)}
+            arm: {kind: accuracy_at(average, k * len(names) + a, confidence) for k, kind in enumerate(KINDS)}
             for a, arm in enumerate(names)
         },
         "paired": [
-            {"a": names[a], "b": names[b], "kind": kind, **_difference(average, k * len(names), a, b, confidence)}
+            {"a": names[a], "b": names[b], "kind": kind}
+            | difference_at(average, k * len(names) + a, k * len(names) + b, confidence)
             for b, a in itertools.combinations(range(len(names)), 2)
             for k, kind in enumerate(KINDS)
         ],
         "confidence": confidence,
         "bootstrap": bootstrap,
     }
+    add_balanced(results, balanced, names, KINDS, confidence)
+    return results
 
 
 def task_files(files: Sequence[str]) -> dict[str, str]:
@@ -229,8 +239,7 @@ def _stem(file: str) -> str:
 
 def _labels(questions: Sequence[Prediction]) -> Callable[[Prediction, int], str]:
     """How a predicted index is named: by its text where all questions share one label set, else by its letter."""
-    shared = {frozenset(p["choices"]) for p in questions}
-    if len(shared) == 1 and len(questions) > 1:
+    if label_set(questions) is not None:
         return lambda p, index: p["choices"][index]
     return lambda p, index: chr(ord("A") + index) if index < 26 else str(index + 1)
 
@@ -239,16 +248,3 @@ def _count(name: Callable[[Prediction, int], str], predictions: Sequence[Predict
     counts = Counter({name(p, i): 0 for p in predictions for i in range(len(p["choices"]))})
     counts.update(name(p, p[key]) for p in predictions)
     return dict(sorted(counts.items()))
-
-
-def _accuracy(column: tuple[np.ndarray, np.ndarray], place: int, confidence: float) -> dict[str, float]:
-    low, high = interval(column[1][:, place], confidence)
-    return {"accuracy": float(column[0][place]), "low": low, "high": high}
-
-
-def _difference(
-    column: tuple[np.ndarray, np.ndarray], offset: int, a: int, b: int, confidence: float
-) -> dict[str, float]:
-    means, resampled = column
-    low, high = interval(resampled[:, offset + a] - resampled[:, offset + b], confidence)
-    return {"difference": float(means[offset + a] - means[offset + b]), "low": low, "high": high}

@@ -24,7 +24,8 @@ from ntk_jax.data.records import response_text
 from ntk_jax.data.templates import Rendering, uses_chat
 from ntk_jax.data.tokens import encode_question
 from ntk_jax.errors import UserError
-from ntk_jax.evaluation.bootstrap import interval, resampled_means
+from ntk_jax.evaluation.balanced import add_balanced, balanced_of
+from ntk_jax.evaluation.bootstrap import accuracy_at, difference_at, drawn, group_of, groups_of, resampled_means
 from ntk_jax.evaluation.shots import BETWEEN, fitted
 from ntk_jax.llm.parsing import without_thoughts
 from ntk_jax.llm.request import Request
@@ -83,10 +84,11 @@ def generated_answers(
 ) -> dict[str, Any]:
     """Replies of one model to checked records: {"answers", "dropped", "tokens"}.
 
-    answers: a dict a record, in order: id, reply, found (the answer in it, or None), expected, correct, finish; or id
-    and dropped (why). max_length: tokens of a prompt with its reply. tokens: read and written by the model. where: the
-    file, for messages. shots: solved examples before each question; an answer then has how many, as `shots`. Raises
-    UserError: no records, a record or shot that the rule cannot be used for.
+    answers: a dict a record, in order: id, reply, found (the answer in it, or None), expected, correct, finish, and
+    choices and answer of a record that has them; or id and dropped (why). max_length: tokens of a prompt with its
+    reply. tokens: read and written by the model. where: the file, for messages. shots: solved examples before each
+    question; an answer then has how many, as `shots`.
+    Raises UserError: no records, a record or shot that the rule cannot be used for.
     """
     if not records:
         raise UserError(f"{where}: there are no questions; give a file that has some")
@@ -111,6 +113,7 @@ def generated_answers(
         correct = found is not None and found == expected
         answers.append({"id": record["id"], "reply": reply.text, "found": found, "expected": expected})
         answers[-1] |= {"correct": correct, "finish": reply.finish} | ({"shots": counts[number]} if shots else {})
+        answers[-1] |= {key: record[key] for key in ("choices", "answer") if record.get("choices")} | group_of(record)
     return {
         "answers": answers,
         "dropped": dict(Counter(answer["dropped"] for answer in answers if "dropped" in answer)),
@@ -223,29 +226,35 @@ def compare_generated(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The comparison of all arms: {"tasks", "average", "paired"}, the key `generated` of results.json.
+    """The comparison of all arms: {"tasks", "average", "paired"}, the key `generated` of results.json, and `balanced`
+    where there are classifications (see `balanced.add_balanced`).
 
     arms: {arm: {task: answers}}. The same questions count for every arm: those that all of them have a reply to.
     Accuracies are fractions, `low` and `high` bound the percentile bootstrap interval over questions; `unread` is how
     many replies gave no answer, `cut` how many ended at max_tokens. `average` is the plain mean over tasks, `paired`
-    the difference of these means of each two arms (a later one minus an earlier one).
+    the difference of these means of each two arms (a later one minus an earlier one). resampled: "questions", or
+    "documents" where every answer has a `group`.
     """
     names = list(arms)
     if not names:
         raise UserError("evaluation: there are no arms to compare; give at least one")
-    tasks, columns = [], []
+    tasks, columns, balanced = [], [], []
     for number, task in enumerate(arms[names[0]]):
         kept = _answered_by_all(arms, task)
         correct = np.asarray([[answer["correct"] for answer in kept[arm]] for arm in names], np.float64).T
-        columns.append((correct.mean(axis=0), resampled_means(correct, resamples=bootstrap, seed=(seed, number))))
+        groups = groups_of(kept[names[0]])
+        draws: dict[str, Any] = {"resamples": bootstrap, "seed": (seed, number), "groups": groups}
+        columns.append((correct.mean(axis=0), resampled_means(correct, **draws)))
+        balanced.append(balanced_of(kept[names[0]], correct, **draws))
         tasks.append(
             {
                 "name": task,
                 "questions": len(correct),
+                **drawn(groups),
                 "dropped": len(arms[names[0]][task]) - len(correct),
                 "results": {
                     arm: {
-                        **_accuracy(columns[-1], place, confidence),
+                        **accuracy_at(columns[-1], place, confidence),
                         "unread": sum(answer["found"] is None for answer in kept[arm]),
                         "cut": sum(answer["finish"] == "length" for answer in kept[arm]),
                     }
@@ -254,16 +263,16 @@ def compare_generated(
             }
         )
     average = (np.mean([column[0] for column in columns], axis=0), np.mean([column[1] for column in columns], axis=0))
-    paired = []
-    for b, a in itertools.combinations(range(len(names)), 2):
-        low, high = interval(average[1][:, a] - average[1][:, b], confidence)
-        difference = float(average[0][a] - average[0][b])
-        paired.append({"a": names[a], "b": names[b], "difference": difference, "low": low, "high": high})
-    return {
+    results = {
         "tasks": tasks,
-        "average": {arm: _accuracy(average, place, confidence) for place, arm in enumerate(names)},
-        "paired": paired,
+        "average": {arm: accuracy_at(average, place, confidence) for place, arm in enumerate(names)},
+        "paired": [
+            {"a": names[a], "b": names[b]} | difference_at(average, a, b, confidence)
+            for b, a in itertools.combinations(range(len(names)), 2)
+        ],
     }
+    add_balanced(results, balanced, names, (None,), confidence)
+    return results
 
 
 def _answered_by_all(arms: Mapping[str, Mapping[str, Sequence[Answer]]], task: str) -> dict[str, list[Answer]]:
@@ -278,11 +287,6 @@ def _answered_by_all(arms: Mapping[str, Mapping[str, Sequence[Answer]]], task: s
         why = next((str(answer["dropped"]) for row in rows for answer in row if "dropped" in answer), "there are none")
         raise UserError(f"evaluation: no question of {task} has a reply ({why}); raise max_length")
     return {arm: [row[place] for row in kept] for place, arm in enumerate(arms)}
-
-
-def _accuracy(column: tuple[np.ndarray, np.ndarray], place: int, confidence: float) -> dict[str, float]:
-    low, high = interval(column[1][:, place], confidence)
-    return {"accuracy": float(column[0][place]), "low": low, "high": high}
 
 
 def _plain(text: str) -> str:

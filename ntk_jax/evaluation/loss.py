@@ -3,7 +3,7 @@
 The loss of an example is the mean of −log p over the tokens of its response (with the mark that ends it, as training
 has it), in nats a token: lower is better. Two means over examples are given: `by_example`, the mean of the examples'
 losses, where a short response counts as much as a long one; and `by_token`, all nats divided by all tokens, whose
-exponential is the perplexity. Intervals are bootstraps over examples, of both.
+exponential is the perplexity. Intervals are bootstraps over examples (or documents, see `bootstrap`), of both.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ntk_jax.data.packing import pack
 from ntk_jax.data.templates import Rendering
 from ntk_jax.data.tokens import Dropped, encode_many
 from ntk_jax.errors import UserError
-from ntk_jax.evaluation.bootstrap import interval, resampled_means
+from ntk_jax.evaluation.bootstrap import difference_at, drawn, group_of, groups_of, interval, resampled_means
 from ntk_jax.evaluation.packed import log_prob_sums, row_length_of, rows_per_batch
 from ntk_jax.evaluation.shots import before_responses
 from ntk_jax.models.model import Model
@@ -85,7 +85,7 @@ def held_out_losses(
         cut: dict[str, Any] = ({"truncated": True} if row.truncated else {}) | (
             {"notes": list(row.notes)} if row.notes else {}
         )
-        cut |= {"shots": count} if shots else {}
+        cut |= ({"shots": count} if shots else {}) | group_of(record)
         losses.append({"id": record["id"], "loss": float(value), "tokens": _labels(row), **cut})
     tokens, adapter = sum(len(row.ids) for row in rows), sum(leaf.size for leaf in jax.tree.leaves(model.lora))
     return {
@@ -139,6 +139,7 @@ def compare_losses(
             {
                 "name": task,
                 "examples": len(first),
+                **({} if groups_of(first) is None else drawn(groups_of(first))),
                 "tokens": sum(loss["tokens"] for loss in first),
                 "dropped": dict(Counter(loss["dropped"] for loss in arms[names[0]][task] if "dropped" in loss)),
                 "truncated": sum(loss.get("truncated", False) for loss in first),
@@ -155,7 +156,7 @@ def compare_losses(
                 "a": names[a],
                 "b": names[b],
                 "kind": kind,
-                **_difference(average, k * len(names) + a, k * len(names) + b, confidence),
+                **difference_at(average, k * len(names) + a, k * len(names) + b, confidence),
             }
             for b, a in itertools.combinations(range(len(names)), 2)
             for k, kind in enumerate(KINDS)
@@ -188,7 +189,8 @@ def _resampled(arms: Sequence[Sequence[Loss]], resamples: int, seed: Sequence[in
     def means(mean: np.ndarray) -> np.ndarray:
         return np.concatenate([mean[..., :count], mean[..., count:-1] / mean[..., -1:]], axis=-1)
 
-    return means(columns.mean(axis=0)), means(resampled_means(columns, resamples=resamples, seed=seed))
+    draws = resampled_means(columns, resamples=resamples, seed=seed, groups=groups_of(arms[0]))
+    return means(columns.mean(axis=0)), means(draws)
 
 
 def _means(column: tuple[np.ndarray, np.ndarray], arm: int, arms: int, confidence: float) -> dict[str, Any]:
@@ -197,9 +199,3 @@ def _means(column: tuple[np.ndarray, np.ndarray], arm: int, arms: int, confidenc
         low, high = interval(column[1][:, k * arms + arm], confidence)
         found[kind] = {"loss": float(column[0][k * arms + arm]), "low": low, "high": high}
     return {**found, "perplexity": float(np.exp(found["by_token"]["loss"]))}
-
-
-def _difference(column: tuple[np.ndarray, np.ndarray], a: int, b: int, confidence: float) -> dict[str, float]:
-    means, resampled = column
-    low, high = interval(resampled[:, a] - resampled[:, b], confidence)
-    return {"difference": float(means[a] - means[b]), "low": low, "high": high}

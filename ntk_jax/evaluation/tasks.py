@@ -3,8 +3,8 @@ answers that models write where these are asked for. And the comparison of arms 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -12,6 +12,7 @@ from ntk_jax.data.formats import AUTO, Reading
 from ntk_jax.data.sources import read, sample_indices
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.accuracy import compare, task_files
+from ntk_jax.evaluation.bootstrap import GROUP
 from ntk_jax.evaluation.choice import check_question
 from ntk_jax.evaluation.generated import compare_generated
 from ntk_jax.evaluation.loss import compare_losses
@@ -73,6 +74,27 @@ def task_of(
     before = shots_of(name, where, records, shots, shot_files, seed=seed, reading=reading)
     chosen = sample_indices(len(records), limit, seed)
     return Task(name, where, records if chosen is None else [records[i] for i in chosen], found, before)
+
+
+def split_task(task: Task, key: str, trained: Collection[str]) -> list[Task]:
+    """The task's records about documents that a model was trained on, and those about documents that it never saw, as
+    tasks of their own: `<name> (trained documents)` and `<name> (unseen documents)`, without one that has no records.
+
+    key: of a record, the document that it is about, such as document_id. trained: documents by that key. Bootstraps of
+    both draw documents in place of records (`bootstrap.GROUP`). Raises UserError: a record without the key.
+    """
+    known = set(map(str, trained))
+    parts: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    for record in task.records:
+        if record.get(key) in (None, ""):
+            raise UserError(
+                f'{task.where}: record {record["id"]!r} has no "{key}", which names its document; give a key that '
+                "all records have"
+            )
+        document = str(record[key])
+        parts[document in known].append(record | {GROUP: document})
+    names = {True: f"{task.name} (trained documents)", False: f"{task.name} (unseen documents)"}
+    return [replace(task, name=names[side], records=found) for side, found in parts.items() if found]
 
 
 def check_metrics(metrics: Sequence[str] | None) -> None:

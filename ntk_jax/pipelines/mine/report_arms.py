@@ -10,6 +10,7 @@ from ntk_jax.pipelines.common.shots import shot_lines
 from ntk_jax.pipelines.mine.figures import color_of, perplexity_curves
 from ntk_jax.pipelines.mine.report_layout import Shown
 from ntk_jax.report.amounts import NOTHING, count, duration, finite, general, metric, nats, percent, points
+from ntk_jax.report.balanced import balanced_pairs, balanced_table
 from ntk_jax.report.figures import Mark, WhiskerRow, whiskers
 from ntk_jax.report.layout import Cell, Figure, Table
 from ntk_jax.report.reading import RunDirectory, mapping, records
@@ -207,6 +208,8 @@ def evaluation(run: RunDirectory) -> Shown:
         )
     if answers := records(mapping(found.get("generated")).get("tasks")):
         tables.append(_answers(answers, titles))
+    if balanced := balanced_table(found, list(titles.items())):
+        tables.append(balanced)
     missing = () if tables else (run.missing("evaluate", "accuracy, loss or generated answers"),)
     rows = [
         [pair.what, titles.get(pair.a, pair.a), titles.get(pair.b, pair.b), pair.text, pair.says]
@@ -214,6 +217,8 @@ def evaluation(run: RunDirectory) -> Shown:
     ]
     pairs = Table(["Measure", "Arm", "Against", "Difference", "Found"], rows, PAIRED, text_columns=3)
     folds = [("Differences between arms, question by question", pairs)] if rows else []
+    if differences := balanced_pairs(found, list(titles.items())):
+        folds.append(("Differences of balanced accuracy between arms", differences))
     return Shown(missing=missing, leads=shot_lines(found), tables=tables, folds=folds)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ntk_jax.pipelines.common.shots import shot_lines
+from ntk_jax.report.balanced import balanced_lines
 from ntk_jax.report.text import align, plain
 from ntk_jax.storage.atomic import read_json
 
@@ -90,7 +91,9 @@ def _evaluate(found: dict[str, Any], folder: Path) -> list[str]:
             shown = [cell if kind is None else cell[kind] for cell in cells]
             what = "generated answers" if kind is None else measure
             rows.append([task["name"], what, *(_interval(each | {"value": each[measure]}, 3) for each in shown)])
-    return ["Evaluation:", *align(rows, rules_before={1}), *shot_lines(found)]
+    balanced = balanced_lines(found, [(str(arm["name"]), str(arm["title"])) for arm in found["arms"]])
+    about = ["Balanced accuracy:", *balanced] if balanced else []
+    return ["Evaluation:", *align(rows, rules_before={1}), *about, *shot_lines(found)]
 
 
 def _interval(found: dict[str, Any] | None, digits: int = 2) -> str:

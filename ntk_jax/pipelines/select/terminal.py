@@ -31,6 +31,8 @@ from ntk_jax.pipelines.select.report.selection import chosen, family_rows, famil
 from ntk_jax.pipelines.select.report.verdict import verdict
 from ntk_jax.pipelines.select.report.warnings import domain_share, warnings
 from ntk_jax.report.amounts import count, duration, finite, percent, signed
+from ntk_jax.report.balanced import WHAT as BALANCED
+from ntk_jax.report.balanced import balanced_lines
 from ntk_jax.report.layout import Notice
 from ntk_jax.report.reading import mapping, read_run
 from ntk_jax.report.text import align, label, plain
@@ -53,6 +55,8 @@ def terminal(folder: str | Path) -> str:
         parts.append(losses_table(run))
     if run.generated:
         parts.append(generated_answers_table(run))
+    if balanced := balanced_lines(run.results, [(arm.name, arm.title) for arm in run.evaluated]):
+        parts.append("\n".join([*textwrap.wrap(BALANCED, WIDTH), *balanced]))
     if shots := shot_lines(run.results):
         parts.append("\n".join(line for text in shots for line in textwrap.wrap(text, WIDTH)))
     noticed = warnings(run)

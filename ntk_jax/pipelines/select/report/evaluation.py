@@ -20,6 +20,7 @@ from ntk_jax.pipelines.select.report.layout import section
 from ntk_jax.pipelines.select.report.losses import loss_figure, loss_pairs, loss_table
 from ntk_jax.pipelines.select.report.run import KINDS, Arm, SelectRun
 from ntk_jax.report.amounts import NOTHING, count, finite, general, percent, points
+from ntk_jax.report.balanced import balanced_pairs, balanced_table
 from ntk_jax.report.figures import Mark, WhiskerRow, whiskers
 from ntk_jax.report.layout import Cell, Figure, Section, Table
 from ntk_jax.report.reading import mapping
@@ -33,6 +34,7 @@ def evaluation(run: SelectRun) -> Section:
         missing = run.directory.missing("evaluate", "evaluation")
     overview = [_paired_figure(run, broken), _average_figure(run)] if not missing and run.tasks else []
     loss_drawn = loss_figure(run)
+    arms = [(arm.name, arm.title) for arm in run.evaluated]
     panels = [_task_figure(run, task) for task in run.tasks] if len(run.tasks) > 1 else []
     return section(
         "evaluation",
@@ -42,6 +44,8 @@ def evaluation(run: SelectRun) -> Section:
         overview=[figure for figure in overview if figure is not None],
         accuracies=_accuracy_table(run, broken) if not missing and run.tasks else None,
         paired=_paired_table(run, broken),
+        balanced=balanced_table(run.results, arms),
+        balanced_pairs=balanced_pairs(run.results, arms),
         losses=loss_table(run),
         generated=generated_table(run),
         generated_pairs=generated_pairs(run),
@@ -206,8 +210,9 @@ def _accuracy_table(run: SelectRun, broken: list[Collapse]) -> Table:
             rows.append([*first, heading, *cells])
     header = ["Task", "Likelihood", *(arm.title for arm in run.evaluated)]
     resamples = count(run.results.get("bootstrap"))
+    drawn = "documents" if any(task.get("resampled") == "documents" for task in run.tasks) else "questions"
     caption = (
-        f"Accuracy in % with {confidence(run)} bootstrap intervals ({resamples} resamples of the questions), and the "
+        f"Accuracy in % with {confidence(run)} bootstrap intervals ({resamples} resamples of the {drawn}), and the "
         "label that each arm answered most. Normalized: choices by likelihood per token; raw: by whole likelihood"
     )
     return Table(header, rows, caption, text_columns=2)
