@@ -78,10 +78,11 @@ def fact_of(question: str) -> Fact | None:
 
 
 class Scripted:
-    """A `Client` that answers by a rule of (request, draw), where draw is the request's own random numbers."""
+    """A `Client` that answers whatever the package asks by rules of the world, with random numbers of the request's
+    own."""
 
-    def __init__(self, world: World, rule: str, seed: int = 0) -> None:
-        self.world, self.name, self.seed = world, rule, seed
+    def __init__(self, world: World, name: str = "scripted", seed: int = 0) -> None:
+        self.world, self.name, self.seed = world, name, seed
         self.calls = 0
 
     def ask(self, requests: Sequence[Request], progress: Progress | None = None) -> Iterator[tuple[int, Reply]]:
@@ -89,23 +90,24 @@ class Scripted:
         random.Random(len(requests)).shuffle(order)  # replies come in any order
         for done, place in enumerate(order):
             self.calls += 1
-            text = self._answer(requests[place])
+            text = self.answer(requests[place])
             if progress is not None:
                 progress(done + 1, len(requests), "")
             yield place, Reply(text, "stop", 100, 20)
 
-    def _answer(self, request: Request) -> str:
+    def answer(self, request: Request) -> str:
+        """What stands in the reply."""
         text = str(request.messages[0]["content"])  # type: ignore[index,call-overload]
         digest = hashlib.sha256(f"{self.seed} {request.seed} {request.sample} {request.temperature} {text}".encode())
         draw = random.Random(digest.hexdigest())
-        if "is true" in text or "Does the passage show" in text:
+        if "Judge by the passage alone" in text:
             return self._verdict(text, draw)
-        if "Another answer" in text:
+        if "Another answer:" in text:
             return "The other answer shows what is known. Ask for a detail that was not asked for yet."
-        if self.name in ("generator", "reviser"):
-            return json.dumps({"question": self._question(text, draw)})
-        if self.name == "expert":
+        if "Then copy word for word" in text:
             return self._expert(text, request, draw)
+        if "Write one question" in text:
+            return json.dumps({"question": self._question(text, draw)})
         return self._target(text, draw)
 
     def _question(self, text: str, draw: random.Random) -> str:
@@ -118,7 +120,8 @@ class Scripted:
             return f"What is the {draw.choice(unsaid)} of {name}?"
         rest = sorted(set(stated) - earlier) or sorted(set(stated))
         # Who has not read of the target's answers writes what is well known; the reviser goes through what is left.
-        common = [4 if self.name == "generator" and fact not in self.world.gaps else 1 for fact in rest]
+        first = "This question was asked" not in text
+        common = [4 if first and fact not in self.world.gaps else 1 for fact in rest]
         attribute, _ = draw.choices(rest, common)[0]
         return f"What is the {attribute} of {name}?"
 

@@ -11,7 +11,7 @@ from ntk_jax.questions.question import Slot
 from ntk_jax.questions.verify import second_opinion
 from ntk_jax.questions.voice import Voice
 
-ROUNDS = 8
+ROUNDS = 10
 
 
 def voices_of(made: World, judged: bool = True) -> Voices:

@@ -176,7 +176,7 @@ def read_answer(reply: Reply, *, is_json: bool) -> Answer | Unusable:
             return Unusable("no answer in the JSON", again=True)
     else:
         parts = list(_PARTS.finditer(text))
-        ends = [part.start() for part in parts[1:]] + [len(text)]
+        ends = [part.start() for part in parts[1:]] + [len(text)] * bool(parts)
         named = [(part[1].lower(), text[part.end() : end].strip()) for part, end in zip(parts, ends, strict=True)]
         answers = [body for name, body in named if name == "answer" and body]
         answer = answers[0] if answers else text[: parts[0].start()].strip() if parts else text
