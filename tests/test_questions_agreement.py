@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ntk_jax.questions.agreement import agreement, consistency
@@ -47,6 +47,7 @@ def test_numbers_in_one_way(text: str, words: str) -> None:
     assert " ".join(numbered(text)) == words
 
 
+@settings(deadline=None)
 @given(st.integers(0, 99), st.integers(0, 99))
 def test_numbers_in_words(tens: int, rest: int) -> None:
     units = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
@@ -64,6 +65,7 @@ def test_numbers_in_words(tens: int, rest: int) -> None:
         assert number_at(long, 0) == (1000 * tens + rest, len(long))
 
 
+@settings(deadline=None)
 @given(st.decimals(0, 10**12, allow_nan=False, places=3))
 def test_a_plain_number_is_the_same_number(number: object) -> None:
     assert float(plain_number(f"{number:,}")) == float(str(number))
@@ -114,6 +116,7 @@ def test_between() -> None:
     assert agreement("No party may assign this.", "Yes, a party may assign this.") == 0.0
 
 
+@settings(deadline=None)
 @given(texts, texts)
 @example("not", "")
 @example("!", "?")
@@ -123,6 +126,7 @@ def test_of_any_two_texts(a: str, b: str) -> None:
     assert agreement(a, a) == 1.0 and agreement(b, f" {b}\n") == 1.0
 
 
+@settings(deadline=None)
 @given(st.lists(texts, min_size=2, max_size=4))
 def test_consistency_is_a_mean(answers: list[str]) -> None:
     assert consistency(answers) == pytest.approx(consistency(answers[::-1]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted_llm import ScriptedClient
 
@@ -87,6 +87,7 @@ def test_the_reason_is_kept() -> None:
     assert read("REASON: One denies it.\nSCORE: 4") == Divergence(1.0, "One denies it.")
 
 
+@settings(deadline=None)
 @given(st.text(), st.sampled_from(["stop", "length"]))
 def test_any_reply_is_read_or_refused(text: str, finish: str) -> None:
     for whole in (text, f"SCORE: {text}", json.dumps({"score": text})):
@@ -94,6 +95,7 @@ def test_any_reply_is_read_or_refused(text: str, finish: str) -> None:
         assert isinstance(found, Unusable) or found.value in (0, 0.25, 0.5, 0.75, 1)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 4), st.text(st.characters(codec="utf-8"), max_size=40))
 def test_json_with_a_score_is_always_read(points: int, reason: str) -> None:
     found = read(json.dumps({"reason": reason, "score": points}))

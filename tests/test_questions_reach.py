@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ntk_jax.questions.reach import locate, reached, spans_of
@@ -81,6 +81,7 @@ words = st.lists(st.text(st.characters(categories=["L", "N"]), min_size=1, max_s
 spaces = st.text(" \n\t\u00a0", min_size=1, max_size=3)
 
 
+@settings(deadline=None)
 @given(words, st.data())
 def test_every_run_of_words_is_found(own: list[str], data: st.DataObject) -> None:
     gaps = [data.draw(spaces) for _ in own]
@@ -93,6 +94,7 @@ def test_every_run_of_words_is_found(own: list[str], data: st.DataObject) -> Non
     assert " ".join(text[slice(*place)].split()).casefold() == " ".join(quote.split()).casefold()
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60), st.text(max_size=60))
 def test_any_two_texts(quote: str, text: str) -> None:
     place = locate(quote, text)
@@ -135,6 +137,7 @@ def test_no_spans_have_no_share() -> None:
     assert reached({}, {"a": ["x"]})["share"] is None
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from("ab"), st.lists(st.text(max_size=30), max_size=3)))
 def test_more_quotations_reach_no_fewer(quotes: dict[str, list[str]]) -> None:
     more = {name: [*own, "the laws of Nevada govern"] for name, own in quotes.items()}

@@ -24,13 +24,15 @@ _STOPPED = (
     "would it its this that these those there and or such any so then s"
 )
 _STOP = frozenset(_STOPPED.split())
+_TEXT = r"(?:the|this) (?:passage|text|document|contract|agreement|article)"
 _LEAD = re.compile(
-    r"^\s*(?:(?:according to|based on|as stated in|under) (?:the|this) "
-    r"(?:passage|text|document|contract|agreement|article)\s*,|(?:the )?answer(?: is)?\s*:)\s*",
+    rf"^\s*(?:(?:according to|based on|as stated in|under) {_TEXT}\s*,|"
+    rf"(?:as )?{_TEXT} (?:says|states|provides)(?:\s*,| that\b)|(?:the )?answer(?: is)?\s*:)\s*",
     re.IGNORECASE,
 )
-_PLAIN = re.compile(
-    r"^\W*(yes|no)\b(?=\s*(?:[^\w\s]|$)|\s+(?:it|they|he|she|this|that|there|the|you|we)\b)", re.IGNORECASE
+# Yes or no as an answer; "No party may" has none.
+PLAIN = re.compile(
+    r"^(\W*)(yes|no)\b(?=\s*(?:[^\w\s]|$)|\s+(?:it|they|he|she|this|that|there|the|you|we)\b)", re.IGNORECASE
 )
 _NOT = frozenset(("not", "no", "never", "none", "nothing", "nobody", "neither", "nor"))
 _CONTRACTED = re.compile(r"\b(\w+)n['\u2019]t\b|\b(can)not\b", re.IGNORECASE)
@@ -81,7 +83,7 @@ def consistency(answers: Sequence[str]) -> float:
 
 def _said(text: str) -> _Said:
     text = _LEAD.sub("", unicodedata.normalize("NFKC", text))
-    plain = _PLAIN.match(text)
+    plain = PLAIN.match(text)
     words = numbered(_CONTRACTED.sub(_apart, text[plain.end() :] if plain else text))
     numbers = {word for word in words if is_number(word)}
     for pair in pairwise(words):
@@ -90,7 +92,7 @@ def _said(text: str) -> _Said:
     denials = Counter(_denial(word) for word in words if _denial(word))
     others = [word for word in words if not _denial(word)]
     kept = Counter(_singular(word) for word in others if word not in _STOP) or Counter(others)
-    return _Said(plain[1].lower() if plain else "", kept, denials, frozenset(numbers))
+    return _Said(plain[2].lower() if plain else "", kept, denials, frozenset(numbers))
 
 
 def _apart(found: re.Match[str]) -> str:

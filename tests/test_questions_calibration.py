@@ -1,0 +1,195 @@
+"""Planted pairs of answers, and what judges and measures say of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scripted_llm import ScriptedClient
+
+from ntk_jax.llm.request import Reply, Request
+from ntk_jax.questions.agreement import agreement
+from ntk_jax.questions.calibration import calibrate, calibrate_agreement
+from ntk_jax.questions.numerals import is_number, numbered
+from ntk_jax.questions.planted import KINDS, Planted, contradicted, paraphrased, planted_pairs
+from ntk_jax.questions.voice import Voice
+
+ITEMS = [
+    ("How long is the notice?", "p1", "The notice period is thirty (30) days. The notice must be in writing."),
+    ("May the licensee assign?", "p2", "Yes, the licensee may assign the agreement, but it does not have to."),
+    ("May a party assign?", "p3", "No party may assign this agreement without consent."),
+    ("When does it begin?", "p4", "It commences on May 5, 2020 and terminates after 1,200 hours under Section 4.2."),
+    ("Which law governs?", "p5", "The laws of Nevada"),
+    ("Must the agent pay?", "p6", "No. The agent is not required to pay the fee."),
+    ("Who keeps the records?", "p7", "The distributor keeps all records for as long as the law asks for them."),
+    ("Who pays the shipping?", "p8", "The buyer cannot refuse the goods and is required to pay for shipping."),
+    ("Is it exclusive?", "p9", "Yes"),
+    ("What is the fee?", "p10", "The fee is $1,000 for each of the 12 months."),
+]
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def test_each_item_gives_one_pair_of_each_kind() -> None:
+    pairs = planted_pairs(ITEMS, 0)
+    assert [pair.kind for pair in pairs] == list(KINDS) * len(ITEMS)
+    assert planted_pairs(ITEMS, 0) == pairs != planted_pairs(ITEMS, 1)
+    for pair in pairs:
+        assert pair.same == (pair.kind in ("identical", "paraphrase")) and pair.how
+        assert (pair.second == pair.first) == (pair.kind == "identical")
+        assert (pair.question, pair.passage, pair.first) in ITEMS
+    assert {pair.second.split()[0] for pair in pairs if pair.kind == "vague"} > {"This"}, "several wordings"
+
+
+def test_items_without_an_answer_and_alone() -> None:
+    assert planted_pairs([], 0) == [] == planted_pairs([("q", "p", " ")], 0)
+    alone = planted_pairs([("q", "p", "Nevada")], 0)
+    assert [pair.kind for pair in alone] == ["identical", "paraphrase", "vague"], "nothing to turn, no other answer"
+
+
+@pytest.mark.parametrize(
+    ("answer", "words", "how"),
+    [
+        ("It does not apply.", "it doesn't apply.", "contractions"),
+        ("The term commences today.", "the term starts today.", "synonyms"),
+        ("Pay in 30 days.", "Pay in thirty days.", "numbers in words"),
+        (
+            "The fee is due now. The rent is due later.",
+            "the rent is due later. The fee is due now.",
+            "order of sentences",
+        ),
+        ("The fee is due now. It is high enough.", "the fee is due now. It's high enough.", "contractions"),
+        ("Acme Co. Nevada", "Acme Co. Nevada", "a lead-in"),
+        ("Yes", "yes", "a lead-in"),
+        ("Within 1,030 days", "within 1,030 days", "a lead-in"),
+    ],
+)
+def test_paraphrases(answer: str, words: str, how: str) -> None:
+    text, rules = paraphrased(answer, rng())
+    assert text.endswith(words) and how in rules and "passage" in text
+
+
+@pytest.mark.parametrize(
+    ("answer", "other", "how"),
+    [
+        ("Yes.", "No.", "yes and no"),
+        ("no, it may not", "yes, it may", "yes and no"),
+        ("Yes, the tenant may sublet. He must ask.", "No, the tenant may not sublet. He must not ask.", "yes and no"),
+        ("The tenant may sublet.", "The tenant may not sublet.", "negation"),
+        ("The tenant cannot sublet.", "The tenant can sublet.", "negation"),
+        ("The tenant won't pay.", "The tenant will pay.", "negation"),
+        ("No tenant may sublet.", "Every tenant may sublet.", "negation"),
+        ("The tenant has no duty.", "The tenant has some duty.", "negation"),
+        ("Sublet without consent", "Sublet with consent", "negation"),
+        ("Section 4.2 is void.", "Section 4.2 is not void.", "negation"),
+    ],
+)
+def test_contradictions(answer: str, other: str, how: str) -> None:
+    assert contradicted(answer, rng()) == (other, how)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, 99))
+def test_no_number_stays_the_same(number: int, seed: int) -> None:
+    found = contradicted(f"Pay {number:,} on day {number}, or ${number}.", np.random.default_rng(seed))
+    assert found is not None and found[1] == "numbers"
+    old, new = numbered(f"{number}")[0], {word for word in numbered(found[0]) if is_number(word)}
+    assert len(new) == 1 and old not in new, "one number three times becomes one other three times"
+
+
+def test_numbers_in_words_and_digits_change_together() -> None:
+    made = contradicted("Within thirty (30) days or two hundred hours, as one of the parties likes.", rng())
+    first = re.match(r"Within ([\w-]+) \(([0-9]+)\) days or ([0-9]+) hours, as one of", made[0] if made else "")
+    assert first is not None and numbered(first[1]) == [first[2]] and first[2] != "30" and first[3] != "200"
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.text(max_size=20), st.text(max_size=5), st.text(max_size=40)), max_size=4))
+def test_any_items(items: list[tuple[str, str, str]]) -> None:
+    for pair in planted_pairs(items, 3):
+        assert pair.first.strip() and pair.second
+    json.dumps(calibrate_agreement(items, 3))
+
+
+def judge(function: Callable[[Planted], str | Reply], items: list[tuple[str, str, str]] = ITEMS) -> Voice:
+    """One that knows the pairs, as tests do."""
+    pairs = planted_pairs(items, 0)
+
+    def answer(request: Request) -> str | Reply:
+        text = str(request.messages)
+        shown = request.messages[1]["content"] if not isinstance(request.messages, str) else text
+        for pair in pairs:
+            both = {f"First answer:\n{pair.first}\n\nSecond answer:\n{pair.second}\n\n"}
+            both.add(f"First answer:\n{pair.second}\n\nSecond answer:\n{pair.first}\n\n")
+            if f"Question: {pair.question}\n" in shown and any(part in shown for part in both):
+                return function(pair)
+        raise AssertionError(shown)
+
+    return Voice("judge", ScriptedClient(answer))
+
+
+def score(points: int) -> str:
+    return json.dumps({"reason": "so it seems", "score": points})
+
+
+def test_a_perfect_judge() -> None:
+    found = calibrate(judge(lambda pair: score(0 if pair.same else 4)), ITEMS, seed=0)
+    assert (found["false_accept"], found["false_reject"], found["informedness"]) == (0, 0, 1) and not found["void"]
+    assert found["kinds"]["vague"] == {"n": 10, "read": 10, "mean": 1.0, "different": 1.0}
+    assert found["false_accept_interval"][1] == pytest.approx(0.1611, abs=1e-3) and found["pairs"] == 40
+    json.dumps(found)
+
+
+@pytest.mark.parametrize(("points", "accept", "reject"), [(0, 1.0, 0.0), (4, 0.0, 1.0)])
+def test_a_judge_that_always_says_the_same_is_void(points: int, accept: float, reject: float) -> None:
+    found = calibrate(judge(lambda _: score(points)), ITEMS, seed=0)
+    assert (found["false_accept"], found["false_reject"]) == (accept, reject)
+    assert found["informedness"] == 0 and found["void"] is True
+
+
+def test_a_judge_that_takes_vague_answers_for_the_same() -> None:
+    voice = judge(lambda pair: score(3 if pair.kind == "contradiction" else 1))
+    found = calibrate(voice, ITEMS, seed=0)
+    assert (found["false_accept"], found["false_reject"], found["informedness"]) == (0.5, 0, 0.5)
+    assert found["kinds"]["vague"]["mean"] == 0.25 and found["kinds"]["vague"]["different"] == 0
+    strict = calibrate(voice, ITEMS, seed=0, threshold=0.25)
+    assert strict["false_reject"] == 1.0 and strict["false_accept"] == 0
+
+
+def test_replies_that_cannot_be_read_are_counted_and_no_verdict() -> None:
+    def model(pair: Planted) -> str | Reply:
+        if pair.kind == "paraphrase":
+            return "I like both."
+        return Reply("", "failed", reason="status 500") if pair.kind == "identical" else score(4)
+
+    found = calibrate(judge(model), ITEMS, seed=0)
+    assert found["failures"] == {"status 500": 10, "no score": 10}
+    assert found["false_reject"] is None and found["informedness"] is None and found["void"] is True
+    assert found["kinds"]["paraphrase"] == {"n": 10, "read": 0, "mean": None, "different": None}
+    assert found["false_reject_interval"] == [0.0, 1.0] and found["false_accept"] == 0
+
+
+def test_nothing_to_calibrate_on_is_void() -> None:
+    found = calibrate(judge(lambda _: score(0)), [], seed=0)
+    assert found["pairs"] == 0 and found["void"] is True and found["false_accept"] is None
+
+
+def test_agreement_tells_the_planted_pairs_apart() -> None:
+    found = calibrate_agreement(ITEMS, 0)
+    assert found.keys() == calibrate(judge(lambda _: score(0)), ITEMS, seed=0).keys()
+    assert found["kinds"]["identical"]["mean"] == 0 and found["false_reject"] == 0
+    assert found["false_accept"] <= 0.05 and not found["void"]
+
+
+def test_the_pairs_do_what_their_kind_says() -> None:
+    pairs = [pair for seed in range(5) for pair in planted_pairs(ITEMS, seed)]
+    for pair in pairs:
+        alike = agreement(pair.first, pair.second)
+        assert alike >= 0.6 if pair.same else alike <= 0.5, pair
