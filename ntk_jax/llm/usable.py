@@ -9,6 +9,7 @@ from typing import Any
 
 from ntk_jax.data.words import WRITTEN, written_words
 from ntk_jax.llm.parsing import Parsed, parse_json, without_thoughts
+from ntk_jax.llm.request import Reply
 
 DISTINCT_RUNS = 0.5  # share of different runs of words below which a text repeats itself
 COPIED_RUNS = 0.2  # share of runs that stand in the question above which a text repeats that
@@ -16,6 +17,8 @@ _DECLINED = re.compile(
     r"^\W*(i'?m sorry|i am sorry|sorry\b|i can'?t\b|i cannot\b|i'?m unable|i am unable|as an ai\b|as a language model)",
     re.IGNORECASE,
 )
+_FENCE = re.compile(r"^\s*```[\w-]*\s*\n(.*?)\n?\s*```\s*$", re.DOTALL)
+_OPENING = re.compile(r"^(sure|certainly|of course|here is|here's|here are|below is)\b[^\n]*:\s*\n", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*(?=\s)|[\u3002\uff01\uff1f][\u300d\u300f”’]*")
 
 
@@ -26,6 +29,20 @@ class Unusable:
 
     reason: str
     again: bool = False
+
+
+def bare_text(reply: Reply) -> str | Unusable:
+    """What a reply says in plain text: without thoughts, a fence around all of it, and an opening such as `Sure, here
+    is my text:`; or why it says nothing."""
+    if reply.finish == "failed":
+        return Unusable(f"no reply: {reply.reason or 'unknown'}")
+    if not reply.text.strip():
+        return Unusable("an empty reply")
+    text = without_thoughts(reply.text)
+    if not text:
+        return Unusable("nothing but thoughts")
+    fenced = _FENCE.match(text)
+    return _OPENING.sub("", (fenced[1] if fenced else text).strip(), count=1).strip()
 
 
 def unusable(text: str, *, question: str = "", min_words: int = 20) -> str | None:

@@ -6,14 +6,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ntk_jax.llm.parsing import Parsed, parse_json, without_thoughts
+from ntk_jax.llm.parsing import Parsed, parse_json
 from ntk_jax.llm.request import Reply
-from ntk_jax.llm.usable import Unusable, first_sentences, plain_text, unusable
+from ntk_jax.llm.usable import Unusable, bare_text, first_sentences, plain_text, unusable
 from ntk_jax.mining.seeds.prompts import FIELDS
 
-_FENCE = re.compile(r"^\s*```[\w-]*\s*\n(.*?)\n?\s*```\s*$", re.DOTALL)
 _LABEL = re.compile(rf"^\W*({'|'.join(FIELDS)}|document)\W*:[ \t*]*(.*)$", re.IGNORECASE)
-_OPENING = re.compile(r"^(sure|certainly|of course|here is|here's|here are|below is)\b[^\n]*:\s*\n", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -28,13 +26,10 @@ class Found:
 
 def read_reply(reply: Reply, *, json_reply: bool, question: str, min_words: int = 20) -> Found | Unusable:
     """The seed in a reply. question: what was asked, which a seed may not repeat."""
-    if reply.finish == "failed":
-        return Unusable(f"no reply: {reply.reason or 'unknown'}")
-    if not reply.text.strip():
-        return Unusable("an empty reply")
-    if not without_thoughts(reply.text):
-        return Unusable("nothing but thoughts")
-    found = _from_json(reply.text) if json_reply else _from_text(without_thoughts(reply.text))
+    text = bare_text(reply)
+    if isinstance(text, Unusable):
+        return text
+    found = _from_json(reply.text) if json_reply else _from_text(text)
     if isinstance(found, Unusable):
         return found
     if reply.finish == "length":
@@ -57,7 +52,6 @@ def _from_json(text: str) -> Found | Unusable:
 
 def _from_text(text: str) -> Found:
     """A reply in plain text: labelled lines where the model writes some, else all of it."""
-    text = _OPENING.sub("", _unfenced(text).strip(), count=1)
     lines = text.split("\n")
     steps: dict[str, str] = {}
     for number, line in enumerate(lines):
@@ -69,8 +63,3 @@ def _from_text(text: str) -> Found:
         elif line.strip():
             return Found("\n".join(lines[number:]).strip(), steps)
     return Found(text, {})
-
-
-def _unfenced(text: str) -> str:
-    fenced = _FENCE.match(text)
-    return fenced[1] if fenced else text
