@@ -59,6 +59,10 @@ def serving(made: World) -> FaultyServer:
 def answer_of(made: World, body: dict[str, Any]) -> Answer:
     """The world's reply to the body of a request."""
     messages = tuple(body.get("messages", ()))
+    if "random sentence" in str(messages):  # what is asked to know the server
+        return completion(f"A sentence, {body.get('seed')} and {body.get('temperature')}.", completion_tokens=8)
+    if "Say hello" in str(messages):
+        return completion('{"greeting": "hello"}', completion_tokens=8)
     request = Request(messages, temperature=body.get("temperature", 0.0), seed=body.get("seed", 0))
     return completion(Scripted(made).answer(request), prompt_tokens=100, completion_tokens=20)
 
