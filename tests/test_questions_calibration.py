@@ -69,6 +69,7 @@ def test_items_without_an_answer_and_alone() -> None:
         ("Acme Co. Nevada", "Acme Co. Nevada", "a lead-in"),
         ("Yes", "yes", "a lead-in"),
         ("Within 1,030 days", "within 1,030 days", "a lead-in"),
+        ("-20 percent", "-20 percent", "a lead-in"),
     ],
 )
 def test_paraphrases(answer: str, words: str, how: str) -> None:

@@ -81,7 +81,7 @@ _CLINGS = re.compile(
     r"\b(?:[A-Z]|Mr|Mrs|Ms|Dr|Inc|Co|Corp|Ltd|No|Sec|Art|vs)\.$"
 )
 _UNIT = re.compile(
-    r"(?<![\w.,])([1-9][0-9]?)( (?:calendar |business )?(?:days?|weeks?|months?|years?|hours?|percent)\b)"
+    r"(?<![\w.,-])([1-9][0-9]?)( (?:calendar |business )?(?:days?|weeks?|months?|years?|hours?|percent)\b)"
 )
 _VAGUE = (
     "This depends on the terms that apply and on the circumstances.",
