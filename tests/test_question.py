@@ -16,6 +16,7 @@ from tiny_question import answer_of, question_config, question_tree, serving, wr
 from tiny_run import quiet
 
 from ntk_jax import cli, pipelines
+from ntk_jax.data.words import text_hash
 from ntk_jax.engine.plan import Command
 from ntk_jax.errors import UserError
 from ntk_jax.questions.reach import locate
@@ -42,8 +43,20 @@ def server(made: World) -> Iterator[FaultyServer]:
 
 @pytest.fixture(scope="module")
 def whole(inputs: Path, server: FaultyServer) -> Path:
-    """A finished run."""
+    """A finished run, whose target answers at the server, too; its likelihoods are computed here."""
     return run(question_config(inputs, server.url, "whole"))
+
+
+def test_the_target_answers_in_this_process(inputs: Path, server: FaultyServer) -> None:
+    target = {"kind": "model", "model": "", "slots": 4}
+    config = question_config(
+        inputs, server.url, "here", target=target, ask={"rounds": 0, "per_chunk": 1}, documents={"chunks": 2}
+    )
+    folder = run(config, until="ask")
+    said = [version["target"] for one in lines(folder / "questions.jsonl") for version in one["trace"]["rounds"]]
+    assert said
+    assert not any("pence" in text for text in said)  # a random model knows none
+    assert "target" not in {body["model"] for body in server.bodies[-20:]}
 
 
 def run(config: Any, **command: Any) -> Path:
@@ -173,7 +186,7 @@ def test_faults_of_a_server_are_counted_and_lose_no_record(inputs: Path, made: W
     kinds = Counter[str]()
 
     def answer(body: dict[str, Any], before: int) -> Answer:
-        place = hash(json.dumps(body, sort_keys=True)) % 18
+        place = text_hash(json.dumps(body, sort_keys=True)) % 18
         good = answer_of(made, body)
         if "random sentence" in str(body) or "Say hello" in str(body):
             return good
@@ -218,7 +231,7 @@ def test_a_judge_that_always_agrees_is_found_out(inputs: Path, made: World) -> N
 
     with FaultyServer(answer).running() as own:
         judge = {"kind": "server", "model": "judge", "base_url": own.url, "price_in": 0.0, "price_out": 0.0}
-        config = question_config(inputs, own.url, "agreeing", judge=judge, ask={"signal": "judge"})
+        config = question_config(inputs, own.url, "agreeing", judge=judge, ask={"signal": "judge", "per_chunk": 4})
         with pytest.raises(UserError, match=r"the gap judge is 0 for all"):
             run(config, until="ask")
 

@@ -76,7 +76,7 @@ def question_tree(folder: Path, url: str, out: str = "run", **sections: Any) -> 
         "lora": {"rank": 2, "alpha": 4},
         "documents": {"files": [str(folder / "documents.jsonl")], "trained": 0.67},
         "expert": expert,
-        "target": {"slots": 8},
+        "target": {**expert, "model": "target"},
         "ask": {
             **{"per_chunk": 2, "rounds": 2, "patience": 2, "negative": 0.0, "unanswerable": 0.0, "cross": 0.0},
             **{"cosine": 1.0, "answer_tokens": 16, "samples": 2},
