@@ -1,8 +1,9 @@
 """The client that answers with a model of this package, in this process.
 
-Prompts are read into the slots of a cache, several of like length at a time; all slots then go on together, a stride of
-tokens at a time, and a slot whose reply is done takes the next request. What a reply is depends on its request alone:
-not on what is asked beside it, on the slot it gets, or on the order.
+Prompts are read into the slots of a cache in pieces, several at a time; all slots then go on together, a stride of
+tokens at a time, and a slot whose reply is done takes the next request. Pieces that prompts begin with alike are read
+once and copied. What a reply is depends on its request alone: not on what is asked beside it or was asked before, on
+the slot it gets, or on the order.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import contextlib
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -22,6 +22,8 @@ from ntk_jax.data.templates import Rendering
 from ntk_jax.data.tokens import encode_question, ends_of_turn
 from ntk_jax.errors import UserError
 from ntk_jax.llm import strides
+from ntk_jax.llm.asked import Asked, rung
+from ntk_jax.llm.prefixes import Prefixes, default_limit, names_of
 from ntk_jax.llm.request import Progress, Reply, Request
 from ntk_jax.llm.sampling import Draws
 from ntk_jax.llm.text import Words
@@ -30,34 +32,10 @@ from ntk_jax.models.model import Model
 from ntk_jax.parallel.hosts import on_host
 from ntk_jax.parallel.rules import shard_batch
 
-_LEAST_PROMPT = 32  # tokens of the shortest row that a prompt is read in
 Answer = tuple[int, Reply, list[int]]  # ordinal of the request, its reply, the reply's tokens
+Piece = tuple[int, int]  # slot and place
+NOWHERE: Piece = (-1, 0)
 _resized = jax.jit(resized, static_argnums=1)
-
-
-@dataclass
-class _Asked:
-    """A request on its way. ids: the prompt's. limit: tokens that the reply may have. made: those it has."""
-
-    ordinal: int
-    request: Request
-    ids: list[int]
-    limit: int
-    made: list[int] = field(default_factory=list)
-
-    @property
-    def row(self) -> int:
-        """The length of the row that the prompt is read in."""
-        return _rung(len(self.ids), _LEAST_PROMPT)
-
-    @property
-    def start(self) -> int:
-        """The place of the reply's first token in the cache."""
-        return -(-len(self.ids) // STRIDE) * STRIDE
-
-    def places(self, tokens: int) -> int:
-        """Places that the slot needs for the prompt and so many tokens of the reply."""
-        return max(-(-self.row // BLOCK) * BLOCK, self.start + tokens)
 
 
 class ModelClient:
@@ -65,13 +43,16 @@ class ModelClient:
 
     rendering: how talks become text. slots: replies that are written at a time, rounded up to a multiple of the mesh's
     devices. context: tokens of a prompt with its reply at most; None: as many as the model has positions. mesh: the
-    devices, where the model lies; slots go over `data` and `fsdp`. prompt_tokens: read in one step a device when
-    prompts are short; None: 128 on a CPU, else 2,048.
+    devices, where the model lies; slots go over `data` and `fsdp`. prompt_tokens: read in one step a device; None: 128
+    on a CPU, else 2,048. prefix_bytes: kept on every device of what was read of prompts, for those that begin alike, in
+    this call of `ask` or later ones; None: `prefixes.default_limit`; 0: nothing.
 
-    The same request has the same reply, to the bit, whatever is asked beside it, as long as slots, prompt_tokens, mesh
-    and machine are the same; with others, sums are rounded otherwise, and a draw on the edge may fall otherwise.
+    The same request has the same reply, to the bit, whatever is asked beside it or was asked before, as long as slots,
+    prompt_tokens, mesh and machine are the same; with others, sums are rounded otherwise, and a draw on the edge may
+    fall otherwise. What is kept changes nothing: a prompt's pieces are the same, in rows of the same shapes, whether
+    they are read or copied.
 
-    Raises UserError: a model without a tokenizer; no slots; a context that the model does not have.
+    Raises UserError: a model without a tokenizer; no slots; a context that the model does not have; prefix_bytes < 0.
     """
 
     def __init__(
@@ -83,6 +64,7 @@ class ModelClient:
         context: int | None = None,
         mesh: Mesh | None = None,
         prompt_tokens: int | None = None,
+        prefix_bytes: int | None = None,
     ) -> None:
         most = model.config.max_positions
         if model.tokenizer is None:
@@ -91,11 +73,15 @@ class ModelClient:
             raise UserError(f"slots = {slots} must be at least 1")
         if context is not None and not 2 <= context <= most:
             raise UserError(f"context = {context} is outside 2 .. {most}, the positions of {model.name}")
+        if prefix_bytes is not None and prefix_bytes < 0:
+            raise UserError(f"prefix_bytes = {prefix_bytes} must be 0 (nothing is kept) or more")
         self.name, self.model, self.mesh = model.name, model, mesh
         self.rendering, self.context = rendering, context or most
         self.devices = mesh.shape["data"] * mesh.shape["fsdp"] if mesh is not None else 1
         self.slots = -(-slots // self.devices) * self.devices
-        self.prompt_tokens = prompt_tokens or (128 if jax.default_backend() == "cpu" else 2048)
+        is_cpu = jax.default_backend() == "cpu"
+        self.prompt_tokens, self.piece = prompt_tokens or (128 if is_cpu else 2048), 32 if is_cpu else 256
+        self.prefixes = Prefixes(default_limit() if prefix_bytes is None else prefix_bytes)
         ends = set(model.config.special_tokens["eos"]) | ends_of_turn(model.tokenizer, rendering)
         self.ends = sorted(ends)  # the tokens that end a reply
         # Stop texts that spell one of these are tokens: a reply's text is without them.
@@ -125,18 +111,18 @@ class ModelClient:
             yield from self._answers(requests, prompts)
 
     def _answers(self, requests: Sequence[Request], prompts: Sequence[Sequence[int]] | None) -> Iterator[Answer]:
-        waiting: list[_Asked] = []
+        waiting: list[Asked] = []
         for ordinal, request in enumerate(requests):
             asked = self._encoded(ordinal, request, None if prompts is None else list(prompts[ordinal]))
             if isinstance(asked, Reply):
                 yield ordinal, asked, []
             else:
                 waiting.append(asked)
-        # The longest first, so that those that are left alone at the end are short; those of one row length together.
-        waiting.sort(key=lambda asked: (-_rung(asked.places(asked.limit), BLOCK), -asked.row, asked.ordinal))
+        # The longest first, so that those that are left alone at the end are short; those that begin alike together.
+        waiting.sort(key=lambda asked: (-rung(asked.places(asked.limit), BLOCK), asked.ids, asked.ordinal))
         yield from _Desk(self, waiting).answers()
 
-    def _encoded(self, ordinal: int, request: Request, ids: list[int] | None) -> _Asked | Reply:
+    def _encoded(self, ordinal: int, request: Request, ids: list[int] | None) -> Asked | Reply:
         try:
             if ids is None:
                 ids, _ = encode_question(request.messages, self.model.tokenizer, self.rendering, f"request {ordinal}")
@@ -146,16 +132,20 @@ class ModelClient:
             room = f"the context has {self.context}, one of them for the reply"
             why = f"the prompt has {len(ids):,} tokens; {room}" if ids else "the prompt is empty"
             return Reply("", "failed", prompt_tokens=len(ids), reason=why)
-        return _Asked(ordinal, request, ids, min(request.max_tokens, self.context - len(ids)))
+        names = names_of(ids, self.piece) if self.prefixes.limit else []
+        return Asked(ordinal, request, ids, min(request.max_tokens, self.context - len(ids)), self.piece, names)
 
 
 class _Desk:
-    """The slots of one call of `ask`, and who waits for one."""
+    """The slots of one call of `ask`, and who waits for one. reading: slots whose prompts are not read to the end, in
+    the order in which they were taken."""
 
-    def __init__(self, client: ModelClient, waiting: Sequence[_Asked]) -> None:
+    def __init__(self, client: ModelClient, waiting: Sequence[Asked]) -> None:
         self.client, self.waiting = client, deque(waiting)
         model = client.model
-        self.seats: list[_Asked | None] = [None] * client.slots
+        self.each = client.slots // client.devices
+        self.seats: list[Asked | None] = [None] * client.slots
+        self.reading: list[int] = []
         self.fixed = (model.graphdef, np.dtype(model.dtype), model.lora or {}, model.base)
         self.ends = np.asarray(client.ends or [-1], np.int32)
         self.cache: Cache = empty_cache(model.config, client.slots, BLOCK, model.dtype, client.mesh)
@@ -163,60 +153,120 @@ class _Desk:
     def answers(self) -> Iterator[Answer]:
         """Until everyone has got one."""
         while self.waiting or any(self.seats):
-            while (group := self._next_group()) is not None:
-                yield from self._begin(*group)
-            if any(self.seats):
+            while (step := self._next_step()) is not None:
+                yield from self._read(*step)
+            if any(self._writing()):
                 yield from self._stride()
 
-    def _next_group(self) -> tuple[int, list[int], list[int]] | None:
-        """(row length, rows: the slot of each, -1 for none, slots): who begins now; None: nobody. To wait for slots
-        until a step is full costs less than steps that are nearly empty, as only a quarter of the slots can wait."""
-        if not self.waiting:
+    def _next_step(self) -> tuple[int, list[Piece]] | None:
+        """(row length, pieces), those of each device in as many rows: what is read now; None: nothing. To wait until
+        a step is full costs less than steps that are nearly empty, as long as few slots wait for it."""
+        self._take_seats()
+        for slot in self.reading:
+            self._copy_what_is_kept(slot)
+        found = {length: self._pieces(length) for length in {asked.row(asked.read) for _, asked in self._readers()}}
+        if not found:
             return None
-        length, each = self.waiting[0].row, self.client.slots // self.client.devices
-        rows = max(1, min(self.client.prompt_tokens // length, each // 4))
-        free = [
-            [slot for slot in range(device * each, (device + 1) * each) if self.seats[slot] is None][:rows]
-            for device in range(self.client.devices)
-        ]
-        found = sum(map(len, free))
-        if not found or (found < min(rows * self.client.devices, len(self.waiting)) and any(self.seats)):
-            return None
-        slots: list[int] = []
-        for own in free:
-            for number in range(rows):
-                same = self.waiting and self.waiting[0].row == length and number < len(own)
-                if same:
-                    self.seats[own[number]] = self.waiting.popleft()
-                slots.append(own[number] if same else -1)
-        return length, slots, [slot for slot in slots if slot >= 0]
+        full = {length: sum(slot >= 0 for slot, _ in rows) / len(rows) for length, rows in found.items()}
+        length = max(found, key=lambda length: (full[length], length))
+        can_wait = self.waiting and any(self._writing()) and 4 * len(self.reading) < self.client.slots
+        return None if full[length] < 1 and can_wait else (length, found[length])
 
-    def _begin(self, length: int, slots: list[int], taken: list[int]) -> Iterator[Answer]:
-        """Reads prompts into the slots, and draws the first token of each reply."""
-        rows = [self.seats[slot] if slot >= 0 else None for slot in slots]
-        tokens, lengths = np.zeros((len(rows), length), np.int32), np.ones(len(rows), np.int32)
-        for number, asked in enumerate(rows):
+    def _take_seats(self) -> None:
+        """Those who wait take the free slots, as many on one device as on another."""
+        for slot in sorted(range(self.client.slots), key=lambda slot: (slot % self.each, slot)):
+            if self.seats[slot] is None and self.waiting:
+                self.seats[slot] = self.waiting.popleft()
+                self.reading.append(slot)
+
+    def _readers(self) -> Iterator[tuple[int, Asked]]:
+        for slot in self.reading:
+            asked = self.seats[slot]
+            assert asked is not None
+            yield slot, asked
+
+    def _pieces(self, length: int) -> list[Piece]:
+        """The next pieces of rows of one length. Whole pieces may be of one prompt, so their step has all rows that it
+        can; the ends of prompts come one from a slot. What another reads in this step is left to be copied."""
+        rows = max(1, self.client.prompt_tokens // length)
+        rows = rows if length == self.client.piece else min(rows, max(1, self.each // 4))
+        found: list[list[Piece]] = [[] for _ in range(self.client.devices)]
+        names: set[bytes] = set()
+        for slot, asked in self._readers():
+            own = found[slot // self.each]
+            for place in range(asked.read, len(asked.ids), asked.piece):
+                name = asked.name(place)
+                if len(own) == rows or asked.row(place) != length or name in names:
+                    break
+                own.append((slot, place))
+                if name is not None:
+                    names.add(name)
+        return [piece for own in found for piece in own + [NOWHERE] * (rows - len(own))]
+
+    def _read(self, length: int, pieces: list[Piece]) -> Iterator[Answer]:
+        """Reads pieces of prompts, and draws the first token of the reply behind the last one of each."""
+        askers = [self.seats[slot] if slot >= 0 else None for slot, _ in pieces]
+        tokens, lengths = np.zeros((len(pieces), length), np.int32), np.ones(len(pieces), np.int32)
+        last = np.zeros(len(pieces), bool)
+        for number, (asked, (_, place)) in enumerate(zip(askers, pieces, strict=True)):
             if asked is not None:
-                lengths[number] = len(asked.ids)
-                tokens[number, : lengths[number]] = asked.ids
-        self._make_room(max(asked.places(0) for asked in rows if asked is not None))
-        each = self.client.slots // self.client.devices
-        places = np.asarray([slot % each if slot >= 0 else -1 for slot in slots], np.int32)
-        given = self._put(((tokens, lengths), places, _draws(rows)))
-        first, self.cache = strides.begin(*self.fixed, self.cache, *given)
-        found = on_host(first)
-        for number, slot in enumerate(slots):
-            if slot >= 0:
-                yield from self._take(slot, found[number : number + 1])
+                ids = asked.ids[place : place + length]
+                tokens[number, : len(ids)], lengths[number], last[number] = ids, len(ids), asked.is_last(place)
+                asked.read = place + len(ids)
+        self._make_room(0)
+        given = strides.Pieces(tokens, lengths, *self._at(pieces), last)
+        first, self.cache = strides.read(*self.fixed, self.cache, *self._put((given, _draws(askers))))
+        for slot, place in pieces:
+            self._keep(slot, place)
+        if last.any():
+            found = on_host(first)
+            for number, (slot, _) in enumerate(pieces):
+                if last[number]:
+                    self.reading.remove(slot)
+                    yield from self._take(slot, found[number : number + 1])
+
+    def _at(self, pieces: Sequence[Piece]) -> tuple[np.ndarray, np.ndarray]:
+        """The slot of each on its device, -1 is nowhere, and the place."""
+        slots = [slot % self.each if slot >= 0 else -1 for slot, _ in pieces]
+        return np.asarray(slots, np.int32), np.asarray([place for _, place in pieces], np.int32)
+
+    def _alone(self, slot: int, place: int) -> Any:
+        """`_at` of one piece, with nothing on the other devices."""
+        pieces = [NOWHERE] * self.client.devices
+        pieces[slot // self.each] = (slot, place)
+        return self._put(self._at(pieces))
+
+    def _keep(self, slot: int, place: int) -> None:
+        """A piece that was read is kept for others, if they could share it."""
+        asked = self.seats[slot] if slot >= 0 else None
+        if asked is not None and (name := asked.name(place)) is not None and name not in self.client.prefixes:
+            piece = strides.taken(self.cache, *self._alone(slot, place), asked.piece)
+            self.client.prefixes.keep(asked.names[: place // asked.piece + 1], piece)
+
+    def _copy_what_is_kept(self, slot: int) -> None:
+        """The next pieces of a prompt, as far as they are kept, into its slot."""
+        asked = self.seats[slot]
+        assert asked is not None
+        pieces = self.client.prefixes.found(asked.names, asked.read // asked.piece)
+        if pieces:
+            self._make_room(0)
+        for piece in pieces:
+            self.cache = strides.given_back(self.cache, piece, *self._alone(slot, asked.read))
+            asked.read += asked.piece
+
+    def _writing(self) -> list[Asked | None]:
+        """Whose reply has begun, by slot."""
+        return [asked if asked is not None and asked.made else None for asked in self.seats]
 
     def _stride(self) -> Iterator[Answer]:
         """A stride of all slots."""
-        self._make_room(max(asked.places(len(asked.made) + STRIDE) for asked in self.seats if asked is not None))
+        writing = self._writing()
+        self._make_room(max(asked.places(len(asked.made) + STRIDE) for asked in writing if asked is not None))
         rows = self._put(self._rows())
         out, new = strides.stride(*self.fixed, self.cache, rows, self.ends)
         self.cache = strides.write(self.cache, new, rows)
         found = on_host(out)
-        for slot, asked in enumerate(self.seats):
+        for slot, asked in enumerate(writing):
             if asked is not None:
                 yield from self._take(slot, found[:, slot])
 
@@ -230,7 +280,7 @@ class _Desk:
             self.seats[slot] = None
             yield asked.ordinal, reply, asked.made
 
-    def _finished(self, asked: _Asked, fresh: int) -> Reply | None:
+    def _finished(self, asked: Asked, fresh: int) -> Reply | None:
         """The reply, if the last `fresh` tokens ended it."""
         words = Words(self.client.model.tokenizer, asked.ids[-1])
         stops = {self.client.controls[stop] for stop in asked.request.stop if stop in self.client.controls}
@@ -251,13 +301,15 @@ class _Desk:
         """The cache as long as what is in it needs, in few lengths, so that short texts do not pay for long ones and
         few programs are compiled."""
         held = [asked.places(len(asked.made)) for asked in self.seats if asked is not None]
-        needed = _rung(max([places, *held]), BLOCK)
+        needed = rung(max([places, *held]), BLOCK)
         if needed > self.cache.length or 2 * needed <= self.cache.length:
             self.cache = _resized(self.cache, needed)
 
     def _rows(self) -> strides.Rows:
+        writing = self._writing()
+
         def of(value: Any, kind: Any = np.int32) -> np.ndarray:
-            return np.asarray([0 if asked is None else value(asked) for asked in self.seats], kind)
+            return np.asarray([0 if asked is None else value(asked) for asked in writing], kind)
 
         return strides.Rows(
             token=of(lambda asked: asked.made[-1]),
@@ -266,14 +318,14 @@ class _Desk:
             made=of(lambda asked: len(asked.made)),
             limit=of(lambda asked: asked.limit),
             alive=of(lambda asked: True, bool),
-            draws=_draws(self.seats),
+            draws=_draws(writing),
         )
 
     def _put(self, tree: Any) -> Any:
         return tree if self.client.mesh is None else shard_batch(tree, self.client.mesh)
 
 
-def _draws(rows: Sequence[_Asked | None]) -> Draws:
+def _draws(rows: Sequence[Asked | None]) -> Draws:
     requests = [Request("", temperature=0.0) if asked is None else asked.request for asked in rows]
     seeds = [divmod(request.seed % 2**64, 2**32) for request in requests]
     return Draws(
@@ -284,13 +336,6 @@ def _draws(rows: Sequence[_Asked | None]) -> Draws:
         seed=np.asarray(seeds, np.uint32),
         sample=np.asarray([request.sample % 2**32 for request in requests], np.uint32),
     )
-
-
-def _rung(count: int, least: int) -> int:
-    """The next of least · 1, 2, 3, 4, 6, 8, 12, ...: at most half more than is needed."""
-    units = -(-count // least)
-    power = 1 << max(units - 1, 0).bit_length()
-    return least * (power * 3 // 4 if power >= 4 and units <= power * 3 // 4 else power)
 
 
 def _check(request: Request) -> None:

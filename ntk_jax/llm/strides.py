@@ -1,4 +1,4 @@
-"""The compiled steps of the sampler: prompts into free slots, and a stride of tokens for every slot.
+"""The compiled steps of the sampler: pieces of prompts into their slots, and a stride of tokens for every slot.
 
 Their shapes depend on the number of slots and on a prompt's own length, not on what else is answered: matrix products
 of one shape give a row the same numbers whatever the other rows hold.
@@ -14,7 +14,16 @@ import jax
 import jax.numpy as jnp
 
 from ntk_jax.llm.sampling import Draws, draw
-from ntk_jax.models.cache import STRIDE, Cache, empty_stride, read_prompts, read_token, with_prompts, with_stride
+from ntk_jax.models.cache import (
+    STRIDE,
+    Cache,
+    empty_stride,
+    piece_at,
+    read_pieces,
+    read_token,
+    with_pieces,
+    with_stride,
+)
 from ntk_jax.models.head import head_matrix
 from ntk_jax.parallel.rules import whole
 
@@ -40,22 +49,42 @@ class Rows:
     draws: Draws
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Pieces:
+    """R pieces of prompts: tokens [R, T], the first lengths [R] of each, from places [R] on in slots [R], both as in
+    `models.cache.with_pieces`. last [R]: whether the prompt ends with it."""
+
+    tokens: Any
+    lengths: Any
+    slots: Any
+    places: Any
+    last: Any
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
-def begin(
-    graphdef: Any,
-    dtype: Any,
-    lora: Any,
-    base: Any,
-    cache: Cache,
-    prompts: tuple[jax.Array, jax.Array],
-    slots: jax.Array,
-    draws: Draws,
+def read(
+    graphdef: Any, dtype: Any, lora: Any, base: Any, cache: Cache, pieces: Pieces, draws: Draws
 ) -> tuple[jax.Array, Cache]:
-    """The first tokens [R] of the replies to R prompts (tokens [R, T], lengths [R]), and the cache with the prompts in
-    slots [R], as in `models.cache.with_prompts`."""
-    hidden, kept = read_prompts(graphdef, lora, base, *prompts, dtype=dtype)
-    tokens = draw(_logits(hidden, base), draws, jnp.zeros_like(slots))
-    return tokens, with_prompts(cache, kept, slots)
+    """The first tokens [R] of the replies to prompts that end here, and the cache with the pieces."""
+    given = (pieces.tokens, pieces.lengths, pieces.slots, pieces.places)
+    hidden, cache = read_pieces(graphdef, lora, base, cache, *given, dtype=dtype)
+
+    def first() -> jax.Array:
+        return draw(_logits(hidden, base), draws, jnp.zeros_like(pieces.slots))
+
+    # One program for both, so that a piece has the same numbers whoever ends beside it.
+    return jax.lax.cond(jnp.any(pieces.last), first, lambda: jnp.full_like(pieces.slots, NOTHING)), cache
+
+
+taken = jax.jit(piece_at, static_argnums=3)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def given_back(cache: Cache, piece: Cache, slots: jax.Array, places: jax.Array) -> Cache:
+    """The cache with what `taken` returned, in one slot from a place on; slots, places: as there."""
+    rows = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(x), len(slots), *x.shape[2:])), piece)
+    return with_pieces(cache, rows, slots, places, jnp.zeros_like(slots))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -99,6 +128,9 @@ def write(cache: Cache, new: Cache, rows: Rows) -> Cache:
 
 def _logits(hidden: jax.Array, base: Any) -> jax.Array:
     """[S, V] fp32 of hidden states [S, D]: the head's rows come first in the product, because a product of a few rows
-    with many columns is slow on a CPU, and so is the search for the best of a row that lies across."""
-    head = whole(head_matrix(base).astype(hidden.dtype))
-    return jnp.einsum("vd,sd->vs", head, hidden, preferred_element_type=jnp.float32).T
+    with many columns is slow on a CPU, and so is the search for the best of a row that lies across. On a CPU two to
+    seven columns cost six times what eight do."""
+    head, count = whole(head_matrix(base).astype(hidden.dtype)), len(hidden)
+    if 1 < count < 8:
+        hidden = jnp.pad(hidden, [(0, 8 - count), (0, 0)])
+    return jnp.einsum("vd,sd->vs", head, hidden, preferred_element_type=jnp.float32).T[:count]

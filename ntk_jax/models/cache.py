@@ -19,7 +19,6 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ntk_jax.models import rope
-from ntk_jax.models.attention import attend, attention_mask
 from ntk_jax.models.config import ModelConfig
 from ntk_jax.models.decoder import Pure, rms_norm
 from ntk_jax.parallel.hosts import place
@@ -75,70 +74,109 @@ def resized(cache: Cache, length: int) -> Cache:
     return jax.tree.map(change, cache)
 
 
-def read_prompts(
-    graphdef: Any, lora: Pure, base: Pure, tokens: jax.Array, lengths: jax.Array, *, dtype: Any
+def read_pieces(
+    graphdef: Any,
+    lora: Pure,
+    base: Pure,
+    cache: Cache,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    slots: jax.Array,
+    places: jax.Array,
+    *,
+    dtype: Any,
 ) -> tuple[jax.Array, Cache]:
-    """The hidden state [R, D], after the final norm, of the last token of each prompt, and what is kept of them: a
-    cache of R slots in which each prompt begins at place 0.
+    """The hidden state [R, D], after the final norm, of the last token of each of R pieces of prompts, and the cache
+    with what is kept of them.
 
-    tokens [R, T] int32, the first lengths [R] of each row; what is kept of the others means nothing.
+    tokens [R, T] int32, the first lengths [R] of each row; what is kept of the others means nothing. slots, places: as
+    in `with_pieces`. A piece sees what its slot holds of the places before its own: earlier pieces of its prompt, which
+    may be rows of the same call, as every layer is written before it is read.
     """
     rows, length = tokens.shape
     model = nnx.merge(graphdef, nnx.State(dict(lora)), nnx.State(dict(base)))
     layer_def, stack = nnx.split(model.layers)
-    turn = rope.rotation(model.config, jnp.broadcast_to(jnp.arange(length), tokens.shape))
-    seen = attention_mask((jnp.arange(length) < lengths[:, None]).astype(jnp.int32), None)
+    turn = rope.rotation(model.config, places[:, None] + jnp.arange(length))
 
     def blocks(x: jax.Array) -> jax.Array:
-        """[R, T, kv, H] → [R, kv, n, c, H]."""
-        x = jnp.pad(x, [(0, 0), (0, -length % BLOCK), (0, 0), (0, 0)])
-        return x.reshape(rows, -1, BLOCK, *x.shape[2:]).transpose(0, 3, 1, 2, 4)
+        """[R, T, kv, H] → [1, R, kv, n, c, H]."""
+        return x.reshape(1, rows, -1, min(length, BLOCK), *x.shape[2:]).transpose(0, 1, 4, 2, 3, 5)
 
-    def step(x: jax.Array, own: Any) -> tuple[jax.Array, Cache]:
-        layer = nnx.merge(layer_def, own)
+    def step(state: tuple[jax.Array, Cache], own: Any) -> tuple[tuple[jax.Array, Cache], None]:
+        (x, cache), (weights, number) = state, own
+        layer, numbers = nnx.merge(layer_def, weights), jnp.broadcast_to(number, rows)
         q, k, v = layer.queries_keys_values(x, turn)
-        return layer.after_attention(x, attend(q, k, v, seen)), Cache(blocks(k).swapaxes(3, 4), blocks(v))
+        cache = with_pieces(cache, Cache(blocks(k).swapaxes(4, 5), blocks(v)), slots, places, numbers)
+        given = (q, cache.keys, cache.values, slots, places, numbers)
+        (attended,) = on_own_rows(_attend_before, given, (0, 1, 1, 0, 0, 0), (0,))
+        return (layer.after_attention(x, attended), cache), None
 
     x = split_rows(whole(model.embed[...])[tokens].astype(dtype))
-    x, kept = jax.lax.scan(step, x, stack)
+    (x, cache), _ = jax.lax.scan(step, (x, cache), (stack, jnp.arange(model.config.num_layers)))
     last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    return rms_norm(last, model.norm[...], model.config.norm_eps), kept
+    return rms_norm(last, model.norm[...], model.config.norm_eps), cache
 
 
-def with_prompts(cache: Cache, kept: Cache, slots: jax.Array) -> Cache:
-    """The cache with what `read_prompts` kept of R prompts in slots [R]; -1 is nowhere. On a mesh both are spread over
-    its rows, and the slots of a device's prompts are its own, counted from its first."""
+def with_pieces(cache: Cache, new: Cache, slots: jax.Array, places: jax.Array, layers: jax.Array) -> Cache:
+    """The cache with R pieces of texts, in layers from layers [R] on, in slots [R], -1 is nowhere, from places [R] on.
+    A piece lies in one block or is some whole ones. On a mesh all is spread over its rows, and the slots of a device's
+    pieces are its own, counted from its first."""
 
-    def put(into: jax.Array, new: jax.Array, slots: jax.Array) -> tuple[jax.Array]:
-        def one(row: jax.Array, into: jax.Array) -> jax.Array:
-            at = (0, jnp.maximum(slots[row], 0), 0, 0, 0, 0)
-            part = jax.lax.dynamic_slice_in_dim(new, row, 1, axis=1)
-            there = jax.lax.dynamic_slice(into, at, part.shape)
-            return jax.lax.dynamic_update_slice(into, jnp.where(slots[row] < 0, there, part), at)
+    def written(into: jax.Array, new: jax.Array, axis: int) -> jax.Array:
+        given = (into, new, slots, places, layers)
+        return on_own_rows(functools.partial(_put, axis), given, (1, 1, 0, 0, 0), (1,))[0]
 
-        return (jax.lax.fori_loop(0, len(slots), one, into),)
+    return Cache(written(cache.keys, new.keys, 5), written(cache.values, new.values, 4))
 
-    return jax.tree.map(lambda into, new: on_own_rows(put, (into, new, slots), (1, 1, 0), (1,))[0], cache, kept)
+
+def piece_at(cache: Cache, slots: jax.Array, places: jax.Array, length: int) -> Cache:
+    """`length` places of one slot from a place on, as a cache of one slot, whole on every device of a mesh. slots,
+    places: one for each of the devices that the slots are spread over, as in `with_pieces`; -1 for all but one."""
+
+    def cut(axis: int, x: jax.Array, slots: jax.Array, places: jax.Array) -> tuple[jax.Array]:
+        sizes = [x.shape[0], 1, x.shape[2], max(1, length // BLOCK), *x.shape[4:]]
+        sizes[axis] = min(length, BLOCK)
+        return (jax.lax.dynamic_slice(x, _corner(axis, 0, slots[0], places[0]), sizes),)
+
+    def found(x: jax.Array, axis: int) -> jax.Array:
+        of_each = on_own_rows(functools.partial(cut, axis), (x, slots, places), (1, 0, 0), (1,))[0]
+        return jax.lax.dynamic_slice_in_dim(whole(of_each), jnp.argmax(whole(slots) >= 0), 1, axis=1)
+
+    return Cache(found(cache.keys, 5), found(cache.values, 4))
 
 
 def with_stride(cache: Cache, stride: Cache, places: jax.Array) -> Cache:
-    """The cache with a stride of every slot at its place [slots], a multiple
-    of STRIDE; -1 is nowhere."""
+    """The cache with a stride of every slot at its place [slots], a multiple of STRIDE; -1 is nowhere."""
 
     def put(axis: int, into: jax.Array, new: jax.Array, places: jax.Array) -> tuple[jax.Array]:
-        def one(slot: jax.Array, into: jax.Array) -> jax.Array:
-            block, offset = places[slot] // BLOCK, places[slot] % BLOCK
-            at = (0, slot, 0, jnp.maximum(block, 0), *(offset if axis == other else 0 for other in (4, 5)))
-            part = jax.lax.dynamic_slice_in_dim(new, slot, 1, axis=1)
-            there = jax.lax.dynamic_slice(into, at, part.shape)
-            return jax.lax.dynamic_update_slice(into, jnp.where(places[slot] < 0, there, part), at)
-
-        return (jax.lax.fori_loop(0, len(places), one, into),)
+        slots = jnp.where(places < 0, -1, jnp.arange(len(places)))
+        return _put(axis, into, new, slots, places, jnp.zeros_like(places))
 
     def written(into: jax.Array, new: jax.Array, axis: int) -> jax.Array:
         return on_own_rows(functools.partial(put, axis), (into, new, places), (1, 1, 0), (1,))[0]
 
     return Cache(written(cache.keys, stride.keys, 5), written(cache.values, stride.values, 4))
+
+
+def _put(
+    axis: int, into: jax.Array, new: jax.Array, slots: jax.Array, places: jax.Array, layers: jax.Array
+) -> tuple[jax.Array]:
+    """Keys or values with `new` in them; axis: that of the places of a block."""
+
+    def one(row: jax.Array, into: jax.Array) -> jax.Array:
+        at = _corner(axis, layers[row], slots[row], places[row])
+        part = jax.lax.dynamic_slice_in_dim(new, row, 1, axis=1)
+        there = jax.lax.dynamic_slice(into, at, part.shape)
+        return jax.lax.dynamic_update_slice(into, jnp.where(slots[row] < 0, there, part), at)
+
+    return (jax.lax.fori_loop(0, len(slots), one, into),)
+
+
+def _corner(axis: int, layer: Any, slot: jax.Array, place: jax.Array) -> tuple[Any, ...]:
+    """Where a piece begins in keys or values."""
+    block, offset = place // BLOCK, place % BLOCK
+    at = (layer, slot, 0, block, *(offset if axis == other else 0 for other in (4, 5)))
+    return tuple(jnp.maximum(jnp.int32(number), 0) for number in at)
 
 
 def read_token(
@@ -202,6 +240,41 @@ def _attend(parts: tuple[Cache, ...], seen: tuple[jax.Array, ...], q: jax.Array)
         # in order, however many blocks there are
         sums, _ = jax.lax.scan(lambda all_, one: (jax.tree.map(jnp.add, all_, one), None), sums, (values, total))
     return (sums[0] / sums[1]).astype(kind).reshape(slots, 1, heads * width)
+
+
+def _attend_before(
+    q: jax.Array, keys: jax.Array, values: jax.Array, slots: jax.Array, places: jax.Array, layers: jax.Array
+) -> tuple[jax.Array]:
+    """Attention [R, T, heads·H] of pieces of queries, q [R, T, heads, H] (scaled), from places [R] on, to what their
+    slots hold in one layer up to each query's own place. Softmax in fp32, block by block in order with the highest
+    score so far; a block behind a query changes nothing of its sums."""
+    rows, length, heads, width = q.shape
+    kv, group = keys.shape[2], heads // keys.shape[2]
+    q = q.reshape(rows, length, kv, group, width).transpose(0, 2, 3, 1, 4).reshape(rows, kv, group * length, width)
+    own = jnp.tile(places[:, None] + jnp.arange(length), (1, group))[:, None, :, None]
+
+    def block(x: jax.Array, number: jax.Array) -> jax.Array:
+        def of(slot: jax.Array, layer: jax.Array) -> jax.Array:
+            at = (layer, jnp.maximum(slot, 0), 0, number, 0, 0)
+            return jax.lax.dynamic_slice(x, at, (1, 1, kv, 1, *x.shape[4:]))[0, 0, :, 0]
+
+        return jax.vmap(of)(slots, layers)
+
+    def step(number: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        top, total, sums = state
+        found = jnp.einsum("rkqh,rkhc->rkqc", q, block(keys, number), preferred_element_type=jnp.float32)
+        found = jnp.where(number * BLOCK + jnp.arange(BLOCK) <= own, found, _MASKED)
+        higher = jnp.maximum(top, found.max(axis=-1, keepdims=True))
+        weights, shrunk = jnp.exp(found - higher).astype(values.dtype), jnp.exp(top - higher)
+        more = jnp.einsum("rkqc,rkch->rkqh", weights, block(values, number), preferred_element_type=jnp.float32)
+        total = total * shrunk + weights.sum(axis=-1, keepdims=True, dtype=jnp.float32)
+        return higher, total, sums * shrunk + more
+
+    zeros = jnp.zeros((rows, kv, group * length, 1))
+    state = (zeros + _MASKED, zeros, jnp.zeros(q.shape))
+    _, total, sums = jax.lax.fori_loop(0, (places.max() + length - 1) // BLOCK + 1, step, state)
+    out = (sums / total).astype(values.dtype).reshape(rows, kv, group, length, width)
+    return (out.transpose(0, 3, 1, 2, 4).reshape(rows, length, heads * width),)
 
 
 def _split_slots(x: jax.Array) -> jax.Array:
