@@ -7,6 +7,11 @@ lengths. transformers gets them in batches of --slots, sorted by length so that 
 once and as many slots. Two cases: replies of one length (`even`), where refilled slots gain nothing, and of a mix
 (`mixed`), where a batch of transformers runs until its longest reply is done; a token counts only where it was asked
 for. Both run in turns, and a ratio is the median over repeats of quotients taken back to back.
+
+    python scripts/benchmark_sampler.py MODEL --shared-prefix 200 --prompts 32 --length 64 --new 16
+
+Without transformers: --alike prompts in a row begin with one passage of so many tokens, and have an own end of --length
+at most. The time of a new client, and of one that was asked the same before, to that of one that keeps nothing.
 """
 
 from __future__ import annotations
@@ -33,15 +38,24 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=48)
     parser.add_argument("--slots", type=int, default=16, help="replies at a time, on both sides")
     parser.add_argument("--new", type=int, default=64, help="tokens of a reply; of the longest one in the mix")
+    parser.add_argument(
+        "--shared-prefix", type=int, default=0, help="tokens that prompts share; 0: transformers instead"
+    )
+    parser.add_argument("--alike", type=int, default=8, help="prompts that share a passage")
     options = parser.parse_args()
     if min(options.prompts, options.slots, options.new - 7, options.length - 7, options.repeats) < 1:
         raise UserError("--prompts, --slots and --repeats must be at least 1, --new and --length at least 8")
-    about = ms.environment(("torch", "transformers"))
+    if min(options.shared_prefix, options.alike - 1) < 0:
+        raise UserError("--shared-prefix must be at least 0, --alike at least 1")
+    about = ms.environment(("transformers",) if options.shared_prefix else ("torch", "transformers"))
     ms.print_environment(about)
     model = nj.load_model(options.model, dtype=options.dtype)
     prompts = prompt_ids(model, options)
     figures: dict[str, Any] = {"benchmark": "sampler", **about, "dtype": options.dtype}
     figures |= {name: getattr(options, name) for name in ("model", "prompts", "slots", "new", "length", "repeats")}
+    if options.shared_prefix:
+        figures |= {"alike": options.alike, "shared_prefix": shared(model, prompts, options)}
+        return ms.finish(figures, options.out)
     mix = ms.lognormal_lengths(options.prompts, options.new, options.seed + 1)
     for case, lengths in (("even", [options.new] * options.prompts), ("mixed", mix)):
         figures[case] = compared(model, prompts, lengths, options)
@@ -77,9 +91,39 @@ def compared(model: Model, prompts: list[list[int]], lengths: list[int], options
     return found
 
 
-def ours(model: Model, prompts: list[list[int]], lengths: list[int], slots: int) -> list[list[int]]:
+def shared(model: Model, ends: list[list[int]], options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds with what is kept and without, and the ratios."""
+    text = [token for ids in ends for token in ids]
+    passages = [(text[number:] + text)[: options.shared_prefix] for number in range(-(-len(ends) // options.alike))]
+    if len(passages[0]) < options.shared_prefix:
+        raise UserError(f"--shared-prefix {options.shared_prefix} is more than twice the tokens of all ends; lower it")
+    prompts = [passages[number // options.alike] + ids for number, ids in enumerate(ends)]
+    lengths, slots = [options.new] * len(prompts), options.slots
+    warm = ModelClient(model, slots=slots)
+    runs = {
+        "off": lambda: ours(model, prompts, lengths, slots, ModelClient(model, slots=slots, prefix_bytes=0)),
+        "new client": lambda: ours(model, prompts, lengths, slots),
+        "asked before": lambda: ours(model, prompts, lengths, slots, warm),
+    }
+    replies = [run() for run in (*runs.values(), runs["asked before"])]
+    times, _ = ms.in_turns(runs, options.repeats, warm_up=0)
+    found: dict[str, Any] = {"tokens": sum(map(len, prompts)), "seconds": times, "same": replies[1:] == replies[:-1]}
+    found |= {"ratios": {name: ms.ratio(times, name, "off") for name in ("new client", "asked before")}}
+    print(
+        f"{len(prompts)} prompts of {found['tokens']:,} tokens, {options.alike} in a row share "
+        f"{options.shared_prefix}; replies of {options.new}: {statistics.median(times['off']):.1f} s with nothing kept; "
+        + "; ".join(f"{name} {ratio:.2f} x that time" for name, ratio in found["ratios"].items())
+        + f"; the replies are {'the same' if found['same'] else 'NOT THE SAME'}",
+        flush=True,
+    )
+    return found
+
+
+def ours(
+    model: Model, prompts: list[list[int]], lengths: list[int], slots: int, client: ModelClient | None = None
+) -> list[list[int]]:
     """The tokens that the sampler writes; nothing but a length ends a reply."""
-    client = ModelClient(model, slots=slots)
+    client = client or ModelClient(model, slots=slots)
     client.ends = []
     requests = [Request("", max_tokens=length, temperature=0.0) for length in lengths]
     found = {ordinal: tokens for ordinal, _, tokens in client.ask_with_tokens(requests, prompts=prompts)}
