@@ -20,6 +20,7 @@ from ntk_jax.questions.voice import Voice
 from ntk_jax.questions.wording import support_wish
 
 FOUND = 0.6  # share of the answer's words that a sentence of the passage must hold to serve as its quote
+WORDS = 6  # of a sentence that can be asked about
 _NO = re.compile(r"^\W*no\b", re.IGNORECASE)
 
 
@@ -68,6 +69,12 @@ def sentences(text: str) -> list[str]:
     ends = [found.end() for found in re.finditer(r"[.!?;][\"'”’)\]]*(?=\s)|\n+|[。！？]", text)]
     starts = [0, *ends]
     return [part for start, stop in zip(starts, [*ends, len(text)], strict=True) if (part := text[start:stop].strip())]
+
+
+def any_sentence(text: str, draw: int) -> str | None:
+    """One of the text's sentences that has some words; None where there is none."""
+    found = [one for one in sentences(text) if len(one.split()) >= WORDS]
+    return found[draw % len(found)] if found else None
 
 
 def _shared(words: Counter[str], text: str) -> float:
