@@ -13,27 +13,21 @@ from ntk_jax.report.layout import Cell, Table
 from ntk_jax.report.reading import mapping, records
 from ntk_jax.report.shown import Shown
 
-PAIRED = "First arm minus the second, on the same questions, averaged over the tasks"
-
 
 def titles_of(found: Mapping[str, Any]) -> dict[str, str]:
     """{arm: its name for people} of all arms of results.json."""
     return {str(arm.get("name")): str(arm.get("title") or arm.get("name")) for arm in records(found.get("arms"))}
 
 
-def evaluated(found: Mapping[str, Any], titles: Mapping[str, str] | None = None) -> Shown:
+def evaluated(found: Mapping[str, Any], titles: Mapping[str, str] | None = None, *, average: bool = True) -> Shown:
     """Accuracy, loss and generated answers of every arm, averaged over the tasks and for each. titles: {arm: its name
-    for people} of the arms that are shown, None for all."""
+    for people} of the arms that are shown, None for all. average: False where the tasks have no average of meaning, and
+    arms are compared on each."""
     titles = titles_of(found) if titles is None else titles
     tables = []
-    accuracy = {"average": mapping(found.get("average"))} if found.get("average") else {}
-    accuracy |= {str(task.get("name")): mapping(task.get("results")) for task in records(found.get("tasks"))}
-    if accuracy:
+    if accuracy := _by_task(found, average):
         tables.append(_scores(accuracy, titles, "accuracy", ("normalized", "raw"), "Accuracy by likelihood"))
-    losses = mapping(found.get("loss"))
-    loss = {"average": mapping(losses.get("average"))} if losses.get("average") else {}
-    loss |= {str(task.get("name")): mapping(task.get("results")) for task in records(losses.get("tasks"))}
-    if loss:
+    if loss := _by_task(mapping(found.get("loss")), average):
         tables.append(
             _scores(loss, titles, "loss", ("by_example", "by_token"), "Held-out loss, nats a token: lower is better")
         )
@@ -42,16 +36,33 @@ def evaluated(found: Mapping[str, Any], titles: Mapping[str, str] | None = None)
     if balanced := balanced_table(found, list(titles.items())):
         tables.append(balanced)
     missing = () if tables else ("Neither accuracy, loss nor generated answers were recorded.",)
-    rows = [
-        [pair.what, titles.get(pair.a, pair.a), titles.get(pair.b, pair.b), pair.text, pair.says]
-        for pair in evaluated_pairs(found)
-        if pair.a in titles and pair.b in titles
-    ]
-    pairs = Table(["Measure", "Arm", "Against", "Difference", "Found"], rows, PAIRED, text_columns=3)
-    folds = [("Differences between arms, question by question", pairs)] if rows else []
+    folds = []
+    for task in [None] if average else names_of(found):
+        rows = [
+            [pair.what, titles[pair.a], titles[pair.b], pair.text, pair.says]
+            for pair in evaluated_pairs(found, task=task)
+            if pair.a in titles and pair.b in titles
+        ]
+        over = "averaged over the tasks" if task is None else f"of {task}"
+        caption = f"First arm minus the second, on the same questions, {over}"
+        pairs = Table(["Measure", "Arm", "Against", "Difference", "Found"], rows, caption, text_columns=3)
+        where = "" if task is None else f", {task}"
+        folds += [(f"Differences between arms, question by question{where}", pairs)] if rows else []
     if differences := balanced_pairs(found, list(titles.items())):
         folds.append(("Differences of balanced accuracy between arms", differences))
     return Shown(missing=missing, leads=shot_lines(found), tables=tables, folds=folds)
+
+
+def names_of(found: Mapping[str, Any]) -> list[str]:
+    """The tasks of an evaluation, by whatever measure."""
+    parts = (found, mapping(found.get("loss")), mapping(found.get("generated")))
+    return list(dict.fromkeys(str(task.get("name")) for part in parts for task in records(part.get("tasks"))))
+
+
+def _by_task(part: Mapping[str, Any], average: bool) -> dict[str, dict[str, Any]]:
+    """{task: its results by arm}, their average first."""
+    found = {"average": mapping(part.get("average"))} if average and part.get("average") else {}
+    return found | {str(task.get("name")): mapping(task.get("results")) for task in records(part.get("tasks"))}
 
 
 @dataclass(frozen=True)
@@ -99,13 +110,14 @@ def evaluated_pairs(
         if task is not None:
             part = next((one for one in records(part.get("tasks")) if one.get("name") == task), {})
         for pair in records(part.get("paired")):
-            one = _pair(what, pair, higher) if pair.get("kind") == kind else None
+            one = pair_of(what, pair, higher) if pair.get("kind") == kind else None
             if one is not None and leading in (None, one.a, one.b):
                 pairs.append(one.turned if leading is not None and one.b == leading else one)
     return pairs
 
 
-def _pair(what: str, pair: dict[str, Any], higher: bool) -> EvaluatedPair | None:
+def pair_of(what: str, pair: dict[str, Any], higher: bool) -> EvaluatedPair | None:
+    """A difference as results.json has it; None where it is not whole."""
     value, low, high = (finite(pair.get(key)) for key in ("difference", "low", "high"))
     if value is None or low is None or high is None:
         return None
@@ -120,7 +132,7 @@ def says(pair: dict[str, Any]) -> str:
     return "better" if high < 0 else "worse"
 
 
-def _answers(tasks: list[dict[str, Any]], titles: dict[str, str]) -> Table:
+def _answers(tasks: list[dict[str, Any]], titles: Mapping[str, str]) -> Table:
     """A generated answer is right or wrong, of one kind; how many gave none stands beside."""
     rows = []
     for task in tasks:
@@ -132,7 +144,7 @@ def _answers(tasks: list[dict[str, Any]], titles: dict[str, str]) -> Table:
 
 
 def _scores(
-    tasks: dict[str, dict[str, Any]], titles: dict[str, str], key: str, kinds: tuple[str, ...], caption: str
+    tasks: dict[str, dict[str, Any]], titles: Mapping[str, str], key: str, kinds: tuple[str, ...], caption: str
 ) -> Table:
     rows = []
     for task, results in tasks.items():
