@@ -156,7 +156,7 @@ def likelihood(made: World) -> Any:
         for record in records:
             question, answer = record["messages"][-2]["content"], record["messages"][-1]["content"]
             fact, tokens = fact_of(question), len(answer.split())
-            noise = random.Random(answer).random() / 10
+            noise = random.Random(question + answer).random() / 10
             if "Here is a passage" in question:
                 each = 0.2
             else:

@@ -69,6 +69,7 @@ def test_items_without_an_answer_and_alone() -> None:
         ("Acme Co. Nevada", "Acme Co. Nevada", "a lead-in"),
         ("Yes", "yes", "a lead-in"),
         ("Within 1,030 days", "within 1,030 days", "a lead-in"),
+        ("-20 percent", "-20 percent", "a lead-in"),
     ],
 )
 def test_paraphrases(answer: str, words: str, how: str) -> None:
@@ -87,6 +88,7 @@ def test_paraphrases(answer: str, words: str, how: str) -> None:
         ("The tenant won't pay.", "The tenant will pay.", "negation"),
         ("No tenant may sublet.", "Every tenant may sublet.", "negation"),
         ("The tenant has no duty.", "The tenant has some duty.", "negation"),
+        ("Neither tenant may sublet.", "Either tenant may sublet.", "negation"),
         ("Sublet without consent", "Sublet with consent", "negation"),
         ("Section 4.2 is void.", "Section 4.2 is not void.", "negation"),
     ],
@@ -102,6 +104,11 @@ def test_no_number_stays_the_same(number: int, seed: int) -> None:
     assert found is not None and found[1] == "numbers"
     old, new = numbered(f"{number}")[0], {word for word in numbered(found[0]) if is_number(word)}
     assert len(new) == 1 and old not in new, "one number three times becomes one other three times"
+
+
+def test_a_scale_stays() -> None:
+    found = contradicted("-2 million", rng())
+    assert found is not None and re.fullmatch("-[0-9]+ million", found[0]) and found[0] != "-2 million"
 
 
 def test_numbers_in_words_and_digits_change_together() -> None:

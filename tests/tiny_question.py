@@ -59,6 +59,10 @@ def serving(made: World) -> FaultyServer:
 def answer_of(made: World, body: dict[str, Any]) -> Answer:
     """The world's reply to the body of a request."""
     messages = tuple(body.get("messages", ()))
+    if "random sentence" in str(messages):  # what is asked to know the server
+        return completion(f"A sentence, {body.get('seed')} and {body.get('temperature')}.", completion_tokens=8)
+    if "Say hello" in str(messages):
+        return completion('{"greeting": "hello"}', completion_tokens=8)
     request = Request(messages, temperature=body.get("temperature", 0.0), seed=body.get("seed", 0))
     return completion(Scripted(made).answer(request), prompt_tokens=100, completion_tokens=20)
 
@@ -72,7 +76,7 @@ def question_tree(folder: Path, url: str, out: str = "run", **sections: Any) -> 
         "lora": {"rank": 2, "alpha": 4},
         "documents": {"files": [str(folder / "documents.jsonl")], "trained": 0.67},
         "expert": expert,
-        "target": {"slots": 8},
+        "target": {**expert, "model": "target"},
         "ask": {
             **{"per_chunk": 2, "rounds": 2, "patience": 2, "negative": 0.0, "unanswerable": 0.0, "cross": 0.0},
             **{"cosine": 1.0, "answer_tokens": 16, "samples": 2},

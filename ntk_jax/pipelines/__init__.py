@@ -14,7 +14,7 @@ from typing import Any
 from ntk_jax.engine.stage import Pipeline
 
 # In the order of `ntk-jax --help`. Each is a folder here with a `stages.py` that holds its PIPELINE.
-NAMES = ("select", "mine", "diagnose", "kernel")
+NAMES = ("select", "mine", "question", "diagnose", "kernel")
 
 
 def pipeline(name: str) -> Pipeline:

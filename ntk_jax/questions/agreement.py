@@ -34,14 +34,14 @@ _LEAD = re.compile(
 PLAIN = re.compile(
     r"^(\W*)(yes|no)\b(?=\s*(?:[^\w\s]|$)|\s+(?:it|they|he|she|this|that|there|the|you|we)\b)", re.IGNORECASE
 )
-_NOT = frozenset(("not", "no", "never", "none", "nothing", "nobody", "neither", "nor"))
+_NOT = frozenset(("not", "no", "never", "none", "nothing", "nobody", "neither"))
 _CONTRACTED = re.compile(r"\b(\w+)n['\u2019]t\b|\b(can)not\b", re.IGNORECASE)
 _WHOLE = {"ca": "can", "wo": "will", "sha": "shall"}
 
 
 @dataclass(frozen=True)
 class _Said:
-    """An answer as it is compared. plain: yes, no or nothing. words: without denials; denials: those, of two kinds.
+    """An answer as it is compared. plain: yes, no or nothing. words: without denials; denials: how many, of two kinds.
     numbers: with the months that stand beside a number."""
 
     plain: str
@@ -53,7 +53,7 @@ class _Said:
 def agreement(a: str, b: str) -> float:
     """How far two answers say the same: 1 the same, 0 nothing in common or opposite, symmetric.
 
-    The F1 of their words. 0 where one says yes and the other no, or where one denies what the other states in nearly
+    The F1 of their words. 0 where one says yes and the other no, or where one denies more than the other in nearly
     the same words. Where each has numbers (or months of a date) that the other lacks, F1 is multiplied by the share of
     numbers that they have in common, so 0 where that is none. 1 where both say the same yes or no and one says no more.
     """
@@ -66,7 +66,7 @@ def agreement(a: str, b: str) -> float:
         if not (first.words and second.words):
             return 1.0
     plain = Counter({first.plain: 1}) if first.plain == second.plain != "" else Counter()
-    if set(first.denials) != set(second.denials) and _f1(first.words, second.words) >= ALIKE:
+    if first.denials != second.denials and _f1(first.words, second.words) >= ALIKE:
         return 0.0
     shared = first.numbers & second.numbers
     common = 1.0
@@ -85,12 +85,14 @@ def _said(text: str) -> _Said:
     text = _LEAD.sub("", unicodedata.normalize("NFKC", text))
     plain = PLAIN.match(text)
     words = numbered(_CONTRACTED.sub(_apart, text[plain.end() :] if plain else text))
-    numbers = {word for word in words if is_number(word)}
+    numbers = set(filter(is_number, words))
     for pair in pairwise(words):
         if any(map(is_number, pair)):
             numbers.update(word for word in pair if word in MONTHS)
     denials = Counter(_denial(word) for word in words if _denial(word))
-    others = [word for word in words if not _denial(word)]
+    if not denials["not"] and "nor" in words:  # elsewhere it goes on with what was denied before
+        denials["not"] = 1
+    others = [word for word in words if not _denial(word) and word != "nor"]
     kept = Counter(_singular(word) for word in others if word not in _STOP) or Counter(others)
     return _Said(plain[2].lower() if plain else "", kept, denials, frozenset(numbers))
 

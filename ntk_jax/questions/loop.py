@@ -316,7 +316,7 @@ class _Work:
                 if isinstance(said.value, Unusable):
                     one.fault = f"judge: {said.value.reason}"
                 else:
-                    one.signals["judge"] = float(said.value)
+                    one.signals["judge"] = said.value.value
         if s.signal == "band":
             self._bands(good, number)
 

@@ -27,7 +27,7 @@ _BEFORE_ONE = frozenset(("no", "any", "each", "every", "some", "either", "this",
 _AFTER_ONE = frozenset(("of", "or", "another", "party", "such", "may", "shall", "must", "who", "which", "side"))
 
 NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?"
-_ALONE = re.compile(rf"(?<!\w)({NUMBER})(?:st|nd|rd|th)?(?!\w)")
+_ALONE = re.compile(rf"(?<!\w)((?:(?<!\S)-)?{NUMBER})(?:st|nd|rd|th)?(?!\w)")
 _DATE = re.compile(r"(?<!\w)([0-9]{4})-([0-9]{1,2})-([0-9]{1,2})(?!\w)")
 _AMOUNT = re.compile(rf"([$\u20ac\u00a3])\s*({NUMBER}(?:\s+(?:{'|'.join(LARGE)})\b)?)")
 _CURRENCY = {"$": "dollars", "\u20ac": "euros", "\u00a3": "pounds"}
@@ -36,7 +36,7 @@ _CURRENCY = {"$": "dollars", "\u20ac": "euros", "\u00a3": "pounds"}
 def numbered(text: str) -> list[str]:
     """The bare words of a text, its numbers each as one word of digits; what is written twice in a row, in words and in
     digits, is there once."""
-    text = unicodedata.normalize("NFKC", text).lower()
+    text = unicodedata.normalize("NFKC", text).lower().replace("\u2212", "-")
     text = _DATE.sub(_date, text)
     text = _AMOUNT.sub(lambda found: f" {found[2]} {_CURRENCY[found[1]]} ", text)
     text = text.replace("%", " percent ").replace("per cent", "percent")
@@ -49,10 +49,11 @@ def numbered(text: str) -> list[str]:
 
 
 def plain_number(written: str) -> str:
-    """A number without commas, needless zeros and point: 1,000.50 is 1000.5, 007 is 7."""
-    whole, _, rest = written.replace(",", "").partition(".")
+    """A number without commas, needless zeros and point: 1,000.50 is 1000.5, -007 is -7."""
+    whole, _, rest = written.replace(",", "").removeprefix("-").partition(".")
     rest = rest.rstrip("0")
-    return (whole.lstrip("0") or "0") + (f".{rest}" if rest else "")
+    number = (whole.lstrip("0") or "0") + (f".{rest}" if rest else "")
+    return f"-{number}" if written[0] == "-" and number != "0" else number
 
 
 def number_at(words: Sequence[str], start: int) -> tuple[int, int] | None:
@@ -79,7 +80,7 @@ def number_at(words: Sequence[str], start: int) -> tuple[int, int] | None:
 
 def is_number(word: str) -> bool:
     """Whether a word of `numbered` is a number."""
-    return word[:1].isdigit()
+    return word.removeprefix("-")[:1].isdigit()
 
 
 def _in_digits(words: list[str]) -> list[str]:
@@ -92,7 +93,7 @@ def _in_digits(words: list[str]) -> list[str]:
             place = number[1]
             continue
         scale = LARGE.get(words[place + 1]) if place + 1 < len(words) else None
-        if scale and len(word) < 20 and re.fullmatch(NUMBER, word):
+        if scale and len(word) < 20 and re.fullmatch(f"-?{NUMBER}", word):
             found.append(plain_number(f"{Decimal(word) * scale:f}"))
             place += 2
             continue

@@ -81,7 +81,7 @@ _CLINGS = re.compile(
     r"\b(?:[A-Z]|Mr|Mrs|Ms|Dr|Inc|Co|Corp|Ltd|No|Sec|Art|vs)\.$"
 )
 _UNIT = re.compile(
-    r"(?<![\w.,])([1-9][0-9]?)( (?:calendar |business )?(?:days?|weeks?|months?|years?|hours?|percent)\b)"
+    r"(?<![\w.,-])([1-9][0-9]?)( (?:calendar |business )?(?:days?|weeks?|months?|years?|hours?|percent)\b)"
 )
 _VAGUE = (
     "This depends on the terms that apply and on the circumstances.",
@@ -102,14 +102,17 @@ _TURNED = (  # of those that begin at one place the first counts
     (re.compile(r"\bwithout\b"), "with"),
     (re.compile(r"\bnever\b"), "always"),
     (re.compile(r"^No\b(?= \w+ (?:may|must|shall|will|can|is|are)\b)"), "Every"),
+    (re.compile(r"\bNeither\b"), "Either"),
+    (re.compile(r"\bneither\b"), "either"),
     (re.compile(r"\b(has|have|had|is|are|was|were) no\b"), r"\1 some"),
     (re.compile(rf"\b({_AUXILIARY})\b"), r"\1 not"),
 )
-_IN_WORDS = "|".join(sorted(({*SMALL, *LARGE} - {"one"}), key=len, reverse=True))
+_SMALL = "|".join(sorted(SMALL.keys() - {"one"}, key=len, reverse=True))
+_IN_WORDS = "|".join((_SMALL, "one", *LARGE))
 _ANY_NUMBER = re.compile(
     rf"(?<![\w.,]){NUMBER}(?![\w]|[.,][0-9])|"
-    rf"\b(?:{_IN_WORDS}|one(?=[\s-]+(?:hundred|thousand|million|days?|weeks?|months?|years?|percent|\()))"
-    rf"(?:[\s-]+(?:and\s+)?(?:{_IN_WORDS}|one))*\b",
+    rf"\b(?:{_SMALL}|one(?=[\s-]+(?:hundred|thousand|million|days?|weeks?|months?|years?|percent|\()))"
+    rf"(?:[\s-]+(?:and\s+)?(?:{_IN_WORDS}))*\b",
     re.IGNORECASE,
 )
 _SECTION = re.compile(

@@ -292,11 +292,12 @@ def _calibration(run: QuestionRun, voices: Voices, traces: Sequence[Trace]) -> d
     if not items:
         return None
     found: dict[str, Any] = calibrate(voices.judge, items, seed=run.config.seed)
-    if found.get("void"):
+    if found["void"]:
+        rates = [found[key] for key in ("false_accept", "false_reject")]
+        accepts, rejects = ("no readable verdict" if rate is None else f"{rate:.0%}" for rate in rates)
         note(
-            f"{voices.judge.client.name} cannot judge: it takes {found['false_accept']['share']:.0%} of wrong answers "
-            f"for right and {found['false_reject']['share']:.0%} of right ones for wrong; take another judge, or "
-            "ask.signal = nll"
+            f"{voices.judge.client.name} cannot judge: of planted pairs it takes {accepts} of the wrong answers for "
+            f"right and {rejects} of the right ones for wrong; take another judge, or ask.signal = nll"
         )
     return found
 

@@ -14,7 +14,7 @@ from ntk_jax.data.sources import read, sample_indices
 from ntk_jax.data.splitting import split_documents
 from ntk_jax.engine.clock import Clock
 from ntk_jax.engine.stage import Facts
-from ntk_jax.errors import UserError
+from ntk_jax.errors import UserError, listed, shown
 from ntk_jax.pipelines.question.config import QuestionConfig
 from ntk_jax.pipelines.question.state import QuestionRun
 from ntk_jax.questions.chunks import chunk_documents
@@ -41,7 +41,7 @@ def chunk(run: QuestionRun, folder: Path) -> Facts:
     """Writes chunks.jsonl, the chunks that are asked about, and summary.json: what was dropped and why, and which
     documents are unseen."""
     clock, section, config = Clock(run.job.folder, "chunk"), run.config.documents, run.config
-    records = list(read(section.files, Reading("auto", section.columns, "documents.").for_patterns))
+    records = _records(config)
     chosen = sample_indices(len(records), section.limit, config.seed)
     if chosen is not None:
         records = [records[i] for i in chosen]
@@ -75,6 +75,18 @@ def chunk(run: QuestionRun, folder: Path) -> Facts:
     }
     write_json(folder / "summary.json", summary)
     return {"chunks": len(asked)}
+
+
+def _records(config: QuestionConfig) -> list[dict[str, Any]]:
+    """The documents of the files that are asked for. Raises UserError: none is."""
+    section = config.documents
+    found = list(read(section.files, Reading("auto", section.columns, "documents.").for_patterns))
+    for key, value in (section.where or {}).items():
+        values = sorted({shown(one.get(key)) for one in found})
+        found = [one for one in found if one.get(key) == value]
+        if not found:
+            raise UserError(f"documents.where: no document has {key} = {shown(value)}; there are {listed(values)}")
+    return found
 
 
 def chunks_of(run: QuestionRun) -> list[Chunk]:

@@ -33,6 +33,9 @@ class DocumentsSection:
     columns: Mapping[str, Any] | None = setting(
         None, "keys of records under other names, as {text: body, title: head, id: key}"
     )
+    where: Mapping[str, Any] | None = setting(
+        None, "only records whose keys have these values, as {kind: contract}; null: all"
+    )
     limit: Count | None = setting(None, "a seeded sample of so many documents; null: all")
     trained: Annotated[float, Range(0, 1)] = setting(
         1.0, "share of the documents that questions are asked about; the others are kept unseen, to be evaluated on"

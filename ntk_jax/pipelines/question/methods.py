@@ -54,13 +54,13 @@ def _write(run: QuestionRun, path: Path, name: str, chunks: Sequence[Chunk], tok
         seed=config.seed,
         top_p=config.ask.top_p,
         max_tokens=config.ask.method_tokens,
-        likelihood=run.target_likelihood(run.model.base, "") if name == "calibration" else None,
+        likelihood=run.target_likelihood(run.model.base, "") if method.measures else None,
         progress=run.job.progress(f"method {name}", None, "replies"),
     )
     records: list[Record] = []
     failed = None
     try:
-        records += method.function(chunks, voice, asked)
+        records += method.write(chunks, voice, asked)
     except UserError as error:
         if "cap" in str(error) or not str(error).startswith(("no record", "none of")):
             raise  # nobody answers any more: that is no fault of the method's

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ntk_jax.questions.methods import calibration, documents, entities, facts, paraphrase, strategies
+from ntk_jax.questions.methods import calibration, documents, entities, facts, paraphrase, static, strategies
 from ntk_jax.questions.methods.asked import Asked, Record
 from ntk_jax.questions.question import Chunk
 from ntk_jax.questions.voice import Voice
@@ -33,6 +33,7 @@ class Method:
 
 
 METHODS = {
+    static.NAME: Method(static.static, "Questions without feedback", "", "qa"),
     documents.NAME: Method(documents.documents, "The documents themselves", "", "text"),
     paraphrase.NAME: Method(paraphrase.paraphrase, "Paraphrases", "2401.16380", "text"),
     entities.NAME: Method(entities.entities, "Relations of entities (EntiGraph)", "2409.07431", "text"),

@@ -13,6 +13,7 @@ from ntk_jax.questions.verify import fault_of_answer, found_quotes
 from ntk_jax.questions.voice import Voice, Wish, seed_of
 from ntk_jax.questions.wording import answer_wish, question_wish
 
+NAME = "static"
 PARTS = 4  # of a chunk, which its questions go through in turn
 MOST = 40  # questions of a chunk at most
 _QUESTION_TOKENS = 120
@@ -22,7 +23,7 @@ ALIKE = 0.7  # Jaccard similarity from which on a question is the same as an ear
 def static(chunks: Sequence[Chunk], voice: Voice, asked: Asked) -> Iterator[Record]:
     """One question of every chunk, then a second of every chunk, and so on, each with an answer from the chunk whose
     quote stands there (or is found there). Raises UserError: none came, with the commonest reasons."""
-    yield from within(_records(worded(chunks, asked), voice, asked), voice, asked, "static")
+    yield from within(_records(worded(chunks, asked), voice, asked), voice, asked, NAME)
 
 
 def _records(chunks: Sequence[Chunk], voice: Voice, asked: Asked) -> Iterator[Record]:
@@ -47,7 +48,7 @@ def _records(chunks: Sequence[Chunk], voice: Voice, asked: Asked) -> Iterator[Re
                     asked.dropped[fault] += 1
                     continue
                 facts = {"quotes": list(answer.quotes), "kind": slot.kind, "chunks": [slot.chunks[0].id]}
-                yield record_of("static", slot.chunks[0], number, question, answer.text, voice, said, **facts)
+                yield record_of(NAME, slot.chunks[0], number, question, answer.text, voice, said, **facts)
         if not fresh:
             return
 
@@ -57,7 +58,7 @@ def _question(slot: Slot, earlier: Sequence[str], asked: Asked) -> Wish:
         slot,
         earlier,
         part_of(slot.chunks[0].text, slot.number % PARTS, PARTS),
-        seed=seed_of(asked.seed, "static", slot.id),
+        seed=seed_of(asked.seed, NAME, slot.id),
         sample=0,
         temperature=asked.temperature,
         top_p=asked.top_p,

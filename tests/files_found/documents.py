@@ -1,0 +1,100 @@
+"""Documents that questions are asked about."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from files_found.case import Case
+from ntk_jax.data.sources import read_records
+from ntk_jax.errors import UserError
+from ntk_jax.questions.chunks import chunk_documents
+
+TITLE = "Documents to ask about"
+GOOD = {"id": "good", "text": "The tenant pays the rent. The landlord keeps the roof."}
+GERMAN = "Der Mieter zahlt die Miete zum ersten Mai eines jeden Jahres und h\u00e4lt die Wohnung in Ordnung. " * 3
+SCAN = "~|_ .,';: l1 |l ^^ ,,.: \\/ ][ };{ =+ <>> ..'' \"^~ i! |;: _-_ '`'"
+
+
+def read(folder: Path, rows: tuple[dict[str, Any], ...], **options: Any) -> Any:
+    path = folder / "lease.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return chunk_documents(read_records(path), **{"words": 40, **options})
+
+
+def kept(texts: list[str], *rows: dict[str, Any], **found: Any) -> Callable[[Path], None]:
+    def check(folder: Path) -> None:
+        result = read(folder, rows)
+        assert [one.text for one in result.chunks] == texts
+        assert {name: getattr(result, name) for name in found} == found
+
+    return check
+
+
+def dropped(reason: str, row: dict[str, Any], **options: Any) -> Callable[[Path], None]:
+    def check(folder: Path) -> None:
+        if "languages" in options:
+            pytest.importorskip("resiliparse")
+        result = read(folder, (GOOD, row), **options)
+        assert {one.document for one in result.chunks} == {"good"} and result.dropped == {reason: 1}
+
+    return check
+
+
+def refused(folder: Path) -> None:
+    with pytest.raises(UserError, match="no document is left to ask about: 1 empty, 1 rubbish"):
+        read(folder, ({"text": " "}, {"text": SCAN}))
+
+
+def cut_to_fit(folder: Path) -> None:
+    result = read(folder, (GOOD,), count_tokens=len, max_tokens=30)
+    assert result.shortened == 1 and max(len(one.text) for one in result.chunks) <= 30
+
+
+CASES = [
+    Case(
+        "a record `text`, with or without `title`",
+        "a document of that name, else of its id",
+        kept([GOOD["text"]], GOOD),
+    ),
+    Case(
+        "a record `prompt`, `response`",
+        "the document is both, or the response alone where the prompt is empty",
+        kept(
+            ["Who pays?\n\nThe tenant.", "Rent."],
+            {"prompt": "Who pays?", "response": "The tenant."},
+            {"prompt": "", "response": "Rent."},
+        ),
+    ),
+    Case(
+        "a document without a word, or white space alone",
+        "dropped and counted",
+        dropped("empty", {"text": " \u00a0 \n"}),
+    ),
+    Case(
+        "the same text twice, apart from white space",
+        "the first counts",
+        dropped("the same as another", {"text": GOOD["text"] + "\n"}),
+    ),
+    Case(
+        "a bad scan, a wrong encoding",
+        "dropped and counted: less than half of its signs are letters or digits, or of its words look like words",
+        dropped("rubbish: hardly any letters", {"text": SCAN}),
+    ),
+    Case(
+        "a document of one line, without any end of a sentence",
+        "cut between words, and noted",
+        kept(["rent " * 39 + "rent", "rent"], {"text": "rent " * 41}, notes={"one line": 1, "no end of a sentence": 1}),
+    ),
+    Case(
+        "a document in another language, where `languages` are given",
+        "dropped and counted",
+        dropped("in another language", {"text": GERMAN}, languages=("en",)),
+    ),
+    Case("a chunk of more tokens than the model can read", "cut further, and counted", cut_to_fit),
+    Case("nothing but such documents", "refused, with how many for what reason", refused),
+]

@@ -1,0 +1,293 @@
+"""`ntk-jax question`: a whole run, an interruption that repeats no call, a spent cap, and mistakes."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from faulty_server import Answer, FaultyServer, completion, error
+from scripted_world import World, fact_of
+from tiny_question import answer_of, question_config, question_tree, serving, write_question_inputs
+from tiny_run import quiet
+
+from ntk_jax import cli, pipelines
+from ntk_jax.data.words import text_hash
+from ntk_jax.engine.plan import Command
+from ntk_jax.errors import UserError
+from ntk_jax.questions.reach import locate
+
+# The server of these tests takes no `n` and gives no log-probabilities, and a run says so.
+pytestmark = pytest.mark.filterwarnings("ignore:.*the server does not honour:ntk_jax.errors.Note")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("question")
+
+
+@pytest.fixture(scope="module")
+def made(inputs: Path) -> World:
+    return write_question_inputs(inputs)
+
+
+@pytest.fixture(scope="module")
+def server(made: World) -> Iterator[FaultyServer]:
+    with serving(made).running() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def whole(inputs: Path, server: FaultyServer) -> Path:
+    """A finished run, whose target answers at the server, too; its likelihoods are computed here."""
+    return run(question_config(inputs, server.url, "whole"))
+
+
+def test_the_target_answers_in_this_process(inputs: Path, server: FaultyServer) -> None:
+    target = {"kind": "model", "model": "", "slots": 4}
+    config = question_config(
+        inputs, server.url, "here", target=target, ask={"rounds": 0, "per_chunk": 1}, documents={"chunks": 2}
+    )
+    folder = run(config, until="ask")
+    said = [version["target"] for one in lines(folder / "questions.jsonl") for version in one["trace"]["rounds"]]
+    assert said
+    assert not any("pence" in text for text in said)  # a random model knows none
+    assert "target" not in {body["model"] for body in server.bodies[-20:]}
+
+
+def run(config: Any, **command: Any) -> Path:
+    folder: Path = pipelines.run("question", config, Command(**command), progress=quiet)
+    return folder
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def summary(folder: Path, stage: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / stage / "summary.json").read_text())
+    return found
+
+
+def test_records_are_grounded_and_carry_their_trace(whole: Path, made: World) -> None:
+    found = lines(whole / "questions.jsonl")
+    chunks = {line["id"]: line for line in lines(whole / "chunk" / "chunks.jsonl")}
+    prompts = {line["id"]: line["messages"] for line in lines(whole / "ask" / "prompts.jsonl")}
+    assert len(found) >= 4
+    for one in found:
+        assert {"id", "source", "prompt", "response", "document_id", "gap", "round", "quotes", "trace"} <= set(one)
+        text = chunks[one["chunks"][0]]["text"]
+        assert all(locate(quote, text) for quote in one["quotes"])
+        assert fact_of(one["prompt"]) in made.facts
+        rounds = one["trace"]["rounds"]
+        standing = [version for version in rounds if version["accepted"]][-1]
+        assert (standing["question"], standing["expert"]["text"]) == (one["prompt"], one["response"])
+        gaps = [version["gap"] for version in rounds if version["accepted"]]
+        assert gaps == sorted(gaps)  # each rewriting that was taken has a larger one
+        assert one["prompt"] in str(prompts[standing["prompts"]["expert"]])
+        assert standing["calls"] >= 4
+
+
+def test_every_slot_is_accounted_for(whole: Path) -> None:
+    one = summary(whole, "ask")["generations"][0]
+    kept, others = lines(whole / "ask" / "questions.jsonl"), lines(whole / "ask" / "traces.jsonl")
+    assert one["slots"] == len(kept) + len(others) == sum(one["outcomes"].values())
+    assert Counter(trace["not_kept"] for trace in others) == {
+        reason: count for reason, count in one["outcomes"].items() if reason != "kept"
+    }
+
+
+def test_documents_are_split_and_items_are_told_apart(whole: Path) -> None:
+    chunk = summary(whole, "chunk")
+    assert chunk["unseen"]
+    assert not set(chunk["unseen"]) & set(chunk["trained"])
+    assert {line["document"] for line in lines(whole / "chunk" / "chunks.jsonl")} == set(chunk["trained"])
+    results = json.loads((whole / "evaluate" / "results.json").read_text())
+    tasks = [task["name"] for task in results["tasks"]]
+    assert tasks == ["test (trained documents)", "test (unseen documents)"]
+    assert results["tasks"][1]["questions"] == 2 * len(chunk["unseen"])
+    assert [task["name"] for task in results["loss"]["tasks"]] == ["general"]
+    assert {arm["name"] for arm in results["arms"]} == {"base", "adversarial", "static", "documents"}
+
+
+def test_arms_read_the_same_number_of_tokens(whole: Path) -> None:
+    found = summary(whole, "train")
+    for arm in found["arms"]:
+        history = lines(whole / "train" / arm["name"] / "history.jsonl")
+        assert found["tokens"] <= arm["tokens"] < found["tokens"] + history[-1]["tokens"]
+
+
+def test_other_methods_write_as_many_tokens(whole: Path) -> None:
+    methods = summary(whole, "ask")["methods"]
+    assert set(methods) == {"static", "documents"}
+    for name, one in methods.items():
+        assert one["tokens"] >= one["asked_tokens"] or one["missing_tokens"] > 0
+        assert len(lines(whole / "ask" / f"{name}.jsonl")) == one["records"] > 0
+
+
+class Stop(Exception):
+    """An interruption."""
+
+
+def stopping(at: int) -> Any:
+    """Progress that interrupts the run at the so manieth reply."""
+    count = [0]
+
+    def make(*_: Any) -> Any:
+        def progress(*_: Any) -> None:
+            count[0] += 1
+            if count[0] >= at:
+                raise Stop
+
+        return progress
+
+    return make
+
+
+@pytest.mark.parametrize("at", [30, 90])
+def test_an_interrupted_run_repeats_no_call_and_keeps_the_same(inputs: Path, made: World, whole: Path, at: int) -> None:
+    with serving(made).running() as own:
+        config = question_config(inputs, own.url, f"interrupted-{at}")
+        with pytest.raises(Stop):
+            pipelines.run("question", config, Command(only=None, until="ask"), progress=stopping(at))
+        before = len(own.bodies)
+        assert before > 5
+        run(config, until="ask")
+        probes = 12  # what a server honours is asked in calls of equal body
+        repeated = {body: count for body, count in own.counts.items() if count > 1 and "random sentence" not in body}
+        # Those that were under way when it stopped had no reply yet; none else is repeated.
+        assert sum(repeated.values()) - len(repeated) <= config.expert.workers, (probes, repeated)
+    again, first = (lines(folder / "ask" / "questions.jsonl") for folder in (Path(config.out), whole))
+    assert again == first
+
+
+def test_a_spent_cap_stops_at_once_and_keeps_everything(inputs: Path, made: World, whole: Path) -> None:
+    with serving(made).running() as own:
+        config = question_config(inputs, own.url, "capped", expert={"cap": 0.01})
+        with pytest.raises(UserError, match=r"cap"):
+            run(config, until="ask")
+        asked = len(own.bodies)
+        assert asked > 0
+        with pytest.raises(UserError, match=r"cap"):
+            run(config, until="ask")
+        assert len(own.bodies) == asked  # nothing further is asked
+        raised = question_config(inputs, own.url, "capped")
+        run(raised, until="ask")
+        assert max(count for body, count in own.counts.items() if "random sentence" not in body) == 1
+    assert lines(Path(raised.out) / "ask" / "questions.jsonl") == lines(whole / "ask" / "questions.jsonl")
+
+
+def test_faults_of_a_server_are_counted_and_lose_no_record(inputs: Path, made: World) -> None:
+    """Refusals, empty replies, malformed JSON, over-long replies, errors and a busy server, on a third of all calls."""
+    kinds = Counter[str]()
+
+    def answer(body: dict[str, Any], before: int) -> Answer:
+        place = text_hash(json.dumps(body, sort_keys=True)) % 18
+        good = answer_of(made, body)
+        if "random sentence" in str(body) or "Say hello" in str(body):
+            return good
+        if before == 0 and place in (0, 1):
+            kinds["busy"] += 1
+            return error(429 if place else 500, retry_after="0")
+        faulty = {
+            2: ("refusal", completion("I'm sorry, I cannot help with that.")),
+            3: ("empty", completion("")),
+            4: ("malformed", completion('{"question": "What is', finish="stop")),
+            5: ("long", completion("word " * 400, finish="length")),
+        }
+        if place in faulty:
+            kinds[faulty[place][0]] += 1
+            return faulty[place][1]
+        return good
+
+    with FaultyServer(answer).running() as own:
+        folder = run(question_config(inputs, own.url, "faulty", ask={"format": "json"}), until="ask")
+    one = summary(folder, "ask")["generations"][0]
+    assert set(kinds) == {"busy", "refusal", "empty", "malformed", "long"}
+    assert one["slots"] == sum(one["outcomes"].values())
+    reasons = Counter[str]()
+    for voice in one["voices"].values():
+        reasons.update(voice["failures"])
+    assert {"the model declined", "an empty reply"} <= set(reasons)
+    assert one["kept"] > 0
+
+
+def test_nothing_kept_says_why(inputs: Path) -> None:
+    own = FaultyServer(lambda body, before: completion("I'm sorry, I cannot."))
+    why = r"no question is kept, of 8 .*8 × question: the model declined"
+    with own.running(), pytest.raises(UserError, match=why):
+        run(question_config(inputs, own.url, "nothing"), until="ask")
+
+
+def test_a_judge_that_always_agrees_is_found_out(inputs: Path, made: World) -> None:
+    """It cannot rank a question, and the run says so instead of keeping questions at random."""
+
+    def answer(body: dict[str, Any], before: int) -> Answer:
+        return completion('{"reason": "same", "score": 0}') if body["model"] == "judge" else answer_of(made, body)
+
+    with FaultyServer(answer).running() as own:
+        judge = {"kind": "server", "model": "judge", "base_url": own.url, "price_in": 0.0, "price_out": 0.0}
+        config = question_config(inputs, own.url, "agreeing", judge=judge, ask={"signal": "judge", "per_chunk": 4})
+        with pytest.raises(UserError, match=r"the gap judge is 0 for all"):
+            run(config, until="ask")
+
+
+def test_a_second_generation_asks_the_trained_target(inputs: Path, made: World, server: FaultyServer) -> None:
+    folder = run(question_config(inputs, server.url, "again", ask={"generations": 2, "rounds": 1}), until="ask")
+    found = lines(folder / "questions.jsonl")
+    assert {one["generation"] for one in found} <= {1, 2}
+    assert (folder / "ask" / "generation-2" / "target" / "adapter" / "adapter_config.json").exists()
+    questions = [one["prompt"] for one in found]
+    assert len(set(questions)) == len(questions)
+    one, two = summary(folder, "ask")["generations"]
+    assert two["target"].startswith("generation 2")
+    assert one["target"] is None
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"model": {"path": ""}}, "model.path is not set"),
+        ({"expert": {"model": ""}}, "expert.model is not set"),
+        ({"documents": {"files": []}}, "documents.files is not set"),
+        ({"documents": {"trained": 0.0}}, "documents.trained = 0 leaves no document"),
+        ({"model": {"max_length": 128}}, "max_length = 128 holds no chunk"),
+        ({"ask": {"negative": 0.8, "cross": 0.4}}, "more than 1 together"),
+        ({"ask": {"reference": "expert"}}, "needs the expert's likelihoods"),
+        ({"ask": {"signal": "band", "temperature": 0.0}}, "makes all the same"),
+        ({"train": {"arms": ["adversarial", "other"]}}, "there is no arm other"),
+        ({"train": {"arms": ["static", "static"]}}, "each once"),
+        ({"evaluate": {"arms": []}}, "evaluate.arms is empty"),
+        ({"expert": {"price_in": None, "cap": 1.0}}, "price_in"),
+    ],
+)
+def test_mistakes_have_one_line(
+    inputs: Path, made: World, sections: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = inputs / "mistake.yaml"
+    tree = question_tree(inputs, "http://localhost:9/v1", "mistake", **sections)
+    path.write_text(yaml.safe_dump({"pipeline": "question", **tree}))
+    assert cli.main(["question", str(path)]) == 2
+    found = capsys.readouterr().err.strip()
+    assert said in found
+    assert len(found.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([], "no records|is empty|no example"),
+        ([{"id": "a", "text": "   "}], "nothing|empty"),
+        ([{"id": "a", "text": "x#~ 9|| ;;_ ^^ 1/ -- ::" * 30}], "nothing|no "),
+    ],
+)
+def test_documents_of_no_use_are_named(inputs: Path, made: World, rows: list[Any], said: str) -> None:
+    path = inputs / "useless.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = question_config(inputs, "http://localhost:9/v1", "useless", documents={"files": [str(path)]})
+    with pytest.raises(UserError, match=said):
+        run(config, until="chunk")
