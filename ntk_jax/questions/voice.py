@@ -61,7 +61,7 @@ class Voice:
         self.form = None if form == "auto" else form
         self.prompts: dict[str, Any] = {}
         self.failures: Counter[str] = Counter()
-        self.calls = self.repaired = self.cut = 0
+        self.calls = self.repaired = self.cut = self.cached = 0
         self.tokens = [0, 0]
 
     def ask(self, wishes: Sequence[Wish], progress: Progress | None = None) -> list[Said]:
@@ -88,6 +88,7 @@ class Voice:
             "calls": self.calls,
             "repaired": self.repaired,
             "cut": self.cut,
+            "cached": self.cached,
             "prompt_tokens": self.tokens[0],
             "completion_tokens": self.tokens[1],
             "failures": dict(self.failures.most_common()),
@@ -119,6 +120,7 @@ class Voice:
             self.prompts[prompt_id(request)] = request.messages
             reply = replies[number]
             self.cut += reply.finish == "length"
+            self.cached += reply.cached
             self.tokens[0] += reply.prompt_tokens
             self.tokens[1] += reply.completion_tokens
         return [replies[number] for number in range(len(requests))]
