@@ -45,12 +45,13 @@ def fault_of_answer(slot: Slot, answer: Answer) -> str | None:
 
 
 def found_quotes(slot: Slot, answer: Answer) -> Answer:
-    """The answer with the sentences of the passage that say most of it, in the place of quotes that do not stand there;
-    as it is where no sentence says enough."""
-    if not answer.stated or (
-        answer.quotes and all(any(locate(quote, chunk.text) for chunk in slot.chunks) for quote in answer.quotes)
-    ):
+    """The answer with those of its quotes that stand in the passage; with the sentences of the passage that say most of
+    it where none does."""
+    if not answer.stated:
         return answer
+    standing = tuple(quote for quote in answer.quotes if any(locate(quote, chunk.text) for chunk in slot.chunks))
+    if standing:
+        return answer if standing == answer.quotes else replace(answer, quotes=standing)
     words = Counter(bare_words(answer.text))
     found = []
     for chunk in slot.chunks:

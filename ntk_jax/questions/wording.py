@@ -171,7 +171,7 @@ def read_answer(reply: Reply, *, is_json: bool) -> Answer | Unusable:
         found = _folded(value.value)
         answer = plain_text(found.get("answer"))
         given = found.get("quotes", found.get("quote"))
-        quotes = [plain_text(item) for item in (given if isinstance(given, list) else [given])]
+        quotes = [item for item in (given if isinstance(given, list) else [given]) if isinstance(item, str)]
         stated = found.get("stated") if isinstance(found.get("stated"), bool) else None
         if not answer and stated is not False:
             return Unusable("no answer in the JSON", again=True)
