@@ -100,6 +100,8 @@ class Scripted:
         text = str(request.messages[0]["content"])  # type: ignore[index,call-overload]
         digest = hashlib.sha256(f"{self.seed} {request.seed} {request.sample} {request.temperature} {text}".encode())
         draw = random.Random(digest.hexdigest())
+        if "how far apart" in text:
+            return self._divergence(str(request.messages[-1]["content"]))  # type: ignore[index,call-overload]
         if "Judge by the passage alone" in text:
             return self._verdict(text, draw)
         if "Another answer:" in text:
@@ -140,6 +142,14 @@ class Scripted:
             return "I would say 50 pence."
         value = draw.choice(self.world.facts[fact])
         return f"The {fact[0]} of {fact[1]} is {value + 100 * (fact in self.world.gaps)} pence."
+
+    def _divergence(self, text: str) -> str:
+        """How far two answers are apart: by the number that each names."""
+        first, second = (
+            re.findall(r"(\d+) pence", part) for part in text.split("First answer:")[1].split("Second answer:")
+        )
+        score = 0 if set(first) & set(second) else 4 if first and second else 3
+        return json.dumps({"reason": "by the numbers", "score": score})
 
     def _verdict(self, text: str, draw: random.Random) -> str:
         """A lenient judge: it sees what is not there, and half the time overlooks that there are two answers."""
