@@ -104,7 +104,7 @@ class Scripted:
             return self._verdict(text, draw)
         if "Another answer:" in text:
             return "The other answer shows what is known. Ask for a detail that was not asked for yet."
-        if "Then copy word for word" in text:
+        if "copy word for word" in text:
             return self._expert(text, request, draw)
         if "Write one question" in text:
             return json.dumps({"question": self._question(text, draw)})

@@ -19,7 +19,7 @@ from ntk_jax.questions.agreement import agreement, consistency
 from ntk_jax.questions.gaps import Asked, Measure, band, fit_measure, likelihood_gaps, spread
 from ntk_jax.questions.judge import divergence_wish
 from ntk_jax.questions.question import Answer, Likelihood, Slot, Trace, Version
-from ntk_jax.questions.verify import consistency_of, fault_of_answer, found_quotes
+from ntk_jax.questions.verify import any_sentence, consistency_of, fault_of_answer, found_quotes
 from ntk_jax.questions.voice import Said, Voice, Wish, seed_of
 from ntk_jax.questions.wording import (
     answer_wish,
@@ -226,7 +226,11 @@ class _Work:
                 question for question in earlier[slot.chunks[0].id] if not standing or question != standing.question
             ]
             if standing is None:
-                wishes["generator"].append((trace, question_wish(slot, before, trace.focus, **how)))
+                # What brought no question is left for another part of the chunk.
+                focus = (
+                    trace.focus if number == 0 else any_sentence(slot.chunks[0].text, seed_of(s.seed, slot.id, number))
+                )
+                wishes["generator"].append((trace, question_wish(slot, before, focus, **how)))
             else:
                 said = feedback.get(slot.id)
                 text = str(said.value) if said is not None and said.usable else None
