@@ -36,15 +36,16 @@ _WORTH = {
 
 
 def tokens_along(run: RunDirectory) -> dict[str, list[tuple[float, str]]]:
-    """{arm: [(tokens, its name in results.json after so many), ...]} from the base to the end; arms that were measured
-    at their end alone have none."""
+    """{arm: [(tokens, its name in results.json after so many), ...]} from the base to the end; none where no arm was
+    measured on its way."""
     found: dict[str, list[tuple[float, str]]] = {}
     arms = {str(arm.get("name")): arm for arm in records(results(run).get("arms"))}
     for name, arm in arms.items():
         tokens = finite(arm.get("tokens"))
         if arm.get("arm") and tokens is not None:
             found.setdefault(str(arm["arm"]), []).append((tokens, name))
-    for name, points in found.items():
+    for name in [name for name in titles(run) if name != BASE] if found else ():
+        points = found.setdefault(name, [])
         end = finite(mapping(arms.get(name)).get("tokens"))
         points += [(end, name)] if end is not None else []
         points += [(0.0, BASE)] if BASE in arms else []

@@ -162,8 +162,8 @@ def _before_and_after(pairs: list[tuple[float, float]], unit: str, which: str) -
         title,
         before_and_after(pairs, unit=unit, description=title),
         "A dot is a kept question: the gap of the first version that was measured, and of the one that is kept. On the "
-        "dashed line are those that were kept as they came; that none lies below it is how the loop works, as only a "
-        "wider gap is accepted.",
+        "dashed line are those that were kept as they came; below it are those whose first version had a wider gap "
+        "but could not be kept.",
         f"The gap of {percent_of(grew, len(pairs))} of {count(len(pairs))} grew; on average by {general(rise)}.",
     )
 
