@@ -28,8 +28,9 @@ from ntk_jax.llm.request import Client, Progress, Reply, Request
 from ntk_jax.llm.sampler import ModelClient
 from ntk_jax.models.model import Model
 from ntk_jax.questions.chunks import chunk_documents
-from ntk_jax.questions.loop import Settings, Voices, search
+from ntk_jax.questions.loop import search
 from ntk_jax.questions.question import Chunk, Likelihood
+from ntk_jax.questions.rounds import Settings, Voices
 from ntk_jax.questions.slots import plan_slots
 from ntk_jax.questions.voice import Voice
 

@@ -16,8 +16,9 @@ from scripted_world import GAPS, Scripted, World, likelihood, world
 from ntk_jax.data.words import text_hash
 from ntk_jax.errors import UserError
 from ntk_jax.llm.request import Request
-from ntk_jax.questions.loop import Settings, Voices, search
+from ntk_jax.questions.loop import search
 from ntk_jax.questions.question import Answer, Chunk, Slot, Trace, Version
+from ntk_jax.questions.rounds import Settings, Voices
 from ntk_jax.questions.slots import part_of, plan_slots
 from ntk_jax.questions.verify import consistency_of, fault_of_answer, found_quotes, second_opinion
 from ntk_jax.questions.voice import Voice

@@ -26,9 +26,10 @@ from ntk_jax.pipelines.question.state import QuestionRun
 from ntk_jax.questions.calibration import calibrate
 from ntk_jax.questions.gaps import spread
 from ntk_jax.questions.keep import Candidate, Kept, Limits, keep
-from ntk_jax.questions.loop import Search, Settings, Voices, search
+from ntk_jax.questions.loop import Search, search
 from ntk_jax.questions.question import Chunk, Trace
 from ntk_jax.questions.records import outcomes, reason_of, record_of, trace_of
+from ntk_jax.questions.rounds import Settings, Voices
 from ntk_jax.questions.slots import plan_slots
 from ntk_jax.questions.verify import second_opinion
 from ntk_jax.questions.voice import Voice
