@@ -80,8 +80,8 @@ def _loop(config: QuestionConfig, slots: int) -> dict[str, tuple[str, float, flo
     """{kind of call: (role, likely, most)}.
 
     At most every slot is tried in every round and passes all that is looked at before the next call. It is likely that
-    a question is tried until `patience` rounds bring nothing, that the share estimate.kept_questions of them has an answer that
-    stands, and that half of the rewritten ones widen the gap. ask.calls bounds both.
+    a question is tried until `patience` rounds bring nothing, that a share of them (estimate.kept_questions) has an
+    answer that stands, and that half of the rewritten ones widen the gap. ask.calls bounds both.
     """
     s, kept = config.ask, config.estimate.kept_questions
     rounds = min(s.rounds, s.patience)
