@@ -50,8 +50,8 @@ def documents(run: RunDirectory) -> Shown:
         f"{count(found.get('documents'))} documents were read and {count(found.get('used'))} of them used: questions "
         f"are asked about {count(len(trained))}, {count(len(unseen))} are kept unseen, to be evaluated on.",
         f"{count(found.get('chunks'))} chunks of {count(found.get('words'))} words are asked about, of "
-        f"{count(found.get('all_chunks'))} that there are; {count(found.get('shortened'))} were cut further, as the "
-        "model could not have held them beside a question and its answer.",
+        f"{count(found.get('all_chunks'))} that there are; {count(found.get('shortened'))} had to be cut further, "
+        "for the model could not have held them beside a question and its answer.",
     ]
     if notes := mapping(found.get("notes")):
         said = "; ".join(f"{count(n)} × {what}" for what, n in notes.items())

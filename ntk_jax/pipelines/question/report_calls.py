@@ -37,7 +37,8 @@ def roles(run: RunDirectory) -> Shown:
     if money := _money(mapping(found.get("llm"))):
         tables.append(money)
     failed = [[role, count(n), Cell(why, class_="")] for role, one in accounts for why, n in one["failures"].items()]
-    folds = [("Replies that could not be used, by reason", _failures(failed))] if failed else []
+    caption = "Replies that could not be used, by role and reason"
+    folds = [("Replies that could not be used, by reason", _failures("Role", failed, caption))] if failed else []
     if finite(found.get("seconds")) is not None:
         leads.append(f"The stage took {duration(found['seconds'])}, over all its starts.")
     return Shown(leads=leads, tables=tables, folds=folds)
@@ -74,8 +75,8 @@ def _number(account: dict[str, Any], key: str) -> str:
     return count(account[key])
 
 
-def _failures(rows: list[list[object]]) -> Table:
-    return Table(["Role", "Replies", "Reason"], rows, "Replies that could not be used, by role and reason")
+def _failures(who: str, rows: list[list[object]], caption: str) -> Table:
+    return Table([who, "How many", "Reason"], rows, caption)
 
 
 def _money(found: dict[str, Any]) -> Table | None:
@@ -118,7 +119,8 @@ def methods(run: RunDirectory) -> Shown:
     caption = (
         "What the other methods wrote; tokens are of prompts and responses, left out is what was read but not used"
     )
-    folds = [("What was not used, by reason", _failures(failed))] if failed else []
+    why = "Replies that could not be used and what was left out of others, by method and reason"
+    folds = [("What was not used, by reason", _failures("Method", failed, why))] if failed else []
     return Shown(
         leads=leads,
         tables=[Table(_METHOD, rows, caption)],
