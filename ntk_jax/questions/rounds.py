@@ -152,9 +152,9 @@ class Rounds:
             voice = self.voices.reviser if role == "reviser" else self.voices.generator
             for (trace, _), said in zip(pairs, self._ask(voice, f"round {number}: questions", pairs), strict=True):
                 one = Try(trace, str(said.value) if said.usable else "", {"question": said})
-                if (told := feedback.get(trace.slot.id)) is not None and role == "reviser":
-                    one.said["feedback"] = told
-                    one.feedback = str(told.value) if told.usable else None
+                if (given := feedback.get(trace.slot.id)) is not None and role == "reviser":
+                    one.said["feedback"] = given
+                    one.feedback = str(given.value) if given.usable else None
                 one.fault = f"question: {said.value.reason}" if isinstance(said.value, Unusable) else None
                 tries.append(one)
         place = {trace.slot.id: n for n, trace in enumerate(traces)}

@@ -80,10 +80,10 @@ def _loop(config: QuestionConfig, slots: int) -> dict[str, tuple[str, float, flo
     """{kind of call: (role, likely, most)}.
 
     At most every slot is tried in every round and passes all that is looked at before the next call. It is likely that
-    a question is tried until `patience` rounds bring nothing, that the share estimate.kept of them has an answer that
-    stands, and that half of the rewritten ones widen the gap. ask.calls bounds both.
+    a question is tried until `patience` rounds bring nothing, that a share of them (estimate.kept_questions) has an
+    answer that stands, and that half of the rewritten ones widen the gap. ask.calls bounds both.
     """
-    s, kept = config.ask, config.estimate.kept
+    s, kept = config.ask, config.estimate.kept_questions
     rounds = min(s.rounds, s.patience)
     tries, most = slots * (1.0 + rounds), slots * (1.0 + s.rounds)
     answered, better = kept * tries, kept * slots * (1 + 0.5 * rounds)
@@ -205,7 +205,7 @@ def _method(config: QuestionConfig, name: str, sizes: Sizes, tokens: int) -> Lin
     pair = sizes.question + sizes.answer
     # (tokens that a call brings, passages in its prompt, tokens of its reply); a question and its answer are two calls.
     about = {
-        "static": (config.estimate.kept * pair / 2, 1.0, pair / 2),
+        "static": (config.estimate.kept_questions * pair / 2, 1.0, pair / 2),
         "paraphrase": (min(most, sizes.passage), 1.0, min(most, sizes.passage)),
         "strategies": (min(most, sizes.passage), 1.0, min(most, sizes.passage)),
         "entities": (min(most, LONG), 2.0, min(most, LONG)),

@@ -24,7 +24,7 @@ from ntk_jax.pipelines.question.config import QuestionConfig
 from ntk_jax.questions.chunks import chunk_documents
 from ntk_jax.training.flops import head_parameters, matrix_parameters
 
-SAMPLE = 200  # documents that are cut and tokenized
+WORDS_A_DOCUMENT = 5000  # where only the words of all documents are known
 FULL = 0.9  # of a chunk's words, that it has where documents are not here
 
 
@@ -88,7 +88,7 @@ class _Documents:
 def load(config: QuestionConfig, grounds: Grounds) -> Load:
     """Reads the documents, cuts a sample of them, and reads the shapes of the models; nothing is downloaded.
 
-    Raises UserError: the documents are not here and estimate.documents and estimate.words are not given, or the
+    Raises UserError: the documents are not here and estimate.words is not given, or the
     model's shape is not.
     """
     model = abstract_model(config, grounds)
@@ -107,8 +107,13 @@ def load(config: QuestionConfig, grounds: Grounds) -> Load:
     grounds.assume("tokens of an answer", answer, f"{answer}", "estimate.answer_words")
     sizes = Sizes(found.passage, found.longest, QUESTION, min(answer, config.ask.answer_tokens))
     slots = whole * config.ask.per_chunk
-    grounds.assume("share that is kept", config.estimate.kept, f"{config.estimate.kept:g}", "estimate.kept")
-    kept = config.estimate.kept * slots
+    grounds.assume(
+        "share that is kept",
+        config.estimate.kept_questions,
+        f"{config.estimate.kept_questions:g}",
+        "estimate.kept_questions",
+    )
+    kept = config.estimate.kept_questions * slots
     kept = config.ask.generations * (kept if config.ask.count is None else min(kept, float(config.ask.count)))
     own = config.ask.tokens or kept * (sizes.question + sizes.answer)
     lines = calls_of(config, slots, sizes, round(own))
@@ -133,7 +138,7 @@ def _here(config: QuestionConfig, count: Callable[[str], int], grounds: Grounds)
     grounds.known(
         "documents", total, f"{total:,} of {len(records):,} records", f"counted in {', '.join(section.files)}"
     )
-    few = sample_indices(len(records), min(total, SAMPLE), config.seed)
+    few = sample_indices(len(records), min(total, config.estimate.documents), config.seed)
     sample = records if few is None else [records[i] for i in few]
     found = chunk_documents(
         sample,
@@ -158,15 +163,15 @@ def _here(config: QuestionConfig, count: Callable[[str], int], grounds: Grounds)
 
 def _assumed(config: QuestionConfig, per_word: float, grounds: Grounds) -> _Documents:
     section, documents = config.estimate, config.documents
-    if section.documents is None or section.words is None:
+    if section.words is None:
         names = ", ".join(documents.files) or "no file"
         raise UserError(
-            f"documents.files: none of {names} is here; give the files, or their number and their words as "
-            "estimate.documents and estimate.words"
+            f"documents.files: none of {names} is here; give the files, or the words of all of them as estimate.words"
         )
-    total = min(section.documents, documents.limit or section.documents)
-    words = section.words * total / section.documents
-    grounds.assume("documents", total, f"{total:,} of {words:,.0f} words", "estimate.documents, estimate.words")
+    total = documents.limit or max(1, round(section.words / WORDS_A_DOCUMENT))
+    words = float(section.words)
+    rule = "documents.limit" if documents.limit else f"one for {WORDS_A_DOCUMENT:,} words, this command's own rule"
+    grounds.assume("documents", total, f"{total:,} of {words:,.0f} words", f"estimate.words; {rule}")
     chunk = min(FULL * documents.words, words / total)
     passage = max(1, round(chunk * per_word))
     grounds.assume("tokens of a chunk", passage, f"{passage:,}", f"documents.words, {FULL:.0%} full")
