@@ -52,7 +52,7 @@ def config_of(**ask: Any) -> QuestionConfig:
     server = {"kind": "server", "model": "m", "base_url": URL}
     config: QuestionConfig = build(
         QuestionConfig,
-        {"expert": server, "ask": ask, "train": {"arms": ["adversarial"]}, "estimate": {"kept": 0.5}},
+        {"expert": server, "ask": ask, "train": {"arms": ["adversarial"]}, "estimate": {"kept_questions": 0.5}},
         "test",
     )
     return config
@@ -191,13 +191,15 @@ def test_documents_are_counted_and_cut_as_the_stage_does_it(inputs: Path) -> Non
 
 def test_documents_that_are_not_here_are_taken_from_the_estimate(inputs: Path) -> None:
     absent = {"files": ["not/here.jsonl"], "trained": 1.0, "words": 100}
-    with pytest.raises(UserError, match=r"none of not/here.jsonl is here; .*estimate.documents and estimate.words"):
+    with pytest.raises(
+        UserError, match=r"not/here.jsonl is here; .* of all of them as estimate.words"
+    ):
         costs.load(question_config(inputs, URL, documents=absent), Grounds())
-    given_ = {"documents": 50, "words": 90_000}
+    given_ = {"words": 90_000}  # of eighteen documents, by the command's own rule
     load = costs.load(question_config(inputs, URL, documents=absent, estimate=given_), Grounds())
     assert load.chunks == 1_000 and load.words == 90_000
-    few = costs.load(question_config(inputs, URL, documents=absent | {"limit": 5}, estimate=given_), Grounds())
-    assert few.chunks == 100
+    few = costs.load(question_config(inputs, URL, documents=absent | {"limit": 9}, estimate=given_), Grounds())
+    assert few.chunks == 500 and few.words == 45_000
 
 
 def test_trainings_and_evaluations_cost_what_their_tokens_cost(inputs: Path) -> None:
