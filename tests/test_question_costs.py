@@ -191,9 +191,7 @@ def test_documents_are_counted_and_cut_as_the_stage_does_it(inputs: Path) -> Non
 
 def test_documents_that_are_not_here_are_taken_from_the_estimate(inputs: Path) -> None:
     absent = {"files": ["not/here.jsonl"], "trained": 1.0, "words": 100}
-    with pytest.raises(
-        UserError, match=r"not/here.jsonl is here; .* of all of them as estimate.words"
-    ):
+    with pytest.raises(UserError, match=r"not/here.jsonl is here; .* of all of them as estimate.words"):
         costs.load(question_config(inputs, URL, documents=absent), Grounds())
     given_ = {"words": 90_000}  # of eighteen documents, by the command's own rule
     load = costs.load(question_config(inputs, URL, documents=absent, estimate=given_), Grounds())
