@@ -74,12 +74,13 @@ def _written(load: Load) -> Iterator[Work]:
         flops = forward_flops(player.shape, found.prompt_tokens + found.completion_tokens, found.completion_tokens)
         places = -(-longest // BLOCK) * BLOCK
         shape = player.shape
-        cache = 2.0 * player.slots * places * shape.num_layers * shape.num_kv_heads * shape.head_dim * player.itemsize
+        slots = -(-player.slots // load.devices)  # of a device
+        cache = 2.0 * slots * places * shape.num_layers * shape.num_kv_heads * shape.head_dim * player.itemsize
         load.grounds.known(
             f"cache of the {player.name}",
             cache,
             f"{cache / 1e6:,.0f} MB",
-            f"{player.slots} slots of {places:,} places, keys and values of {shape.num_layers} layers",
+            f"{slots} slots a device of {places:,} places, keys and values of {shape.num_layers} layers",
         )
         tokens = float(found.prompt_tokens + found.completion_tokens)
         yield Work(found.calls, tokens, flops, flops, memory=_resident(load) + cache, part=f"written by {player.name}")

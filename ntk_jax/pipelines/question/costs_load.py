@@ -168,9 +168,10 @@ def _assumed(config: QuestionConfig, per_word: float, grounds: Grounds) -> _Docu
         raise UserError(
             f"documents.files: none of {names} is here; give the files, or the words of all of them as estimate.words"
         )
-    total = documents.limit or max(1, round(section.words / WORDS_A_DOCUMENT))
-    words = float(section.words)
-    rule = "documents.limit" if documents.limit else f"one for {WORDS_A_DOCUMENT:,} words, this command's own rule"
+    every = max(1, round(section.words / WORDS_A_DOCUMENT))
+    total = min(every, documents.limit or every)
+    words = section.words * total / every
+    rule = f"one for {WORDS_A_DOCUMENT:,} words, this command's own rule"
     grounds.assume("documents", total, f"{total:,} of {words:,.0f} words", f"estimate.words; {rule}")
     chunk = min(FULL * documents.words, words / total)
     passage = max(1, round(chunk * per_word))

@@ -51,11 +51,18 @@ def tasks_at(run: RunDirectory, place: str) -> list[str]:
     return [name for name in names_of(results(run)) if place_of(run, name) == place]
 
 
-def only(found: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, Any]:
-    """An evaluation of these tasks alone, without what was averaged over others."""
+def only(found: Mapping[str, Any], tasks: Sequence[str], arms: Mapping[str, str]) -> dict[str, Any]:
+    """An evaluation of these tasks and arms alone, without what was averaged over others."""
+
+    def task_of(task: dict[str, Any]) -> dict[str, Any]:
+        pairs = {key: records(task.get(key)) for key in ("paired", "paired_balanced")}
+        return task | {
+            key: [pair for pair in every if pair.get("a") in arms and pair.get("b") in arms]
+            for key, every in pairs.items()
+        }
 
     def part(value: Any) -> dict[str, Any]:
-        kept = [task for task in records(mapping(value).get("tasks")) if task.get("name") in tasks]
+        kept = [task_of(task) for task in records(mapping(value).get("tasks")) if task.get("name") in tasks]
         return {**mapping(value), "tasks": kept, "average": {}, "paired": [], "balanced": {}}
 
     return {**part(found), **{key: part(found[key]) for key in ("loss", "generated") if found.get(key)}}
@@ -206,7 +213,8 @@ def details(run: RunDirectory, place: str) -> Shown:
         GENERAL: "Files of other subjects: what a model forgets shows there.",
         OTHER: "Files whose items are not split by their documents.",
     }
-    found = evaluated(only(results(run), tasks_at(run, place)), titles(run), average=False)
+    named = titles(run)
+    found = evaluated(only(results(run), tasks_at(run, place), named), named, average=False)
     forgotten = [_forgetting(run)] if place == GENERAL else []
     return Shown(
         missing=found.missing,
