@@ -64,7 +64,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # Tracing makes very many objects, none of them in cycles for long: by default a twentieth of the time is collecting.
-gc.set_threshold(100_000, 50, 100)
+gc.set_threshold(10_000, 20, 50)
 
 
 @pytest.fixture(autouse=True, scope="module")
