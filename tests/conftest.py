@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import inspect
 import os
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -10,7 +12,7 @@ from pathlib import Path
 import jax
 import pytest
 
-import ntk_jax  # noqa: F401 (sets XLA's flags before the first computation)
+import ntk_jax as nj  # sets XLA's flags before the first computation
 
 ROOT = Path(__file__).resolve().parent.parent
 jax.config.update("jax_platforms", "cpu")
@@ -52,9 +54,25 @@ def minilm() -> Path:
     return folder
 
 
+@pytest.fixture
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of 256 tokens where the public functions take 8,192 by default, which a few short rows leave empty."""
+    for name in nj.__all__:
+        function = getattr(nj, name)
+        if inspect.isfunction(function) and "batch_tokens" in (function.__kwdefaults__ or {}):
+            monkeypatch.setitem(function.__kwdefaults__, "batch_tokens", 256)
+
+
+# Tracing makes very many objects, none of them in cycles for long: by default a twentieth of the time is collecting.
+gc.set_threshold(10_000, 20, 50)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _forget_compiled_programs() -> Iterator[None]:
     """A compiled program is several memory maps, of which Linux grants a process 65,530. That is the likely reason why,
-    without this, workers now and then died inside the compiler near the end of the suite; with it none has."""
+    without this, workers now and then died inside the compiler near the end of the suite; with it none has. The next
+    modules compile much of the same, so programs are kept until an eighth of that is used."""
     yield
-    jax.clear_caches()
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or maps.read_bytes().count(b"\n") > 8_000:
+        jax.clear_caches()

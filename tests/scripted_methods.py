@@ -46,6 +46,8 @@ def asked_for(request: Request) -> str:
         "questions": "different questions that this fact answers",
         "question": "Write a question that this fact",
         "sentence": "as one sentence that somebody",
+        "ask": "Write one question that a careful reader",
+        "ground": "Question: ",
     }
     return next((kind for kind, mark in marks.items() if mark in text), "text")
 
@@ -69,6 +71,11 @@ def value_of(request: Request) -> Any:
         }
     if kind == "question":
         return {"question": words(7, *own) + "?", "answer": words(9, *own, 1) + "."}
+    if kind == "ask":
+        return {"question": words(9, *own) + "?"}
+    if kind == "ground":
+        said = text.split("\n\nQuestion: ")[0].split("\n")[-1].split(". ")[-1]
+        return {"stated": True, "answer": words(8, *own, text) + ".", "quotes": [said]}
     return words(9 if kind == "sentence" else 30, *own) + "."
 
 
@@ -76,6 +83,8 @@ def as_text(value: Any) -> str:
     """The same in plain lines."""
     if isinstance(value, str):
         return value
+    if "quotes" in value:
+        return f"ANSWER: {value['answer']}\nQUOTE: {value['quotes'][0]}"
     if "pairs" in value:
         return "\n".join(f"{n}. Question: {p['question']}\nAnswer: {p['answer']}" for n, p in enumerate(value["pairs"]))
     if "entities" in value:

@@ -100,11 +100,13 @@ class Scripted:
         text = str(request.messages[0]["content"])  # type: ignore[index,call-overload]
         digest = hashlib.sha256(f"{self.seed} {request.seed} {request.sample} {request.temperature} {text}".encode())
         draw = random.Random(digest.hexdigest())
+        if "how far apart" in text:
+            return self._divergence(str(request.messages[-1]["content"]))  # type: ignore[index,call-overload]
         if "Judge by the passage alone" in text:
             return self._verdict(text, draw)
         if "Another answer:" in text:
             return "The other answer shows what is known. Ask for a detail that was not asked for yet."
-        if "Then copy word for word" in text:
+        if "copy word for word" in text:
             return self._expert(text, request, draw)
         if "Write one question" in text:
             return json.dumps({"question": self._question(text, draw)})
@@ -141,6 +143,14 @@ class Scripted:
         value = draw.choice(self.world.facts[fact])
         return f"The {fact[0]} of {fact[1]} is {value + 100 * (fact in self.world.gaps)} pence."
 
+    def _divergence(self, text: str) -> str:
+        """How far two answers are apart: by the number that each names."""
+        first, second = (
+            re.findall(r"(\d+) pence", part) for part in text.split("First answer:")[1].split("Second answer:")
+        )
+        score = 0 if set(first) & set(second) else 4 if first and second else 3
+        return json.dumps({"reason": "by the numbers", "score": score})
+
     def _verdict(self, text: str, draw: random.Random) -> str:
         """A lenient judge: it sees what is not there, and half the time overlooks that there are two answers."""
         fact = fact_of(text)
@@ -156,7 +166,7 @@ def likelihood(made: World) -> Any:
         for record in records:
             question, answer = record["messages"][-2]["content"], record["messages"][-1]["content"]
             fact, tokens = fact_of(question), len(answer.split())
-            noise = random.Random(answer).random() / 10
+            noise = random.Random(question + answer).random() / 10
             if "Here is a passage" in question:
                 each = 0.2
             else:

@@ -21,6 +21,8 @@ from ntk_jax.models.head import head_matrix
 from ntk_jax.models.model import random_model
 from ntk_jax.models.peft import save_adapter
 
+pytestmark = pytest.mark.usefixtures("small_steps")
+
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):

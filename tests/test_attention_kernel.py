@@ -67,7 +67,7 @@ def close(value: Any, expected: Any, tolerance: float) -> bool:
     return bool(np.abs(value - expected).max() <= tolerance * np.abs(expected).max())
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     length=st.integers(1, 70),
     heads=st.sampled_from([(1, 1), (4, 2), (3, 1)]),

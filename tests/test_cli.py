@@ -84,8 +84,8 @@ def test_mistakes_are_one_line_and_exit_2(arguments: list[str], message: str) ->
         (["--out=http://bucket/run"], "give a folder, gs://BUCKET/FOLDER or s3://BUCKET/FOLDER"),
         (["--until=nowhere"], "--until nowhere: a run of this config has no such stage; its stages are warmup,"),
         (["--until=sketch"], "--until sketch: a run of this config has no such stage"),  # no method needs it
-        (["--pipeline=chosen"], "pipeline = 'chosen' is not one of select, mine, diagnose, kernel"),
-        (["--pipeline=[select]"], "pipeline = ['select'] is not one of select, mine, diagnose, kernel"),
+        (["--pipeline=chosen"], "pipeline = 'chosen' is not one of select, mine, question, diagnose, kernel"),
+        (["--pipeline=[select]"], "pipeline = ['select'] is not one of select, mine, question, diagnose, kernel"),
         (["--pipeline=kernel"], "run.yaml is for pipeline kernel; type `ntk-jax kernel"),
         (["--kernel.probes=3"], "override '--kernel.probes=3': this command has no section kernel; leave it out"),
     ],
@@ -216,7 +216,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Pipeline, Any, Command]
 
     def nothing(pipeline: Pipeline, config: Any, command: Command, **options: Any) -> Path:
         options.pop("progress")("warmup", None, "steps")
-        assert set(options.pop("parts")) == {"select", "mine", "diagnose", "kernel"} and not options
+        assert set(options.pop("parts")) == {"select", "mine", "question", "diagnose", "kernel"} and not options
         seen.append((pipeline, config, command))
         return Path(config.out)
 

@@ -136,6 +136,8 @@ def test_shipped_configs_read(path: Path) -> None:
     config = load_config(path, ALL[name], (), others)
     if name == "mine":
         assert config.domains and config.corpus.files and config.encoder.path
+    elif name == "question":
+        assert config.model.path and config.documents.files and config.expert.model and config.evaluate.files
     else:
         assert config.model.path and config.data.domain and config.data.pool and config.evaluate.files
     assert f"ntk-jax {own.command} configs/{path.name}" in path.read_text(), "the header carries the command"
@@ -229,7 +231,7 @@ def test_keys_are_explained_once_and_readably() -> None:
         "  select.bm25.k1 = 1.2  [number, at least 0]\n"
         "      how slowly repeated words saturate; 0 counts a word once"
     )
-    assert "(pipeline select, mine, diagnose)" in explain_keys(ALL, "evaluate.limit", 100)
+    assert "(pipeline select, mine, question, diagnose)" in explain_keys(ALL, "evaluate.limit", 100)
     assert "pipeline" not in explain_keys({"select": SelectConfig}, "select.count", 100)
     with pytest.raises(UserError, match=r"no key begins with selct; did you mean select\?"):
         explain_keys(ALL, "selct", 100)

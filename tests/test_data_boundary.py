@@ -3,6 +3,7 @@ are real; and templates that write a finished turn otherwise than generation beg
 
 from __future__ import annotations
 
+import copy
 import functools
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from real_tokenizers import real_tokenizer
 from small_tokenizers import (
     CHAT,
     CHAT_FORGETTING,
@@ -22,7 +24,6 @@ from small_tokenizers import (
     byte_tokenizer,
     learnt_tokenizer,
 )
-from transformers import AutoTokenizer
 
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.control import codec_of
@@ -54,7 +55,7 @@ def small(kind: str, template: str) -> Any:
 
 @functools.cache
 def loaded(folder: Path) -> Any:
-    return AutoTokenizer.from_pretrained(folder)
+    return copy.copy(real_tokenizer(folder))  # a template of its own is put into it
 
 
 def real(folder: Path, template: str) -> Any:

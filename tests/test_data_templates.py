@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from real_tokenizers import real_tokenizer
 from small_tokenizers import CHAT, CHAT_THINKING, CHAT_WITH_BOS, byte_tokenizer
-from transformers import AutoTokenizer
 
 from ntk_jax.data import templates
 from ntk_jax.data.control import codec_of
@@ -162,14 +162,11 @@ def test_which_template() -> None:
 def real() -> Any:
     """Loads a tokenizer of ../shared once."""
     folder = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "tokenizers"
-    loaded: dict[str, Any] = {}
 
     def load(name: str) -> Any:
         if not (folder / name).is_dir():
             pytest.skip(f"needs ../shared/data/tokenizers/{name}")
-        if name not in loaded:
-            loaded[name] = AutoTokenizer.from_pretrained(folder / name)
-        return loaded[name]
+        return real_tokenizer(folder / name)
 
     return load
 

@@ -33,7 +33,7 @@ SMALL = {
 def config_of(inputs, out, **sections):
     """The config of a diagnosis of a tiny run; what other pipelines alone read is left out."""
     known = DiagnoseConfig.__dataclass_fields__
-    tree = tiny_tree(inputs, out, warmup={"checkpoint_every": 8}, **sections)
+    tree = tiny_tree(inputs, out, **sections)
     return build(DiagnoseConfig, {key: value for key, value in tree.items() if key in known}, "test")
 
 

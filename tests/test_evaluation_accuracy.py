@@ -65,6 +65,8 @@ def test_comparison_of_two_arms() -> None:
     assert (raw["a"], raw["b"], raw["kind"], raw["difference"]) == ("selected", "base", "raw", 0.25)
     assert 0.0 <= raw["low"] < raw["difference"] < raw["high"]  # never worse on any question
     assert normalized["kind"] == "normalized" and normalized["difference"] == (0.5 + 1.0) / 2 - (0.5 + 0.75) / 2
+    own = [pair["difference"] for task in result["tasks"] for pair in task["paired"]]
+    assert own[0] == own[2] == 0.25 and (own[1] + own[3]) / 2 == normalized["difference"]
     assert (result["confidence"], result["bootstrap"]) == (0.9, 500)
     assert json.loads(json.dumps(result)) == result
     assert result == compare(arms, bootstrap=500, confidence=0.9, seed=3)

@@ -10,7 +10,7 @@ from pathlib import Path
 import fuzzing
 import pytest
 
-SHARES = {"configs": 200, "checkpoints": 200, "runs": 100}  # cases of the default suite
+SHARES = {"configs": 60, "checkpoints": 60, "runs": 30}  # cases of the default suite
 MANY = 10_000  # cases of each kind in the slow one
 # Cases that once ended in a traceback or in a message too long or of several lines, by kind. While the mutations stay
 # as they are, a seed gives the same case again; tests/files_found/runs.py has the plainest of them as texts.

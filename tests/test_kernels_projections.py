@@ -19,6 +19,7 @@ from ntk_jax.kernels.sketch import sketches
 from ntk_jax.parallel.mesh import make_mesh
 
 SEEDS = 1000
+DIM = 32  # the narrowest
 CASES = [("rademacher", 1), ("countsketch", 1), ("countsketch", 4), ("kronecker", 1)]
 
 
@@ -36,7 +37,7 @@ def flat(tree):
 
 
 @functools.cache
-def estimates(kind, sparsity, dim=64):
+def estimates(kind, sparsity, dim=DIM):
     """⟨z, z'⟩ for many seeds."""
     tree = gradients()
     keys = jax.vmap(lambda seed: jax.random.key(seed, impl="threefry2x32"))(jnp.arange(SEEDS))
@@ -58,7 +59,7 @@ def quadratic_variance(m):
 
 @pytest.mark.parametrize("kind, sparsity", CASES)
 def test_the_variance_is_the_one_stated(kind, sparsity):
-    dim, tree = 64, gradients()
+    dim, tree = DIM, gradients()
     g, h = flat(tree)
     found = estimates(kind, sparsity).var()
     if kind != "kronecker":
@@ -114,7 +115,7 @@ def test_the_map_is_the_same_to_the_bit(kind, sparsity):
     tree = {name: rng.integers(-8, 9, (16, 2, *shape)).astype(np.float32) for name, shape in shapes.items()}
     together = np.asarray(project(projection, tree))
     assert together.shape == (16, 2, 64)
-    for size in (1, 3, 8):
+    for size in (3,):
         parts = [jax.tree.map(lambda leaf, part=slice(i, i + size): leaf[part], tree) for i in range(0, 16, size)]
         np.testing.assert_array_equal(np.concatenate([project(projection, part) for part in parts]), together)
     for devices in (1, 8):
@@ -124,7 +125,10 @@ def test_the_map_is_the_same_to_the_bit(kind, sparsity):
         np.testing.assert_array_equal(np.asarray(spread), together)
 
 
-@pytest.mark.parametrize("kind, sparsity", [("rademacher", 1), ("countsketch", 4)])
+@pytest.mark.parametrize(
+    "kind, sparsity",  # forward mode; reverse mode, whose gradients and whose map are tested each alone
+    [("rademacher", 1), pytest.param("countsketch", 4, marks=pytest.mark.slow)],
+)
 def test_sketches_of_a_model_depend_neither_on_batch_nor_on_devices(kind, sparsity):
     model, rows, objective = tiny_model(), random_rows(11, seed=51), Objective()
     projection = Projection(kind, 64, 1, sparsity)

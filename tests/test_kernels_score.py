@@ -34,7 +34,12 @@ from ntk_jax.parallel.rules import param_shardings
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 KINDS = OBJECTIVES
-LAYOUT = Layout(row_length=64, rows_per_batch=4)
+LAYOUT = Layout(row_length=64, rows_per_batch=8)
+
+
+def objective_of(kind):
+    """The same one for a kind wherever a test does not need another: its programs are compiled once."""
+    return Objective(kind, probes=2, seed=7) if kind == "probe" else Objective(kind)
 
 
 def logit_gap(hidden: jax.Array, targets: jax.Array, head: jax.Array) -> jax.Array:
@@ -71,7 +76,7 @@ def test_every_name_has_one_function():
 def test_scores_equal_explicit_gradient_inner_products(family, kind):
     model = tiny_model(family)
     domain, pool = random_rows(3, seed=1), random_rows(5, seed=2)
-    objective = Objective(kind, probes=2, seed=7)
+    objective = objective_of(kind)
     expected = explicit_scores(model, domain, pool, objective)
     for packed in (True, False):
         layout = dataclasses.replace(LAYOUT, packed=packed)
@@ -81,9 +86,12 @@ def test_scores_equal_explicit_gradient_inner_products(family, kind):
         assert_close(scores, expected)
 
 
-@pytest.mark.parametrize("kind, normalize", [("sum_logits", "sum"), ("cross_entropy", "sum"), ("sum_logits", "none")])
+@pytest.mark.parametrize(
+    "kind, normalize",  # `none` is `sum` by another name
+    [pytest.param("sum_logits", "sum", marks=pytest.mark.slow), ("cross_entropy", "sum"), ("sum_logits", "none")],
+)
 def test_normalisation(kind, normalize):
-    model, rows = tiny_model(), random_rows(4, seed=3)
+    model, rows = tiny_model(), random_rows(4, seed=3, lengths=(9,))
     objective = Objective(kind, normalize)
     direction = mean_gradient(model, rows, objective, LAYOUT)
     scores = directional_scores(model, rows, direction, objective, LAYOUT).values
@@ -97,19 +105,19 @@ def test_normalisation(kind, normalize):
 )
 def test_other_parameters_than_lora(parameters, kind):
     model = tiny_model()
-    domain, pool = random_rows(2, seed=1), random_rows(3, seed=2)
-    objective = Objective(kind, probes=2)
+    domain, pool = (random_rows(count, seed=count, lengths=(9,)) for count in (2, 3))
+    objective = objective_of(kind)
     direction = mean_gradient(model, domain, objective, LAYOUT, parameters=parameters)
     scores = directional_scores(model, pool, direction, objective, LAYOUT, parameters=parameters).values
     assert_close(scores, explicit_scores(model, domain, pool, objective, parameters))
 
 
-@pytest.mark.parametrize("kind", ["sum_logits", "probe"])
+@pytest.mark.parametrize("kind", [pytest.param("sum_logits", marks=pytest.mark.slow), "probe"])
 def test_the_last_layers_alone(kind):
     """Their gradient is the end of the whole one, and their scores are those along the whole one's end."""
     model, last = tiny_model(num_layers=3), "lora[-2:]"
     domain, pool = random_rows(3, seed=1), random_rows(5, seed=2)
-    objective = Objective(kind, probes=2)
+    objective = objective_of(kind)
     axis = 1 if kind == "probe" else 0  # behind that of the probes
 
     def cut(tree):
@@ -173,7 +181,7 @@ def test_no_tangent_enters_the_layers_before_the_last():
 
 
 def test_mean_gradient_is_the_mean_of_explicit_gradients():
-    model, rows = tiny_model("qwen3"), random_rows(6, seed=4)
+    model, rows = tiny_model("qwen3"), random_rows(6, seed=4, lengths=(9,))
     objective = Objective("probe", probes=3)
     direction = mean_gradient(model, rows, objective, LAYOUT)
     expected = np.mean(reference_gradients(model, rows, objective), axis=0)
@@ -184,7 +192,7 @@ def test_mean_gradient_is_the_mean_of_explicit_gradients():
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_do_not_depend_on_batch_neighbours(kind):
     model, pool = tiny_model(), random_rows(12, seed=5)
-    objective = Objective(kind, probes=2)
+    objective = objective_of(kind)
     direction = mean_gradient(model, random_rows(3, seed=6), objective, LAYOUT)
     together = directional_scores(model, pool, direction, objective, LAYOUT).values
     alone = np.concatenate([directional_scores(model, [row], direction, objective, LAYOUT).values for row in pool])
@@ -205,7 +213,7 @@ def test_scores_do_not_depend_on_the_batch_size():
 
 def test_batch_of_directions_equals_each_alone():
     model, pool = tiny_model(), random_rows(6, seed=7)
-    for objective in (Objective("sum_logits"), Objective("probe", probes=2)):
+    for objective in (objective_of("sum_logits"), objective_of("probe")):
         each = [mean_gradient(model, random_rows(2, seed=s), objective, LAYOUT) for s in (8, 9, 10)]
         together = directional_scores(model, pool, stack_directions(each), objective, LAYOUT).values
         assert together.shape == (6, 3)
@@ -222,7 +230,7 @@ def test_sum_logits_vanishes_on_a_centred_head_and_probe_does_not_change():
     results = {}
     for name, which in (("raw", model), ("centred", flat)):
         for kind in ("sum_logits", "probe", "cross_entropy"):
-            objective = Objective(kind, probes=3, seed=1)
+            objective = objective_of(kind)
             direction = mean_gradient(which, domain, objective, LAYOUT)
             results[name, kind] = directional_scores(which, pool, direction, objective, LAYOUT).values
     scale = np.abs(results["raw", "sum_logits"]).max()
@@ -268,7 +276,7 @@ def test_one_and_eight_devices_agree(kind):
     objective = Objective(kind)
     scores = []
     for mesh in (None, make_mesh(devices=jax.devices()[:1]), make_mesh()):
-        layout = dataclasses.replace(LAYOUT, rows_per_batch=8, mesh=mesh)
+        layout = dataclasses.replace(LAYOUT, mesh=mesh)
         direction = mean_gradient(model, domain, objective, layout)
         scores.append(directional_scores(model, pool, direction, objective, layout).values)
     assert len(jax.devices()) == 8
@@ -311,7 +319,7 @@ def test_mean_hidden_state_comes_from_the_same_pass():
 
 
 def test_adam_preconditioned_direction():
-    model, pool = tiny_model(), random_rows(4, seed=17)
+    model, pool = tiny_model(), random_rows(4, seed=17, lengths=(9,))
     objective = Objective("cross_entropy")
     direction = mean_gradient(model, pool, objective, LAYOUT)
     moments = jax.tree.map(lambda leaf: jnp.abs(leaf) + 0.5, direction)
@@ -332,8 +340,8 @@ def test_scores_are_linear_in_the_direction(seed, a, b):
     combined = jax.tree.map(lambda x, y: a * x + b * y, first, second)
     score = lambda d: directional_scores(model, pool, d, objective, LAYOUT).values.astype(np.float64)  # noqa: E731
     one, two = score(first), score(second)
-    scale = np.abs(a * one) + np.abs(b * two) + 1e-3 * np.abs(one).max()
-    assert (np.abs(score(combined) - (a * one + b * two)) < 1e-4 * scale).all()
+    scale = np.abs(a * one).max() + np.abs(b * two).max()  # a single score may cancel, as in assert_same_scores
+    assert np.abs(score(combined) - (a * one + b * two)).max() < 1e-5 * scale
 
 
 @pytest.mark.parametrize("factor", [1e-30, 1e25])

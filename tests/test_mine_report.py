@@ -17,16 +17,14 @@ from report_page import Page, edit
 
 from ntk_jax.pipelines.mine.figures import (
     MOST_POINTS,
-    Bar,
     PrecisionRecall,
-    bars,
     cell_map,
-    perplexity_curves,
     precision_recall_curves,
     rootogram,
 )
 from ntk_jax.pipelines.mine.report import part
 from ntk_jax.pipelines.mine.terminal import terminal
+from ntk_jax.report.figures_bars import Bar, bars, token_curves
 from ntk_jax.report.page import write_report
 
 SECTIONS = ("mined", "seeds", "corpus", "embed", "label", "classify", "audit", "pretrain", "evaluate", "cost")
@@ -213,7 +211,7 @@ def test_a_map_has_a_cell_for_each_pair() -> None:
     ("most", "unit"), [(900, ""), (250_000, ", thousands"), (3e9, ", millions"), (1e11, ", billions")]
 )
 def test_tokens_have_a_fitting_unit(most: float, unit: str) -> None:
-    drawing = perplexity_curves({"arm": ("c-blue", [(0, 20.0), (most, 10.0)])}, what="w", description="d")
+    drawing = token_curves({"arm": ("c-blue", [(0, 20.0), (most, 10.0)])}, what="perplexity of w", description="d")
     assert f">training tokens{unit}<" in drawing
 
 

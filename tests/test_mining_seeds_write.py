@@ -201,7 +201,7 @@ def test_keywords_are_not_alike_for_their_domain_s_description() -> None:
 
 
 def test_the_first_that_stays_is_found_as_by_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ntk_jax.mining.seeds.duplicates.BLOCK", 7)
+    monkeypatch.setattr("ntk_jax.data.alike.BLOCK", 7)
     rows = np.random.default_rng(0).standard_normal((40, 3)).astype(np.float32)
     rows[11] = 0
     unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)

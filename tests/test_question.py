@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +16,14 @@ import yaml
 from faulty_server import Answer, FaultyServer, completion, error
 from scripted_world import World, fact_of
 from tiny_question import answer_of, question_config, question_tree, serving, write_question_inputs
-from tiny_run import quiet
+from tiny_run import quiet, write_config
 
 from ntk_jax import cli, pipelines
 from ntk_jax.data.words import text_hash
+from ntk_jax.engine.config import build
 from ntk_jax.engine.plan import Command
-from ntk_jax.errors import UserError
+from ntk_jax.errors import Note, UserError
+from ntk_jax.pipelines.select.config import SelectConfig
 from ntk_jax.questions.reach import locate
 
 # The server of these tests takes no `n` and gives no log-probabilities, and a run says so.
@@ -118,7 +123,7 @@ def test_arms_read_the_same_number_of_tokens(whole: Path) -> None:
     found = summary(whole, "train")
     for arm in found["arms"]:
         history = lines(whole / "train" / arm["name"] / "history.jsonl")
-        assert found["tokens"] <= arm["tokens"] < found["tokens"] + history[-1]["tokens"]
+        assert abs(arm["tokens"] - found["tokens"]) <= max(entry["tokens"] for entry in history)
 
 
 def test_other_methods_write_as_many_tokens(whole: Path) -> None:
@@ -168,7 +173,7 @@ def test_an_interrupted_run_repeats_no_call_and_keeps_the_same(inputs: Path, mad
 def test_a_spent_cap_stops_at_once_and_keeps_everything(inputs: Path, made: World, whole: Path) -> None:
     with serving(made).running() as own:
         config = question_config(inputs, own.url, "capped", expert={"cap": 0.01})
-        with pytest.raises(UserError, match=r"cap"):
+        with pytest.raises(UserError, match=r"round \d: \w+: \d+ of \d+ replies are there; the cap of 0.01 is reached"):
             run(config, until="ask")
         asked = len(own.bodies)
         assert asked > 0
@@ -246,6 +251,70 @@ def test_a_second_generation_asks_the_trained_target(inputs: Path, made: World, 
     one, two = summary(folder, "ask")["generations"]
     assert two["target"].startswith("generation 2")
     assert one["target"] is None
+
+
+def test_documents_that_hold_evaluation_items_are_named(inputs: Path, made: World, server: FaultyServer) -> None:
+    text = made.chunks[0].text.split(". ")[0]
+    item = {
+        "id": "i",
+        "source": "s",
+        "prompt": f"{text}. Is it so in every year?",
+        "choices": ["Yes", "No"],
+        "answer": 0,
+    }
+    (inputs / "items.jsonl").write_text(json.dumps(item) + "\n")
+    config = question_config(
+        inputs, server.url, "items", ask={"rounds": 0, "decontaminate": [str(inputs / "items.jsonl")], "overlap": 6},
+        documents={"trained": 1.0},
+    )  # fmt: skip
+    with pytest.warns(Note, match="1 of 6 chunks share 6 words in a row with an evaluation item"):
+        folder = run(config, until="ask")
+    assert summary(folder, "ask")["chunks_with_items"] == 1
+
+
+def test_what_is_kept_can_be_ranked_by_select(whole: Path, inputs: Path) -> None:
+    tree = {
+        "out": str(inputs / "ranked"),
+        "model": {"path": str(inputs / "model"), "max_length": 1024},
+        "lora": {"rank": 2, "alpha": 4},
+        "data": {"domain": [str(inputs / "general.jsonl")], "pool": [str(whole / "questions.jsonl")]},
+        "warmup": {"max_steps": 2, "batch_size": 2, "learning_rate": 1e-2},
+        "select": {"count": 3},
+    }
+    folder = pipelines.run("select", build(SelectConfig, tree, "test"), Command(until="select"), progress=quiet)
+    found = lines(folder / "select" / "selection.jsonl")
+    assert len(found) == 3
+    assert all({"score", "rank", "trace", "gap", "document_id"} <= set(one) for one in found)
+
+
+@pytest.mark.slow
+def test_kill_9_repeats_no_call_and_keeps_the_same(inputs: Path, made: World) -> None:
+    """A real process that is killed at drawn moments, and started again until it is through."""
+
+    def command(out: str, url: str) -> list[str]:
+        path = write_config(inputs, question_config(inputs, url, out))
+        return [sys.executable, "-m", "ntk_jax", "question", str(path), "--until=ask"]
+
+    with serving(made).running() as own:
+        subprocess.run(command("alone", own.url), check=True, capture_output=True)
+    with serving(made).running() as own:
+        kills, draw = 0, random.Random(0)
+        while True:
+            process = subprocess.Popen(command("killed", own.url), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            try:
+                # The later it is killed, the further the next one gets: at the latest the tenth ends.
+                assert process.wait(5 + draw.random() * 5 * (1 + kills)) == 0
+                break
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                kills += 1
+        repeated = sum(n - 1 for body, n in own.counts.items() if "random sentence" not in body)
+        print(f"killed: {kills} times, {len(own.bodies)} calls, {repeated} of them repeated")
+        assert kills > 0
+        assert repeated <= kills * 4  # workers
+    found = [(inputs / out / "ask" / "questions.jsonl").read_bytes() for out in ("alone", "killed")]
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(

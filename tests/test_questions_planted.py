@@ -6,8 +6,9 @@ import pytest
 from scripted_world import GAPS, Scripted, World, fact_of, likelihood, world
 
 from ntk_jax.questions.keep import Candidate, Limits, keep
-from ntk_jax.questions.loop import Settings, Voices, search
+from ntk_jax.questions.loop import search
 from ntk_jax.questions.question import Slot
+from ntk_jax.questions.rounds import Settings, Voices
 from ntk_jax.questions.verify import second_opinion
 from ntk_jax.questions.voice import Voice
 

@@ -158,7 +158,9 @@ def evaluate(
     Returns:
         A dict. "average": {model: {"raw" or "normalized": {"accuracy", "low", "high"}}}, where `normalized` divides a
         choice's log likelihood by its tokens (one model that is given without a name is called `model`). "tasks": the
-        same for each task, with counts of predicted labels. "paired": differences of all pairs of models.
+        same for each task, with counts of predicted labels. "paired": differences of all pairs of models. "balanced":
+        the means over tasks that are classifications of their balanced accuracies, with differences; each such task
+        has its own, and in "constant" the best answer that is always the same.
         "predictions": {model: {task: [a dict a question]}}. Where there are losses, "loss" holds "tasks", "average" and
         "paired" in the same way with `by_example` (the mean of the examples' losses) and `by_token` (of all tokens
         alike) in place of the likelihoods, in nats a token, lower is better; "losses" the dict of each example. Where

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from ntk_jax.builtin.paths import DATA as BUILTIN_DATA
-from ntk_jax.data import columns, files
+from ntk_jax.data import columns, cuad, files, legalbench
 from ntk_jax.data.formats import AUTO, Reading
-from ntk_jax.data.mapping import Columns
+from ntk_jax.data.mapping import RECORDS, Columns
 from ntk_jax.data.records import Record, check_record
 from ntk_jax.errors import UserError
 from ntk_jax.storage.hashing import hash_tree, sha256_file
@@ -40,7 +40,8 @@ def read_records(spec: Spec, *, format: str = "auto", columns: Mapping[str, Any]
     Args:
         spec: a path, a glob, `builtin:NAME.jsonl`, `tfds:NAME/SPLIT`, `hf:NAME/SPLIT`, an iterable of these, or an
             iterable of dicts.
-        format: `auto` recognises each file by its first record; `records`, `alpaca`, `sharegpt`, `openai` and `text`
+        format: `auto` recognises each file by its first record (a task of LegalBench by the base_prompt.txt beside it,
+            the two files of CUAD by their beginning); `records`, `alpaca`, `sharegpt`, `openai` and `text`
             say what all of them are.
         columns: instead of a format, where the fields of a record come from: {"prompt": "question", "response":
             "answers.text.0"}, or {pattern: such a mapping} for the files of that name. Fields are prompt, response,
@@ -159,9 +160,11 @@ def source_hashes(spec: Spec, reading: Reading = AUTO) -> dict[str, str]:
         elif remote := columns.remote_kind(item):
             hashes[str(item)] = columns.fingerprint_remote(remote, item)
         else:
-            hashes |= {_public_name(item, path): sha256_file(path) for path in _paths(item)}
+            for path in _paths(item):
+                beside = legalbench.companions(path) if legalbench.is_task(path) else []
+                hashes |= {_public_name(item, each): sha256_file(each) for each in (path, *beside)}
     shapes = formats_of(spec, reading)
-    return hashes | {f"{name} read as": str(shape) for name, shape in shapes.items() if shape.fields}
+    return hashes | {f"{name} read as": str(shape) for name, shape in shapes.items() if shape != RECORDS}
 
 
 def source_names(spec: Spec) -> list[tuple[str, ...]]:
@@ -188,19 +191,28 @@ def _refuse_iterator(spec: Spec) -> None:
 @dataclass(frozen=True)
 class _Source:
     """One file, data set, or dict in memory. name: as hashes and people call it. names: what a pattern may match. stem:
-    for ids and sources. lines: streams functions that parse one record. count: how many there are."""
+    for ids and sources. lines: streams functions that parse one record. count: how many there are. shape: how they are
+    read, where the file says it and not its first record; plain: of such a file, its lines as they stand."""
 
     name: str
     names: tuple[str, ...]
     stem: str
     lines: Callable[[], Iterator[Line]]
     count: Callable[[], int]
+    shape: Columns | None = None
+    plain: Callable[[], Iterator[Line]] | None = None
 
 
 def _shaped(source: _Source, reading: Reading) -> Iterator[tuple[Line, Columns]]:
     """Every line of a source with the columns of its records, which the first one decides."""
-    shape: Columns | None = None
-    for line in source.lines():
+    shape, lines = source.shape, source.lines
+    if shape is not None and reading.own_columns(source.names) is not None:
+        if source.plain is None:
+            raise UserError(f"{source.name}: it is read as {shape.name}, and has no columns; give none for it")
+        shape, lines = None, source.plain
+    elif reading.format not in ("auto", "records"):
+        shape = None
+    for line in lines():
         if shape is None:
             first = line()
             shape = reading.columns_for(first[0], first[1], source.names)
@@ -232,9 +244,15 @@ def _file(item: str | Path, path: Path) -> _Source:
     if columns.is_columnar(path):
         rows = functools.partial(_rows, functools.partial(columns.read_file, path), f"{path} row", stem)
         return _Source(name, names, stem, rows, functools.partial(columns.count_file, path))
-    return _Source(
-        name, names, stem, functools.partial(_lines, path, stem), lambda: sum(1 for _ in files.read_rows(path))
-    )
+    plain = functools.partial(_lines, path, stem)
+    if legalbench.is_task(path):
+        read, shape = functools.partial(legalbench.read_task, path), Columns("a task of LegalBench")
+        made = functools.partial(_made, lambda: ((f"{path}:{line}", record) for line, record in read()))
+        return _Source(name, names, stem, made, lambda: len(legalbench.read_table(path)), shape, plain)
+    if cuad.is_cuad(path):
+        made = functools.partial(_made, functools.partial(cuad.read_cuad, path))
+        return _Source(name, names, stem, made, lambda: sum(1 for _ in made()), Columns("the clauses of CUAD"))
+    return _Source(name, names, stem, plain, lambda: sum(1 for _ in files.read_rows(path)))
 
 
 def _public_name(item: str | Path, path: Path) -> str:
@@ -246,6 +264,12 @@ def _rows(read: Callable[[], Iterable[Any]], name: str, stem: str, first: int = 
     """Rows that come as objects, numbered from `first`: there is nothing to parse."""
     for number, obj in enumerate(read(), start=first):
         yield functools.partial(_parsed, (obj, f"{name} {number}", f"{stem}-{number}"))
+
+
+def _made(read: Callable[[], Iterable[tuple[str, Any]]]) -> Iterator[Line]:
+    """Records that a reader has put together, each with where it stands and its own id."""
+    for where, record in read():
+        yield functools.partial(_parsed, (record, where, str(record["id"])))
 
 
 def _parsed(found: Located) -> Located:

@@ -9,7 +9,6 @@ can collapse onto one long label on a weak model and such a collapse is not a re
 from __future__ import annotations
 
 import glob
-import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from ntk_jax.builtin.paths import DATA as BUILTIN_DATA
 from ntk_jax.data.templates import Rendering
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.balanced import add_balanced, balanced_of, label_set
-from ntk_jax.evaluation.bootstrap import accuracy_at, difference_at, drawn, group_of, groups_of, resampled_means
+from ntk_jax.evaluation.bootstrap import accuracy_at, differences_at, drawn, group_of, groups_of, resampled_means
 from ntk_jax.evaluation.choice import choice_log_likelihoods
 from ntk_jax.evaluation.shots import before_choices
 from ntk_jax.models.model import Model
@@ -119,7 +118,8 @@ def compare(
 
     arms: {arm: {task: predictions}}, the same tasks and questions for every arm. Accuracies are fractions; `low`
     and `high` bound the percentile bootstrap interval. `average` is the plain mean over tasks. `paired` holds, for
-    each pair of arms (a later one minus an earlier one) and each kind, the difference of their averages.
+    each pair of arms (a later one minus an earlier one) and each kind, the difference of their averages, and that of a
+    task their difference on it.
     chance: the mean of 1 / C over the questions, what guessing gets. resampled: "questions", or "documents" where every
     prediction has a `group`.
     """
@@ -169,6 +169,7 @@ def compare(
                     }
                     for a, arm in enumerate(names)
                 },
+                "paired": differences_at(columns[-1], names, KINDS, confidence),
             }
         )
     average = (
@@ -181,12 +182,7 @@ def compare(
             arm: {kind: accuracy_at(average, k * len(names) + a, confidence) for k, kind in enumerate(KINDS)}
             for a, arm in enumerate(names)
         },
-        "paired": [
-            {"a": names[a], "b": names[b], "kind": kind}
-            | difference_at(average, k * len(names) + a, k * len(names) + b, confidence)
-            for b, a in itertools.combinations(range(len(names)), 2)
-            for k, kind in enumerate(KINDS)
-        ],
+        "paired": differences_at(average, names, KINDS, confidence),
         "confidence": confidence,
         "bootstrap": bootstrap,
     }

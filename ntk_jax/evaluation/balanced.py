@@ -8,7 +8,6 @@ all share one set of labels; other tasks have none.
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ntk_jax.evaluation.bootstrap import accuracy_at, difference_at, resampled_sums
+from ntk_jax.evaluation.bootstrap import accuracy_at, differences_at, resampled_sums
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def add_balanced(
         for arm, by_kind in _by_arm(item.column, arms, kinds, confidence).items():
             for kind, entry in by_kind.items():
                 (task["results"][arm] if kind is None else task["results"][arm][kind])["balanced"] = entry
-        task["paired_balanced"] = _paired(item.column, arms, kinds, confidence)
+        task["paired_balanced"] = differences_at(item.column, arms, kinds, confidence)
     if known:
         columns = [item.column for _, item in known]
         average = (np.mean([c[0] for c in columns], axis=0), np.mean([c[1] for c in columns], axis=0))
@@ -97,7 +96,7 @@ def add_balanced(
         results["balanced"] = {
             "tasks": [task["name"] for task, _ in known],
             "average": {arm: by_kind.get(None, by_kind) for arm, by_kind in by_arm.items()},
-            "paired": _paired(average, arms, kinds, confidence),
+            "paired": differences_at(average, arms, kinds, confidence),
         }
 
 
@@ -108,16 +107,3 @@ def _by_arm(
         arm: {kind: accuracy_at(column, k * len(arms) + a, confidence) for k, kind in enumerate(kinds)}
         for a, arm in enumerate(arms)
     }
-
-
-def _paired(
-    column: tuple[np.ndarray, np.ndarray], arms: Sequence[str], kinds: Sequence[str | None], confidence: float
-) -> list[dict[str, Any]]:
-    """A later arm minus an earlier one, for each kind."""
-    return [
-        {"a": arms[a], "b": arms[b]}
-        | ({} if kind is None else {"kind": kind})
-        | difference_at(column, k * len(arms) + a, k * len(arms) + b, confidence)
-        for b, a in itertools.combinations(range(len(arms)), 2)
-        for k, kind in enumerate(kinds)
-    ]

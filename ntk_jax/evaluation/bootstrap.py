@@ -11,6 +11,7 @@ all of its questions (the cluster bootstrap of Davison & Hinkley, Bootstrap Meth
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -111,3 +112,18 @@ def difference_at(column: tuple[np.ndarray, np.ndarray], a: int, b: int, confide
     means, resampled = column
     low, high = interval(resampled[:, a] - resampled[:, b], confidence)
     return {"difference": float(means[a] - means[b]), "low": low, "high": high}
+
+
+def differences_at(
+    column: tuple[np.ndarray, np.ndarray], arms: Sequence[str], kinds: Sequence[str | None], confidence: float
+) -> list[dict[str, Any]]:
+    """Every two arms' difference with its interval, a later one minus an earlier one, for each kind: {"a", "b", "kind",
+    "difference", "low", "high"}. column: as of `accuracy_at`, all arms of the first kind, then of the next. kinds:
+    (None,) where there is but one, which then is not named."""
+    return [
+        {"a": arms[a], "b": arms[b]}
+        | ({} if kind is None else {"kind": kind})
+        | difference_at(column, k * len(arms) + a, k * len(arms) + b, confidence)
+        for b, a in itertools.combinations(range(len(arms)), 2)
+        for k, kind in enumerate(kinds)
+    ]

@@ -9,7 +9,6 @@ thoughts between <think> and </think> are no part of them.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,7 @@ from ntk_jax.data.templates import Rendering, uses_chat
 from ntk_jax.data.tokens import encode_question
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.balanced import add_balanced, balanced_of
-from ntk_jax.evaluation.bootstrap import accuracy_at, difference_at, drawn, group_of, groups_of, resampled_means
+from ntk_jax.evaluation.bootstrap import accuracy_at, differences_at, drawn, group_of, groups_of, resampled_means
 from ntk_jax.evaluation.shots import BETWEEN, fitted
 from ntk_jax.llm.parsing import without_thoughts
 from ntk_jax.llm.request import Request
@@ -232,7 +231,8 @@ def compare_generated(
     arms: {arm: {task: answers}}. The same questions count for every arm: those that all of them have a reply to.
     Accuracies are fractions, `low` and `high` bound the percentile bootstrap interval over questions; `unread` is how
     many replies gave no answer, `cut` how many ended at max_tokens. `average` is the plain mean over tasks, `paired`
-    the difference of these means of each two arms (a later one minus an earlier one). resampled: "questions", or
+    the difference of these means of each two arms (a later one minus an earlier one), that of a task their difference
+    on it. resampled: "questions", or
     "documents" where every answer has a `group`.
     """
     names = list(arms)
@@ -260,16 +260,14 @@ def compare_generated(
                     }
                     for place, arm in enumerate(names)
                 },
+                "paired": differences_at(columns[-1], names, (None,), confidence),
             }
         )
     average = (np.mean([column[0] for column in columns], axis=0), np.mean([column[1] for column in columns], axis=0))
     results = {
         "tasks": tasks,
         "average": {arm: accuracy_at(average, place, confidence) for place, arm in enumerate(names)},
-        "paired": [
-            {"a": names[a], "b": names[b]} | difference_at(average, a, b, confidence)
-            for b, a in itertools.combinations(range(len(names)), 2)
-        ],
+        "paired": differences_at(average, names, (None,), confidence),
     }
     add_balanced(results, balanced, names, (None,), confidence)
     return results

@@ -8,7 +8,6 @@ exponential is the perplexity. Intervals are bootstraps over examples (or docume
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,7 +21,7 @@ from ntk_jax.data.packing import pack
 from ntk_jax.data.templates import Rendering
 from ntk_jax.data.tokens import Dropped, encode_many
 from ntk_jax.errors import UserError
-from ntk_jax.evaluation.bootstrap import difference_at, drawn, group_of, groups_of, interval, resampled_means
+from ntk_jax.evaluation.bootstrap import differences_at, drawn, group_of, groups_of, interval, resampled_means
 from ntk_jax.evaluation.packed import log_prob_sums, row_length_of, rows_per_batch
 from ntk_jax.evaluation.shots import before_responses
 from ntk_jax.models.model import Model
@@ -125,7 +124,8 @@ def compare_losses(
     arms: {arm: {task: losses}}, the same tasks and examples for every arm. Losses are in nats a token; `low` and `high`
     bound the percentile bootstrap interval over examples. `perplexity` is exp of the loss by token. `average` is the
     plain mean over tasks. `paired` holds, for each pair of arms (a later one minus an earlier one) and each kind of
-    mean, the difference of their averages: negative where the later one is better.
+    mean, the difference of their averages: negative where the later one is better; that of a task their difference on
+    it.
     """
     names = list(arms)
     if not names:
@@ -145,22 +145,14 @@ def compare_losses(
                 "truncated": sum(loss.get("truncated", False) for loss in first),
                 "notes": dict(Counter(note for loss in first for note in loss.get("notes", ()))),
                 "results": {arm: _means(columns[-1], a, len(names), confidence) for a, arm in enumerate(names)},
+                "paired": differences_at(columns[-1], names, KINDS, confidence),
             }
         )
     average = (np.mean([c[0] for c in columns], axis=0), np.mean([c[1] for c in columns], axis=0))
     return {
         "tasks": tasks,
         "average": {arm: _means(average, a, len(names), confidence) for a, arm in enumerate(names)},
-        "paired": [
-            {
-                "a": names[a],
-                "b": names[b],
-                "kind": kind,
-                **difference_at(average, k * len(names) + a, k * len(names) + b, confidence),
-            }
-            for b, a in itertools.combinations(range(len(names)), 2)
-            for k, kind in enumerate(KINDS)
-        ],
+        "paired": differences_at(average, names, KINDS, confidence),
     }
 
 

@@ -151,14 +151,10 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     found = np.asarray([value for value in values if value is not None], np.float64)
     if not len(found):
         return {"n": 0}
-    return {
-        "n": len(found),
-        "mean": float(found.mean()),
-        "sd": float(found.std()),
-        "least": float(found.min()),
-        "median": float(np.median(found)),
-        "most": float(found.max()),
-    }
+    values = (found.mean(), found.std(), found.min(), np.median(found), found.max())
+    # Rounded, so that a mean that is zero by definition is shown as one.
+    named = zip(("mean", "sd", "least", "median", "most"), (round(float(value), 9) for value in values), strict=True)
+    return {"n": len(found), **dict(named)}
 
 
 def check_spread(values: Sequence[float], signal: str) -> None:

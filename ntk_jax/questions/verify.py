@@ -20,6 +20,7 @@ from ntk_jax.questions.voice import Voice
 from ntk_jax.questions.wording import support_wish
 
 FOUND = 0.6  # share of the answer's words that a sentence of the passage must hold to serve as its quote
+WORDS = 6  # of a sentence that can be asked about
 _NO = re.compile(r"^\W*no\b", re.IGNORECASE)
 
 
@@ -44,12 +45,13 @@ def fault_of_answer(slot: Slot, answer: Answer) -> str | None:
 
 
 def found_quotes(slot: Slot, answer: Answer) -> Answer:
-    """The answer with the sentences of the passage that say most of it, in the place of quotes that do not stand there;
-    as it is where no sentence says enough."""
-    if not answer.stated or (
-        answer.quotes and all(any(locate(quote, chunk.text) for chunk in slot.chunks) for quote in answer.quotes)
-    ):
+    """The answer with those of its quotes that stand in the passage; with the sentences of the passage that say most of
+    it where none does."""
+    if not answer.stated:
         return answer
+    standing = tuple(quote for quote in answer.quotes if any(locate(quote, chunk.text) for chunk in slot.chunks))
+    if standing:
+        return answer if standing == answer.quotes else replace(answer, quotes=standing)
     words = Counter(bare_words(answer.text))
     found = []
     for chunk in slot.chunks:
@@ -68,6 +70,12 @@ def sentences(text: str) -> list[str]:
     ends = [found.end() for found in re.finditer(r"[.!?;][\"'”’)\]]*(?=\s)|\n+|[。！？]", text)]
     starts = [0, *ends]
     return [part for start, stop in zip(starts, [*ends, len(text)], strict=True) if (part := text[start:stop].strip())]
+
+
+def any_sentence(text: str, draw: int) -> str | None:
+    """One of the text's sentences that has some words; None where there is none."""
+    found = [one for one in sentences(text) if len(one.split()) >= WORDS]
+    return found[draw % len(found)] if found else None
 
 
 def _shared(words: Counter[str], text: str) -> float:

@@ -61,17 +61,24 @@ class Voice:
         self.form = None if form == "auto" else form
         self.prompts: dict[str, Any] = {}
         self.failures: Counter[str] = Counter()
-        self.calls = self.repaired = self.cut = 0
+        self.calls = self.repaired = self.cut = self.cached = 0
         self.tokens = [0, 0]
 
     def ask(self, wishes: Sequence[Wish], progress: Progress | None = None) -> list[Said]:
         """What each wish brought, in order. The same replies give the same, in whatever order they come. Raises as
         `Client.ask`."""
-        if self.form is None and any(wish.json for wish in wishes):
-            first = [wish for wish in wishes if wish.json][:PROBE]
-            said = self._ask(first, True, None, again=False)
-            self.form = "json" if 2 * sum(one.usable for one in said) >= len(said) else "text"
-        return self._ask(wishes, self.form == "json", progress, again=True)
+        found: dict[int, Said] = {}
+        if self.form is None:
+            first = [n for n, wish in enumerate(wishes) if wish.json][:PROBE]
+            said = self._said([wishes[n].json or wishes[n].text for n in first], None)
+            if first:
+                self.form = "json" if 2 * sum(one.usable for one in said) >= len(said) else "text"
+            if self.form == "json":
+                found = dict(zip(first, said, strict=True))
+        asked = [wish.json if self.form == "json" and wish.json else wish.text for wish in wishes]
+        rest = [n for n in range(len(wishes)) if n not in found]
+        found |= dict(zip(rest, self._said([asked[n] for n in rest], progress), strict=True))
+        return self._repaired(asked, [found[n] for n in range(len(wishes))])
 
     def account(self) -> dict[str, Any]:
         """What was asked of the role, for a summary."""
@@ -81,17 +88,18 @@ class Voice:
             "calls": self.calls,
             "repaired": self.repaired,
             "cut": self.cut,
+            "cached": self.cached,
             "prompt_tokens": self.tokens[0],
             "completion_tokens": self.tokens[1],
             "failures": dict(self.failures.most_common()),
         }
 
-    def _ask(self, wishes: Sequence[Wish], as_json: bool, progress: Progress | None, again: bool) -> list[Said]:
-        asked = [wish.json if as_json and wish.json else wish.text for wish in wishes]
+    def _said(self, asked: Sequence[tuple[Request, Read]], progress: Progress | None) -> list[Said]:
         replies = self._replies([request for request, _ in asked], progress)
-        found = [_said(request, reply, read(reply)) for (request, read), reply in zip(asked, replies, strict=True)]
-        if not again:
-            return found
+        return [_said(request, reply, read(reply)) for (request, read), reply in zip(asked, replies, strict=True)]
+
+    def _repaired(self, asked: Sequence[tuple[Request, Read]], found: list[Said]) -> list[Said]:
+        """What could not be read is asked for once more, and what then cannot be read is counted."""
         broken = [n for n, one in enumerate(found) if isinstance(one.value, Unusable) and one.value.again]
         wanted = [correction(asked[n][0], Failure(found[n].value.reason, found[n].raw)) for n in broken]
         for n, request, reply in zip(broken, wanted, self._replies(wanted, None), strict=True):
@@ -112,6 +120,7 @@ class Voice:
             self.prompts[prompt_id(request)] = request.messages
             reply = replies[number]
             self.cut += reply.finish == "length"
+            self.cached += reply.cached
             self.tokens[0] += reply.prompt_tokens
             self.tokens[1] += reply.completion_tokens
         return [replies[number] for number in range(len(requests))]

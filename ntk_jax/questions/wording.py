@@ -48,6 +48,8 @@ _RULES = (
     "The question must make sense to somebody who does not have the passage at hand: name the document, the parties or "
     "the things that it is about, and never say 'the passage' or 'this document'. It has one right answer."
 )
+# Small models copy what they are shown instead of doing what it says: no list of things, no earlier questions.
+_PLAIN_RULES = "Ask for one thing that it says. Use the names that stand in it."
 _JSON_QUESTION = 'Reply with one JSON object and nothing else: {"question": "..."}'
 _TEXT_QUESTION = "Reply with the question and nothing else."
 _LABEL = re.compile(r"^\W*(?:(?:revised |new |final |harder )?question)\W*\d*\W*:\W*", re.IGNORECASE)
@@ -68,12 +70,10 @@ def question_wish(
 ) -> Wish:  # fmt: skip
     """A question for a slot. earlier: questions on the same passage, which it may not repeat. focus: the part of the
     passage that it is to be about. sample: which try at this slot it is."""
-    text = [_shown(slot), _AIMS[slot.kind], _RULES]
-    if focus and slot.kind != "cross":
-        text.append(f'It is about this part: "{_short(focus, _FOCUS_WORDS)}"')
-    text += _others(earlier)
+    part = f'It is about this part: "{_short(focus, _FOCUS_WORDS)}"' if focus and slot.kind != "cross" else ""
+    begin = [_shown(slot), _AIMS[slot.kind]]
     how: dict[str, Any] = {"seed": seed, "sample": sample, "temperature": temperature, "top_p": top_p}
-    return _question_wish("\n\n".join(text), max_tokens, how)
+    return _question_wish([*begin, _PLAIN_RULES, part], [*begin, _RULES, part, *_others(earlier)], max_tokens, how)
 
 
 def revision_wish(
@@ -81,26 +81,29 @@ def revision_wish(
     temperature: float, top_p: float, max_tokens: int,
 ) -> Wish:  # fmt: skip
     """A harder question in the place of one. feedback: what was said of the answers to it; None: nothing was."""
-    text = [
+    begin = [
         _shown(slot),
         f"This question was asked: {question}",
         f"What was seen in the answers: {feedback}" if feedback else "",
         "Rewrite it, or ask for something else that the passage says, so that somebody who knows the subject in "
         "general, but not this passage, answers wrongly. " + _AIMS[slot.kind],
-        _RULES,
-        *_others(earlier),
     ]
     how: dict[str, Any] = {"seed": seed, "sample": sample, "temperature": temperature, "top_p": top_p}
-    return _question_wish("\n\n".join(filter(None, text)), max_tokens, how)
+    return _question_wish([*begin, _PLAIN_RULES], [*begin, _RULES, *_others(earlier)], max_tokens, how)
 
 
-def _question_wish(text: str, max_tokens: int, how: dict[str, Any]) -> Wish:
+def _question_wish(plain: Sequence[str], json: Sequence[str], max_tokens: int, how: dict[str, Any]) -> Wish:
+    """plain, json: the paragraphs of the prompt in both forms; empty ones are left out."""
+
+    def text(parts: Sequence[str]) -> str:
+        return "\n\n".join(filter(None, parts))
+
     def reader(is_json: bool) -> Any:
         return lambda reply: read_question(reply, is_json=is_json)
 
     return Wish(
-        (_request(f"{text}\n\n{_TEXT_QUESTION}", max_tokens, **how), reader(False)),
-        (_request(f"{text}\n\n{_JSON_QUESTION}", max_tokens, schema=_QUESTION, **how), reader(True)),
+        (_request(text([*plain, _TEXT_QUESTION]), max_tokens, **how), reader(False)),
+        (_request(text([*json, _JSON_QUESTION]), max_tokens, schema=_QUESTION, **how), reader(True)),
     )
 
 
@@ -136,19 +139,17 @@ def answer_wish(
     slot: Slot, question: str, *, seed: int = 0, sample: int = 0, temperature: float = 0.0, max_tokens: int = 200
 ) -> Wish:
     """The expert's answer, from the passage, with the words that show it."""
-    text = (
-        f"{_shown(slot)}\n\nQuestion: {question}\n\nAnswer from the passage alone, precisely and completely, in one to "
-        "three sentences that can be understood without it; name the parties, numbers and conditions. Then copy word "
-        "for word what shows it. "
-    )
+    text = f"{_shown(slot)}\n\nQuestion: {question}\n\n"
     json = (
-        'Reply with one JSON object and nothing else: {"stated": true, "answer": "...", "quotes": ["..."]}. Where the '
-        'passage does not answer the question, "stated" is false, "answer" says in a sentence what is not said, and '
-        '"quotes" is empty.'
+        "Answer from the passage alone, precisely and completely, in one to three sentences that can be understood "
+        "without it; name the parties, numbers and conditions. Then copy word for word what shows it. Reply with one "
+        'JSON object and nothing else: {"stated": true, "answer": "...", "quotes": ["..."]}. Where the passage does '
+        'not answer the question, "stated" is false, "answer" says in a sentence what is not said, and "quotes" is '
+        "empty."
     )
     plain = (
-        "Write ANSWER: and your answer, and on a new line QUOTE: and the copied words. Where the passage does not "
-        "answer the question, write ANSWER: NOT STATED."
+        "Write two lines and nothing else.\nANSWER: the answer from the passage alone, in one or two full sentences, "
+        "or NOT STATED if the passage does not say it\nQUOTE: the words of the passage that show it, copied"
     )
     how: dict[str, Any] = {"seed": seed, "sample": sample, "temperature": temperature}
     return Wish(
@@ -170,7 +171,7 @@ def read_answer(reply: Reply, *, is_json: bool) -> Answer | Unusable:
         found = _folded(value.value)
         answer = plain_text(found.get("answer"))
         given = found.get("quotes", found.get("quote"))
-        quotes = [plain_text(item) for item in (given if isinstance(given, list) else [given])]
+        quotes = [item for item in (given if isinstance(given, list) else [given]) if isinstance(item, str)]
         stated = found.get("stated") if isinstance(found.get("stated"), bool) else None
         if not answer and stated is not False:
             return Unusable("no answer in the JSON", again=True)

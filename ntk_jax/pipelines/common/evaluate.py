@@ -4,7 +4,7 @@ them, and the comparison of the arms."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ UNITS = {"accuracy": "questions", "loss": "examples", "generated": "replies"}
 class Evaluation:
     """What is evaluated. config: with the sections model and evaluate, and a seed. names: of the arms. model_of(name):
     the arm's model, asked only for what was not evaluated before. batch_tokens: of one compiled step. tasks: None for
-    those of evaluate.files."""
+    those of evaluate.files. about: what results.json says besides."""
 
     config: Any
     job: Job
@@ -45,6 +45,7 @@ class Evaluation:
     model_of: Callable[[str], Model]
     batch_tokens: int
     tasks: Sequence[Task] | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 def check_evaluation(config: Any) -> None:
@@ -121,7 +122,7 @@ def evaluate_arms(asked: Evaluation, folder: Path, facts: Sequence[Mapping[str, 
         seed=config.seed,
         tasks=tasks,
     )
-    results["arms"] = list(facts)
+    results |= {"arms": list(facts), **asked.about}
     write_json(folder / "results.json", results)
     write_json(folder / "summary.json", {"seconds": clock.seconds()})
     return {"tasks": [task.name for task in tasks]}

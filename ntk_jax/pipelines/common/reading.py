@@ -6,6 +6,7 @@ from collections import defaultdict
 from typing import Any
 
 from ntk_jax.data.formats import Reading
+from ntk_jax.data.mapping import RECORDS
 from ntk_jax.data.sources import formats_of, source_names
 from ntk_jax.engine.stage import MakeProgress
 from ntk_jax.errors import UserError
@@ -66,6 +67,6 @@ def _by_format(files: str | tuple[str, ...], reading: Reading) -> dict[str, list
     """{format: names of the files that are read so}, without records as they are."""
     found: dict[str, list[str]] = defaultdict(list)
     for name, columns in formats_of(files, reading).items() if files else ():
-        if columns.fields:
+        if columns != RECORDS:
             found[str(columns)].append(name)
     return found

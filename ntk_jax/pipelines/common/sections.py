@@ -240,3 +240,13 @@ class DevicesSection:
     utilization: Annotated[float, Range(0.01, 1)] = setting(
         0.4, "share of the peak that is reached; --measure makes it a measurement"
     )
+
+
+@dataclass(frozen=True)
+class TextsEstimateSection(DevicesSection):
+    """`ntk-jax estimate`: what to take for texts, weights and devices that are not here. What is here is counted."""
+
+    words: Count | None = setting(None, "words of all texts; null: from a sample of their files")
+    documents: Count = setting(200, "documents that are read and tokenized to know the others")
+    tokens_per_word: Positive = setting(1.35, "of the model that reads the texts, where its tokenizer is not here")
+    reply_tokens_per_second: Positive | None = setting(None, "of one reply; null: no time is stated for replies")

@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal
 
 from ntk_jax.pipelines.common.llm import LLMSection
 from ntk_jax.pipelines.common.sections import (
-    DevicesSection,
     EncoderSection,
     EvaluateSection,
     LoRASection,
     MeshSection,
     ModelSection,
     PageSection,
+    TextsEstimateSection,
 )
 from ntk_jax.pipelines.mine.pretrain_config import PretrainSection
 from ntk_jax.settings import Count, Fraction, Natural, NotNegative, Positive, Range, section, setting
@@ -203,14 +203,10 @@ class AuditSection:
 
 
 @dataclass(frozen=True)
-class MineEstimateSection(DevicesSection):
+class MineEstimateSection(TextsEstimateSection):
     """`ntk-jax estimate`: what to take for files, weights and devices that are not here. What is here is counted."""
 
-    words: Count | None = setting(None, "words of the corpus; null: from a sample of its files")
-    documents: Count = setting(200, "documents that are read and tokenized to know the corpus")
-    tokens_per_word: Positive = setting(1.35, "of the encoder, where its tokenizer is not here")
     kept: Annotated[float, Range(0, 1, open=True)] = setting(0.9, "share of the corpus that its rules leave")
-    reply_tokens_per_second: Positive | None = setting(None, "of one reply; null: no time is stated for replies")
 
 
 @dataclass(frozen=True)

@@ -39,22 +39,18 @@ of this package read), and `llm`, the account of all calls to a server up to the
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from ntk_jax.pipelines.mine.report_arms import BASE, arms, cost, evaluation, pretraining, title
 from ntk_jax.pipelines.mine.report_labels import audit, classifier, labels, mined
-from ntk_jax.pipelines.mine.report_layout import Shown
 from ntk_jax.pipelines.mine.report_seeds import corpus, embedding, seeds
 from ntk_jax.pipelines.mine.report_verdict import verdict, warnings
 from ntk_jax.report.amounts import count, finite
-from ntk_jax.report.layout import Fact, Notice, Part, Section, render
+from ntk_jax.report.layout import Fact, Notice, Part, Section
 from ntk_jax.report.reading import RunDirectory, mapping
+from ntk_jax.report.shown import Shown, safely, section_of
 
 NAME = "mine"
-_TEMPLATES = Path(__file__).with_name("templates")
-# What a damaged file raises when its values are not where they belong.
-_DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError, StopIteration, ArithmeticError)
 _SECTIONS: tuple[tuple[str, str, str, Callable[[RunDirectory], Shown]], ...] = (
     ("mined", "Mined text", "What was taken, and why", mined),
     ("seeds", "Seeds", "The seeds", seeds),
@@ -82,29 +78,21 @@ def part(run: RunDirectory) -> Part:
     return Part(
         kicker=plan.title,
         title=f"Text of {' and '.join(map(str, domains))} out of a corpus" if domains else "Text out of a corpus",
-        facts=_safe(run, "the head of the page", lambda: _facts(run, domains), []),
-        verdict=_safe(run, "the verdict", lambda: verdict(run), []),
-        warnings=_safe(
-            run, "the warnings", lambda: [Notice(f"mine-{w.anchor}", w.title, w.text) for w in warnings(run)], []
-        ),
+        facts=safely(run, "the head of the page", "mining", lambda: _facts(run, domains), []),
+        verdict=safely(run, "the verdict", "mining", lambda: verdict(run), []),
+        warnings=safely(run, "the warnings", "mining", lambda: _notices(run), []),
         sections=shown,
     )
 
 
 def _section(run: RunDirectory, anchor: str, name: str, title: str, make: Callable[[RunDirectory], Shown]) -> Section:
     there = f"{anchor}/summary.json is there, but cannot be shown."
-    found = _safe(run, f"the section “{title}”", lambda: make(run), Shown(missing=(there,)))
-    html = render("mine.html", _TEMPLATES, anchor=f"mine-{anchor}", title=title, shown=found)
-    return Section(f"mine-{anchor}", name, html)
+    found = safely(run, f"the section “{title}”", "mining", lambda: make(run), Shown(missing=(there,)))
+    return section_of(f"mine-{anchor}", name, title, found)
 
 
-def _safe(run: RunDirectory, what: str, make: Callable[[], Any], otherwise: Any) -> Any:
-    """A part of the page; where a file is damaged, what stands there otherwise, and a line among the problems."""
-    try:
-        return make()
-    except _DAMAGED as error:
-        run.problems.append(f"{what} of mining holds values that cannot be shown ({type(error).__name__}: {error})")
-        return otherwise
+def _notices(run: RunDirectory) -> list[Notice]:
+    return [Notice(f"mine-{one.anchor}", one.title, one.text) for one in warnings(run)]
 
 
 def _facts(run: RunDirectory, domains: dict[str, Any]) -> list[Fact]:

@@ -3,22 +3,19 @@ evaluation found, and what all of it cost."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-from ntk_jax.pipelines.common.shots import shot_lines
-from ntk_jax.pipelines.mine.figures import color_of, perplexity_curves
-from ntk_jax.pipelines.mine.report_layout import Shown
-from ntk_jax.report.amounts import NOTHING, count, duration, finite, general, metric, nats, percent, points
-from ntk_jax.report.balanced import balanced_pairs, balanced_table
+from ntk_jax.pipelines.common.evaluated import evaluated, says
+from ntk_jax.report.amounts import NOTHING, count, duration, finite, general, metric, nats, percent
 from ntk_jax.report.figures import Mark, WhiskerRow, whiskers
+from ntk_jax.report.figures_bars import color_of, token_curves
 from ntk_jax.report.layout import Cell, Figure, Table
 from ntk_jax.report.reading import RunDirectory, mapping, records
+from ntk_jax.report.shown import Shown
 
 PRETRAIN = "pretrain/summary.json"
 BASE = "base"
 GENERAL = "general"  # the replayed text among the sources of an arm
-PAIRED = "First arm minus the second, on the same questions, averaged over the tasks"
 MINED = "dopamine"  # the arm of the mined text; all others are its controls
 
 
@@ -81,7 +78,7 @@ def _curves(run: RunDirectory, name: str) -> Figure | None:
     what = "what is forgotten" if is_general(run, name) else "what is learned"
     return Figure(
         f"{name} along the way",
-        perplexity_curves(found, what=name, description=f"Perplexity of {name} over training tokens"),
+        token_curves(found, what=f"perplexity of {name}", description=f"Perplexity of {name} over training tokens"),
         f"Perplexity of held-out text of {name} after so many tokens of training: {what}.",
     )
 
@@ -180,114 +177,10 @@ def _pairs(run: RunDirectory, sets: list[dict[str, Any]]) -> Table:
     return Table(header, rows, "Loss of the first arm minus that of the second, nats a token", text_columns=3)
 
 
-def says(pair: dict[str, Any]) -> str:
-    """better, worse or cannot tell: the first arm of a difference of losses, against the second."""
-    low, high = finite(pair.get("low")), finite(pair.get("high"))
-    if low is None or high is None or low <= 0 <= high:
-        return "cannot tell"
-    return "better" if high < 0 else "worse"
-
-
 def evaluation(run: RunDirectory) -> Shown:
     """Accuracy, loss and generated answers of every arm, averaged over the tasks and for each."""
     found = run.json("evaluate/results.json")
-    if not found:
-        return Shown(missing=(run.missing("evaluate", "evaluation"),))
-    titles = {str(arm.get("name")): str(arm.get("title") or arm.get("name")) for arm in records(found.get("arms"))}
-    tables = []
-    accuracy = {"average": mapping(found.get("average"))} if found.get("average") else {}
-    accuracy |= {str(task.get("name")): mapping(task.get("results")) for task in records(found.get("tasks"))}
-    if accuracy:
-        tables.append(_scores(accuracy, titles, "accuracy", ("normalized", "raw"), "Accuracy by likelihood"))
-    losses = mapping(found.get("loss"))
-    loss = {"average": mapping(losses.get("average"))} if losses.get("average") else {}
-    loss |= {str(task.get("name")): mapping(task.get("results")) for task in records(losses.get("tasks"))}
-    if loss:
-        tables.append(
-            _scores(loss, titles, "loss", ("by_example", "by_token"), "Held-out loss, nats a token: lower is better")
-        )
-    if answers := records(mapping(found.get("generated")).get("tasks")):
-        tables.append(_answers(answers, titles))
-    if balanced := balanced_table(found, list(titles.items())):
-        tables.append(balanced)
-    missing = () if tables else (run.missing("evaluate", "accuracy, loss or generated answers"),)
-    rows = [
-        [pair.what, titles.get(pair.a, pair.a), titles.get(pair.b, pair.b), pair.text, pair.says]
-        for pair in evaluated_pairs(run)
-    ]
-    pairs = Table(["Measure", "Arm", "Against", "Difference", "Found"], rows, PAIRED, text_columns=3)
-    folds = [("Differences between arms, question by question", pairs)] if rows else []
-    if differences := balanced_pairs(found, list(titles.items())):
-        folds.append(("Differences of balanced accuracy between arms", differences))
-    return Shown(missing=missing, leads=shot_lines(found), tables=tables, folds=folds)
-
-
-@dataclass(frozen=True)
-class EvaluatedPair:
-    """A paired difference of the average over the tasks: of arm a minus arm b. text: with its interval; says: whether a
-    is better, worse, or nobody can tell."""
-
-    what: str
-    a: str
-    b: str
-    text: str
-    says: str
-
-
-def evaluated_pairs(run: RunDirectory, leading: str | None = None) -> list[EvaluatedPair]:
-    """Those of accuracy by normalized likelihood, of loss by example and of generated answers; those of the leading arm
-    alone, where one is given, turned so that it is a."""
-    found = run.json("evaluate/results.json")
-    parts = (
-        ("accuracy by likelihood", found, "normalized", True),
-        ("held-out loss", mapping(found.get("loss")), "by_example", False),
-        ("generated answers", mapping(found.get("generated")), None, True),
-    )
-    pairs = []
-    for what, part, kind, higher in parts:
-        for pair in records(part.get("paired")):
-            a, b = str(pair.get("a")), str(pair.get("b"))
-            value, low, high = (finite(pair.get(key)) for key in ("difference", "low", "high"))
-            if pair.get("kind") != kind or value is None or low is None or high is None:
-                continue
-            if leading is not None and leading not in (a, b):
-                continue
-            if b == leading:
-                a, b, value, low, high = b, a, -value, -high, -low
-            write, unit = (points, "points") if higher else (nats, "nats a token")
-            text = f"{write(value)} {unit}, {write(low)} to {write(high)}"
-            way = says({"low": -high, "high": -low} if higher else {"low": low, "high": high})
-            pairs.append(EvaluatedPair(what, a, b, text, way))
-    return pairs
-
-
-def _answers(tasks: list[dict[str, Any]], titles: dict[str, str]) -> Table:
-    """A generated answer is right or wrong, of one kind; how many gave none stands beside."""
-    rows = []
-    for task in tasks:
-        results = {arm: mapping(mapping(task.get("results")).get(arm)) for arm in titles}
-        unread = [f"{titles[arm]} {count(n)}" for arm, entry in results.items() if (n := finite(entry.get("unread")))]
-        first = Cell(str(task.get("name")), f"{count(task.get('questions'))} questions")
-        rows.append([first, ", ".join(unread) or "none", *(_score(entry, "accuracy") for entry in results.values())])
-    return Table(["Task", "No answer", *titles.values()], rows, "Accuracy of generated answers", text_columns=2)
-
-
-def _scores(
-    tasks: dict[str, dict[str, Any]], titles: dict[str, str], key: str, kinds: tuple[str, ...], caption: str
-) -> Table:
-    rows = []
-    for task, results in tasks.items():
-        for kind in kinds:
-            cells = [_score(mapping(mapping(results.get(arm)).get(kind)), key) for arm in titles]
-            rows.append([task, kind.replace("_", " "), *cells])
-    return Table(["Task", "Kind", *titles.values()], rows, caption, text_columns=2)
-
-
-def _score(entry: dict[str, Any], key: str) -> Cell:
-    write = percent if key == "accuracy" else general
-    low, high = finite(entry.get("low")), finite(entry.get("high"))
-    lines = () if low is None or high is None else (f"{write(low)} to {write(high)}",)
-    return Cell(write(entry.get(key)), lines, big=True, class_="number")
+    return evaluated(found) if found else Shown(missing=(run.missing("evaluate", "evaluation"),))
 
 
 def cost(run: RunDirectory) -> Shown:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ntk_jax.pipelines.mine.figures import Bar, PrecisionRecall, agreement, bars, precision_recall_curves, rootogram
-from ntk_jax.pipelines.mine.report_layout import MOST_SHOWN, Shown, Text, bounded, cut, numbers_of, share
-from ntk_jax.pipelines.mine.report_seeds import MOST_BARS, percent_of
+from ntk_jax.pipelines.mine.figures import PrecisionRecall, agreement, precision_recall_curves, rootogram
 from ntk_jax.report.amounts import NOTHING, count, finite, general, percent
+from ntk_jax.report.figures_bars import MOST_BARS, Bar, bars
 from ntk_jax.report.layout import Cell, Figure, Table
 from ntk_jax.report.reading import RunDirectory, mapping, records
+from ntk_jax.report.shown import MOST_SHOWN, Shown, Text, bounded, cut, numbers_of, percent_of, share
 
 MOST_CURVES = 7  # in one figure; there are so many colours
 _VERDICTS = (

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ntk_jax.pipelines.mine.figures import Bar, bars, cell_map
-from ntk_jax.pipelines.mine.report_layout import MOST_SHOWN, Shown, Text, cut, share
-from ntk_jax.report.amounts import count, finite, general, percent
+from ntk_jax.pipelines.mine.figures import cell_map
+from ntk_jax.report.amounts import count, finite, general
+from ntk_jax.report.figures_bars import reason_bars
 from ntk_jax.report.layout import Figure, Table
 from ntk_jax.report.reading import RunDirectory, mapping, records
+from ntk_jax.report.shown import MOST_SHOWN, Shown, Text, cut
 
 LEXICAL = (
     ("diversity", "Type-token ratio of 50 words"),
@@ -19,7 +20,6 @@ LEXICAL = (
     ("grade", "School grade (Kincaid)"),
     ("words_per_sentence", "Words a sentence"),
 )
-MOST_BARS = 14
 
 
 def seeds(run: RunDirectory) -> Shown:
@@ -43,7 +43,7 @@ def seeds(run: RunDirectory) -> Shown:
             leads.append(f"Fewer than were asked for: {missing}.")
     failed = {**mapping(written.get("failures")), **duplicates}
     how = "Replies that could not be used, and seeds that say what another one says. What failed was asked for anew."
-    figures = [_drops("What was no seed", failed, "replies and seeds", how)] if failed else []
+    figures = [reason_bars("What was no seed", failed, "replies and seeds", how)] if failed else []
     figures += [_map(name, mapping(item)) for name, item in coverage.items() if _placed(item)]
     return Shown(leads=leads, figures=figures, tables=[_coverage(coverage)] if coverage else [])
 
@@ -114,7 +114,7 @@ def corpus(run: RunDirectory) -> Shown:
     figures = []
     if drops:
         figures.append(
-            _drops(
+            reason_bars(
                 "What was dropped", drops, "documents", "Documents that did not go on, by the reason that came first."
             )
         )
@@ -131,17 +131,6 @@ def corpus(run: RunDirectory) -> Shown:
     return Shown(
         leads=leads, figures=figures, tables=tables, texts=[("A sample of what was dropped", texts)] if texts else []
     )
-
-
-def _drops(title: str, reasons: dict[str, Any], unit: str, how: str) -> Figure:
-    known = {reason: number for reason, n in reasons.items() if (number := finite(n)) is not None}
-    total, ranked = sum(known.values()), sorted(known.items(), key=lambda pair: -pair[1])
-    if len(ranked) > MOST_BARS:
-        rest = sum(n for _, n in ranked[MOST_BARS - 1 :])
-        ranked = [*ranked[: MOST_BARS - 1], (f"{len(ranked) - MOST_BARS + 1} other reasons", rest)]
-    rows = [Bar(reason, (n,), (f"{count(n)} ({share(n, total)})",)) for reason, n in ranked]
-    drawing = bars(rows, [("", "fill-pool")], title=unit, description=title)
-    return Figure(title, drawing, how, f"{count(total)} in all, most often: {ranked[0][0]}.")
 
 
 def embedding(run: RunDirectory) -> Shown:
@@ -184,9 +173,3 @@ def _neighbours(item: dict[str, Any]) -> Text:
         parts.append((f"cosine {general(hit.get('score'))}, {hit.get('source', '')}{title}", cut(hit.get("text"))))
     head = (names, kind, f"nearest {best}", str(item.get("id", "")))
     return Text(tuple(part for part in head if part), tuple(parts))
-
-
-def percent_of(n: Any, total: Any) -> str:
-    """A count with its share: 12 (0.6%)."""
-    a, b = finite(n), finite(total)
-    return count(n) if a is None or not b else f"{count(a)} ({percent(a / b)})"

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ntk_jax.pipelines.mine.report_arms import (
-    PRETRAIN,
-    arms,
-    evaluated_pairs,
-    is_general,
-    leading,
-    own_text,
-    says,
-    title,
-)
-from ntk_jax.pipelines.mine.report_layout import bounded
-from ntk_jax.pipelines.mine.report_seeds import percent_of
+from ntk_jax.pipelines.common.evaluated import evaluated_pairs, says
+from ntk_jax.pipelines.mine.report_arms import PRETRAIN, arms, is_general, leading, own_text, title
 from ntk_jax.report.amounts import count, finite, general, nats, percent
 from ntk_jax.report.layout import Notice
 from ntk_jax.report.reading import RunDirectory, mapping, records
+from ntk_jax.report.shown import bounded, percent_of
 
 LENIENT = 0.2  # share of planted wrong labels accepted, from which on a judge's agreement says little
 HARDLY = 2.0  # average precision over the base rate below which a classifier is hardly better than chance
@@ -77,7 +68,7 @@ def _learned(run: RunDirectory) -> list[str]:
 def _evaluated(run: RunDirectory) -> list[str]:
     """For each measure of the evaluation the mined text's arm against every control."""
     best, found = leading(run), dict[str, list[str]]()
-    for pair in evaluated_pairs(run, best) if best is not None else ():
+    for pair in evaluated_pairs(run.json("evaluate/results.json"), best) if best is not None else ():
         found.setdefault(pair.what, []).append(f"{pair.says} against “{title(run, pair.b)}” ({pair.text})")
     return [f"{what.capitalize()} of “{title(run, str(best))}”: {', '.join(each)}." for what, each in found.items()]
 

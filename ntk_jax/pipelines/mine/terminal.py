@@ -5,21 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ntk_jax.pipelines.common.shots import shot_lines
-from ntk_jax.report.balanced import balanced_lines
-from ntk_jax.report.text import align, plain
-from ntk_jax.storage.atomic import read_json
+from ntk_jax.pipelines.common.terminal import evaluation_lines, interval, number, stage_lines
+from ntk_jax.report.text import align
 
 
 def terminal(folder: str | Path) -> str:
     """The lines of all stages that are there."""
-    folder = Path(folder)
-    parts = []
-    for name, lines in _PARTS.items():
-        path = folder / name / ("results.json" if name == "evaluate" else "summary.json")
-        if path.exists() and (folder / name / "manifest.json").exists():
-            parts.append("\n".join(lines(read_json(path, dict), folder)))
-    return "\n\n".join(plain(part) for part in parts)
+    return stage_lines(Path(folder), _PARTS)
 
 
 def _seeds(found: dict[str, Any], folder: Path) -> list[str]:
@@ -57,8 +49,8 @@ def _label(found: dict[str, Any], folder: Path) -> list[str]:
 def _classify(found: dict[str, Any], folder: Path) -> list[str]:
     rows = [["domain", "threshold", "chunks taken", "held-out precision", "recall", "average precision"]]
     for name, each in found["domains"].items():
-        shown = [_interval(each.get(key), 3) for key in ("precision", "recall")]
-        limit, average = f"{each['threshold']:.3f}", _number(each.get("average_precision"))
+        shown = [interval(each.get(key), 3) for key in ("precision", "recall")]
+        limit, average = f"{each['threshold']:.3f}", number(each.get("average_precision"))
         rows.append([name, limit, f"{each['taken']:,}", *shown, average])
     text = f"Mined: {found['taken']:,} of {found['chunks']:,} chunks, {found['words']:,} words"
     return [f"{text}: {folder / 'mined.jsonl'}", *align(rows, rules_before={1})]
@@ -69,42 +61,17 @@ def _audit(found: dict[str, Any], folder: Path) -> list[str]:
     for name, each in found["domains"].items():
         agreed = each["agreed"] / each["judged"] if each["judged"] else None
         accepted = each["accepted"] / each["planted"] if each["planted"] else None
-        shown = [_number(agreed), f"{each['judged']:,}", _number(accepted), f"{each['planted']:,}"]
-        rows.append([name, *shown, _number(each["precision_at_least"])])
+        shown = [number(agreed), f"{each['judged']:,}", number(accepted), f"{each['planted']:,}"]
+        rows.append([name, *shown, number(each["precision_at_least"])])
     return [f"Audit by {found['judge']}:", *align(rows, rules_before={1})]
 
 
 def _pretrain(found: dict[str, Any], folder: Path) -> list[str]:
     rows = [["arm", "tokens", *(f"perplexity of {name}" for name in found["held_out"])]]
     for arm in found["arms"]:
-        shown = [_interval(arm["perplexity"].get(name)) for name in found["held_out"]]
+        shown = [interval(arm["perplexity"].get(name)) for name in found["held_out"]]
         rows.append([arm["title"], f"{arm['tokens']:,}", *shown])
     return ["Continual pre-training:", *align(rows, rules_before={1})]
-
-
-def _evaluate(found: dict[str, Any], folder: Path) -> list[str]:
-    rows = [["task", "measure", *(str(arm["title"]) for arm in found["arms"])]]
-    parts = [(found, "accuracy", "normalized"), (found.get("loss", {}), "loss", "by_example")]
-    for part, measure, kind in [*parts, (found.get("generated", {}), "accuracy", None)]:
-        for task in part.get("tasks", []):
-            cells = [task["results"][arm["name"]] for arm in found["arms"]]
-            shown = [cell if kind is None else cell[kind] for cell in cells]
-            what = "generated answers" if kind is None else measure
-            rows.append([task["name"], what, *(_interval(each | {"value": each[measure]}, 3) for each in shown)])
-    balanced = balanced_lines(found, [(str(arm["name"]), str(arm["title"])) for arm in found["arms"]])
-    about = ["Balanced accuracy:", *balanced] if balanced else []
-    return ["Evaluation:", *align(rows, rules_before={1}), *about, *shot_lines(found)]
-
-
-def _interval(found: dict[str, Any] | None, digits: int = 2) -> str:
-    if not found or found["value"] is None:
-        return ""
-    value, low, high = (_number(found[key], digits) for key in ("value", "low", "high"))
-    return f"{value} ({low} to {high})"
-
-
-def _number(value: Any, digits: int = 3) -> str:
-    return "" if value is None or value != value else f"{value:.{digits}f}"
 
 
 _PARTS = {
@@ -114,5 +81,5 @@ _PARTS = {
     "classify": _classify,
     "audit": _audit,
     "pretrain": _pretrain,
-    "evaluate": _evaluate,
+    "evaluate": evaluation_lines,
 }

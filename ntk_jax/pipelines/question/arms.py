@@ -47,7 +47,7 @@ def arms_of(run: QuestionRun) -> list[Arm]:
     found = []
     for name in config.train.arms:
         if name == OWN:
-            found.append(Arm(OWN, "adversarial questions", folder / "questions.jsonl"))
+            found.append(Arm(OWN, "Adversarial questions", folder / "questions.jsonl"))
             if config.train.by_round:
                 found += _by_round(run, folder / "questions.jsonl")
         else:
@@ -72,7 +72,7 @@ def records_of(run: QuestionRun, arm: Arm) -> list[dict[str, Any]]:
 def _by_round(run: QuestionRun, path: Path) -> list[Arm]:
     """An arm for each round but the last, in which questions stand as they are kept."""
     return [
-        Arm(f"{ROUND}{number}", f"questions as they stood after round {number}", path, number)
+        Arm(f"{ROUND}{number}", f"Questions as they stood after round {number}", path, number)
         for number in range(run.config.ask.rounds)
     ]
 

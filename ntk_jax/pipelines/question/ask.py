@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ntk_jax.data.contamination import evaluation_runs
+from ntk_jax.data.contamination import contamination, evaluation_runs
 from ntk_jax.data.formats import AUTO
 from ntk_jax.data.records import prompt_text, response_text
 from ntk_jax.data.sources import read
@@ -26,9 +26,10 @@ from ntk_jax.pipelines.question.state import QuestionRun
 from ntk_jax.questions.calibration import calibrate
 from ntk_jax.questions.gaps import spread
 from ntk_jax.questions.keep import Candidate, Kept, Limits, keep
-from ntk_jax.questions.loop import Search, Settings, Voices, search
+from ntk_jax.questions.loop import Search, search
 from ntk_jax.questions.question import Chunk, Trace
 from ntk_jax.questions.records import outcomes, reason_of, record_of, trace_of
+from ntk_jax.questions.rounds import Settings, Voices
 from ntk_jax.questions.slots import plan_slots
 from ntk_jax.questions.verify import second_opinion
 from ntk_jax.questions.voice import Voice
@@ -63,6 +64,7 @@ def ask(run: QuestionRun, folder: Path) -> Facts:
     records for every other method, and summary.json."""
     config, clock = run.config, Clock(run.job.folder, "ask")
     chunks = chunks_of(run)
+    holding = _holding_items(run, chunks)
     summaries: list[dict[str, Any]] = []
     kept: list[dict[str, Any]] = []
     model, label = run.model.base, ""
@@ -84,6 +86,7 @@ def ask(run: QuestionRun, folder: Path) -> Facts:
         folder / "summary.json",
         {
             "questions": len(kept),
+            "chunks_with_items": holding,
             "generations": summaries,
             "methods": methods,
             "llm": run.spend(),
@@ -224,6 +227,18 @@ def leaks(run: QuestionRun) -> np.ndarray | None:
     ):
         texts += [f"{prompt_text(record)}\n{response_text(record)}" for record in read(file, reading)]
     return evaluation_runs(texts, config.ask.overlap)[0] if texts else None
+
+
+def _holding_items(run: QuestionRun, chunks: Sequence[Chunk]) -> int:
+    """Chunks that hold words of evaluation items, which is said: what is learned of them is no understanding."""
+    runs, words = leaks(run), run.config.ask.overlap
+    found = 0 if runs is None else sum(contamination(one.text, runs, words) is not None for one in chunks)
+    if found:
+        note(
+            f"{found:,} of {len(chunks):,} chunks share {words} words in a row with an evaluation item, so an arm may "
+            "know it by heart; questions that do are dropped, the other methods' texts are not"
+        )
+    return found
 
 
 def _vectors(run: QuestionRun) -> Callable[[Sequence[str]], np.ndarray] | None:

@@ -41,7 +41,7 @@ def chunk(run: QuestionRun, folder: Path) -> Facts:
     """Writes chunks.jsonl, the chunks that are asked about, and summary.json: what was dropped and why, and which
     documents are unseen."""
     clock, section, config = Clock(run.job.folder, "chunk"), run.config.documents, run.config
-    records = _records(config)
+    records = read_documents(config)
     chosen = sample_indices(len(records), section.limit, config.seed)
     if chosen is not None:
         records = [records[i] for i in chosen]
@@ -77,7 +77,7 @@ def chunk(run: QuestionRun, folder: Path) -> Facts:
     return {"chunks": len(asked)}
 
 
-def _records(config: QuestionConfig) -> list[dict[str, Any]]:
+def read_documents(config: QuestionConfig) -> list[dict[str, Any]]:
     """The documents of the files that are asked for. Raises UserError: none is."""
     section = config.documents
     found = list(read(section.files, Reading("auto", section.columns, "documents.").for_patterns))

@@ -9,16 +9,16 @@ from typing import Annotated, Any, Literal
 
 from ntk_jax.pipelines.common.llm import LLMSection
 from ntk_jax.pipelines.common.sections import (
-    DevicesSection,
     EncoderSection,
     EvaluateSection,
     LoRASection,
     MeshSection,
     ModelSection,
     PageSection,
+    TextsEstimateSection,
     TrainSection,
 )
-from ntk_jax.settings import Count, Fraction, Natural, NotNegative, Positive, Range, section, setting
+from ntk_jax.settings import Count, Fraction, Natural, NotNegative, Range, section, setting
 
 Cosine = Annotated[float, Range(-1, 1)]
 
@@ -132,20 +132,16 @@ class QuestionEvaluateSection(EvaluateSection):
     by_document: str | None = setting(
         None,
         "the key of an item that names its document, such as document_id: items on documents that were asked about "
-        "and on others are told apart",
+        "and on others have results of their own",
     )
 
 
 @dataclass(frozen=True)
-class QuestionEstimateSection(DevicesSection):
+class QuestionEstimateSection(TextsEstimateSection):
     """`ntk-jax estimate`: what to take for files, weights and devices that are not here. What is here is counted."""
 
-    documents: Count | None = setting(None, "documents; null: those of the files")
-    words: Count | None = setting(None, "words of them all; null: from the files")
-    tokens_per_word: Positive = setting(1.35, "where the target's tokenizer is not here")
-    kept: Annotated[float, Range(0, 1, open=True)] = setting(0.5, "share of the questions that are kept")
+    kept_questions: Annotated[float, Range(0, 1, open=True)] = setting(0.5, "share of the questions that are kept")
     answer_words: Count = setting(40, "words of an answer")
-    reply_tokens_per_second: Positive | None = setting(None, "of one reply; null: no time is stated for replies")
 
 
 @dataclass(frozen=True)

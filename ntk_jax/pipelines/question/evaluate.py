@@ -52,8 +52,11 @@ def evaluate(run: QuestionRun, folder: Path) -> Facts:
         about = summaries[name]
         facts.append({"name": point, "arm": name, "step": int(step), "tokens": about["tokens_at"][step]})
     every = [*names, *points]
+    found = tasks(run)
+    others = set(task_files(config.evaluate.general).values() if config.evaluate.general else ())
+    general = {"general": [task.name for task in found if task.where in others]}
     asked = Evaluation(
-        config, run.job, run.model, every, lambda name: model_of(run, trained, name), BATCH_TOKENS, tasks(run)
+        config, run.job, run.model, every, lambda name: model_of(run, trained, name), BATCH_TOKENS, found, general
     )
     return evaluate_arms(asked, folder, [fact for fact in facts if fact["name"] in every])
 
@@ -61,7 +64,10 @@ def evaluate(run: QuestionRun, folder: Path) -> Facts:
 def tasks(run: QuestionRun) -> list[Task]:
     """The tasks of all files, those of `evaluate.files` by whether their documents were asked about."""
     config = run.config
-    key, own = config.evaluate.by_document, set(task_files(config.evaluate.files).values())
+    key, own = (
+        config.evaluate.by_document,
+        set(task_files(config.evaluate.files).values() if config.evaluate.files else ()),
+    )
     found: list[Task] = []
     for task in tasks_of(config, evaluation_sources(config)):
         if key is not None and task.where in own:

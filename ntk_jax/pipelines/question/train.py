@@ -78,12 +78,13 @@ def model_of(run: QuestionRun, folder: Path, name: str) -> Model:
 
 
 def steps_for(rows: Sequence[TokenRow], config: TrainConfig, tokens: int, seed: int) -> int:
-    """The fewest optimiser steps that read so many tokens."""
+    """The optimiser steps that read about so many tokens: as many as come nearest, one at least."""
     total, step = 0, 0
-    while total < tokens:
-        total += sum(len(rows[i].ids) for i in step_indices(step, len(rows), config.batch_size, seed))
-        step += 1
-    return max(step, 1)
+    while True:
+        more = sum(len(rows[i].ids) for i in step_indices(step, len(rows), config.batch_size, seed))
+        if step and abs(total + more - tokens) >= abs(total - tokens):
+            return step
+        total, step = total + more, step + 1
 
 
 def _tokens_of_epochs(rows: Sequence[TokenRow], config: QuestionConfig) -> int:

@@ -15,6 +15,7 @@ from ntk_jax.engine.estimate import hours_of
 from ntk_jax.engine.estimate_text import device_time
 from ntk_jax.engine.rates import Rate
 from ntk_jax.kernels.projections import check_width, projection_flops
+from ntk_jax.pipelines.common.memory import keys_per_query
 from ntk_jax.pipelines.common.sections import TrainSection
 from ntk_jax.pipelines.common.training import train_config
 from ntk_jax.pipelines.select.account import ARRAYS
@@ -22,7 +23,7 @@ from ntk_jax.pipelines.select.align import directions_at_once
 from ntk_jax.pipelines.select.arms import arms
 from ntk_jax.pipelines.select.config import resolved_votes
 from ntk_jax.pipelines.select.load import Load, Questions
-from ntk_jax.pipelines.select.memory import keys_per_query, peak_memory, recomputes
+from ntk_jax.pipelines.select.memory import peak_memory, recomputes
 from ntk_jax.report.amounts import metric
 from ntk_jax.training.checkpoints import KEPT
 from ntk_jax.training.flops import forward_flops, gradient_flops, matrix_parameters, score_flops, training_flops
@@ -305,6 +306,6 @@ def _state_rules(load: Load) -> None:
         "memory",
         None,
         "weights, adapter, optimizer and live activations, without XLA's workspace",
-        "a model of the compiled steps, pipelines/select/memory.py; within a factor of 2 of the CPU compiler's account "
+        "a model of the compiled steps, pipelines/common/memory.py; within a factor of 2 of the CPU compiler's account "
         "of small shapes",
     )

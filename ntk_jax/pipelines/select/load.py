@@ -3,29 +3,24 @@ here."""
 
 from __future__ import annotations
 
-import glob
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ntk_jax.data.batch import TokenRow
-from ntk_jax.data.columns import remote_kind
 from ntk_jax.data.packing import pack
 from ntk_jax.data.records import Record
 from ntk_jax.data.sources import count_records, sample_indices
-from ntk_jax.data.tokens import ChoiceRow, encode_choices, encode_many
 from ntk_jax.engine.costs import Grounds
 from ntk_jax.engine.progress import Progress
 from ntk_jax.engine.stage import Job
 from ntk_jax.errors import UserError
-from ntk_jax.evaluation.shots import before_choices, before_responses
 from ntk_jax.evaluation.tasks import METRICS, Task
 from ntk_jax.pipelines.common.evaluate import tasks_of
-from ntk_jax.pipelines.common.examples import rendering_of
+from ntk_jax.pipelines.common.evaluated_reads import NONE, Questions, count_questions, here, say_count, spread
 from ntk_jax.pipelines.common.pool_run import pool_run
 from ntk_jax.pipelines.common.shape import abstract_model
 from ntk_jax.pipelines.select.config import SelectConfig
@@ -61,22 +56,6 @@ class Volume:
 
 
 @dataclass(frozen=True)
-class Questions:
-    """Multiple-choice questions of all files, or held-out examples. tokens: the prompt once and every choice, or the
-    response; labels: of the choices, or the response. bytes: of the choices, which predictions repeat."""
-
-    files: int
-    count: float
-    tokens: float
-    labels: float
-    bytes: float
-    longest: int
-
-
-NONE = Questions(0, 0, 0.0, 0.0, 0.0, 1)
-
-
-@dataclass(frozen=True)
 class Load:
     """The run as its stages know it, with shapes for weights, and what it reads."""
 
@@ -108,17 +87,6 @@ def load(config: SelectConfig, grounds: Grounds) -> Load:
             "or add data"
         )
     return found
-
-
-def here(files: Sequence[str]) -> bool:
-    """Whether any of the files is on this machine. What a network name stands for is not looked up."""
-    for item in files:
-        path = str(Path(item).expanduser())
-        if item.startswith("builtin:") or Path(path).exists():
-            return True
-        if not remote_kind(item) and glob.has_magic(path) and any(glob.iglob(path, recursive=True)):
-            return True
-    return False
 
 
 def pool_examples(run: SelectRun, grounds: Grounds) -> Volume:
@@ -191,57 +159,10 @@ def _counted(run: SelectRun, grounds: Grounds, tasks: Sequence[Task], metric: st
     """Those of tasks that are here, by a tokenized sample."""
     if not tasks:
         return NONE
-    names = {
-        "accuracy": ("questions", "question"),
-        "loss": ("held-out examples", "held-out example"),
-        "generated": ("generated answers", "generated answer"),
-    }[metric]
-    pairs = [(task, record) for task in tasks for record in task.records]
-    records = [record for _, record in pairs]
-    where = f"{len(records):,} in {len(tasks)} file(s)"
-    grounds.known(names[0], len(records), where, "counted in evaluate.files")
-    tokenizer, model = run.model.base.tokenizer, run.config.model
-    if tokenizer is None:
-        return _assumed_questions(run, grounds, len(tasks), len(records), metric)
-    few = sample_indices(len(records), run.config.estimate.sample, run.config.seed)
-    pairs = pairs if few is None else [pairs[i] for i in few]
-    sample = _behind_shots(run, pairs, metric)
-    options: dict[str, Any] = {
-        "max_length": model.max_length, "overflow": model.overflow, "rendering": rendering_of(model)
-    }  # fmt: skip
-    if metric == "accuracy":
-        asked = [row for r in sample if isinstance(row := encode_choices(r, tokenizer, **options), ChoiceRow)]
-        sizes = [(row.tokens, sum(map(len, row.choices))) for row in asked]
-        size = float(np.mean([len(json.dumps(r["choices"], ensure_ascii=False).encode()) for r in sample]))
-    else:
-        read = encode_many(sample, tokenizer, **options)
-        sizes = [(len(row.ids), int(row.span.sum())) for row in read if isinstance(row, TokenRow)]
-        size = 0.0
-        if metric == "generated":
-            most = run.config.evaluate.answer_tokens
-            sizes = [(min(total - response + most, model.max_length), most) for total, response in sizes]
-    if not sizes:
-        raise UserError(f"evaluate.files: none of the sampled {names[0]} is usable; raise model.max_length")
-    tokens, labels = np.array(sizes).T
-    text = f"tokenized {len(sample):,} of {len(records):,}"
-    grounds.known(f"tokens a {names[1]}", float(tokens.mean()), _spread(tokens), text)
-    count = len(records) * len(sizes) / len(sample)
-    return Questions(len(tasks), count, float(tokens.mean()), float(labels.mean()), size, int(tokens.max()))
-
-
-def _behind_shots(run: SelectRun, pairs: Sequence[tuple[Task, Record]], metric: str) -> list[Record]:
-    """Records of tasks behind the solved examples that stand before them, as they are evaluated."""
-    config, tokenizer, found = run.config, run.model.base.tokenizer, []
-    fits: dict[str, Any] = {"max_length": config.model.max_length, "rendering": rendering_of(config.model)}
-    for task, record in pairs:
-        if not task.shots.records:
-            found.append(record)
-        else:
-            if metric == "generated":  # which needs room for a whole reply
-                fits["max_length"] = max(2, config.model.max_length - config.evaluate.answer_tokens)
-            place = before_choices if metric == "accuracy" else before_responses
-            found += place([record], task.shots.records, tokenizer, **fits)[0]
-    return found
+    count = say_count(tasks, metric, grounds)
+    if run.model.base.tokenizer is None:
+        return _assumed_questions(run, grounds, len(tasks), count, metric)
+    return count_questions(run.config, tasks, metric, run.model.base.tokenizer, run.config.estimate.sample, grounds)
 
 
 def _sampled(run: SelectRun, grounds: Grounds, name: str, records: list[Record], limit: int) -> Volume:
@@ -266,7 +187,7 @@ def _sampled(run: SelectRun, grounds: Grounds, name: str, records: list[Record],
     grounds.known(
         f"tokens a {name} example",
         float(lengths.mean()),
-        _spread(lengths, error) + (f"; {lost:,} dropped, {cut:,} truncated" if lost or cut else ""),
+        spread(lengths, error) + (f"; {lost:,} dropped, {cut:,} truncated" if lost or cut else ""),
         f"tokenized {'all' if whole else 'a seeded sample of'} {len(records):,}, model.max_length {model.max_length:,}",
     )
     fills = []
@@ -363,9 +284,3 @@ def _assumed_questions(run: SelectRun, grounds: Grounds, files: int, count: int,
         "tokens a question", tokens, f"{tokens:g}, {labels:g} of them in choices", f"estimate.{key}, choice_tokens"
     )
     return Questions(files, count, tokens, labels, labels * section.bytes_per_token + 20, longest)
-
-
-def _spread(lengths: Sequence[int] | np.ndarray, error: float = 0.0) -> str:
-    low, middle, high = np.percentile(lengths, (5, 50, 95))
-    plus = f" ± {error:.1f} (standard error)" if error else ""
-    return f"mean {np.mean(lengths):.1f}{plus}, 5% to 95%: {low:.0f} to {high:.0f}, median {middle:.0f}"

@@ -39,7 +39,10 @@ def _records(chunks: Sequence[Chunk], voice: Voice, asked: Asked) -> Iterator[Re
             questions = [pair for pair in questions if not _repeats(pair[1], known[pair[0].chunks[0].id], asked)]
             for slot, question in questions:
                 known[slot.chunks[0].id].append(question)
-            given = [((s, q), answer_wish(s, q, max_tokens=asked.max_tokens)) for s, q in questions]
+            given = [
+                ((s, q), answer_wish(s, q, seed=seed_of(asked.seed, NAME, s.id, "answer"), max_tokens=asked.max_tokens))
+                for s, q in questions
+            ]
             for (slot, question), said in answers(given, voice, asked):
                 fresh = True
                 answer: Answer = found_quotes(slot, said.value)

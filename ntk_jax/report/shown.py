@@ -1,17 +1,21 @@
-"""What a section of mining's part of the page is made of, and the small things that all of them use."""
+"""Sections of plain data: sentences, figures, tables and texts that open on demand, and the small things that those who
+make them use."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ntk_jax.report.amounts import NOTHING, finite, percent
-from ntk_jax.report.layout import Figure, Table
-from ntk_jax.report.reading import mapping
+from ntk_jax.report.amounts import NOTHING, count, finite, percent
+from ntk_jax.report.layout import Figure, Section, Table, render
+from ntk_jax.report.markup import Html
+from ntk_jax.report.reading import RunDirectory, mapping
 
 MOST_TEXT = 2000  # characters of a text that is shown
 MOST_SHOWN = 20  # texts of a kind
+# What a damaged file raises when its values are not where they belong.
+_DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError, StopIteration, ArithmeticError)
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,8 @@ class Text:
 
 @dataclass(frozen=True)
 class Shown:
-    """A section. missing: what cannot be shown, in words; folds: tables that open on demand; texts: (title, texts)."""
+    """A section. missing: what cannot be shown, in words; folds: tables that open on demand; texts: (title, texts);
+    more: markup behind them."""
 
     missing: Sequence[str] = ()
     leads: Sequence[str] = ()
@@ -32,6 +37,22 @@ class Shown:
     tables: Sequence[Table] = ()
     folds: Sequence[tuple[str, Table]] = ()
     texts: Sequence[tuple[str, Sequence[Text]]] = ()
+    more: Sequence[Html] = ()
+
+
+def section_of(anchor: str, name: str, title: str, shown: Shown) -> Section:
+    """The section on the page. anchor: its id; name: in the list of contents."""
+    return Section(anchor, name, render("shown.html", anchor=anchor, title=title, shown=shown))
+
+
+def safely(run: RunDirectory, what: str, of: str, make: Callable[[], Any], otherwise: Any) -> Any:
+    """A part of the page; where a file is damaged, what stands there otherwise, and a line among the problems. what:
+    the part, of: whose it is, both for people."""
+    try:
+        return make()
+    except _DAMAGED as error:
+        run.problems.append(f"{what} of {of} holds values that cannot be shown ({type(error).__name__}: {error})")
+        return otherwise
 
 
 def cut(value: Any) -> str:
@@ -64,3 +85,9 @@ def bounded(entry: Any, digits: int = 1) -> str:
         return NOTHING
     between = f" ({percent(low, digits)} to {percent(high, digits)})" if low is not None and high is not None else ""
     return percent(value, digits) + between
+
+
+def percent_of(n: Any, total: Any) -> str:
+    """A count with its share: 12 (0.6%)."""
+    a, b = finite(n), finite(total)
+    return count(n) if a is None or not b else f"{count(a)} ({percent(a / b)})"
