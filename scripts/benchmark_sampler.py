@@ -111,7 +111,7 @@ def shared(model: Model, ends: list[list[int]], options: argparse.Namespace) -> 
     found |= {"ratios": {name: ms.ratio(times, name, "off") for name in ("new client", "asked before")}}
     print(
         f"{len(prompts)} prompts of {found['tokens']:,} tokens, {options.alike} in a row share "
-        f"{options.shared_prefix}; replies of {options.new}: {statistics.median(times['off']):.1f} s with nothing kept; "
+        f"{options.shared_prefix}; replies of {options.new}: {statistics.median(times['off']):.1f} s, nothing kept; "
         + "; ".join(f"{name} {ratio:.2f} x that time" for name, ratio in found["ratios"].items())
         + f"; the replies are {'the same' if found['same'] else 'NOT THE SAME'}",
         flush=True,
