@@ -56,7 +56,7 @@ def test_every_method_gives_records_that_can_be_trained_on(name: str, form: str)
     assert json.loads(json.dumps(shown)) == shown
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ASKING)
 def test_the_records_end_with_the_first_that_reaches_the_tokens(name: str) -> None:
     everything = run(name)[0]
     for budget in (1, 100, tokens(everything[:4]), tokens(everything[:4]) + 1):
@@ -204,6 +204,9 @@ def test_documents_are_given_as_they_are_in_a_drawn_order() -> None:
     records, *_ = run("documents", chunks=chunks)
     assert {record["chunk"]: record["response"] for record in records} == {chunk.id: chunk.text for chunk in chunks}
     assert len({record["document_id"] for record in records[:6]}) > 2, "the first ones are not of one document"
+    few, _, asked, _ = run("documents", chunks=chunks, tokens=1)
+    assert few == records, "they cost nothing, so that no budget keeps a part of the documents from the arm"
+    assert summary(few, asked)["missing_tokens"] == 0
 
 
 def test_paraphrases_take_every_chunk_once_before_any_a_second_time() -> None:

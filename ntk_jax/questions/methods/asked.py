@@ -26,9 +26,9 @@ class Asked:
     """What is wanted of one run of a method.
 
     tokens: of training, prompts and responses together, by count_tokens: the records end with the first that reaches
-    it. max_tokens: of a reply. part_words: of a document that are read at once, where a method reads whole documents.
-    wave: requests that are asked together. likelihood: of the model that is to be trained. progress: (replies of the
-    voice so far, with those of this wave, what was spent).
+    it; those of `documents`, which cost nothing, do not. max_tokens: of a reply. part_words: of a document that are
+    read at once, where a method reads whole documents. wave: requests that are asked together. likelihood: of the
+    model that is to be trained. progress: (replies of the voice so far, with those of this wave, what was spent).
     The method fills dropped, {why: what was left out though its reply was usable}, and found, what it counted and
     measured on its way.
 
