@@ -16,7 +16,7 @@ from scripted_methods import as_text, asked_for, chunks_of_documents, count_word
 
 from ntk_jax.errors import UserError
 from ntk_jax.llm.request import Reply, Request
-from ntk_jax.questions.methods.asked import Asked, summary, turns
+from ntk_jax.questions.methods.asked import FIRST, Asked, summary, turns, waves
 from ntk_jax.questions.methods.calibration import comprehension_loss
 from ntk_jax.questions.methods.entities import subset
 from ntk_jax.questions.methods.naming import parts_of
@@ -74,6 +74,19 @@ def test_no_more_is_asked_than_the_tokens_take(name: str) -> None:
     many = run(name, chunks=chunks, form="text")[3].asked
     assert len(few) < len(many) / 2
     assert len(run("paraphrase", tokens=60, wave=4)[3].asked) == 4, "two texts of 30 words, and the rest of their wave"
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_few_tokens_take_few_calls_whatever_a_wave_may_hold(name: str) -> None:
+    """Documents and facts are read first; then a method asks for a small wave, and not at once for all it may."""
+    chunks = chunks_of_documents(20, 4)
+    calls = Counter(
+        asked_for(request) for request in run(name, chunks=chunks, tokens=20, wave=64, form="text")[3].asked
+    )
+    read = {"naming", "ways"}
+    assert max(count for kind, count in calls.items() if kind not in read) <= FIRST
+    assert [len(wave) for wave in waves(range(200), 64)] == [8, 16, 32, 64, 64, 16]
+    assert [len(wave) for wave in waves(range(7), 3)] == [3, 3, 1]
 
 
 @pytest.mark.parametrize("name", ASKING)

@@ -19,6 +19,7 @@ from ntk_jax.questions.voice import Said, Voice, Wish, seed_of
 Record = dict[str, Any]
 Item = TypeVar("Item")
 _REASONS = 3  # of a message
+FIRST = 8  # requests of the first wave; each further one has twice as many, up to `Asked.wave`
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class Asked:
 
     tokens: of training, prompts and responses together, by count_tokens: the records end with the first that reaches
     it; those of `documents`, which cost nothing, do not. max_tokens: of a reply. part_words: of a document that are
-    read at once, where a method reads whole documents. wave: requests that are asked together. likelihood: of the
-    model that is to be trained. progress: (replies of the voice so far, with those of this wave, what was spent).
+    read at once, where a method reads whole documents. wave: requests that are asked together at most. likelihood: of
+    the model that is to be trained. progress: (replies of the voice so far, with those of this wave, what was spent).
     The method fills dropped, {why: what was left out though its reply was usable}, and found, what it counted and
     measured on its way.
 
@@ -110,12 +111,23 @@ def summary(records: Sequence[Mapping[str, Any]], asked: Asked) -> dict[str, Any
 
 def answers(wishes: Iterable[tuple[Item, Wish]], voice: Voice, asked: Asked) -> Iterator[tuple[Item, Said]]:
     """What each wish brought, where it is usable, in order: asked for in waves, each only when it is needed."""
-    left = iter(wishes)
-    while wave := list(islice(left, asked.wave)):
-        said = voice.ask([wish for _, wish in wave], _further(asked.progress, voice.calls))
-        for (item, _), one in zip(wave, said, strict=True):
-            if one.usable:
-                yield item, one
+    for wave in waves(wishes, asked.wave):
+        yield from answered(wave, voice, asked)
+
+
+def answered(wave: Sequence[tuple[Item, Wish]], voice: Voice, asked: Asked) -> list[tuple[Item, Said]]:
+    """What each wish brought, where it is usable, in order: all are asked together."""
+    said = voice.ask([wish for _, wish in wave], _further(asked.progress, voice.calls))
+    return [(item, one) for (item, _), one in zip(wave, said, strict=True) if one.usable]
+
+
+def waves(items: Iterable[Item], most: int) -> Iterator[list[Item]]:
+    """The items in waves of `FIRST`, twice as many, and so on up to `most`: where few are needed few are asked for, and
+    of many the last wave is a small part."""
+    left, size = iter(items), min(FIRST, most)
+    while wave := list(islice(left, size)):
+        yield wave
+        size = min(2 * size, most)
 
 
 def worded(chunks: Sequence[Chunk], asked: Asked) -> list[Chunk]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ntk_jax.data.words import bare_words
 from ntk_jax.errors import UserError
-from ntk_jax.questions.methods.asked import Asked, Record, answers, record_of, turns, within, worded
+from ntk_jax.questions.methods.asked import Asked, Record, answered, answers, record_of, turns, waves, within, worded
 from ntk_jax.questions.methods.facts import FACT_WORDS, FACTS_SCHEMA, NAMES, PAIR_SCHEMA, Fact, different
 from ntk_jax.questions.methods.replies import array_reader, lines_reader, pairs_reader, parts_reader
 from ntk_jax.questions.question import Chunk, Likelihood, passage_of
@@ -88,10 +88,8 @@ def _gathered(chunks: Sequence[Chunk], voice: Voice, asked: Asked) -> list[Fact]
 
 
 def _listed(chunks: Sequence[Chunk], voice: Voice, asked: Asked) -> Iterator[Fact]:
-    order = asked.order(len(chunks), NAME)
-    for start in range(0, len(order), asked.wave):
-        wave = [chunks[n] for n in order[start : start + asked.wave]]
-        said = list(answers(((chunk, _facts(chunk, asked)) for chunk in wave), voice, asked))
+    for wave in waves((chunks[n] for n in asked.order(len(chunks), NAME)), asked.wave):
+        said = answered([(chunk, _facts(chunk, asked)) for chunk in wave], voice, asked)
         yield from turns([Fact(text, "", chunk, str(n)) for n, text in enumerate(one.value)] for chunk, one in said)
 
 
