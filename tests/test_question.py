@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import subprocess
@@ -24,6 +25,8 @@ from ntk_jax.engine.config import build
 from ntk_jax.engine.plan import Command
 from ntk_jax.errors import Note, UserError
 from ntk_jax.pipelines.select.config import SelectConfig
+from ntk_jax.questions.methods.asked import NothingWritten
+from ntk_jax.questions.methods.table import METHODS
 from ntk_jax.questions.reach import locate
 
 # The server of these tests takes no `n` and gives no log-probabilities, and a run says so.
@@ -254,7 +257,7 @@ def test_a_second_generation_asks_the_trained_target(inputs: Path, made: World, 
 
 
 def test_documents_that_hold_evaluation_items_are_named(inputs: Path, made: World, server: FaultyServer) -> None:
-    text = made.chunks[0].text.split(". ")[0]
+    text = made.chunks[0].text.removesuffix(".")
     item = {
         "id": "i",
         "source": "s",
@@ -264,12 +267,41 @@ def test_documents_that_hold_evaluation_items_are_named(inputs: Path, made: Worl
     }
     (inputs / "items.jsonl").write_text(json.dumps(item) + "\n")
     config = question_config(
-        inputs, server.url, "items", ask={"rounds": 0, "decontaminate": [str(inputs / "items.jsonl")], "overlap": 6},
+        inputs, server.url, "items", ask={"rounds": 0, "decontaminate": [str(inputs / "items.jsonl")]},
         documents={"trained": 1.0},
     )  # fmt: skip
-    with pytest.warns(Note, match="1 of 6 chunks share 6 words in a row with an evaluation item"):
+    with pytest.warns(Note, match="1 of 6 chunks share 8 words in a row with an evaluation item"):
         folder = run(config, until="ask")
-    assert summary(folder, "ask")["chunks_with_items"] == 1
+    found = summary(folder, "ask")
+    assert found["chunks_with_items"] == 1
+    # No arm of questions is trained on what is asked of it later; the documents are what they are.
+    for name, there in (("questions", False), ("static", False), ("documents", True)):
+        documents = {one["document_id"] for one in lines(folder / "ask" / f"{name}.jsonl")}
+        assert (made.chunks[0].document in documents) == there, name
+    assert found["methods"]["static"]["dropped"]["it shares a run of words with an evaluation item"] > 0
+
+
+@pytest.mark.parametrize(
+    "error", [NothingWritten("no record, for \\escape is no JSON"), UserError("the cap is reached")]
+)
+def test_a_method_that_brings_nothing_has_no_arm_and_stops_no_run(
+    inputs: Path, server: FaultyServer, monkeypatch: pytest.MonkeyPatch, error: UserError
+) -> None:
+    def write(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setitem(METHODS, "documents", dataclasses.replace(METHODS["documents"], write=write))
+    arms = {"arms": ["adversarial", "documents"]}
+    name = type(error).__name__
+    config = question_config(inputs, server.url, name, ask={"rounds": 0, "per_chunk": 1}, train=arms)
+    if name == "UserError":  # nobody answers any more, which is no fault of the method's
+        with pytest.raises(UserError, match="cap is reached"):
+            run(config, until="ask")
+        return
+    with pytest.warns(Note, match="escape is no JSON"):
+        folder = run(config, until="ask")
+    about = summary(folder, "ask")["methods"]["documents"]
+    assert about["records"] == 0 and "escape" in about["failed"]
 
 
 def test_what_is_kept_can_be_ranked_by_select(whole: Path, inputs: Path) -> None:

@@ -16,7 +16,7 @@ from scripted_methods import as_text, asked_for, chunks_of_documents, count_word
 
 from ntk_jax.errors import UserError
 from ntk_jax.llm.request import Reply, Request
-from ntk_jax.questions.methods.asked import FIRST, Asked, summary, turns, waves
+from ntk_jax.questions.methods.asked import FIRST, Asked, NothingWritten, summary, turns, waves
 from ntk_jax.questions.methods.calibration import comprehension_loss
 from ntk_jax.questions.methods.entities import subset
 from ntk_jax.questions.methods.naming import parts_of
@@ -207,6 +207,21 @@ def test_progress_counts_replies_on_from_wave_to_wave() -> None:
 
 def test_turns_take_one_of_each_row() -> None:
     assert list(turns([[1, 2, 3], [], [4], (5, 6)])) == [1, 4, 5, 2, 6, 3]
+
+
+@pytest.mark.parametrize("name", ["static", "facts", "calibration", "paraphrase"])
+def test_questions_that_leaked_are_left_out_and_made_up_for(name: str) -> None:
+    whole = run(name)[0]
+    bad = {f"{record['prompt']}\n{record['response']}" for record in whole[::2]}
+    records, _, asked, _ = run(name, leaked=bad.__contains__)
+    if METHODS[name].kind == "text":
+        assert records == whole, "texts are not looked at"
+        return
+    assert records == whole[1::2] and asked.dropped["it shares a run of words with an evaluation item"] == len(bad)
+    budget = tokens(whole[:3])
+    assert tokens(run(name, leaked=bad.__contains__, tokens=budget)[0]) >= budget or name == "calibration"
+    with pytest.raises(NothingWritten, match="evaluation item"):
+        run(name, leaked=lambda text: True)
 
 
 # -- texts -----------------------------------------------------------------------------------------------------------
