@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import shutil
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from faulty_server import Answer, FaultyServer, completion, error
 from scripted_world import World, fact_of
-from tiny_question import answer_of, question_config, question_tree, serving, write_question_inputs
+from tiny_question import answer_of, question_config, question_tree, serving, write_lines, write_question_inputs
 from tiny_run import quiet, write_config
 
 from ntk_jax import cli, pipelines
@@ -24,6 +26,8 @@ from ntk_jax.data.words import text_hash
 from ntk_jax.engine.config import build
 from ntk_jax.engine.plan import Command
 from ntk_jax.errors import Note, UserError
+from ntk_jax.pipelines.question.arms import arms_of, as_trained
+from ntk_jax.pipelines.question.config import QuestionConfig
 from ntk_jax.pipelines.select.config import SelectConfig
 from ntk_jax.questions.methods.asked import NothingWritten
 from ntk_jax.questions.methods.table import METHODS
@@ -363,6 +367,8 @@ def test_kill_9_repeats_no_call_and_keeps_the_same(inputs: Path, made: World) ->
         ({"train": {"arms": ["adversarial", "other"]}}, "there is no arm other"),
         ({"train": {"arms": ["static", "static"]}}, "each once"),
         ({"evaluate": {"arms": []}}, "evaluate.arms is empty"),
+        ({"evaluate": {"arms": ["base", "statik"]}}, "evaluate.arms: there is no arm statik; choose from base, adv"),
+        ({"evaluate": {"arms": ["round-0"]}}, "evaluate.arms: there is no arm round-0"),
         ({"expert": {"price_in": None, "cap": 1.0}}, "price_in"),
     ],
 )
@@ -392,3 +398,47 @@ def test_documents_of_no_use_are_named(inputs: Path, made: World, rows: list[Any
     config = question_config(inputs, "http://localhost:9/v1", "useless", documents={"files": [str(path)]})
     with pytest.raises(UserError, match=said):
         run(config, until="chunk")
+
+
+def test_documents_without_a_chunk_are_unseen_and_names_that_never_match_are_said(
+    inputs: Path, server: FaultyServer
+) -> None:
+    """Of a sample of chunks some documents have none: no arm has read these."""
+    ask, train = {"rounds": 0, "per_chunk": 1}, {"arms": ["documents", "adversarial"]}
+    sections: dict[str, Any] = {"documents": {"trained": 1.0, "chunks": 4}, "ask": ask, "train": train}
+    folder = run(question_config(inputs, server.url, "sampled", **sections))
+    asked = {line["document"] for line in lines(folder / "chunk" / "chunks.jsonl")}
+    assert len(asked) == 4
+    for side, count in (("trained", 4), ("unseen", 2)):
+        found = lines(folder / "evaluate" / "predictions" / "base" / f"test ({side} documents).jsonl")
+        assert len(found) == 2 * count and all((one["group"] in asked) == (side == "trained") for one in found)
+
+    items = [one | {"document_name": f"{one['document_id']}.pdf"} for one in lines(inputs / "test.jsonl")]
+    write_lines(inputs / "named.jsonl", items)
+    other = {"files": [str(inputs / "named.jsonl")], "by_document": "document_name", "general": []}
+    with pytest.warns(Note, match=r"named.jsonl: no item is about a document .* of an item 'doc-0.pdf'"):
+        run(question_config(inputs, server.url, "misnamed", **sections, evaluate=other))
+
+
+def test_items_that_do_not_name_their_document_are_refused_before_anything_is_asked(inputs: Path, made: World) -> None:
+    config = question_config(inputs, "http://localhost:9/v1", "unnamed", evaluate={"by_document": "document"})
+    with pytest.raises(UserError, match=r'record .doc-0-0. has no "document", which names its document'):
+        run(config)
+
+
+def test_a_round_without_questions_has_no_arm_and_training_is_as_asked(whole: Path, tmp_path: Path) -> None:
+    lines_of = lines(whole / "questions.jsonl")
+    for line in lines_of:  # none stood after the first round
+        line["trace"]["rounds"] = [one | {"accepted": one["round"] > 0} for one in line["trace"]["rounds"]]
+        line["trace"]["rounds"].append(line["trace"]["rounds"][-1] | {"accepted": True, "round": 1})
+    (tmp_path / "ask").mkdir()
+    write_lines(tmp_path / "ask" / "questions.jsonl", lines_of)
+    shutil.copytree(whole / "chunk", tmp_path / "chunk")
+    tree = yaml.safe_load((whole / "config.yaml").read_text())
+    tree["train"] |= {"arms": ["adversarial"], "by_round": True, "with_passage": True}
+    tree.pop("pipeline", None)
+    asked = SimpleNamespace(config=build(QuestionConfig, tree, "test"), job=SimpleNamespace(folder=tmp_path))
+    assert [arm.name for arm in arms_of(asked)] == ["adversarial", "round-1"]  # type: ignore[arg-type]
+    chunks = {line["id"]: line["text"] for line in lines(whole / "chunk" / "chunks.jsonl")}
+    for line, record in zip(lines_of, as_trained(asked, lines_of), strict=True):  # type: ignore[arg-type]
+        assert chunks[line["chunks"][0]] in str(record["messages"])
