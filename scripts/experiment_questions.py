@@ -5,9 +5,10 @@
 
 Runs the command once for each seed into OUT/seed-N, which goes on where it was stopped, then writes OUT/results.json
 and OUT/results.md: questions by outcome, the gap before and after rewriting, the share of annotated spans that the
-questions of each method reach (--spans: records with `document_id` and `spans`), and accuracy, balanced accuracy and
-held-out loss of every arm. The seed draws documents, chunks, questions and the order of training. Intervals are over
-seeds, mean ± t s / √seeds, of differences to `base` too. Options behind -- go to the command.
+questions of each method reach (--spans: records with `document_id` and `spans`), accuracy and balanced accuracy by raw
+likelihood (the pages of the runs have both kinds), and held-out loss of every arm. The seed draws documents, chunks,
+questions and the order of training. Intervals are over seeds, mean ± t s / √seeds, of differences to `base` too.
+Options behind -- go to the command.
 """
 
 from __future__ import annotations
@@ -23,14 +24,13 @@ from typing import Any
 
 import measurement as ms
 import numpy as np
+from scipy.special import stdtrit
 
 from ntk_jax.data.sources import read
 from ntk_jax.errors import UserError
 from ntk_jax.questions.reach import reached, spans_of
 from ntk_jax.storage.atomic import write_json, write_text
 
-# Of Student's distribution, two-sided 95%, by degrees of freedom.
-_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 ASKING = ("questions", "static")  # files of records whose answers have quotes
 
 
@@ -133,7 +133,7 @@ def with_interval(values: Sequence[float]) -> str:
     mean = float(np.mean(values))
     if len(values) < 2:
         return f"{mean:.3f}"
-    half = _T.get(len(values) - 1, 1.96) * float(np.std(values, ddof=1)) / len(values) ** 0.5
+    half = float(stdtrit(len(values) - 1, 0.975) * np.std(values, ddof=1)) / len(values) ** 0.5
     return f"{mean:.3f} ± {half:.3f}"
 
 

@@ -125,6 +125,17 @@ def test_records_made_from_the_real_annotations(tmp_path: Path, shared: Path) ->
         assert found == expected | known
 
 
+def test_one_odd_answer_does_not_silently_cost_its_kind(tmp_path: Path) -> None:
+    more = {f"{name}{n}": kinds for n in range(2) for name, kinds in CLAUSES.items()}
+    path = master(tmp_path / "master_clauses.csv", more)
+    text = path.read_text()
+    path.write_text(text.replace(",No,", ",Maybe,", 1))
+    with pytest.raises(UserError, match=r"master_clauses.csv:\d: 'Audit Rights-Answer' must be Yes or No, got 'Maybe'"):
+        list(nj.read_records(path))
+    path.write_text(text)
+    assert len(list(nj.read_records(path))) == 8
+
+
 def test_an_answer_counts_more_than_spans(tmp_path: Path) -> None:
     rows = "Filename,Audit Rights,Audit Rights- Answer\nA.txt,[],Yes\nB,['x'],\nC,,\nD,a text,No \n"
     (tmp_path / "clauses.csv").write_text(rows)

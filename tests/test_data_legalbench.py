@@ -158,6 +158,14 @@ def test_several_columns_fill_the_slots(tmp_path: Path) -> None:
     assert first["choices"] == ["No", "Yes"] and first["answer"] == 1
 
 
+def test_a_slot_for_the_answer_does_not_give_it_away(tmp_path: Path) -> None:
+    place = task(tmp_path)
+    prompt = place / "base_prompt.txt"
+    prompt.write_text(prompt.read_text().rstrip() + " {{answer}}\n")
+    found = list(nj.read_records(place / "test.tsv"))
+    assert found and all(record["prompt"].endswith("Label:") for record in found)
+
+
 def test_columns_of_our_names_are_kept(tmp_path: Path) -> None:
     rows = [("0", "Yes", "t", "their own", "theirs")]
     place = task(tmp_path, test=table(rows, "index\tanswer\ttext\tprompt\tid"))

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
+import shutil
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from faulty_server import Answer, FaultyServer, completion, error
 from scripted_world import World, fact_of
-from tiny_question import answer_of, question_config, question_tree, serving, write_question_inputs
+from tiny_question import answer_of, question_config, question_tree, serving, write_lines, write_question_inputs
 from tiny_run import quiet, write_config
 
 from ntk_jax import cli, pipelines
@@ -23,7 +26,11 @@ from ntk_jax.data.words import text_hash
 from ntk_jax.engine.config import build
 from ntk_jax.engine.plan import Command
 from ntk_jax.errors import Note, UserError
+from ntk_jax.pipelines.question.arms import arms_of, as_trained
+from ntk_jax.pipelines.question.config import QuestionConfig
 from ntk_jax.pipelines.select.config import SelectConfig
+from ntk_jax.questions.methods.asked import NothingWritten
+from ntk_jax.questions.methods.table import METHODS
 from ntk_jax.questions.reach import locate
 
 # The server of these tests takes no `n` and gives no log-probabilities, and a run says so.
@@ -254,7 +261,7 @@ def test_a_second_generation_asks_the_trained_target(inputs: Path, made: World, 
 
 
 def test_documents_that_hold_evaluation_items_are_named(inputs: Path, made: World, server: FaultyServer) -> None:
-    text = made.chunks[0].text.split(". ")[0]
+    text = made.chunks[0].text.removesuffix(".")
     item = {
         "id": "i",
         "source": "s",
@@ -264,12 +271,41 @@ def test_documents_that_hold_evaluation_items_are_named(inputs: Path, made: Worl
     }
     (inputs / "items.jsonl").write_text(json.dumps(item) + "\n")
     config = question_config(
-        inputs, server.url, "items", ask={"rounds": 0, "decontaminate": [str(inputs / "items.jsonl")], "overlap": 6},
+        inputs, server.url, "items", ask={"rounds": 0, "decontaminate": [str(inputs / "items.jsonl")]},
         documents={"trained": 1.0},
     )  # fmt: skip
-    with pytest.warns(Note, match="1 of 6 chunks share 6 words in a row with an evaluation item"):
+    with pytest.warns(Note, match="1 of 6 chunks share 8 words in a row with an evaluation item"):
         folder = run(config, until="ask")
-    assert summary(folder, "ask")["chunks_with_items"] == 1
+    found = summary(folder, "ask")
+    assert found["chunks_with_items"] == 1
+    # No arm of questions is trained on what is asked of it later; the documents are what they are.
+    for name, there in (("questions", False), ("static", False), ("documents", True)):
+        documents = {one["document_id"] for one in lines(folder / "ask" / f"{name}.jsonl")}
+        assert (made.chunks[0].document in documents) == there, name
+    assert found["methods"]["static"]["dropped"]["it shares a run of words with an evaluation item"] > 0
+
+
+@pytest.mark.parametrize(
+    "error", [NothingWritten("no record, for \\escape is no JSON"), UserError("the cap is reached")]
+)
+def test_a_method_that_brings_nothing_has_no_arm_and_stops_no_run(
+    inputs: Path, server: FaultyServer, monkeypatch: pytest.MonkeyPatch, error: UserError
+) -> None:
+    def write(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setitem(METHODS, "documents", dataclasses.replace(METHODS["documents"], write=write))
+    arms = {"arms": ["adversarial", "documents"]}
+    name = type(error).__name__
+    config = question_config(inputs, server.url, name, ask={"rounds": 0, "per_chunk": 1}, train=arms)
+    if name == "UserError":  # nobody answers any more, which is no fault of the method's
+        with pytest.raises(UserError, match="cap is reached"):
+            run(config, until="ask")
+        return
+    with pytest.warns(Note, match="escape is no JSON"):
+        folder = run(config, until="ask")
+    about = summary(folder, "ask")["methods"]["documents"]
+    assert about["records"] == 0 and "escape" in about["failed"]
 
 
 def test_what_is_kept_can_be_ranked_by_select(whole: Path, inputs: Path) -> None:
@@ -331,6 +367,8 @@ def test_kill_9_repeats_no_call_and_keeps_the_same(inputs: Path, made: World) ->
         ({"train": {"arms": ["adversarial", "other"]}}, "there is no arm other"),
         ({"train": {"arms": ["static", "static"]}}, "each once"),
         ({"evaluate": {"arms": []}}, "evaluate.arms is empty"),
+        ({"evaluate": {"arms": ["base", "statik"]}}, "evaluate.arms: there is no arm statik; choose from base, adv"),
+        ({"evaluate": {"arms": ["round-0"]}}, "evaluate.arms: there is no arm round-0"),
         ({"expert": {"price_in": None, "cap": 1.0}}, "price_in"),
     ],
 )
@@ -360,3 +398,47 @@ def test_documents_of_no_use_are_named(inputs: Path, made: World, rows: list[Any
     config = question_config(inputs, "http://localhost:9/v1", "useless", documents={"files": [str(path)]})
     with pytest.raises(UserError, match=said):
         run(config, until="chunk")
+
+
+def test_documents_without_a_chunk_are_unseen_and_names_that_never_match_are_said(
+    inputs: Path, server: FaultyServer
+) -> None:
+    """Of a sample of chunks some documents have none: no arm has read these."""
+    ask, train = {"rounds": 0, "per_chunk": 1}, {"arms": ["documents", "adversarial"]}
+    sections: dict[str, Any] = {"documents": {"trained": 1.0, "chunks": 4}, "ask": ask, "train": train}
+    folder = run(question_config(inputs, server.url, "sampled", **sections))
+    asked = {line["document"] for line in lines(folder / "chunk" / "chunks.jsonl")}
+    assert len(asked) == 4
+    for side, count in (("trained", 4), ("unseen", 2)):
+        found = lines(folder / "evaluate" / "predictions" / "base" / f"test ({side} documents).jsonl")
+        assert len(found) == 2 * count and all((one["group"] in asked) == (side == "trained") for one in found)
+
+    items = [one | {"document_name": f"{one['document_id']}.pdf"} for one in lines(inputs / "test.jsonl")]
+    write_lines(inputs / "named.jsonl", items)
+    other = {"files": [str(inputs / "named.jsonl")], "by_document": "document_name", "general": []}
+    with pytest.warns(Note, match=r"named.jsonl: no item is about a document .* of an item 'doc-0.pdf'"):
+        run(question_config(inputs, server.url, "misnamed", **sections, evaluate=other))
+
+
+def test_items_that_do_not_name_their_document_are_refused_before_anything_is_asked(inputs: Path, made: World) -> None:
+    config = question_config(inputs, "http://localhost:9/v1", "unnamed", evaluate={"by_document": "document"})
+    with pytest.raises(UserError, match=r'record .doc-0-0. has no "document", which names its document'):
+        run(config)
+
+
+def test_a_round_without_questions_has_no_arm_and_training_is_as_asked(whole: Path, tmp_path: Path) -> None:
+    lines_of = lines(whole / "questions.jsonl")
+    for line in lines_of:  # none stood after the first round
+        line["trace"]["rounds"] = [one | {"accepted": one["round"] > 0} for one in line["trace"]["rounds"]]
+        line["trace"]["rounds"].append(line["trace"]["rounds"][-1] | {"accepted": True, "round": 1})
+    (tmp_path / "ask").mkdir()
+    write_lines(tmp_path / "ask" / "questions.jsonl", lines_of)
+    shutil.copytree(whole / "chunk", tmp_path / "chunk")
+    tree = yaml.safe_load((whole / "config.yaml").read_text())
+    tree["train"] |= {"arms": ["adversarial"], "by_round": True, "with_passage": True}
+    tree.pop("pipeline", None)
+    asked = SimpleNamespace(config=build(QuestionConfig, tree, "test"), job=SimpleNamespace(folder=tmp_path))
+    assert [arm.name for arm in arms_of(asked)] == ["adversarial", "round-1"]  # type: ignore[arg-type]
+    chunks = {line["id"]: line["text"] for line in lines(whole / "chunk" / "chunks.jsonl")}
+    for line, record in zip(lines_of, as_trained(asked, lines_of), strict=True):  # type: ignore[arg-type]
+        assert chunks[line["chunks"][0]] in str(record["messages"])

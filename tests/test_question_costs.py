@@ -13,6 +13,8 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripted_methods import chunks_of_documents
+from scripted_methods import run as methods_run
 from scripted_world import Scripted, likelihood, world
 from tiny_question import CHUNKS, question_config, question_tree, write_question_inputs
 
@@ -27,6 +29,7 @@ from ntk_jax.pipelines.question.ask import settings_of, shares
 from ntk_jax.pipelines.question.calls import Line, Sizes, calls_of, measured, total
 from ntk_jax.pipelines.question.config import QuestionConfig
 from ntk_jax.questions.loop import Voices, search
+from ntk_jax.questions.methods.table import METHODS
 from ntk_jax.questions.slots import plan_slots
 from ntk_jax.questions.verify import second_opinion
 from ntk_jax.questions.voice import PROBE, Voice
@@ -163,11 +166,36 @@ def test_a_method_asks_as_often_as_its_tokens_take() -> None:
         config_of(),
         train=dataclasses.replace(config_of().train, arms=("adversarial", "static", "paraphrase", "documents")),
     )
-    found = by_kind(calls_of(config, 10, SIZES, 8_500))
-    assert found["method paraphrase: records"].likely.calls == 8_500 // 100
-    assert found["method static: records"].likely.calls == 400  # half of the pairs, of 85 tokens in two calls, are kept
+    found = by_kind(calls_of(config, 200, SIZES, 12_000))
+    assert found["method paraphrase: records"].likely.calls == 12_000 // 100  # 8 + 16 + 32 + 64
+    # Half of the pairs, of 85 tokens in two calls, are kept: 283 questions and their answers, in whole waves.
+    assert found["method static: records"].likely.calls == 2 * (8 + 16 + 32 + 4 * 64)
+    few = by_kind(calls_of(config, 4, SIZES, 12_000))
+    assert few["method paraphrase: records"].likely.calls == 2 * 8, "two chunks, in eight styles each"
     assert "method documents: records" not in found  # nobody is asked
     assert found["method static: records"].most.calls > found["method static: records"].likely.calls
+
+
+@pytest.mark.parametrize("tokens", [60, 600])
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "documents"])
+def test_what_a_method_asks_stays_below_the_most(name: str, tokens: int) -> None:
+    chunks = chunks_of_documents(6, 4)
+    _, voice, _, _ = methods_run(name, chunks=chunks, tokens=tokens, form="text")
+    config = dataclasses.replace(config_of(), train=dataclasses.replace(config_of().train, arms=("adversarial", name)))
+    words = sum(len(chunk.text.split()) for chunk in chunks)
+    lines = calls_of(config, 2 * len(chunks), Sizes(46, 50, 9, 9), tokens, 6, words)
+    own = [line for line in lines if line.role == f"method {name}"]
+    likely, most = (sum(getattr(line, which).calls for line in own) for which in ("likely", "most"))
+    assert likely / 4 <= voice.calls <= min(most, 4 * likely)
+
+
+def test_documents_are_read_however_few_tokens_are_wanted() -> None:
+    arms = ("adversarial", "facts", "entities", "strategies")
+    config = dataclasses.replace(config_of(), train=dataclasses.replace(config_of().train, arms=arms))
+    found = by_kind(calls_of(config, 20_000, SIZES, 100, 30, 1_000_000))
+    assert found["method facts: entities"].likely.calls == 1_000, "a thousand words at a time, once for both methods"
+    assert "method entities: entities" not in found and found["method strategies: strategies"].likely.calls == 30
+    assert found["method facts: entities"].likely.prompt_tokens == 1_000 + 150, "a part has ten chunks"
 
 
 def test_all_calls_together_have_all_tokens() -> None:

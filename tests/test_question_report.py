@@ -225,6 +225,21 @@ def test_one_model_in_both_roles_and_judges_that_say_nothing_are_named(run: Path
     assert re.search(r"It found all \d+ answers that were put before it right", page.text)
 
 
+def test_documents_that_hold_items_and_intervals_over_few_documents_are_named(run: Path) -> None:
+    few = "test (unseen documents): 3 documents"
+    assert few in page_of(run)[1].text and "The documents hold evaluation items" not in page_of(run)[1].text
+    edit(run / "ask/summary.json", lambda found: found.update(chunks_with_items=3))
+
+    def many(found: dict[str, Any]) -> None:
+        for task in found["tasks"]:
+            task["documents"] = 10
+
+    edit(run / "evaluate/results.json", many)
+    text = page_of(run)[1].text
+    assert "⚠ The documents hold evaluation items" in text and "3 chunks share a run of words" in text
+    assert few not in text and "Few documents" not in text
+
+
 @pytest.mark.parametrize("last", ["nothing", "chunk", "ask", "train"])
 def test_a_stage_that_is_not_there_yet_has_no_section(run: Path, last: str) -> None:
     names = [name for name, _ in synthetic_question.STAGES]

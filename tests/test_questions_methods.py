@@ -16,7 +16,7 @@ from scripted_methods import as_text, asked_for, chunks_of_documents, count_word
 
 from ntk_jax.errors import UserError
 from ntk_jax.llm.request import Reply, Request
-from ntk_jax.questions.methods.asked import Asked, summary, turns
+from ntk_jax.questions.methods.asked import FIRST, Asked, NothingWritten, summary, turns, waves
 from ntk_jax.questions.methods.calibration import comprehension_loss
 from ntk_jax.questions.methods.entities import subset
 from ntk_jax.questions.methods.naming import parts_of
@@ -56,7 +56,7 @@ def test_every_method_gives_records_that_can_be_trained_on(name: str, form: str)
     assert json.loads(json.dumps(shown)) == shown
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ASKING)
 def test_the_records_end_with_the_first_that_reaches_the_tokens(name: str) -> None:
     everything = run(name)[0]
     for budget in (1, 100, tokens(everything[:4]), tokens(everything[:4]) + 1):
@@ -74,6 +74,19 @@ def test_no_more_is_asked_than_the_tokens_take(name: str) -> None:
     many = run(name, chunks=chunks, form="text")[3].asked
     assert len(few) < len(many) / 2
     assert len(run("paraphrase", tokens=60, wave=4)[3].asked) == 4, "two texts of 30 words, and the rest of their wave"
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_few_tokens_take_few_calls_whatever_a_wave_may_hold(name: str) -> None:
+    """Documents and facts are read first; then a method asks for a small wave, and not at once for all it may."""
+    chunks = chunks_of_documents(20, 4)
+    calls = Counter(
+        asked_for(request) for request in run(name, chunks=chunks, tokens=20, wave=64, form="text")[3].asked
+    )
+    read = {"naming", "ways"}
+    assert max(count for kind, count in calls.items() if kind not in read) <= FIRST
+    assert [len(wave) for wave in waves(range(200), 64)] == [8, 16, 32, 64, 64, 16]
+    assert [len(wave) for wave in waves(range(7), 3)] == [3, 3, 1]
 
 
 @pytest.mark.parametrize("name", ASKING)
@@ -196,6 +209,21 @@ def test_turns_take_one_of_each_row() -> None:
     assert list(turns([[1, 2, 3], [], [4], (5, 6)])) == [1, 4, 5, 2, 6, 3]
 
 
+@pytest.mark.parametrize("name", ["static", "facts", "calibration", "paraphrase"])
+def test_questions_that_leaked_are_left_out_and_made_up_for(name: str) -> None:
+    whole = run(name)[0]
+    bad = {f"{record['prompt']}\n{record['response']}" for record in whole[::2]}
+    records, _, asked, _ = run(name, leaked=bad.__contains__)
+    if METHODS[name].kind == "text":
+        assert records == whole, "texts are not looked at"
+        return
+    assert records == whole[1::2] and asked.dropped["it shares a run of words with an evaluation item"] == len(bad)
+    budget = tokens(whole[:3])
+    assert tokens(run(name, leaked=bad.__contains__, tokens=budget)[0]) >= budget or name == "calibration"
+    with pytest.raises(NothingWritten, match="evaluation item"):
+        run(name, leaked=lambda text: True)
+
+
 # -- texts -----------------------------------------------------------------------------------------------------------
 
 
@@ -204,6 +232,9 @@ def test_documents_are_given_as_they_are_in_a_drawn_order() -> None:
     records, *_ = run("documents", chunks=chunks)
     assert {record["chunk"]: record["response"] for record in records} == {chunk.id: chunk.text for chunk in chunks}
     assert len({record["document_id"] for record in records[:6]}) > 2, "the first ones are not of one document"
+    few, _, asked, _ = run("documents", chunks=chunks, tokens=1)
+    assert few == records, "they cost nothing, so that no budget keeps a part of the documents from the arm"
+    assert summary(few, asked)["missing_tokens"] == 0
 
 
 def test_paraphrases_take_every_chunk_once_before_any_a_second_time() -> None:

@@ -15,7 +15,7 @@ import json
 import lzma
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ _SQUAD = re.compile(
     r'\s*\{[^\[{]{0,500}"data"\s*:\s*\[\s*\{\s*(?:"title"\s*:\s*"(?:[^"\\]|\\.)*"\s*,\s*)?"paragraphs"\s*:'
 )
 _ANSWER = re.compile(r"(.*\S)\s*-\s*Answer\s*", re.DOTALL)
+_ANSWERS = ("yes", "no", "")
 _ENDING = re.compile(r"\.(?:pdf|txt|docx?|html?)$", re.IGNORECASE)
 
 Found = Iterator[tuple[str, dict[str, Any]]]  # (where it stands, record)
@@ -85,7 +86,7 @@ def _of_table(path: Path) -> Found:
     asked = {
         category: (spans, answer)
         for category, (spans, answer) in pairs.items()
-        if all(row[answer].strip().casefold() in ("yes", "no", "") for _, row in rows)
+        if _is_asked(row[answer] for _, row in rows)
     }
     if not asked:
         raise UserError(f'{path}:1: no column "... -Answer" holds only Yes and No; fetch the file anew')
@@ -95,7 +96,17 @@ def _of_table(path: Path) -> Found:
             raise UserError(f"{where}: the Filename is empty; name the contract")
         for category, (spans, answer) in asked.items():
             found, said = _spans(row[spans], where, spans), row[answer].strip().casefold()
+            if said not in _ANSWERS:
+                raise UserError(
+                    f"{where}: {shown(answer)} must be Yes or No, got {shown(row[answer])}; correct the cell"
+                )
             yield where, question(name, category, found, said == "yes" or (not said and bool(found)))
+
+
+def _is_asked(answers: Iterable[str]) -> bool:
+    """Whether a kind is one that is asked of with Yes or No: most of its answers are, or it has none."""
+    known = [answer.strip().casefold() in _ANSWERS for answer in answers if answer.strip()]
+    return 2 * sum(known) > len(known) or not known
 
 
 def _pairs(header: list[str]) -> dict[str, tuple[str, str]]:

@@ -69,7 +69,7 @@ def read_task(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         answer = row["answer"].strip()
         if not answer:
             raise UserError(f"{path}:{line}: the answer is empty; correct or remove the row")
-        prompt = _SLOT.sub(functools.partial(_cell, row), form)
+        prompt = _SLOT.sub(functools.partial(_cell, row), form).rstrip()
         record: dict[str, Any] = {key: value for key, value in row.items() if key not in _OURS}
         record |= {"id": f"{task}/{split}-{number}", "source": "LegalBench", "task": task}
         record |= {"prompt": prompt, "response": answer}
@@ -79,7 +79,7 @@ def read_task(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _cell(row: dict[str, str], slot: re.Match[str]) -> str:
-    return row[slot[1]].strip()
+    return row[slot[1]].strip() if slot[1] != "answer" else ""  # nothing: it is what is asked for
 
 
 def labels_of(answers: list[str]) -> list[str]:

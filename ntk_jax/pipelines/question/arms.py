@@ -42,14 +42,15 @@ def check_arms(names: Sequence[str]) -> None:
 
 
 def arms_of(run: QuestionRun) -> list[Arm]:
-    """The arms of a run, those first that the others are measured against; a method that brought nothing has none."""
+    """The arms of a run, those first that the others are measured against; a method that brought nothing has none, nor
+    has a round after which no question stood that could be kept."""
     config, folder = run.config, run.job.folder / "ask"
     found = []
     for name in config.train.arms:
         if name == OWN:
             found.append(Arm(OWN, "Adversarial questions", folder / "questions.jsonl"))
             if config.train.by_round:
-                found += _by_round(run, folder / "questions.jsonl")
+                found += [arm for arm in _by_round(run, folder / "questions.jsonl") if _lines_of(arm)]
         else:
             summary = read_json(folder / f"{name}.summary.json", dict)
             if summary["records"]:
@@ -61,12 +62,20 @@ def arms_of(run: QuestionRun) -> list[Arm]:
 
 def records_of(run: QuestionRun, arm: Arm) -> list[dict[str, Any]]:
     """The records of an arm as they are trained on."""
-    lines = read_json_lines(arm.path, f"delete the folder {arm.path.parent} and run again")
-    found = list(_at_round(lines, arm.round) if arm.round is not None else lines)
+    return as_trained(run, _lines_of(arm))
+
+
+def as_trained(run: QuestionRun, lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Written records as they are trained on: bare, or behind their passages (train.with_passage)."""
     if not run.config.train.with_passage:
-        return [_bare(line) for line in found]
+        return [_bare(line) for line in lines]
     chunks = {chunk.id: chunk for chunk in chunks_of(run)}
-    return [_with_passage(line, chunks) for line in found]
+    return [_with_passage(line, chunks) for line in lines]
+
+
+def _lines_of(arm: Arm) -> list[dict[str, Any]]:
+    lines = read_json_lines(arm.path, f"delete the folder {arm.path.parent} and run again")
+    return list(_at_round(lines, arm.round) if arm.round is not None else lines)
 
 
 def _by_round(run: QuestionRun, path: Path) -> list[Arm]:

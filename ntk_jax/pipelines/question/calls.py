@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ from ntk_jax.llm.wire import likely_tokens
 from ntk_jax.pipelines.question.config import QuestionConfig, judges, player
 from ntk_jax.pipelines.question.methods import wanted
 from ntk_jax.questions.judge import divergence_wish
+from ntk_jax.questions.methods import entities, facts, paraphrase, static, strategies
+from ntk_jax.questions.methods.asked import FIRST, Asked
 from ntk_jax.questions.planted import KINDS as PLANTED
 from ntk_jax.questions.question import Chunk, Slot, passage_of
 from ntk_jax.questions.voice import PROBE, Wish
@@ -32,6 +34,11 @@ INSTRUCTION, SHORT = 150, 60  # tokens of a method's instruction, and of a short
 LONG = 250  # tokens of a text about entities
 FACT = 30  # tokens of a fact
 WORSE = 4  # times the likely calls that a method makes at most: half of the replies bring nothing, all are asked twice
+# (waves of a method that follow on each other, what it can ask of a chunk at most)
+STEPS = {
+    **{"static": (2, 2 * static.MOST), "paraphrase": (1, len(paraphrase.STYLES))},
+    **{"strategies": (1, strategies.WANTED), "entities": (1, None), "facts": (3, None), "calibration": (1, None)},
+}
 
 
 @dataclass(frozen=True)
@@ -56,14 +63,18 @@ class Line:
     most: Counts
 
 
-def calls_of(config: QuestionConfig, slots: int, sizes: Sizes, tokens: int) -> list[Line]:
+def calls_of(
+    config: QuestionConfig, slots: int, sizes: Sizes, tokens: int, documents: float = 1.0, words: float = 0.0
+) -> list[Line]:
     """All calls. slots: questions that are looked for in a generation. tokens: of training that each other method
-    writes."""
+    writes. documents, words: that are asked about."""
     lines = []
     for name, (role, likely, most) in _loop(config, slots).items():
         if most:
             lines.append(_line(config, role, name, likely, most, sizes))
-    lines += [found for name in wanted(config) if (found := _method(config, name, sizes, tokens)) is not None]
+    chunks = max(1, slots // config.ask.per_chunk)
+    lines += _readings(config, sizes, chunks, documents, words)
+    lines += [found for name in wanted(config) if (found := _method(config, name, sizes, tokens, chunks)) is not None]
     return lines
 
 
@@ -198,9 +209,36 @@ def _words(tokens: int) -> str:
     return "word" * tokens
 
 
-def _method(config: QuestionConfig, name: str, sizes: Sizes, tokens: int) -> Line | None:
+def _readings(config: QuestionConfig, sizes: Sizes, chunks: int, documents: float, words: float) -> Iterator[Line]:
+    """What is asked of all documents before a method writes, however few tokens that is: entities of every part, which
+    two methods share, and strategies of every document."""
+    parts, most = max(documents, words / Asked.part_words), config.ask.method_tokens
+    own, whole = wanted(config), chunks * sizes.passage
+    for name, what, calls, highest in (
+        # Two parts that follow on each other have more words together than one may have.
+        (next((name for name in own if name in (entities.NAME, facts.NAME)), None), "entities", parts, 2 * parts),
+        (strategies.NAME if strategies.NAME in own else None, "strategies", documents, documents),
+    ):
+        if name is not None:
+            prompt = round(whole / max(parts, 1.0)) + INSTRUCTION
+            largest = 2 * prompt + (most + CORRECTION) // 2
+            likely = Counts(_whole(calls), prompt, min(most, LONG))
+            most_calls = 2 * _whole(highest) + PROBE
+            owner = player(config, "expert")
+            yield Line(f"method {name}", what, owner, likely, Counts(most_calls, largest, most))
+
+
+def waved(calls: float, wave: int) -> float:
+    """The calls that are made where so many bring what is wanted: whole waves."""
+    total, size = 0, min(FIRST, wave)
+    while total < calls:
+        total, size = total + size, min(2 * size, wave)
+    return float(total)
+
+
+def _method(config: QuestionConfig, name: str, sizes: Sizes, tokens: int, chunks: int) -> Line | None:
     """The calls of a method that writes so many tokens; None: it asks nobody. Its likely calls are the tokens by those
-    that a call brings."""
+    that a call brings, in whole waves, and no more than it has to ask."""
     most = config.ask.method_tokens
     pair = sizes.question + sizes.answer
     # (tokens that a call brings, passages in its prompt, tokens of its reply); a question and its answer are two calls.
@@ -218,7 +256,11 @@ def _method(config: QuestionConfig, name: str, sizes: Sizes, tokens: int) -> Lin
         return None
     brought, passages, reply = about
     prompt = round(passages * sizes.passage) + INSTRUCTION
-    calls = _whole(tokens / max(brought, 1.0))
+    steps, of_chunk = STEPS[name]
+    # The waves of static questions begin anew with every further question of the chunks.
+    wave = min(Asked.wave, chunks) if name == static.NAME else Asked.wave
+    calls = _whole(steps * waved(tokens / max(brought, 1.0) / steps, wave))
+    calls = calls if of_chunk is None else min(calls, of_chunk * chunks)
     largest = round(passages * sizes.longest) + INSTRUCTION + (most + CORRECTION) // 2
     owner = player(config, "expert")
     role = f"method {name}"

@@ -116,9 +116,10 @@ def load(config: QuestionConfig, grounds: Grounds) -> Load:
     kept = config.estimate.kept_questions * slots
     kept = config.ask.generations * (kept if config.ask.count is None else min(kept, float(config.ask.count)))
     own = config.ask.tokens or kept * (sizes.question + sizes.answer)
-    lines = calls_of(config, slots, sizes, round(own))
+    documents = min(share * found.documents, float(whole))
+    lines = calls_of(config, slots, sizes, round(own), documents, words)
     players = {owner: _player(config, owner, model, grounds) for owner in _owners(config, lines)}
-    return Load(config, model, share * found.documents, whole, words, sizes, kept, own, lines, players, grounds)
+    return Load(config, model, documents, whole, words, sizes, kept, own, lines, players, grounds)
 
 
 def _counter(config: QuestionConfig, model: RunModel, grounds: Grounds) -> tuple[float, Callable[[str], int]]:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ntk_jax.engine.stage import Facts
-from ntk_jax.errors import UserError
+from ntk_jax.errors import UserError, note, shown
 from ntk_jax.evaluation.accuracy import task_files
 from ntk_jax.evaluation.tasks import Task, split_task
 from ntk_jax.pipelines.common.evaluate import Evaluation, check_evaluation, check_files, evaluate_arms, tasks_of
-from ntk_jax.pipelines.question.arms import BASE
-from ntk_jax.pipelines.question.chunk import trained_documents
+from ntk_jax.pipelines.question.arms import BASE, OWN, ROUND
+from ntk_jax.pipelines.question.chunk import chunks_of
 from ntk_jax.pipelines.question.config import QuestionConfig, evaluation_sources
 from ntk_jax.pipelines.question.state import QuestionRun
 from ntk_jax.pipelines.question.train import model_of
@@ -23,25 +23,38 @@ FACTS = ("title", "examples", "steps", "tokens", "label_tokens", "flops")
 
 
 def check(config: QuestionConfig) -> None:
-    """Raises UserError: no such metric, or arms that are no names."""
+    """Raises UserError: no such metric, or arms that are not trained."""
     check_evaluation(config)
-    if config.evaluate.arms is not None and not config.evaluate.arms:
+    if config.evaluate.arms is None:
+        return
+    if not config.evaluate.arms:
         raise UserError("evaluate.arms is empty; give base or arms of train.arms, or null for all")
+    rounds = range(config.ask.rounds if config.train.by_round and OWN in config.train.arms else 0)
+    known = [BASE, *config.train.arms, *(f"{ROUND}{number}" for number in rounds)]
+    for name in config.evaluate.arms:
+        if name not in known:
+            raise UserError(f"evaluate.arms: there is no arm {name}; choose from {', '.join(known)}")
 
 
 def check_inputs(run: QuestionRun, closing: bool) -> None:
-    """Raises UserError for an evaluation file that is absent or holds records that its metrics cannot be taken of."""
-    check_files(run.config, run.job, evaluation_sources(run.config))
+    """Raises UserError for an evaluation file that is absent or holds records that its metrics cannot be taken of, or
+    that do not name their documents."""
+    config = run.config
+    check_files(config, run.job, evaluation_sources(config))
+    if config.evaluate.by_document is not None and config.evaluate.files:
+        for task in tasks_of(config, config.evaluate.files):
+            split_task(task, config.evaluate.by_document, ())
 
 
 def evaluate(run: QuestionRun, folder: Path) -> Facts:
     """Writes what `evaluate_arms` does, for the base, all arms, and the arms on their way."""
     config, trained = run.config, run.job.folder / "train"
     summaries = {arm["name"]: arm for arm in read_json(trained / "summary.json", dict)["arms"]}
-    names = list(config.evaluate.arms) if config.evaluate.arms is not None else [BASE, *_last_is_first(summaries)]
-    for name in names:
-        if name != BASE and name not in summaries:
-            raise UserError(f"evaluate.arms: there is no arm {name}; choose from {', '.join([BASE, *summaries])}")
+    every_arm = [BASE, *_last_is_first(summaries)]
+    # A method that brought nothing has no arm, also where it is asked for.
+    names = every_arm if config.evaluate.arms is None else [name for name in config.evaluate.arms if name in every_arm]
+    if not names:
+        raise UserError(f"evaluate.arms: none of these was trained; choose from {', '.join(every_arm)}")
     points = [f"{name}@{step}" for name in names if name != BASE for step in summaries[name]["points"][:-1]]
     facts: list[dict[str, Any]] = [{"name": BASE, "title": "base model"} | dict.fromkeys(FACTS[1:], 0)]
     for name in names:
@@ -64,17 +77,30 @@ def evaluate(run: QuestionRun, folder: Path) -> Facts:
 def tasks(run: QuestionRun) -> list[Task]:
     """The tasks of all files, those of `evaluate.files` by whether their documents were asked about."""
     config = run.config
-    key, own = (
-        config.evaluate.by_document,
-        set(task_files(config.evaluate.files).values() if config.evaluate.files else ()),
-    )
+    key = config.evaluate.by_document
+    own = set(task_files(config.evaluate.files).values() if config.evaluate.files else ())
+    # Of a sample of chunks some documents have none: nobody was asked about these either.
+    trained = {chunk.document for chunk in chunks_of(run)} if key is not None else set()
     found: list[Task] = []
     for task in tasks_of(config, evaluation_sources(config)):
         if key is not None and task.where in own:
-            found += split_task(task, key, trained_documents(run))
+            found += _by_document(task, key, trained)
         else:
             found.append(task)
     return found
+
+
+def _by_document(task: Task, key: str, trained: set[str]) -> list[Task]:
+    """The task in its two parts. That no item is of a document that was asked about is said: names may differ."""
+    parts = split_task(task, key, trained)
+    if all(str(record[key]) not in trained for record in task.records):
+        document, item = next(iter(sorted(trained))), str(task.records[0][key])
+        note(
+            f"{Path(task.where).name}: no item is about a document that was asked about, so all count as unseen; "
+            f"documents are called {shown(document)}, the {key} of an item {shown(item)}: where these mean the same, "
+            "set documents.columns or evaluate.by_document"
+        )
+    return parts
 
 
 def _last_is_first(summaries: dict[str, Any]) -> list[str]:

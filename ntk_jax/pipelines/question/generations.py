@@ -14,6 +14,7 @@ from ntk_jax.engine.clock import Clock
 from ntk_jax.models.model import Model
 from ntk_jax.models.peft import save_adapter
 from ntk_jax.pipelines.common.examples import Encoder, none_usable
+from ntk_jax.pipelines.question.arms import as_trained
 from ntk_jax.pipelines.question.state import QuestionRun
 from ntk_jax.pipelines.question.train import row_length, settings_of
 from ntk_jax.storage.atomic import make_folder
@@ -29,7 +30,7 @@ def next_target(run: QuestionRun, folder: Path, kept: Sequence[dict[str, Any]], 
     if not (place / "adapter" / "adapter_config.json").exists():
         base = run.model.base
         assert base.lora_config is not None
-        records = [check_record({k: one[k] for k in ("id", "source", "prompt", "response")}, "kept") for one in kept]
+        records = [check_record(one, "kept") for one in as_trained(run, kept)]
         found = Encoder(run.model, run.config.model).encode(records)
         if not found.rows:
             raise none_usable("ask.generations", "the kept questions", found.statistics)

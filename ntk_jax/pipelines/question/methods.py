@@ -4,13 +4,14 @@ questions have: what the loop is compared with."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ntk_jax.errors import UserError, note
+from ntk_jax.data.contamination import contamination
+from ntk_jax.errors import note
 from ntk_jax.pipelines.question.state import QuestionRun
-from ntk_jax.questions.methods.asked import Asked, Record, summary
+from ntk_jax.questions.methods.asked import Asked, NothingWritten, Record, summary
 from ntk_jax.questions.methods.table import METHODS
 from ntk_jax.questions.question import Chunk
 from ntk_jax.questions.voice import Voice
@@ -28,11 +29,12 @@ def write_methods(
     """Writes <method>.jsonl of every method and returns {method: its summary}; one whose summary is there is not asked
     again. A method that brings nothing is named with its reason, and has no arm."""
     config, tokens = run.config, run.config.ask.tokens or training_tokens(run, kept)
-    found = {}
+    found, leaked = {}, None
     for name in wanted(config):
         path = folder / f"{name}.summary.json"
         if not path.exists():
-            write_json(path, _write(run, folder / f"{name}.jsonl", name, chunks, tokens))
+            leaked = _leaked(run) if leaked is None else leaked
+            write_json(path, _write(run, folder / f"{name}.jsonl", name, chunks, tokens, leaked))
         found[name] = read_json(path, dict)
     return found
 
@@ -43,7 +45,17 @@ def training_tokens(run: QuestionRun, records: Sequence[Record]) -> int:
     return sum(count(record["prompt"]) + count(record["response"]) for record in records)
 
 
-def _write(run: QuestionRun, path: Path, name: str, chunks: Sequence[Chunk], tokens: int) -> dict[str, Any]:
+def _leaked(run: QuestionRun) -> Callable[[str], bool]:
+    """Whether a question with its answer shares words with an evaluation item, by the rule for those of the loop."""
+    from ntk_jax.pipelines.question.ask import leaks  # which has the methods write
+
+    runs, words = leaks(run), run.config.ask.overlap
+    return lambda text: runs is not None and contamination(text, runs, words) is not None
+
+
+def _write(
+    run: QuestionRun, path: Path, name: str, chunks: Sequence[Chunk], tokens: int, leaked: Callable[[str], bool]
+) -> dict[str, Any]:
     config, method = run.config, METHODS[name]
     client = run.client("expert")
     assert client is not None
@@ -54,6 +66,7 @@ def _write(run: QuestionRun, path: Path, name: str, chunks: Sequence[Chunk], tok
         seed=config.seed,
         top_p=config.ask.top_p,
         max_tokens=config.ask.method_tokens,
+        leaked=leaked,
         likelihood=run.target_likelihood(run.model.base, "") if method.measures else None,
         progress=run.job.progress(f"method {name}", None, "replies"),
     )
@@ -61,9 +74,7 @@ def _write(run: QuestionRun, path: Path, name: str, chunks: Sequence[Chunk], tok
     failed = None
     try:
         records += method.write(chunks, voice, asked)
-    except UserError as error:
-        if "cap" in str(error) or not str(error).startswith(("no record", "none of")):
-            raise  # nobody answers any more: that is no fault of the method's
+    except NothingWritten as error:
         failed = str(error)
         note(failed)
     write_lines(path, (json.dumps(one, ensure_ascii=False) for one in records))

@@ -28,6 +28,7 @@ from ntk_jax.report.shown import percent_of
 
 LENIENT = 0.2  # share of planted wrong answers that a judge takes for right, from which on its gap says little
 SHORT = 0.1  # share of its tokens that a method may lack before that is said
+FEW = 10  # documents of a task below which it is said that intervals over them are rough
 MANY = 10  # verdicts, all of them yes, from which on that is said
 _REFUSED = "the judge finds that the passage does not give this answer"
 
@@ -100,7 +101,7 @@ def _forgotten(run: RunDirectory) -> Iterator[str]:
 def warnings(run: RunDirectory) -> list[Notice]:
     """What a reader must know before believing a number. anchor: the section's short name."""
     found = [Notice("roles", "Target and expert are one model", SAME)] if _same(run) else []
-    return [*found, *_of_counts(run), *_of_judge(run), *_of_methods(run)]
+    return [*found, *_of_counts(run), *_of_items(run), *_of_judge(run), *_of_methods(run), *_of_documents(run)]
 
 
 def _same(run: RunDirectory) -> bool:
@@ -112,6 +113,32 @@ def _of_counts(run: RunDirectory) -> Iterator[Notice]:
         if finite(found.get("shortfall")):
             text = f"{count(found['shortfall'])} are missing{named(run, found)}; the reasons are counted there."
             yield Notice("outcomes", "Fewer questions than were asked for", text)
+
+
+def _of_items(run: RunDirectory) -> Iterator[Notice]:
+    holding = finite(run.json(ASK).get("chunks_with_items"))
+    if holding:
+        text = (
+            f"{count(holding)} chunks share a run of words with an evaluation item. Questions that do are left out, "
+            "texts are not, so that an arm of texts may know these items by heart."
+        )
+        yield Notice("chunk", "The documents hold evaluation items", text)
+
+
+def _of_documents(run: RunDirectory) -> Iterator[Notice]:
+    """Intervals over few documents: a percentile bootstrap of so few is too narrow."""
+    found = results(run)
+    parts = (found, mapping(found.get("loss")), mapping(found.get("generated")))
+    few = {
+        str(task.get("name")): number
+        for part in parts
+        for task in records(part.get("tasks"))
+        if (number := finite(task.get("documents"))) is not None and number < FEW
+    }
+    if few:
+        text = "Intervals are over documents, and those over so few are too narrow: read them as rough."
+        cases = tuple(f"{name}: {count(number)} documents" for name, number in few.items())
+        yield Notice("evaluate", "Few documents", text, cases)
 
 
 def _of_judge(run: RunDirectory) -> Iterator[Notice]:

@@ -13,12 +13,18 @@ import numpy as np
 from ntk_jax.data.words import written_words
 from ntk_jax.errors import UserError
 from ntk_jax.llm.request import Progress, Request
+from ntk_jax.questions.keep import LEAKED
 from ntk_jax.questions.question import Chunk, Likelihood
 from ntk_jax.questions.voice import Said, Voice, Wish, seed_of
 
 Record = dict[str, Any]
 Item = TypeVar("Item")
 _REASONS = 3  # of a message
+FIRST = 8  # requests of the first wave; each further one has twice as many, up to `Asked.wave`
+
+
+class NothingWritten(UserError):
+    """A method brought no record, which is its own fault: others may bring some."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +32,11 @@ class Asked:
     """What is wanted of one run of a method.
 
     tokens: of training, prompts and responses together, by count_tokens: the records end with the first that reaches
-    it. max_tokens: of a reply. part_words: of a document that are read at once, where a method reads whole documents.
-    wave: requests that are asked together. likelihood: of the model that is to be trained. progress: (replies of the
-    voice so far, with those of this wave, what was spent).
+    it; those of `documents`, which cost nothing, do not. max_tokens: of a reply. part_words: of a document that are
+    read at once, where a method reads whole documents. wave: requests that are asked together at most. likelihood: of
+    the model that is to be trained. leaked: whether a question with its answer is too much like an evaluation item to
+    be trained on; texts are not looked at. progress: (replies of the voice so far, with those of this wave, what was
+    spent).
     The method fills dropped, {why: what was left out though its reply was usable}, and found, what it counted and
     measured on its way.
 
@@ -44,6 +52,7 @@ class Asked:
     part_words: int = 1000
     wave: int = 64
     likelihood: Likelihood | None = None
+    leaked: Callable[[str], bool] | None = None
     progress: Progress | None = None
     dropped: Counter[str] = field(default_factory=Counter)
     found: dict[str, Any] = field(default_factory=dict)
@@ -74,12 +83,16 @@ class Asked:
 
 
 def within(records: Iterable[Record], voice: Voice, asked: Asked, name: str) -> Iterator[Record]:
-    """The records of a method up to the first that reaches the tokens; no more is asked for than these take.
+    """The records of a method up to the first that reaches the tokens, without questions that leaked; beyond the wave
+    of the last record nothing is asked for.
 
-    Raises UserError, at the end: there was none, with the commonest reasons.
+    Raises NothingWritten, at the end: there was none, with the commonest reasons.
     """
     failed, calls, total, some = Counter(voice.failures), voice.calls, 0, False
     for record in records:
+        if asked.leaked is not None and record["prompt"] and asked.leaked(f"{record['prompt']}\n{record['response']}"):
+            asked.dropped[LEAKED] += 1
+            continue
         total, some = total + asked.training_tokens(record), True
         yield record
         if total >= asked.tokens:
@@ -87,7 +100,7 @@ def within(records: Iterable[Record], voice: Voice, asked: Asked, name: str) -> 
     if not some:
         reasons = [*(Counter(voice.failures) - failed).most_common(), *asked.dropped.most_common()][:_REASONS]
         said = ", ".join(f"{count} × {reason}" for reason, count in reasons) or "the documents gave nothing to ask for"
-        raise UserError(
+        raise NothingWritten(
             f"no record of {name} came of {voice.calls - calls} calls: {said}; take a model that follows instructions, "
             "the format text, or other documents"
         )
@@ -110,21 +123,32 @@ def summary(records: Sequence[Mapping[str, Any]], asked: Asked) -> dict[str, Any
 
 def answers(wishes: Iterable[tuple[Item, Wish]], voice: Voice, asked: Asked) -> Iterator[tuple[Item, Said]]:
     """What each wish brought, where it is usable, in order: asked for in waves, each only when it is needed."""
-    left = iter(wishes)
-    while wave := list(islice(left, asked.wave)):
-        said = voice.ask([wish for _, wish in wave], _further(asked.progress, voice.calls))
-        for (item, _), one in zip(wave, said, strict=True):
-            if one.usable:
-                yield item, one
+    for wave in waves(wishes, asked.wave):
+        yield from answered(wave, voice, asked)
+
+
+def answered(wave: Sequence[tuple[Item, Wish]], voice: Voice, asked: Asked) -> list[tuple[Item, Said]]:
+    """What each wish brought, where it is usable, in order: all are asked together."""
+    said = voice.ask([wish for _, wish in wave], _further(asked.progress, voice.calls))
+    return [(item, one) for (item, _), one in zip(wave, said, strict=True) if one.usable]
+
+
+def waves(items: Iterable[Item], most: int) -> Iterator[list[Item]]:
+    """The items in waves of `FIRST`, twice as many, and so on up to `most`: where few are needed few are asked for, and
+    of many the last wave is a small part."""
+    left, size = iter(items), min(FIRST, most)
+    while wave := list(islice(left, size)):
+        yield wave
+        size = min(2 * size, most)
 
 
 def worded(chunks: Sequence[Chunk], asked: Asked) -> list[Chunk]:
-    """The chunks that hold a word. Raises UserError: none does."""
+    """The chunks that hold a word. Raises NothingWritten: none does."""
     found = [chunk for chunk in chunks if written_words(chunk.text)]
     if len(found) < len(chunks):
         asked.dropped["a chunk without a word"] += len(chunks) - len(found)
     if not found:
-        raise UserError(f"none of {len(chunks)} chunks of documents holds a word; there is nothing to write from")
+        raise NothingWritten(f"none of {len(chunks)} chunks of documents holds a word; there is nothing to write from")
     return found
 
 

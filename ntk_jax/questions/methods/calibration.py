@@ -10,7 +10,18 @@ import numpy as np
 
 from ntk_jax.data.words import bare_words
 from ntk_jax.errors import UserError
-from ntk_jax.questions.methods.asked import Asked, Record, answers, record_of, turns, within, worded
+from ntk_jax.questions.methods.asked import (
+    Asked,
+    NothingWritten,
+    Record,
+    answered,
+    answers,
+    record_of,
+    turns,
+    waves,
+    within,
+    worded,
+)
 from ntk_jax.questions.methods.facts import FACT_WORDS, FACTS_SCHEMA, NAMES, PAIR_SCHEMA, Fact, different
 from ntk_jax.questions.methods.replies import array_reader, lines_reader, pairs_reader, parts_reader
 from ntk_jax.questions.question import Chunk, Likelihood, passage_of
@@ -88,10 +99,8 @@ def _gathered(chunks: Sequence[Chunk], voice: Voice, asked: Asked) -> list[Fact]
 
 
 def _listed(chunks: Sequence[Chunk], voice: Voice, asked: Asked) -> Iterator[Fact]:
-    order = asked.order(len(chunks), NAME)
-    for start in range(0, len(order), asked.wave):
-        wave = [chunks[n] for n in order[start : start + asked.wave]]
-        said = list(answers(((chunk, _facts(chunk, asked)) for chunk in wave), voice, asked))
+    for wave in waves((chunks[n] for n in asked.order(len(chunks), NAME)), asked.wave):
+        said = answered([(chunk, _facts(chunk, asked)) for chunk in wave], voice, asked)
         yield from turns([Fact(text, "", chunk, str(n)) for n, text in enumerate(one.value)] for chunk, one in said)
 
 
@@ -145,7 +154,7 @@ def _variants(fact: Fact, asked: Asked) -> Wish:
 def _ranked(claims: Sequence[Claim], asked: Asked, likelihood: Likelihood) -> list[tuple[Fact, float]]:
     """(fact, its loss in nats), the highest first; of equal ones that which was found first.
 
-    Raises UserError: the losses of two or more facts are all the same."""
+    Raises NothingWritten: the losses of two or more facts are all the same."""
     found = likelihood([record for claim in claims for record in _statements(claim)]) if claims else []
     nats = np.array([np.nan if one is None else one[0] for one in found]).reshape(-1, 4)
     known = np.flatnonzero(np.isfinite(nats).all(axis=1))
@@ -157,7 +166,7 @@ def _ranked(claims: Sequence[Claim], asked: Asked, likelihood: Likelihood) -> li
     least, middle, most = (float(value) for value in np.quantile(losses, (0, 0.5, 1)))
     asked.found["loss"] = {"facts": len(known), "least": least, "median": middle, "most": most}
     if len(known) > 1 and most - least <= SPREAD:
-        raise UserError(
+        raise NothingWritten(
             f"calibration: the target's losses on {len(known)} facts are all the same, {least:.7f} to {most:.7f} nats "
             f"(spread {most - least:.1e}), and say nothing about what it does not know; take another target, or leave "
             "the method out"

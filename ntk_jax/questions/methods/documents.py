@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ntk_jax.questions.methods.asked import Asked, Record, within, worded
+from ntk_jax.questions.methods.asked import Asked, Record, worded
 from ntk_jax.questions.question import Chunk
 from ntk_jax.questions.voice import Voice
 
@@ -12,12 +12,13 @@ NAME = "documents"
 
 
 def documents(chunks: Sequence[Chunk], voice: Voice, asked: Asked) -> Iterator[Record]:
-    """Each chunk once as a text, in a drawn order, so that few tokens are of all documents and not of the first alone.
+    """Each chunk once as a text, in a drawn order. They cost no call, so all of them are given, also where fewer have
+    the tokens that are asked for: an arm that reads a part of the documents over and over is no fair one.
 
     voice: is not asked. Raises UserError: no chunk holds a word.
     """
     found = worded(chunks, asked)
-    return within((_record(found[n]) for n in asked.order(len(found), NAME)), voice, asked, NAME)
+    return (_record(found[n]) for n in asked.order(len(found), NAME))
 
 
 def _record(chunk: Chunk) -> Record:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 
 from ntk_jax.data.near_duplicates import MinHash, near_duplicates
-from ntk_jax.questions.methods.asked import Asked, Record, answers, record_of, turns, within, worded
+from ntk_jax.questions.methods.asked import Asked, Record, answered, answers, record_of, turns, waves, within, worded
 from ntk_jax.questions.methods.naming import Entity, Named, name_entities
 from ntk_jax.questions.methods.replies import array_reader, lines_reader, pairs_reader
 from ntk_jax.questions.question import Chunk, passage_of
@@ -101,10 +100,9 @@ def _about(one: Named, entity: Entity, asked: Asked) -> Wish:
 
 def _clear(found: Iterable[Fact], voice: Voice, asked: Asked) -> Iterator[Fact]:
     """Each fact as a sentence that stands by itself; where none comes back, it is left out."""
-    left = iter(found)
-    while wave := list(islice(left, asked.wave)):
+    for wave in waves(found, asked.wave):
         unclear = [(n, _standing(fact, asked)) for n, fact in enumerate(wave) if not _stands(fact)]
-        clear = {n: said.value[0] for n, said in answers(unclear, voice, asked)}
+        clear = {n: said.value[0] for n, said in answered(unclear, voice, asked)}
         unclear_places = {n for n, _ in unclear}
         for n, fact in enumerate(wave):
             if n in clear or n not in unclear_places:
@@ -131,9 +129,9 @@ def _standing(fact: Fact, asked: Asked) -> Wish:
 
 def different(found: Iterable[Fact], asked: Asked) -> Iterator[Fact]:
     """Those that say nearly the same as none before."""
-    left, kept = iter(found), list[str]()
+    kept: list[str] = []
     asked.found["facts"] = 0
-    while wave := list(islice(left, asked.wave)):
+    for wave in waves(found, asked.wave):
         asked.found["facts"] += len(wave)
         texts = kept + [fact.text for fact in wave]
         first = near_duplicates(texts, SAME, hashing=MinHash(words=3))

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ntk_jax.data.near_duplicates import near_duplicates
-from ntk_jax.questions.methods.asked import Asked, Record, answers, record_of, within, worded
+from ntk_jax.questions.methods.asked import Asked, Record, answered, record_of, waves, within, worded
 from ntk_jax.questions.question import Answer, Chunk, Slot
 from ntk_jax.questions.slots import part_of
 from ntk_jax.questions.verify import fault_of_answer, found_quotes
@@ -33,9 +33,8 @@ def _records(chunks: Sequence[Chunk], voice: Voice, asked: Asked) -> Iterator[Re
         wishes = [(slot, _question(slot, known[slot.chunks[0].id], asked)) for slot in slots]
         fresh = False
         # Question and answer of a wave before the next, so that no more is asked for than is needed.
-        for start in range(0, len(wishes), asked.wave):
-            part = wishes[start : start + asked.wave]
-            questions = [(slot, str(said.value)) for slot, said in answers(part, voice, asked)]
+        for part in waves(wishes, asked.wave):
+            questions = [(slot, str(said.value)) for slot, said in answered(part, voice, asked)]
             questions = [pair for pair in questions if not _repeats(pair[1], known[pair[0].chunks[0].id], asked)]
             for slot, question in questions:
                 known[slot.chunks[0].id].append(question)
@@ -43,7 +42,7 @@ def _records(chunks: Sequence[Chunk], voice: Voice, asked: Asked) -> Iterator[Re
                 ((s, q), answer_wish(s, q, seed=seed_of(asked.seed, NAME, s.id, "answer"), max_tokens=asked.max_tokens))
                 for s, q in questions
             ]
-            for (slot, question), said in answers(given, voice, asked):
+            for (slot, question), said in answered(given, voice, asked):
                 fresh = True
                 answer: Answer = found_quotes(slot, said.value)
                 fault = fault_of_answer(slot, answer)
