@@ -22,7 +22,10 @@ from ntk_jax import cli, pipelines
 from ntk_jax.data.words import text_hash
 from ntk_jax.engine.config import build
 from ntk_jax.engine.plan import Command
+from ntk_jax.engine.stage import Job
 from ntk_jax.errors import Note, UserError
+from ntk_jax.pipelines.question.stages import PIPELINE
+from ntk_jax.pipelines.question.state import input_hashes, open_run
 from ntk_jax.pipelines.select.config import SelectConfig
 from ntk_jax.questions.reach import locate
 
@@ -132,6 +135,44 @@ def test_other_methods_write_as_many_tokens(whole: Path) -> None:
     for name, one in methods.items():
         assert one["tokens"] >= one["asked_tokens"] or one["missing_tokens"] > 0
         assert len(lines(whole / "ask" / f"{name}.jsonl")) == one["records"] > 0
+
+
+def test_what_decides_the_questions_is_in_their_fingerprint(whole: Path, inputs: Path, server: FaultyServer) -> None:
+    config = question_config(inputs, server.url, "whole", model={"template": "plain"})
+    with pytest.raises(UserError, match=r"model\.template"):
+        run(config, until="ask")
+
+
+def test_the_encoder_is_in_the_fingerprint_where_it_is_used(inputs: Path) -> None:
+    def keys(**ask: Any) -> tuple[str, ...]:
+        return PIPELINE.stage("ask").keys(question_config(inputs, "http://localhost:9/v1", ask=ask))
+
+    assert "encoder" in keys(cosine=0.9) and "encoder" not in keys(cosine=1.0)
+    assert "lora" in keys(generations=2) and "lora" not in keys()
+
+
+def test_how_evaluation_items_are_read_is_in_the_fingerprint(inputs: Path, made: World) -> None:
+    """Questions that share words with them are dropped."""
+    columns = {"prompt": "id", "response": "source"}
+    found = [
+        input_hashes(question_config(inputs, "http://localhost:9/v1", evaluate={"general": [], **more}))
+        for more in ({}, {"columns": columns})
+    ]
+    assert found[0]["decontaminate"]() != found[1]["decontaminate"]()
+
+
+def test_the_target_answers_as_it_is_trained(inputs: Path, made: World) -> None:
+    """With the template that the config names, and under a name of its own."""
+    names = set[str]()
+    for template in ("auto", "plain"):
+        own = question_config(
+            inputs, "http://localhost:9/v1", "t", target={"kind": "model", "model": ""}, model={"template": template}
+        )
+        state = open_run(own, Job(inputs / "job", quiet))
+        client = state.target_client(state.model.base, "")
+        assert client._inner().rendering.template == template  # type: ignore[attr-defined]
+        names.add(client.name)
+    assert len(names) == 2
 
 
 class Stop(Exception):
