@@ -24,6 +24,7 @@ from ntk_jax.engine.config import build
 from ntk_jax.engine.plan import Command
 from ntk_jax.engine.stage import Job
 from ntk_jax.errors import Note, UserError
+from ntk_jax.pipelines.question.chunk import read_documents, sampled_documents
 from ntk_jax.pipelines.question.stages import PIPELINE
 from ntk_jax.pipelines.question.state import input_hashes, open_run
 from ntk_jax.pipelines.select.config import SelectConfig
@@ -401,3 +402,30 @@ def test_documents_of_no_use_are_named(inputs: Path, made: World, rows: list[Any
     config = question_config(inputs, "http://localhost:9/v1", "useless", documents={"files": [str(path)]})
     with pytest.raises(UserError, match=said):
         run(config, until="chunk")
+
+
+def test_only_documents_that_are_asked_about_count_as_such(inputs: Path, made: World) -> None:
+    """Not those of which no chunk is drawn; a copy of one that is asked about is not unseen either."""
+    texts = {f"d{n}": f"{one.text} This is number {n}." for n, one in enumerate(made.chunks)}
+    rows = [{"id": name, "text": text, "kind": "a"} for name, text in texts.items()]
+    rows += [{"id": f"copy of {name}", "text": f"  {text}", "kind": "a"} for name, text in texts.items()]
+    (inputs / "copies.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    documents = {"files": [str(inputs / "copies.jsonl")], "trained": 1.0, "chunks": 2, "where": {"kind": "a"}}
+    folder = run(question_config(inputs, "http://localhost:9/v1", "copies", documents=documents), until="chunk")
+    found = summary(folder, "chunk")
+    asked = {line["document"] for line in lines(folder / "chunk" / "chunks.jsonl")}
+    assert set(found["trained"]) == asked and len(asked) <= 2
+    assert set(found["unseen"]) == set(texts) - asked
+    assert set(found["copies"]) == {f"copy of {name}" for name in asked}
+    assert found["documents"] == 2 * len(texts)
+
+
+def test_documents_are_read_one_at_a_time(inputs: Path, made: World) -> None:
+    config = question_config(inputs, "http://localhost:9/v1", documents={"limit": 3})
+    whole = [one["id"] for one in read_documents(config)]
+    few = [one["id"] for one in sampled_documents(config)]
+    assert len(few) == 3 and set(few) < set(whole) and few == [one for one in whole if one in few]
+    for where, said in (({"kind": "b"}, "no document has kind"), ({"source": "scripted", "title": "x"}, "title = ")):
+        other = question_config(inputs, "http://localhost:9/v1", documents={"where": where})
+        with pytest.raises(UserError, match=said):
+            list(read_documents(other))

@@ -108,7 +108,6 @@ PIPELINE = Pipeline(
             after=lambda config: ("ask",),
             reads=("lora", *_TRAIN),
             check=Address(f"{_HERE}.train:check"),
-            check_inputs=Address(f"{_HERE}.train:check_inputs"),
             cost=Address(f"{_HERE}.costs:train"),
         ),
         Stage(
