@@ -101,7 +101,7 @@ class Scripted:
         digest = hashlib.sha256(f"{self.seed} {request.seed} {request.sample} {request.temperature} {text}".encode())
         draw = random.Random(digest.hexdigest())
         if "how far apart" in text:
-            return self._divergence(str(request.messages[-1]["content"]))  # type: ignore[index,call-overload]
+            return self._divergence(str(request.messages[0]["content"]))  # type: ignore[index,call-overload]
         if "Judge by the passage alone" in text:
             return self._verdict(text, draw)
         if "Another answer:" in text:

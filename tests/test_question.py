@@ -25,9 +25,13 @@ from ntk_jax import cli, pipelines
 from ntk_jax.data.words import text_hash
 from ntk_jax.engine.config import build
 from ntk_jax.engine.plan import Command
+from ntk_jax.engine.stage import Job
 from ntk_jax.errors import Note, UserError
 from ntk_jax.pipelines.question.arms import arms_of, as_trained
+from ntk_jax.pipelines.question.chunk import read_documents, sampled_documents
 from ntk_jax.pipelines.question.config import QuestionConfig
+from ntk_jax.pipelines.question.stages import PIPELINE
+from ntk_jax.pipelines.question.state import input_hashes, open_run
 from ntk_jax.pipelines.select.config import SelectConfig
 from ntk_jax.questions.methods.asked import NothingWritten
 from ntk_jax.questions.methods.table import METHODS
@@ -139,6 +143,44 @@ def test_other_methods_write_as_many_tokens(whole: Path) -> None:
     for name, one in methods.items():
         assert one["tokens"] >= one["asked_tokens"] or one["missing_tokens"] > 0
         assert len(lines(whole / "ask" / f"{name}.jsonl")) == one["records"] > 0
+
+
+def test_what_decides_the_questions_is_in_their_fingerprint(whole: Path, inputs: Path, server: FaultyServer) -> None:
+    config = question_config(inputs, server.url, "whole", model={"template": "plain"})
+    with pytest.raises(UserError, match=r"model\.template"):
+        run(config, until="ask")
+
+
+def test_the_encoder_is_in_the_fingerprint_where_it_is_used(inputs: Path) -> None:
+    def keys(**ask: Any) -> tuple[str, ...]:
+        return PIPELINE.stage("ask").keys(question_config(inputs, "http://localhost:9/v1", ask=ask))
+
+    assert "encoder" in keys(cosine=0.9) and "encoder" not in keys(cosine=1.0)
+    assert "lora" in keys(generations=2) and "lora" not in keys()
+
+
+def test_how_evaluation_items_are_read_is_in_the_fingerprint(inputs: Path, made: World) -> None:
+    """Questions that share words with them are dropped."""
+    columns = {"prompt": "id", "response": "source"}
+    found = [
+        input_hashes(question_config(inputs, "http://localhost:9/v1", evaluate={"general": [], **more}))
+        for more in ({}, {"columns": columns})
+    ]
+    assert found[0]["decontaminate"]() != found[1]["decontaminate"]()
+
+
+def test_the_target_answers_as_it_is_trained(inputs: Path, made: World) -> None:
+    """With the template that the config names, and under a name of its own."""
+    names = set[str]()
+    for template in ("auto", "plain"):
+        own = question_config(
+            inputs, "http://localhost:9/v1", "t", target={"kind": "model", "model": ""}, model={"template": template}
+        )
+        state = open_run(own, Job(inputs / "job", quiet))
+        client = state.target_client(state.model.base, "")
+        assert client._inner().rendering.template == template  # type: ignore[attr-defined]
+        names.add(client.name)
+    assert len(names) == 2
 
 
 class Stop(Exception):
@@ -442,3 +484,30 @@ def test_a_round_without_questions_has_no_arm_and_training_is_as_asked(whole: Pa
     chunks = {line["id"]: line["text"] for line in lines(whole / "chunk" / "chunks.jsonl")}
     for line, record in zip(lines_of, as_trained(asked, lines_of), strict=True):  # type: ignore[arg-type]
         assert chunks[line["chunks"][0]] in str(record["messages"])
+
+
+def test_only_documents_that_are_asked_about_count_as_such(inputs: Path, made: World) -> None:
+    """Not those of which no chunk is drawn; a copy of one that is asked about is not unseen either."""
+    texts = {f"d{n}": f"{one.text} This is number {n}." for n, one in enumerate(made.chunks)}
+    rows = [{"id": name, "text": text, "kind": "a"} for name, text in texts.items()]
+    rows += [{"id": f"copy of {name}", "text": f"  {text}", "kind": "a"} for name, text in texts.items()]
+    (inputs / "copies.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    documents = {"files": [str(inputs / "copies.jsonl")], "trained": 1.0, "chunks": 2, "where": {"kind": "a"}}
+    folder = run(question_config(inputs, "http://localhost:9/v1", "copies", documents=documents), until="chunk")
+    found = summary(folder, "chunk")
+    asked = {line["document"] for line in lines(folder / "chunk" / "chunks.jsonl")}
+    assert set(found["trained"]) == asked and len(asked) <= 2
+    assert set(found["unseen"]) == set(texts) - asked
+    assert set(found["copies"]) == {f"copy of {name}" for name in asked}
+    assert found["documents"] == 2 * len(texts)
+
+
+def test_documents_are_read_one_at_a_time(inputs: Path, made: World) -> None:
+    config = question_config(inputs, "http://localhost:9/v1", documents={"limit": 3})
+    whole = [one["id"] for one in read_documents(config)]
+    few = [one["id"] for one in sampled_documents(config)]
+    assert len(few) == 3 and set(few) < set(whole) and few == [one for one in whole if one in few]
+    for where, said in (({"kind": "b"}, "no document has kind"), ({"source": "scripted", "title": "x"}, "title = ")):
+        other = question_config(inputs, "http://localhost:9/v1", documents={"where": where})
+        with pytest.raises(UserError, match=said):
+            list(read_documents(other))

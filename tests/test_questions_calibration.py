@@ -131,7 +131,7 @@ def judge(function: Callable[[Planted], str | Reply], items: list[tuple[str, str
 
     def answer(request: Request) -> str | Reply:
         text = str(request.messages)
-        shown = request.messages[1]["content"] if not isinstance(request.messages, str) else text
+        shown = request.messages[0]["content"] if not isinstance(request.messages, str) else text
         for pair in pairs:
             both = {f"First answer:\n{pair.first}\n\nSecond answer:\n{pair.second}\n\n"}
             both.add(f"First answer:\n{pair.second}\n\nSecond answer:\n{pair.first}\n\n")

@@ -77,7 +77,7 @@ def test_what_cannot_be_read_says_why_and_is_asked_again(text: str, why: str) ->
 
 
 def test_failed_and_cut_replies() -> None:
-    assert read("", "failed", "status 429") == Unusable("status 429", again=False)
+    assert read("", "failed", "status 429") == Unusable("no reply: status 429", again=False)
     assert read('{"reason": "They are', "length") == Unusable("no score; cut at max_tokens", again=True)
     assert read("SCORE: 4\nREASON: they are", "length") == Divergence(1.0, "they are")
 
@@ -110,7 +110,7 @@ def wish(seed: int, question: str = "How long is the notice?", target: str = "60
 
 def shown(request: Request) -> str:
     assert not isinstance(request.messages, str)
-    return str(request.messages[1]["content"])
+    return str(request.messages[0]["content"])
 
 
 def test_both_forms_are_greedy_and_show_the_same() -> None:
@@ -152,3 +152,11 @@ def test_a_judge_without_json_is_asked_for_lines() -> None:
     voice = Voice("judge", ScriptedClient(model))
     said = voice.ask([divergence_wish(f"{n}?", "p", "a", "b", seed=0) for n in range(20)])
     assert voice.form == "text" and {one.value.value for one in said} == {0.5}
+
+
+def test_no_message_is_the_systems() -> None:
+    """There are chat templates that refuse such."""
+    wish = divergence_wish("Q?", "P.", "a", "b", seed=0)
+    assert wish.json is not None
+    for request, _ in (wish.text, wish.json):
+        assert [message["role"] for message in request.messages] == ["user"]  # type: ignore[index,call-overload]

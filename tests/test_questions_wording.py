@@ -43,6 +43,16 @@ def said(text: str, finish: str = "stop") -> Reply:
         ("**Question:** When is the rent due?\nAnswer: May", False, "When is the rent due?"),
         ('Sure! Here is one:\n1. "When is the rent due?"', False, '1. "When is the rent due?'[4:]),
         ("The lease is short. When is the rent due? In May.", False, "When is the rent due?"),
+        ("What does Acme Inc. owe under Section 2.1? Much.", False, "What does Acme Inc. owe under Section 2.1?"),
+        ("In law, which fee does Acme Inc. pay? Much.", False, "In law, which fee does Acme Inc. pay?"),
+        ("Acme has 30 days. What happens to the fee then? It ends.", False, "What happens to the fee then?"),
+        ('{"question": "\u7532\u65b9\u5e94\u5728\u591a\u5c11\u5929\u5185\u4ed8\u6b3e\uff1f"}', True, "\uff1f"),
+        (
+            "\u597d\u3002\u7532\u65b9\u5e94\u4f55\u65f6\u4ed8\u6b3e\uff1f\u8c22",
+            False,
+            "\u7532\u65b9\u5e94\u4f55\u65f6\u4ed8\u6b3e\uff1f",
+        ),
+        ("\u0645\u0627 \u0647\u064a \u0645\u062f\u0629 \u0627\u0644\u0639\u0642\u062f\u061f", False, "\u061f"),
     ],
 )
 def test_questions(text: str, is_json: bool, expected: str) -> None:
@@ -177,3 +187,54 @@ class TestVoice:
         assert one.prompt in voice.prompts
         assert voice.account()["completion_tokens"] == 8
         assert one.tokens == (voice.account()["prompt_tokens"], 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_json", "stated", "quotes"),
+    [
+        ('{"stated": "false", "answer": "It is left open.", "quotes": []}', True, False, ()),
+        ('{"stated": "True", "answer": "In May.", "quotes": [{"text": "due in May"}]}', True, True, ("due in May",)),
+        ("ANSWER: No, the lease does not provide for it, as the contract does not say so.", False, False, ()),
+        ("ANSWER: No, the contract does not provide for it.\nQUOTE: It is due in May.", False, True,
+         ("It is due in May.",)),
+    ],
+)  # fmt: skip
+def test_what_is_stated(text: str, is_json: bool, stated: bool, quotes: tuple[str, ...]) -> None:
+    found = read_answer(said(text), is_json=is_json)
+    assert isinstance(found, Answer) and (found.stated, found.quotes) == (stated, quotes)
+
+
+def test_a_negative_question_is_answered_with_yes_or_no() -> None:
+    """Else `The tenant may not sublet.` would be no `no`."""
+    for kind, asked in (("negative", True), ("answerable", False)):
+        wish = answer_wish(Slot("d#0/0", kind, (CHUNK,)), "May the tenant sublet?")
+        assert wish.json is not None
+        assert [("Yes or with No" in str(request.messages)) for request, _ in (wish.text, wish.json)] == [asked] * 2
+
+
+def test_replies_that_failed_do_not_decide_the_form() -> None:
+    """A server that was down has not shown that its model writes no JSON."""
+    voice = Voice("expert", ScriptedClient(lambda request: Reply("", "failed", reason="a timeout")))
+    voice.ask([answer_wish(SLOT, f"When is the rent of year {n} due?") for n in range(PROBE)])
+    assert voice.form == "json"
+    assert voice.failures == {"no reply: a timeout": PROBE}
+
+
+def test_failures_of_one_kind_are_counted_together() -> None:
+    number = iter(range(100))
+
+    def answer(request: Request) -> Reply:
+        at = next(number)
+        return Reply("", "failed", reason=f"request {at}: the chat template refuses the messages" if at % 2 else
+                     f"the prompt has {1000 + at:,} tokens; the context has 512")  # fmt: skip
+
+    voice = Voice("target", ScriptedClient(answer), "text")
+    voice.ask([target_wish(f"Question {n}?", None) for n in range(6)])
+    assert set(voice.failures.values()) == {3}
+
+
+def test_a_verdict_is_not_read_in_thoughts() -> None:
+    wish = support_wish(SLOT, "When is the rent due?", "In May.", max_tokens=20)
+    _, read = wish.text
+    assert isinstance(read(said("<think>there is no such", "length")), Unusable)
+    assert read(said("<think>no?</think> Yes, it shows that.")) is True

@@ -35,7 +35,7 @@ def bare_text(reply: Reply) -> str | Unusable:
     """What a reply says in plain text: without thoughts, a fence around all of it, and an opening such as `Sure, here
     is my text:`; or why it says nothing."""
     if reply.finish == "failed":
-        return Unusable(f"no reply: {reply.reason or 'unknown'}")
+        return Unusable(failure_of(reply))
     if not reply.text.strip():
         return Unusable("an empty reply")
     text = without_thoughts(reply.text)
@@ -43,6 +43,12 @@ def bare_text(reply: Reply) -> str | Unusable:
         return Unusable("nothing but thoughts")
     fenced = _FENCE.match(text)
     return _OPENING.sub("", (fenced[1] if fenced else text).strip(), count=1).strip()
+
+
+def failure_of(reply: Reply) -> str:
+    """Why there is no reply, without what differs from one request to the next."""
+    reason = re.sub(r"^request \d+: ", "", reply.reason or "unknown")
+    return f"no reply: {re.sub(r'the prompt has [0-9,]+ tokens', 'the prompt has too many tokens', reason)}"
 
 
 def unusable(text: str, *, question: str = "", min_words: int = 20) -> str | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ntk_jax.llm.parsing import Failure, correction, read_reply
+from ntk_jax.llm.parsing import Failure, correction, read_reply, without_thoughts
 from ntk_jax.llm.request import Client, Progress, Reply, Request
 
 SCHEMA: dict[str, Any] = {
@@ -69,7 +69,7 @@ def read_verdict(reply: Reply) -> tuple[float, str] | Failure:
     if not isinstance(found, Failure):
         answer = str(found.value["answer"]).strip().lower()
         return float(answer in _YES), str(found.value.get("reason", ""))
-    plain = _PLAIN.findall(reply.text) if reply.finish != "failed" else []
+    plain = _PLAIN.findall(without_thoughts(reply.text)) if reply.finish != "failed" else []
     if plain and len({word.lower() for word in plain}) == 1:
         return float(plain[0].lower() == "yes"), ""
     return found

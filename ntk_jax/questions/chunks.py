@@ -29,13 +29,15 @@ Span = tuple[int, int]
 @dataclass(frozen=True)
 class Chunked:
     """chunks: in the order of the documents. dropped: {why: documents without a chunk}. shortened: chunks that were cut
-    further to fit a model. notes: {what: documents it was noted of}. languages: {document: its language}."""
+    further to fit a model. notes: {what: documents it was noted of}. languages: {document: its language}. same: {a
+    document that was dropped as the same as another: that one}."""
 
     chunks: list[Chunk]
     dropped: Mapping[str, int] = field(default_factory=dict)
     shortened: int = 0
     notes: Mapping[str, int] = field(default_factory=dict)
     languages: Mapping[str, str] = field(default_factory=dict)
+    same: Mapping[str, str] = field(default_factory=dict)
 
 
 def chunk_documents(
@@ -67,7 +69,8 @@ def chunk_documents(
     notes: Counter[str] = Counter()
     found: dict[str, str] = {}
     names: set[str] = set()
-    known: set[int] = set()
+    known: dict[int, str] = {}
+    same: dict[str, str] = {}
     shortened = 0
     for number, record in enumerate(records, 1):
         text = document_text(record)
@@ -77,12 +80,14 @@ def chunk_documents(
             why = LANGUAGE
         if why or text is None:
             dropped[why or NO_TEXT] += 1
+            if why == DUPLICATE and text is not None and isinstance(record.get("id"), str):
+                same[record["id"]] = known[_key(text)]
             continue
         spans, cut = _spans(text, words, count_tokens, max_tokens)
         if not spans:
             dropped[TOO_LONG] += 1
             continue
-        name = _name(record, number, names, notes)
+        name = known[_key(text)] = _name(record, number, names, notes)
         if languages:
             found[name] = language
         notes.update(_remarks(text))
@@ -96,7 +101,7 @@ def chunk_documents(
     if not chunks:
         reasons = ", ".join(f"{count} {why}" for why, count in dropped.most_common())
         raise UserError(f"no document is left to ask about: {reasons or 'there was none'}; give others")
-    return Chunked(chunks, dict(dropped), shortened, dict(notes), found)
+    return Chunked(chunks, dict(dropped), shortened, dict(notes), found, same)
 
 
 def document_text(record: Mapping[str, Any]) -> str | None:
@@ -115,19 +120,21 @@ def document_text(record: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _fault(text: str | None, known: set[int]) -> str | None:
-    """Why nothing can be asked about the text, in whatever language. known: of the texts before; its own is added."""
+def _fault(text: str | None, known: Mapping[int, str]) -> str | None:
+    """Why nothing can be asked about the text, in whatever language. known: {key: document} of those before."""
     if text is None:
         return NO_TEXT
-    folded = " ".join(text.split())
-    if not folded:
+    if not text.strip():
         return EMPTY
-    key = text_hash(folded)
-    if key in known:
+    if _key(text) in known:
         return DUPLICATE
-    known.add(key)
     why = unreadable(text)
     return f"rubbish: {why}" if why else None
+
+
+def _key(text: str) -> int:
+    """The same for texts that differ in white space alone."""
+    return text_hash(" ".join(text.split()))
 
 
 def _name(record: Mapping[str, Any], number: int, names: set[str], notes: Counter[str]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from ntk_jax.data.words import text_hash
 from ntk_jax.llm.parsing import Failure, read_reply, without_thoughts
 from ntk_jax.llm.request import Reply, Request
-from ntk_jax.llm.usable import Unusable, plain_text
+from ntk_jax.llm.usable import Unusable, failure_of, plain_text
 from ntk_jax.questions.voice import Wish, seed_of
 
 MOST = 4  # points
@@ -68,7 +68,7 @@ def divergence_wish(question: str, passage: str, expert: str, target: str, *, se
     )
 
     def request(form: str, schema: dict[str, Any] | None) -> Request:
-        talk = ({"role": "system", "content": _TASK}, {"role": "user", "content": shown + form})
+        talk = ({"role": "user", "content": f"{_TASK}\n\n{shown}{form}"},)  # some templates refuse a system message
         return Request(messages=talk, max_tokens=max_tokens, temperature=0.0, schema=schema)
 
     read = functools.partial(read_divergence, swapped=swapped)
@@ -78,7 +78,7 @@ def divergence_wish(question: str, passage: str, expert: str, target: str, *, se
 def read_divergence(reply: Reply, swapped: bool = False) -> Divergence | Unusable:
     """The judgement in a reply: in its JSON, else behind the word score, else a number alone on a line."""
     if reply.finish == "failed":
-        return Unusable(reply.reason or "no reply")
+        return Unusable(failure_of(reply))
     found = read_reply(reply)
     if not isinstance(found, Failure) and "score" in found.value:
         points = _points(found.value["score"])

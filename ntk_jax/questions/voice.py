@@ -72,7 +72,9 @@ class Voice:
             first = [n for n, wish in enumerate(wishes) if wish.json][:PROBE]
             said = self._said([wishes[n].json or wishes[n].text for n in first], None)
             if first:
-                self.form = "json" if 2 * sum(one.usable for one in said) >= len(said) else "text"
+                # What the model declined, or a server that was down, says nothing of what it can write.
+                unread = sum(isinstance(one.value, Unusable) and one.value.again for one in said)
+                self.form = "json" if 2 * unread <= len(said) else "text"
             if self.form == "json":
                 found = dict(zip(first, said, strict=True))
         asked = [wish.json if self.form == "json" and wish.json else wish.text for wish in wishes]

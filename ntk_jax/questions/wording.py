@@ -9,9 +9,10 @@ from typing import Any
 from ntk_jax.data.words import written_words
 from ntk_jax.llm.parsing import Parsed, parse_json, without_thoughts
 from ntk_jax.llm.request import Reply, Request
-from ntk_jax.llm.usable import Unusable, first_sentences, plain_text, unusable
+from ntk_jax.llm.usable import Unusable, failure_of, first_sentences, plain_text, unusable
 from ntk_jax.llm.verdicts import SCHEMA as VERDICT
 from ntk_jax.llm.verdicts import read_verdict
+from ntk_jax.questions.agreement import PLAIN
 from ntk_jax.questions.question import Answer, Slot
 from ntk_jax.questions.voice import Wish
 
@@ -50,8 +51,12 @@ _RULES = (
 )
 # Small models copy what they are shown instead of doing what it says: no list of things, no earlier questions.
 _PLAIN_RULES = "Ask for one thing that it says. Use the names that stand in it."
+_YES_OR_NO = "Begin the answer with Yes or with No. "  # where no is the right one, if the question is as it should be
 _JSON_QUESTION = 'Reply with one JSON object and nothing else: {"question": "..."}'
 _TEXT_QUESTION = "Reply with the question and nothing else."
+_ASKS = "?\uff1f\u061f\u037e"  # question marks: Latin, Chinese and Japanese, Arabic, Greek
+_SENTENCE = re.compile(r"(?<=[.!\u3002\uff01])\s*(?<=[\s\u3002\uff01])(?=\S)")
+_ABBREVIATED = re.compile(r"\b(?:\w|Inc|Co|Corp|Ltd|Mr|Mrs|Ms|Dr|No|Nos|Sec|Art|Para|Ex|Jr|Sr|St|vs)\.$")
 _LABEL = re.compile(r"^\W*(?:(?:revised |new |final |harder )?question)\W*\d*\W*:\W*", re.IGNORECASE)
 _PARTS = re.compile(r"^\W*(answer|quotes?)\W*\d*\W*:[ \t*]*", re.IGNORECASE | re.MULTILINE)
 _UNSAID = re.compile(
@@ -119,17 +124,32 @@ def read_question(reply: Reply, *, is_json: bool) -> str | Unusable:
         text = plain_text(_folded(value.value).get("question"))
         if not text:
             return Unusable("no question in the JSON", again=True)
-    lines = [_LABEL.sub("", line).strip(" \t\"'*`#>-") for line in text.splitlines()]
-    question = next((line for line in lines if line.endswith("?")), "")
-    if not question:  # several sentences on one line, of which one asks
-        found = re.search(r"[^.!?\n]*\?", "\n".join(lines))
-        question = found[0].strip() if found else ""
+    question = _question_in([_LABEL.sub("", line).strip(" \t\"'*`#>-") for line in text.splitlines()])
     words = len(written_words(question))
     if not question:
         return Unusable("no question; cut at max_tokens" if reply.finish == "length" else "no question")
     if not QUESTION_WORDS[0] <= words <= QUESTION_WORDS[1]:
         return Unusable("a question of too few words" if words < QUESTION_WORDS[0] else "a question of too many words")
     return " ".join(question.split())
+
+
+def _question_in(lines: Sequence[str]) -> str:
+    """The first line that is a question; else the sentence that asks in the first line that holds one, with those
+    before it as long as it is too short by itself: `Inc. pays?` is none."""
+    whole = next((line for line in lines if line.endswith(tuple(_ASKS))), None)
+    if whole is not None:
+        return whole
+    found = next((match[0] for line in lines if (match := re.match(rf"[^{_ASKS}]*[{_ASKS}]", line))), "")
+    sentences = _SENTENCE.split(found)
+    question = sentences.pop().strip()
+    while sentences and (len(written_words(question)) < QUESTION_WORDS[0] or _cut_off(sentences[-1], question)):
+        question = f"{sentences.pop().strip()} {question}"
+    return question
+
+
+def _cut_off(before: str, sentence: str) -> bool:
+    """Whether a sentence goes on what seemed to end before it: with the point of an abbreviation."""
+    return sentence[0].islower() or sentence[0].isdigit() or bool(_ABBREVIATED.search(before))
 
 
 # -- answers ---------------------------------------------------------------------------------------------------------
@@ -139,7 +159,7 @@ def answer_wish(
     slot: Slot, question: str, *, seed: int = 0, sample: int = 0, temperature: float = 0.0, max_tokens: int = 200
 ) -> Wish:
     """The expert's answer, from the passage, with the words that show it."""
-    text = f"{_shown(slot)}\n\nQuestion: {question}\n\n"
+    text = f"{_shown(slot)}\n\nQuestion: {question}\n\n{_YES_OR_NO if slot.kind == 'negative' else ''}"
     json = (
         "Answer from the passage alone, precisely and completely, in one to three sentences that can be understood "
         "without it; name the parties, numbers and conditions. Then copy word for word what shows it. Reply with one "
@@ -171,8 +191,8 @@ def read_answer(reply: Reply, *, is_json: bool) -> Answer | Unusable:
         found = _folded(value.value)
         answer = plain_text(found.get("answer"))
         given = found.get("quotes", found.get("quote"))
-        quotes = [item for item in (given if isinstance(given, list) else [given]) if isinstance(item, str)]
-        stated = found.get("stated") if isinstance(found.get("stated"), bool) else None
+        quotes = [plain_text(item) for item in (given if isinstance(given, list) else [given])]
+        stated = _flag(found.get("stated"))
         if not answer and stated is not False:
             return Unusable("no answer in the JSON", again=True)
     else:
@@ -185,8 +205,8 @@ def read_answer(reply: Reply, *, is_json: bool) -> Answer | Unusable:
     cut = reply.finish == "length" and not any(quotes)
     if cut:
         answer = first_sentences(answer)
-    if stated is None:
-        stated = not _UNSAID.search(answer)
+    if stated is None:  # a plain yes or no, with words that show it, says what the document has to say
+        stated = not _UNSAID.search(answer) or bool(PLAIN.match(answer) and any(quotes))
     if not stated:
         bare = re.fullmatch(r"\W*not stated\W*", answer, re.IGNORECASE)
         return Answer(NOT_STATED if bare or not answer else _line(answer), (), False, cut)
@@ -286,13 +306,18 @@ def _others(earlier: Sequence[str]) -> list[str]:
 def _body(reply: Reply) -> str | Unusable:
     """What was written behind any thoughts, or why nothing is there."""
     if reply.finish == "failed":
-        return Unusable(f"no reply: {reply.reason or 'unknown'}")
+        return Unusable(failure_of(reply))
     if not reply.text.strip():
         return Unusable("an empty reply")
     text = without_thoughts(reply.text)
     if not text:
         return Unusable("nothing but thoughts")
     return Unusable("the model declined") if unusable(text, min_words=0) == "the model declined" else text
+
+
+def _flag(value: Any) -> bool | None:
+    """True or false as models write it; None: neither."""
+    return {"true": True, "yes": True, "false": False, "no": False}.get(str(value).strip().casefold())
 
 
 def _folded(value: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,30 +42,38 @@ def chunk(run: QuestionRun, folder: Path) -> Facts:
     """Writes chunks.jsonl, the chunks that are asked about, and summary.json: what was dropped and why, and which
     documents are unseen."""
     clock, section, config = Clock(run.job.folder, "chunk"), run.config.documents, run.config
-    records = read_documents(config)
-    chosen = sample_indices(len(records), section.limit, config.seed)
-    if chosen is not None:
-        records = [records[i] for i in chosen]
+    total = 0
+
+    def counted() -> Iterator[dict[str, Any]]:
+        nonlocal total
+        for record in sampled_documents(config):
+            total += 1
+            yield record
+
     tokenizer = run.model.base.tokenizer
     room = config.model.max_length - ROOM - config.ask.answer_tokens
     found = chunk_documents(
-        records,
+        counted(),
         words=section.words,
         count_tokens=lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
         max_tokens=room,
         languages=section.languages,
     )
     names = list(dict.fromkeys(one.document for one in found.chunks))
-    trained, unseen = split_documents(names, section.trained, config.seed) if section.trained < 1 else (names, [])
-    own = [one for one in found.chunks if one.document in set(trained)]
+    chosen = set(split_documents(names, section.trained, config.seed)[0] if section.trained < 1 else names)
+    own = [one for one in found.chunks if one.document in chosen]
     places = sample_indices(len(own), section.chunks, config.seed)
-    asked = own if places is None else [own[i] for i in np.sort(places)]
+    asked = own if places is None else [own[i] for i in places]
+    # A document none of whose chunks is asked about is as unseen as the others; one with the same text is not.
+    about = {one.document for one in asked}
+    copies = [name for name, other in found.same.items() if other in about]
     write_lines(folder / FILE, (json.dumps(dataclasses.asdict(one), ensure_ascii=False) for one in asked))
     summary: dict[str, Any] = {
-        "documents": len(records),
+        "documents": total,
         "used": len(names),
-        "trained": list(trained),
-        "unseen": list(unseen),
+        "trained": [name for name in names if name in about],
+        "copies": copies,
+        "unseen": [name for name in names if name not in about],
         "chunks": len(asked),
         "all_chunks": len(own),
         "words": sum(len(one.text.split()) for one in asked),
@@ -77,16 +86,40 @@ def chunk(run: QuestionRun, folder: Path) -> Facts:
     return {"chunks": len(asked)}
 
 
-def read_documents(config: QuestionConfig) -> list[dict[str, Any]]:
-    """The documents of the files that are asked for. Raises UserError: none is."""
+def read_documents(config: QuestionConfig) -> Iterator[dict[str, Any]]:
+    """The documents of the files that are asked for, one at a time. Raises UserError: none is."""
     section = config.documents
-    found = list(read(section.files, Reading("auto", section.columns, "documents.").for_patterns))
-    for key, value in (section.where or {}).items():
-        values = sorted({shown(one.get(key)) for one in found})
-        found = [one for one in found if one.get(key) == value]
-        if not found:
-            raise UserError(f"documents.where: no document has {key} = {shown(value)}; there are {listed(values)}")
-    return found
+    where = section.where or {}
+    values: dict[str, set[str]] = {key: set() for key in where}
+    matched = dict.fromkeys(where, 0)
+    for one in read(section.files, Reading("auto", section.columns, "documents.").for_patterns):
+        for key, value in where.items():
+            if not matched[key]:
+                values[key].add(shown(one.get(key)))
+            if one.get(key) != value:
+                break
+            matched[key] += 1
+        else:
+            yield one
+    for key, value in where.items():
+        if not matched[key]:
+            raise UserError(
+                f"documents.where: no document has {key} = {shown(value)}; there are {listed(sorted(values[key]))}"
+            )
+
+
+def sampled_documents(config: QuestionConfig) -> Iterator[dict[str, Any]]:
+    """Those of them that documents.limit leaves."""
+    limit = config.documents.limit
+    if limit is None:
+        return read_documents(config)
+    return documents_at(config, sample_indices(sum(1 for _ in read_documents(config)), limit, config.seed))
+
+
+def documents_at(config: QuestionConfig, places: np.ndarray | None) -> Iterator[dict[str, Any]]:
+    """The documents at these places; None: all."""
+    wanted = None if places is None else set(places.tolist())
+    return (one for place, one in enumerate(read_documents(config)) if wanted is None or place in wanted)
 
 
 def chunks_of(run: QuestionRun) -> list[Chunk]:
@@ -97,6 +130,7 @@ def chunks_of(run: QuestionRun) -> list[Chunk]:
 
 
 def trained_documents(run: QuestionRun) -> list[str]:
-    """The documents that questions are asked about."""
-    found: list[str] = read_json(run.job.folder / "chunk" / "summary.json", dict)["trained"]
-    return found
+    """The documents that questions are asked about, and those with the same text."""
+    found = read_json(run.job.folder / "chunk" / "summary.json", dict)
+    names: list[str] = [*found["trained"], *found["copies"]]
+    return names

@@ -19,7 +19,7 @@ from ntk_jax.pipelines.common.evaluated_reads import here, spread
 from ntk_jax.pipelines.common.model import RunModel
 from ntk_jax.pipelines.common.shape import abstract_model, model_folder
 from ntk_jax.pipelines.question.calls import QUESTION, Line, Sizes, calls_of
-from ntk_jax.pipelines.question.chunk import ROOM, read_documents
+from ntk_jax.pipelines.question.chunk import ROOM, documents_at, read_documents
 from ntk_jax.pipelines.question.config import QuestionConfig
 from ntk_jax.questions.chunks import chunk_documents
 from ntk_jax.training.flops import head_parameters, matrix_parameters
@@ -134,13 +134,11 @@ def _counter(config: QuestionConfig, model: RunModel, grounds: Grounds) -> tuple
 def _here(config: QuestionConfig, count: Callable[[str], int], grounds: Grounds) -> _Documents:
     """Counted in the files; a seeded sample is cut as the stage does it."""
     section = config.documents
-    records = read_documents(config)
-    total = min(len(records), section.limit or len(records))
-    grounds.known(
-        "documents", total, f"{total:,} of {len(records):,} records", f"counted in {', '.join(section.files)}"
-    )
-    few = sample_indices(len(records), min(total, config.estimate.documents), config.seed)
-    sample = records if few is None else [records[i] for i in few]
+    count_all = sum(1 for _ in read_documents(config))
+    total = min(count_all, section.limit or count_all)
+    grounds.known("documents", total, f"{total:,} of {count_all:,} records", f"counted in {', '.join(section.files)}")
+    few = sample_indices(count_all, min(total, config.estimate.documents), config.seed)
+    sample = list(documents_at(config, few))
     found = chunk_documents(
         sample,
         words=section.words,

@@ -20,7 +20,7 @@ _ROLES = ("expert", "target", "generator", "reviser", "judge", "second_judge")
 # Replies are those of a model, wherever its server stands: what was paid for stays when that moves.
 _LLM = tuple(f"{role}.{key}" for role in _ROLES for key in ("kind", "model"))
 # Of the methods that an `ask` runs; in which order arms are trained, and how, is the training's.
-_ASK = ("ask", "evaluate.files", "evaluate.general", "train.arms", *_LLM)
+_ASK = ("model", "ask", "evaluate.files", "evaluate.general", "train.arms", *_LLM)
 _TRAIN = tuple(
     f"train.{key}"
     for key in ("epochs", "max_steps", "learning_rate", "batch_size", "schedule", "warmup_ratio", "weight_decay")
@@ -34,8 +34,10 @@ def _final(config: Any) -> tuple[str, ...]:
 
 
 def _ask_reads(config: Any) -> tuple[str, ...]:
-    """A later generation asks a target that was trained."""
-    return (*_ASK, *(_TRAIN if config.ask.generations > 1 else ()))
+    """The target's answers and likelihoods hang on all that is set of it; a later generation asks one that was
+    trained."""
+    encoder = ("encoder",) if config.ask.cosine < 1 else ()
+    return (*_ASK, *encoder, *(("lora", *_TRAIN) if config.ask.generations > 1 else ()))
 
 
 def _evaluate_reads(config: Any) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from ntk_jax.data.sources import source_hashes
+from ntk_jax.data.templates import Rendering
 from ntk_jax.engine.stage import Job
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.loss import held_out_losses
@@ -93,7 +94,7 @@ class QuestionRun:
         return open_client(
             own,
             self.llm_folder("target"),
-            lambda: self._client_of(own, model or self.model.base),
+            lambda: self._client_of(own, model or self.model.base, rendering_of(self.config.model)),
             identity=self.target_name(label),
             name="target",
         )
@@ -108,10 +109,13 @@ class QuestionRun:
         return self._likelihood(self._model(section), identity(section) or section.model, "expert")
 
     def target_name(self, label: str) -> str:
-        """Of the target's weights, for what is kept. label: of its adapter."""
+        """Of the target's weights, and of what else decides its replies, for what is kept. label: of its adapter."""
         section = self.config.model
         hashes = " ".join(value[:16] for value in model_hashes(section).values())
-        return " ".join(filter(None, (Path(section.path).name, hashes, section.dtype, label)))
+        rendering = rendering_of(section)
+        written = str(rendering) if rendering != Rendering() else ""
+        names = (Path(section.path).name, hashes, section.dtype, section.quantization, label, written)
+        return " ".join(filter(None, names))
 
     def llm_folder(self, owner: str) -> Path:
         """Where the replies and calls of a section are kept: each has its own prices and its own cap."""
@@ -154,10 +158,10 @@ class QuestionRun:
     def _sampler(self, section: LLMSection) -> Client:
         return self._client_of(section, self._model(section))
 
-    def _client_of(self, section: LLMSection, model: Model) -> Client:
+    def _client_of(self, section: LLMSection, model: Model, rendering: Rendering | None = None) -> Client:
         from ntk_jax.llm.sampler import ModelClient
 
-        return ModelClient(model, slots=section.slots, mesh=self.mesh)
+        return ModelClient(model, rendering=rendering or Rendering(), slots=section.slots, mesh=self.mesh)
 
 
 def identity(section: LLMSection) -> str | None:
@@ -213,15 +217,14 @@ def input_hashes(config: QuestionConfig) -> dict[str, Any]:
         ),
         "documents": lambda: source_hashes(config.documents.files),
         "llm": lambda: _llm_hashes(config),
-        "decontaminate": lambda: source_hashes(tuple(dict.fromkeys(_evaluation(config)))),
+        "decontaminate": lambda: (
+            source_hashes(tuple(dict.fromkeys(evaluation_sources(config))), reading_of(config, "evaluate"))
+            | source_hashes(tuple(dict.fromkeys(config.ask.decontaminate)))
+        ),
         "evaluate": lambda: source_hashes(
             tuple(dict.fromkeys((*evaluation_files(config), *config.evaluate.general))), reading_of(config, "evaluate")
         ),
     }
-
-
-def _evaluation(config: QuestionConfig) -> tuple[str, ...]:
-    return (*evaluation_sources(config), *config.ask.decontaminate)
 
 
 def _llm_hashes(config: QuestionConfig) -> dict[str, str]:

@@ -11,7 +11,6 @@ from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.records import check_record
 from ntk_jax.engine.clock import Clock
 from ntk_jax.engine.stage import Facts
-from ntk_jax.errors import UserError
 from ntk_jax.kernels.parameters import Tree, join_parameters, split_parameters
 from ntk_jax.models.model import Model
 from ntk_jax.models.peft import save_adapter
@@ -153,9 +152,3 @@ def _plain(config: QuestionConfig) -> Any:
     """The section as other pipelines have it."""
     values = {field.name: getattr(config.train, field.name) for field in dataclasses.fields(TrainSection)}
     return TrainSection(**values)
-
-
-def check_inputs(run: QuestionRun, closing: bool) -> None:
-    """Raises UserError: no adapter could be trained on the model."""
-    if run.config.model.quantization is None and not run.config.lora.targets:
-        raise UserError("lora.targets is empty; name the layers that get an adapter")
