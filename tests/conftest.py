@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+import hypothesis
 import jax
 import pytest
 
@@ -76,3 +77,8 @@ def _forget_compiled_programs() -> Iterator[None]:
     maps = Path("/proc/self/maps")
     if not maps.exists() or maps.read_bytes().count(b"\n") > 8_000:
         jax.clear_caches()
+
+
+# A test is no stopwatch: on a busy machine one example of a property may take any time.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
