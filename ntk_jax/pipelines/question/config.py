@@ -28,7 +28,7 @@ class DocumentsSection:
     """The documents that questions are asked about."""
 
     files: tuple[str, ...] = setting(
-        (), "JSONL, tables, Parquet, Arrow or text files, hf:NAME/SPLIT; globs; one document a record"
+        (), "JSONL, tables, Parquet or Arrow files, hf:NAME/SPLIT; globs; one document a record"
     )
     columns: Mapping[str, Any] | None = setting(
         None, "keys of records under other names, as {text: body, title: head, id: key}"

@@ -180,7 +180,7 @@ def check(config: QuestionConfig) -> None:
     """Raises UserError: no model, no documents, or a role that nobody can play as it is set."""
     check_model(config.model)
     if not config.documents.files:
-        raise UserError("documents.files is not set; give JSONL, Parquet or text files, one document a record")
+        raise UserError("documents.files is not set; give JSONL, Parquet or Arrow files, one document a record")
     if not config.expert.model:
         raise UserError("expert.model is not set; give the stronger model, or its name at a server")
     for role in ROLES:
