@@ -47,7 +47,11 @@ def said(text: str, finish: str = "stop") -> Reply:
         ("In law, which fee does Acme Inc. pay? Much.", False, "In law, which fee does Acme Inc. pay?"),
         ("Acme has 30 days. What happens to the fee then? It ends.", False, "What happens to the fee then?"),
         ('{"question": "\u7532\u65b9\u5e94\u5728\u591a\u5c11\u5929\u5185\u4ed8\u6b3e\uff1f"}', True, "\uff1f"),
-        ("\u597d\u3002\u7532\u65b9\u5e94\u4f55\u65f6\u4ed8\u6b3e\uff1f\u8c22", False, "\u7532\u65b9\u5e94\u4f55\u65f6\u4ed8\u6b3e\uff1f"),
+        (
+            "\u597d\u3002\u7532\u65b9\u5e94\u4f55\u65f6\u4ed8\u6b3e\uff1f\u8c22",
+            False,
+            "\u7532\u65b9\u5e94\u4f55\u65f6\u4ed8\u6b3e\uff1f",
+        ),
         ("\u0645\u0627 \u0647\u064a \u0645\u062f\u0629 \u0627\u0644\u0639\u0642\u062f\u061f", False, "\u061f"),
     ],
 )

@@ -135,9 +135,7 @@ def _here(config: QuestionConfig, count: Callable[[str], int], grounds: Grounds)
     section = config.documents
     count_all = sum(1 for _ in read_documents(config))
     total = min(count_all, section.limit or count_all)
-    grounds.known(
-        "documents", total, f"{total:,} of {count_all:,} records", f"counted in {', '.join(section.files)}"
-    )
+    grounds.known("documents", total, f"{total:,} of {count_all:,} records", f"counted in {', '.join(section.files)}")
     few = sample_indices(count_all, min(total, config.estimate.documents), config.seed)
     sample = list(documents_at(config, few))
     found = chunk_documents(
