@@ -27,15 +27,17 @@ from ntk_jax.engine.config import build
 from ntk_jax.engine.plan import Command
 from ntk_jax.engine.stage import Job
 from ntk_jax.errors import Note, UserError
-from ntk_jax.pipelines.question.arms import arms_of, as_trained
+from ntk_jax.pipelines.question.arms import arms_of, as_trained, own_arm
 from ntk_jax.pipelines.question.chunk import read_documents, sampled_documents
 from ntk_jax.pipelines.question.config import QuestionConfig
 from ntk_jax.pipelines.question.stages import PIPELINE
 from ntk_jax.pipelines.question.state import input_hashes, open_run
+from ntk_jax.pipelines.question.train import rows_of, train
 from ntk_jax.pipelines.select.config import SelectConfig
 from ntk_jax.questions.methods.asked import NothingWritten
 from ntk_jax.questions.methods.table import METHODS
 from ntk_jax.questions.reach import locate
+from ntk_jax.storage.atomic import make_folder
 
 # The server of these tests takes no `n` and gives no log-probabilities, and a run says so.
 pytestmark = pytest.mark.filterwarnings("ignore:.*the server does not honour:ntk_jax.errors.Note")
@@ -270,7 +272,7 @@ def test_faults_of_a_server_are_counted_and_lose_no_record(inputs: Path, made: W
     assert one["kept"] > 0
 
 
-def test_nothing_kept_says_why(inputs: Path) -> None:
+def test_nothing_kept_says_why(inputs: Path, made: World) -> None:
     own = FaultyServer(lambda body, before: completion("I'm sorry, I cannot."))
     why = r"no question is kept, of 8 .*8 × question: the model declined"
     with own.running(), pytest.raises(UserError, match=why):
@@ -511,3 +513,33 @@ def test_documents_are_read_one_at_a_time(inputs: Path, made: World) -> None:
         other = question_config(inputs, "http://localhost:9/v1", documents={"where": where})
         with pytest.raises(UserError, match=said):
             list(read_documents(other))
+
+
+def test_a_first_generation_that_keeps_nothing_ends_the_run(inputs: Path, made: World) -> None:
+    own = FaultyServer(lambda body, before: completion("I'm sorry, I cannot."))
+    config = question_config(inputs, own.url, "barren", ask={"generations": 2})
+    with own.running(), pytest.raises(UserError, match="no question is kept, of 8 "):
+        run(question_config(inputs, own.url, "barren", ask={"generations": 2}), until="ask")
+    assert not (Path(config.out) / "ask" / "generation-2").exists()
+
+
+def test_tokens_are_those_of_the_kept_questions_whichever_arm_is_first(inputs: Path, server: FaultyServer) -> None:
+    """And an arm of a round after which nothing stood is left out."""
+    config = question_config(
+        inputs, server.url, "order", ask={"rounds": 1, "per_chunk": 1}, documents={"chunks": 3},
+        train={"arms": ["documents", "adversarial"], "by_round": True, "epochs": 2, "batch_size": 1},
+    )  # fmt: skip
+    folder = run(config, until="ask")
+    path = folder / "ask" / "questions.jsonl"
+    found = lines(path)
+    for line in found:  # as if none had stood after the first round
+        for version in line["trace"]["rounds"]:
+            version["round"] = 1
+    state = open_run(config, Job(folder, quiet))
+    assert [arm.name for arm in arms_of(state)] == ["documents", "adversarial", "round-0"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in found))
+    assert [arm.name for arm in arms_of(state)] == ["documents", "adversarial"]
+    made = train(state, make_folder(folder / "train"))
+    assert made["arms"] == ["documents", "adversarial"]
+    rows = rows_of(state, own_arm(state))
+    assert summary(folder, "train")["tokens"] == 2 * sum(len(row.ids) for row in rows)

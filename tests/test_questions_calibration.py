@@ -177,7 +177,7 @@ def test_replies_that_cannot_be_read_are_counted_and_no_verdict() -> None:
         return Reply("", "failed", reason="status 500") if pair.kind == "identical" else score(4)
 
     found = calibrate(judge(model), ITEMS, seed=0)
-    assert found["failures"] == {"status 500": 10, "no score": 10}
+    assert found["failures"] == {"no reply: status 500": 10, "no score": 10}
     assert found["false_reject"] is None and found["informedness"] is None and found["void"] is True
     assert found["kinds"]["paraphrase"] == {"n": 10, "read": 0, "mean": None, "different": None}
     assert found["false_reject_interval"] == [0.0, 1.0] and found["false_accept"] == 0

@@ -101,3 +101,24 @@ def test_every_candidate_is_kept_or_has_a_reason(rows, count, quota, most) -> No
         assert len(kept) + found.shortfall == count
     if most is not None:
         assert max(Counter(one.slot.chunks[0].id for one in found.candidates).values(), default=0) <= most
+
+
+def test_a_chunk_whose_best_is_said_elsewhere_has_its_next() -> None:
+    """Before any other chunk has a second one."""
+    same = "Which of the two parties pays for the carriage of the goods in May?"
+    found = keep(
+        [
+            candidate(0, 0, 9.0, question=same), candidate(1, 0, 8.0),
+            candidate(2, 1, 7.0, question=same.upper()), candidate(3, 1, 1.0),
+        ],
+        Limits(count=2),
+    )  # fmt: skip
+    assert [one.ordinal for one in found.candidates] == [0, 3]
+    assert found.dropped == {2: module.SAME_WORDS, 1: module.NOT_NEEDED}
+
+
+def test_more_of_a_kind_than_its_share_is_named_so() -> None:
+    """They do not stand in for plain ones, and are not left out for want of room."""
+    found = keep([candidate(n, n, 1.0, "negative") for n in range(4)], Limits(count=4, shares={"negative": 0.25}))
+    assert found.shortfall == 3
+    assert Counter(found.dropped.values()) == {module.ENOUGH_OF_KIND: 3}

@@ -17,7 +17,8 @@ from ntk_jax.data.words import text_hash
 from ntk_jax.errors import UserError
 from ntk_jax.llm.request import Request
 from ntk_jax.questions.loop import search
-from ntk_jax.questions.question import Answer, Chunk, Slot, Trace, Version
+from ntk_jax.questions.question import NO_GAIN, Answer, Chunk, Slot, Trace, Version
+from ntk_jax.questions.records import reason_of
 from ntk_jax.questions.rounds import Settings, Voices
 from ntk_jax.questions.slots import part_of, plan_slots
 from ntk_jax.questions.verify import consistency_of, fault_of_answer, found_quotes, second_opinion
@@ -272,3 +273,26 @@ def test_planted_gaps_are_more_than_chance() -> None:
     made = world(0)
     assert len(made.gaps) == GAPS * len(made.chunks)
     assert made.is_trap("What is the colour of Nowhere?")
+
+
+def test_a_budget_leaves_no_part_of_the_documents_out() -> None:
+    """What it pays for is the first question of chunks from all over, not all of the first chunks."""
+    made = world(1, 12)
+    slots = [Slot(f"{chunk.id}/{n}", "answerable", (chunk,), n) for chunk in made.chunks for n in range(4)]
+    found = search(slots, voices_of(made), Settings(rounds=0, calls=110), target=likelihood(made))
+    asked = [trace.slot for trace in found.traces if trace.versions]
+    assert len(asked) > 12
+    assert {slot.chunks[0].id for slot in asked} == {chunk.id for chunk in made.chunks}
+    few = search(slots, voices_of(made), Settings(rounds=0, calls=40), target=likelihood(made))
+    places = [n // 4 for n, trace in enumerate(few.traces) if trace.versions]
+    assert len(places) == len(set(places)) and places != list(range(len(places)))
+
+
+def test_why_nothing_stands_is_the_fault_of_what_stood() -> None:
+    slot = slots_of(world(0, 1))[0]
+    tried = [
+        Version(0, "Q?", gap=1.0, fault="the second judge finds it wrong"),
+        Version(1, "R?", gap=0.5, fault=NO_GAIN),
+    ]
+    assert reason_of(Trace(slot, versions=tried)) == "the second judge finds it wrong"
+    assert reason_of(Trace(slot, versions=[Version(0, "", fault="question: an empty reply")])).startswith("question")

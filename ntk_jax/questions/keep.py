@@ -20,6 +20,7 @@ Vectors = Callable[[Sequence[str]], np.ndarray]  # [N, D], embeddings of texts
 LEAKED, SAME_WORDS = "it shares a run of words with an evaluation item", "nearly the same words as another question"
 SAME_SENSE, ENOUGH_OF_CHUNK = "nearly the same embedding as another question", "its chunk has enough questions"
 TOO_SMALL, NOT_NEEDED = "its gap is too small", "enough questions with larger gaps"
+ENOUGH_OF_KIND = "enough questions of its kind"
 
 
 @dataclass(frozen=True)
@@ -72,16 +73,17 @@ def keep(
     items, as `contamination.evaluation_runs` gives them for `limits.overlap` words. before: questions that are kept
     already."""
     dropped: dict[int, str] = {}
-    rest = []
-    for one in in_order(candidates, limits.quota):
+    passed = []
+    for one in candidates:
         gap = one.version.gap
         if limits.least_gap is not None and gap is not None and gap < limits.least_gap:
             dropped[one.ordinal] = TOO_SMALL
         elif leaks is not None and contamination(text_of(one.version), leaks, limits.overlap) is not None:
             dropped[one.ordinal] = LEAKED
         else:
-            rest.append(one)
-    rest = _different(rest, limits, vectors, dropped, before)
+            passed.append(one)
+    # Once more: a chunk whose best one says what another's does has its next one in its place.
+    rest = in_order(_different(in_order(passed, limits.quota), limits, vectors, dropped, before), limits.quota)
     wanted = _wanted(limits, len(rest))
     taken, of_chunk, of_kind = [], Counter[str](), Counter[str]()
     spare = []
@@ -103,7 +105,7 @@ def keep(
             of_chunk[one.slot.chunks[0].id] += 1
             missing -= 1
         else:
-            dropped[one.ordinal] = NOT_NEEDED
+            dropped[one.ordinal] = NOT_NEEDED if one.slot.kind == "answerable" else ENOUGH_OF_KIND
     kinds = {kind: wanted[kind] - of_kind[kind] for kind in KINDS[1:] if of_kind[kind] < wanted[kind]}
     return Kept(taken, dropped, max(missing, 0) if limits.count is not None else 0, kinds if limits.count else {})
 

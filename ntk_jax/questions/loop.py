@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ntk_jax.questions.gaps import Measure, fit_measure, spread
-from ntk_jax.questions.question import Likelihood, Slot, Trace, Version
+from ntk_jax.questions.question import NO_GAIN, Likelihood, Slot, Trace, Version
 from ntk_jax.questions.rounds import MakeProgress, Rounds, Settings, Try, Voices, is_better
 
 
@@ -78,7 +78,7 @@ def _settle(one: Try, number: int, settings: Settings) -> bool:
             one.target,
             one.signals,
             one.gap,
-            one.fault if one.fault or better else "the gap did not grow",
+            one.fault if one.fault or better else NO_GAIN,
             better,
             one.feedback,
             {name: said.prompt for name, said in one.said.items()},

@@ -10,6 +10,8 @@ from typing import Any
 # unanswerable: the passage does not say it, and the right answer is to say so. cross: it takes passages of two places.
 KINDS = ("answerable", "negative", "unanswerable", "cross")
 
+NO_GAIN = "the gap did not grow"  # why a rewritten question did not take the place of the one before
+
 # (sum of the negative log-likelihood of the response in nats, its tokens) of each record under one model; None where
 # the record does not fit the model's context.
 Likelihood = Callable[[Sequence[Mapping[str, Any]]], "list[tuple[float, int] | None]"]

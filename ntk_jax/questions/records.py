@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ntk_jax.questions.keep import Candidate
-from ntk_jax.questions.question import Trace, Version
+from ntk_jax.questions.question import NO_GAIN, Trace, Version
 
 SEPARATOR = ": "  # between who failed and why
 
@@ -76,7 +76,7 @@ def reason_of(trace: Trace) -> str:
     if not trace.versions:
         return "nothing was asked: the calls were spent"
     reached = max(trace.versions, key=_reached)
-    return reached.fault or "the gap did not grow"
+    return reached.fault or NO_GAIN
 
 
 def outcomes(reasons: Mapping[int, str], kept: int) -> dict[str, int]:
@@ -84,5 +84,7 @@ def outcomes(reasons: Mapping[int, str], kept: int) -> dict[str, int]:
     return {"kept": kept, **dict(Counter(reasons.values()).most_common())}
 
 
-def _reached(version: Version) -> tuple[bool, bool, bool, int]:
-    return version.gap is not None, version.expert is not None, bool(version.question), version.round
+def _reached(version: Version) -> tuple[bool, bool, bool, bool, int]:
+    """A version that only was no better than one before says nothing of why that one fell."""
+    own = version.fault != NO_GAIN
+    return own, version.gap is not None, version.expert is not None, bool(version.question), version.round

@@ -116,14 +116,18 @@ class Rounds:
         self.first = self._calls()
 
     def affordable(self, traces: list[Trace]) -> list[Trace]:
-        """As many of them as the calls that are left pay for; the others are stopped."""
+        """As many of them as the calls that are left pay for, every chunk's first before any has a second, and of these
+        ones from all over; the others are stopped."""
         if self.settings.calls is None:
             return traces
         left = self.settings.calls - (self._calls() - self.first)
         many = max(0, left // self._calls_of_a_try())
-        for trace in traces[many:]:
+        drawn = sorted(
+            traces, key=lambda trace: (trace.slot.number, seed_of(self.settings.seed, trace.slot.id, "paid"))
+        )
+        for trace in drawn[many:]:
             trace.stopped = "budget"
-        return traces[:many]
+        return [trace for trace in traces if trace.stopped is None]
 
     def asked(self, traces: list[Trace], among: Sequence[Trace], number: int) -> list[Try]:
         """A new question for each trace: rewritten, or asked anew where none stands."""

@@ -279,6 +279,8 @@ def support_wish(slot: Slot, question: str, answer: str, *, max_tokens: int) -> 
     request = _request(text, max_tokens, temperature=0.0, schema=VERDICT)
 
     def read(reply: Reply) -> bool | Unusable:
+        if reply.finish == "failed":
+            return Unusable(failure_of(reply))
         found = read_verdict(reply)
         return bool(found[0]) if isinstance(found, tuple) else Unusable(found.reason, again=bool(found.raw))
 

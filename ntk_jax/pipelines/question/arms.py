@@ -48,7 +48,7 @@ def arms_of(run: QuestionRun) -> list[Arm]:
     found = []
     for name in config.train.arms:
         if name == OWN:
-            found.append(Arm(OWN, "Adversarial questions", folder / "questions.jsonl"))
+            found.append(own_arm(run))
             if config.train.by_round:
                 found += [arm for arm in _by_round(run, folder / "questions.jsonl") if _lines_of(arm)]
         else:
@@ -58,6 +58,11 @@ def arms_of(run: QuestionRun) -> list[Arm]:
     if not found:
         raise UserError("train.arms: none of the methods wrote a record; see ask/summary.json")
     return found
+
+
+def own_arm(run: QuestionRun) -> Arm:
+    """That of the kept questions."""
+    return Arm(OWN, "Adversarial questions", run.job.folder / "ask" / "questions.jsonl")
 
 
 def records_of(run: QuestionRun, arm: Arm) -> list[dict[str, Any]]:
@@ -79,10 +84,13 @@ def _lines_of(arm: Arm) -> list[dict[str, Any]]:
 
 
 def _by_round(run: QuestionRun, path: Path) -> list[Arm]:
-    """An arm for each round but the last, in which questions stand as they are kept."""
+    """An arm for each round but the last, in which questions stand as they are kept; none for one after which no
+    question stood."""
+    lines = read_json_lines(path, f"delete the folder {path.parent} and run again")
     return [
         Arm(f"{ROUND}{number}", f"Questions as they stood after round {number}", path, number)
         for number in range(run.config.ask.rounds)
+        if any(_at_round(lines, number))
     ]
 
 

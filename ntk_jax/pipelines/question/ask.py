@@ -76,8 +76,8 @@ def ask(run: QuestionRun, folder: Path) -> Facts:
         )
         kept += found.pop("records")
         summaries.append(found)
-    if not kept:
-        raise UserError(_nothing(summaries, folder))
+        if not kept:  # there is nothing to train the target of another generation on
+            raise UserError(_nothing(summaries, folder))
     write_lines(folder / FILE, (json.dumps(one, ensure_ascii=False) for one in kept))
     write_lines(folder / TRACES, _lines_of(folder, TRACES, len(summaries)))
     write_lines(folder / PROMPTS, dict.fromkeys(_lines_of(folder, PROMPTS, len(summaries))))

@@ -19,7 +19,7 @@ from ntk_jax.pipelines.common.examples import Encoder, none_usable
 from ntk_jax.pipelines.common.sections import TrainSection
 from ntk_jax.pipelines.common.tensorboard import followed
 from ntk_jax.pipelines.common.training import check_training, train_config
-from ntk_jax.pipelines.question.arms import BASE, Arm, arms_of, check_arms, records_of
+from ntk_jax.pipelines.question.arms import BASE, OWN, Arm, arms_of, check_arms, own_arm, records_of
 from ntk_jax.pipelines.question.config import QuestionConfig
 from ntk_jax.pipelines.question.state import QuestionRun
 from ntk_jax.storage.atomic import make_folder, read_json, write_json
@@ -47,8 +47,7 @@ def train(run: QuestionRun, folder: Path) -> Facts:
     config = run.config
     arms = arms_of(run)
     rows = {arm.name: rows_of(run, arm) for arm in arms}
-    lead = rows[arms[0].name]
-    tokens = config.train.tokens or _tokens_of_epochs(lead, config)
+    tokens = config.train.tokens or _tokens_of_epochs(rows.get(OWN) or rows_of(run, own_arm(run)), config)
     for arm in arms:
         if not hosts.broadcast((folder / arm.name / "summary.json").exists):
             _train(run, arm, make_folder(folder / arm.name), rows[arm.name], tokens)
