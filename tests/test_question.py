@@ -43,6 +43,9 @@ from ntk_jax.storage.atomic import make_folder
 pytestmark = pytest.mark.filterwarnings("ignore:.*the server does not honour:ntk_jax.errors.Note")
 
 
+HERE = {"kind": "model", "model": "", "slots": 4}  # the target answers in this process, as it is by default
+
+
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("question")
@@ -66,9 +69,8 @@ def whole(inputs: Path, server: FaultyServer) -> Path:
 
 
 def test_the_target_answers_in_this_process(inputs: Path, server: FaultyServer) -> None:
-    target = {"kind": "model", "model": "", "slots": 4}
     config = question_config(
-        inputs, server.url, "here", target=target, ask={"rounds": 0, "per_chunk": 1}, documents={"chunks": 2}
+        inputs, server.url, "here", target=HERE, ask={"rounds": 0, "per_chunk": 1}, documents={"chunks": 2}
     )
     folder = run(config, until="ask")
     said = [version["target"] for one in lines(folder / "questions.jsonl") for version in one["trace"]["rounds"]]
@@ -293,7 +295,7 @@ def test_a_judge_that_always_agrees_is_found_out(inputs: Path, made: World) -> N
 
 
 def test_a_second_generation_asks_the_trained_target(inputs: Path, made: World, server: FaultyServer) -> None:
-    folder = run(question_config(inputs, server.url, "again", ask={"generations": 2, "rounds": 1}), until="ask")
+    folder = run(question_config(inputs, server.url, "again", target=HERE, ask={"generations": 2, "rounds": 1}), until="ask")
     found = lines(folder / "questions.jsonl")
     assert {one["generation"] for one in found} <= {1, 2}
     assert (folder / "ask" / "generation-2" / "target" / "adapter" / "adapter_config.json").exists()
@@ -408,6 +410,7 @@ def test_kill_9_repeats_no_call_and_keeps_the_same(inputs: Path, made: World) ->
         ({"ask": {"negative": 0.8, "cross": 0.4}}, "more than 1 together"),
         ({"ask": {"reference": "expert"}}, "needs the expert's likelihoods"),
         ({"ask": {"signal": "band", "temperature": 0.0}}, "makes all the same"),
+        ({"ask": {"generations": 2}}, "leave target.model out"),
         ({"train": {"arms": ["adversarial", "other"]}}, "there is no arm other"),
         ({"train": {"arms": ["static", "static"]}}, "each once"),
         ({"evaluate": {"arms": []}}, "evaluate.arms is empty"),
@@ -464,6 +467,23 @@ def test_documents_without_a_chunk_are_unseen_and_names_that_never_match_are_sai
         run(question_config(inputs, server.url, "misnamed", **sections, evaluate=other))
 
 
+def test_items_on_a_copy_of_a_document_that_was_asked_about_are_not_unseen(inputs: Path, server: FaultyServer) -> None:
+    rows = lines(inputs / "documents.jsonl")
+    write_lines(inputs / "twice.jsonl", [*rows[1:], rows[1] | {"id": rows[0]["id"]}])
+    sections: dict[str, Any] = {"documents": {"files": [str(inputs / "twice.jsonl")], "trained": 1.0}}
+    sections |= {"ask": {"rounds": 0, "per_chunk": 1}, "train": {"arms": ["documents"]}}
+    folder = run(question_config(inputs, server.url, "twice", **sections))
+    found = sorted(path.stem for path in (folder / "evaluate" / "predictions" / "base").glob("test*.jsonl"))
+    assert found == ["test (trained documents)"]
+
+
+def test_one_model_for_both_is_said(inputs: Path, server: FaultyServer) -> None:
+    target = {"model": "expert"}
+    config = question_config(inputs, server.url, "one", target=target, ask={"rounds": 0, "per_chunk": 1})
+    with pytest.warns(Note, match="target and expert are one model"):
+        run(config, until="ask")
+
+
 def test_items_that_do_not_name_their_document_are_refused_before_anything_is_asked(inputs: Path, made: World) -> None:
     config = question_config(inputs, "http://localhost:9/v1", "unnamed", evaluate={"by_document": "document"})
     with pytest.raises(UserError, match=r'record .doc-0-0. has no "document", which names its document'):
@@ -517,9 +537,9 @@ def test_documents_are_read_one_at_a_time(inputs: Path, made: World) -> None:
 
 def test_a_first_generation_that_keeps_nothing_ends_the_run(inputs: Path, made: World) -> None:
     own = FaultyServer(lambda body, before: completion("I'm sorry, I cannot."))
-    config = question_config(inputs, own.url, "barren", ask={"generations": 2})
+    config = question_config(inputs, own.url, "barren", target=HERE, ask={"generations": 2})
     with own.running(), pytest.raises(UserError, match="no question is kept, of 8 "):
-        run(question_config(inputs, own.url, "barren", ask={"generations": 2}), until="ask")
+        run(question_config(inputs, own.url, "barren", target=HERE, ask={"generations": 2}), until="ask")
     assert not (Path(config.out) / "ask" / "generation-2").exists()
 
 

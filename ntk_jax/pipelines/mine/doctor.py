@@ -5,9 +5,9 @@ from __future__ import annotations
 from ntk_jax.engine.doctor import Check, Doubt
 from ntk_jax.errors import UserError
 from ntk_jax.mining.corpus.files import corpus_files
-from ntk_jax.models.embedder import load_embedder
 from ntk_jax.models.hub import resolve
 from ntk_jax.pipelines.common.doctor import model_checks
+from ntk_jax.pipelines.common.encoder import load_encoder
 from ntk_jax.pipelines.common.llm import check_llm
 from ntk_jax.pipelines.mine.config import MineConfig, asks_llm
 from ntk_jax.pipelines.mine.label import own_labels
@@ -44,15 +44,7 @@ def _documents(config: MineConfig) -> str:
 
 def _encoder(config: MineConfig) -> str | Doubt:
     section = config.encoder
-    embedder = load_embedder(
-        section.path,
-        pooling=section.pooling,
-        normalize=section.normalize,
-        query_prefix=section.query_prefix,
-        passage_prefix=section.passage_prefix,
-        max_tokens=section.max_tokens,
-        dtype=section.dtype,
-    )
+    embedder = load_encoder(section)
     heart, other, contract = embedder.embed(
         ["The heart pumps blood.", "Blood is pumped by the heart.", "The contract ends in May."]
     )

@@ -16,9 +16,10 @@ from ntk_jax.errors import UserError
 from ntk_jax.llm.request import Client
 from ntk_jax.mining.corpus.files import corpus_files
 from ntk_jax.mining.seeds.own import seed_files
-from ntk_jax.models.embedder import Embedder, load_embedder
+from ntk_jax.models.embedder import Embedder
 from ntk_jax.models.hub import resolve
 from ntk_jax.models.model import load_model
+from ntk_jax.pipelines.common.encoder import load_encoder
 from ntk_jax.pipelines.common.inputs import evaluation_files, model_hashes
 from ntk_jax.pipelines.common.inputs import facts as model_facts
 from ntk_jax.pipelines.common.llm import LLMSection, account, check_llm, open_client
@@ -52,16 +53,7 @@ class MineRun:
     def embedder(self) -> Embedder:
         """The encoder of seeds and corpus."""
         section = self.config.encoder
-        found = load_embedder(
-            section.path,
-            pooling=section.pooling,
-            normalize=section.normalize,
-            query_prefix=section.query_prefix,
-            passage_prefix=section.passage_prefix,
-            max_tokens=section.max_tokens,
-            dtype=section.dtype,
-            mesh=self.mesh,
-        )
+        found = load_encoder(section, self.mesh)
         if found.note:
             self.job.progress("encoder", None, "")(1, 1, found.note)
         return found

@@ -9,20 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from ntk_jax.data.contamination import contamination, evaluation_runs
-from ntk_jax.data.formats import AUTO
-from ntk_jax.data.records import prompt_text, response_text
-from ntk_jax.data.sources import read
+from ntk_jax.data.contamination import contamination
 from ntk_jax.engine.clock import Clock
 from ntk_jax.engine.stage import Facts
 from ntk_jax.errors import UserError, note
 from ntk_jax.models.model import Model
-from ntk_jax.pipelines.common.reading import reading_of
 from ntk_jax.pipelines.question.chunk import chunks_of
-from ntk_jax.pipelines.question.config import QuestionConfig, evaluation_sources, judges, shares
+from ntk_jax.pipelines.question.config import QuestionConfig, judges, shares
 from ntk_jax.pipelines.question.generations import next_target
+from ntk_jax.pipelines.question.leaks import leaks
 from ntk_jax.pipelines.question.methods import write_methods
-from ntk_jax.pipelines.question.state import QuestionRun
+from ntk_jax.pipelines.question.state import QuestionRun, same_model
 from ntk_jax.questions.calibration import calibrate
 from ntk_jax.questions.gaps import spread
 from ntk_jax.questions.keep import Candidate, Kept, Limits, keep
@@ -50,6 +47,11 @@ def check(config: QuestionConfig) -> None:
             "ask.reference = expert needs the expert's likelihoods, which no server gives truly; take "
             "ask.reference = context, or an expert in this process"
         )
+    if ask.generations > 1 and config.target.model:
+        raise UserError(
+            "ask.generations asks a target that was trained in between, and the model of the section target is not; "
+            "leave target.model out, or take ask.generations = 1"
+        )
     if ask.signal == "band" and ask.temperature == 0:
         raise UserError("ask.signal = band draws answers, and ask.temperature = 0 makes all the same; raise it")
 
@@ -64,6 +66,8 @@ def ask(run: QuestionRun, folder: Path) -> Facts:
     records for every other method, and summary.json."""
     config, clock = run.config, Clock(run.job.folder, "ask")
     chunks = chunks_of(run)
+    if same_model(config):
+        note("target and expert are one model, so a gap shows only what the chunk adds, and not what one does not know")
     holding = _holding_items(run, chunks)
     summaries: list[dict[str, Any]] = []
     kept: list[dict[str, Any]] = []
@@ -214,19 +218,6 @@ def limits_of(config: QuestionConfig) -> Limits:
         shares(config),
         section.overlap,
     )
-
-
-def leaks(run: QuestionRun) -> np.ndarray | None:
-    """The word runs of all evaluation items that questions may not share; None where nothing is evaluated."""
-    config = run.config
-    files = tuple(dict.fromkeys(evaluation_sources(config)))
-    texts = []
-    for file, reading in (
-        *((file, reading_of(config, "evaluate").for_patterns) for file in files),
-        *((file, AUTO) for file in config.ask.decontaminate),
-    ):
-        texts += [f"{prompt_text(record)}\n{response_text(record)}" for record in read(file, reading)]
-    return evaluation_runs(texts, config.ask.overlap)[0] if texts else None
 
 
 def _holding_items(run: QuestionRun, chunks: Sequence[Chunk]) -> int:

@@ -51,7 +51,7 @@ class AskSection:
     rounds nor the number of questions; these defaults are this package's."""
 
     per_chunk: Count = setting(2, "questions that are looked for in each chunk")
-    count: Count | None = setting(None, "questions that are kept; null: all that are verified")
+    count: Count | None = setting(None, "questions that each generation keeps; null: all that are verified")
     negative: Fraction = setting(0.1, "share of the questions whose right answer is no")
     unanswerable: Fraction = setting(0.05, "share of the questions that the document does not answer")
     cross: Fraction = setting(0.05, "share of the questions that take passages of two documents")

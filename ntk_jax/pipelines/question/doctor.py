@@ -5,9 +5,9 @@ from __future__ import annotations
 from ntk_jax.data.formats import Reading
 from ntk_jax.data.sources import count_records, formats_of
 from ntk_jax.engine.doctor import Check, Doubt
-from ntk_jax.models.embedder import load_embedder
 from ntk_jax.models.hub import resolve
 from ntk_jax.pipelines.common.doctor import model_checks
+from ntk_jax.pipelines.common.encoder import load_encoder
 from ntk_jax.pipelines.common.llm import check_llm
 from ntk_jax.pipelines.question.config import QuestionConfig, judges, player
 from ntk_jax.pipelines.question.state import same_model
@@ -49,6 +49,6 @@ def _roles(config: QuestionConfig) -> str | Doubt:
 
 def _encoder(config: QuestionConfig) -> str | Doubt:
     section = config.encoder
-    found = load_embedder(section.path, pooling=section.pooling, max_tokens=section.max_tokens, dtype=section.dtype)
+    found = load_encoder(section)
     text = f"{found.name}: {found.dim} numbers a question"
     return Doubt(f"{text}; {found.note}") if found.note else text

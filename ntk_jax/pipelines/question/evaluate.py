@@ -12,7 +12,7 @@ from ntk_jax.evaluation.accuracy import task_files
 from ntk_jax.evaluation.tasks import Task, split_task
 from ntk_jax.pipelines.common.evaluate import Evaluation, check_evaluation, check_files, evaluate_arms, tasks_of
 from ntk_jax.pipelines.question.arms import BASE, OWN, ROUND
-from ntk_jax.pipelines.question.chunk import chunks_of
+from ntk_jax.pipelines.question.chunk import trained_documents
 from ntk_jax.pipelines.question.config import QuestionConfig, evaluation_sources
 from ntk_jax.pipelines.question.state import QuestionRun
 from ntk_jax.pipelines.question.train import model_of
@@ -79,8 +79,7 @@ def tasks(run: QuestionRun) -> list[Task]:
     config = run.config
     key = config.evaluate.by_document
     own = set(task_files(config.evaluate.files).values() if config.evaluate.files else ())
-    # Of a sample of chunks some documents have none: nobody was asked about these either.
-    trained = {chunk.document for chunk in chunks_of(run)} if key is not None else set()
+    trained = set(trained_documents(run)) if key is not None else set()
     found: list[Task] = []
     for task in tasks_of(config, evaluation_sources(config)):
         if key is not None and task.where in own:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ntk_jax.data.contamination import contamination
 from ntk_jax.errors import note
+from ntk_jax.pipelines.question.leaks import leaks
 from ntk_jax.pipelines.question.state import QuestionRun
 from ntk_jax.questions.methods.asked import Asked, NothingWritten, Record, summary
 from ntk_jax.questions.methods.table import METHODS
@@ -47,8 +48,6 @@ def training_tokens(run: QuestionRun, records: Sequence[Record]) -> int:
 
 def _leaked(run: QuestionRun) -> Callable[[str], bool]:
     """Whether a question with its answer shares words with an evaluation item, by the rule for those of the loop."""
-    from ntk_jax.pipelines.question.ask import leaks  # which has the methods write
-
     runs, words = leaks(run), run.config.ask.overlap
     return lambda text: runs is not None and contamination(text, runs, words) is not None
 

@@ -19,10 +19,11 @@ from ntk_jax.evaluation.loss import held_out_losses
 from ntk_jax.llm.database import Database
 from ntk_jax.llm.likelihoods import Found, KeptLikelihoods
 from ntk_jax.llm.request import Client
-from ntk_jax.models.embedder import Embedder, load_embedder
+from ntk_jax.models.embedder import Embedder
 from ntk_jax.models.hub import resolve
 from ntk_jax.models.model import Model, load_model
 from ntk_jax.pipelines.common.checks import check_model
+from ntk_jax.pipelines.common.encoder import load_encoder
 from ntk_jax.pipelines.common.examples import rendering_of
 from ntk_jax.pipelines.common.inputs import evaluation_files, model_hashes
 from ntk_jax.pipelines.common.inputs import facts as model_facts
@@ -57,16 +58,7 @@ class QuestionRun:
         section = self.config.encoder
         if self.config.ask.cosine >= 1:
             return None
-        found = load_embedder(
-            section.path,
-            pooling=section.pooling,
-            normalize=section.normalize,
-            query_prefix=section.query_prefix,
-            passage_prefix=section.passage_prefix,
-            max_tokens=section.max_tokens,
-            dtype=section.dtype,
-            mesh=self.mesh,
-        )
+        found = load_encoder(section, self.mesh)
         if found.note:
             self.job.progress("encoder", None, "")(1, 1, found.note)
         return found
