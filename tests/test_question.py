@@ -295,7 +295,9 @@ def test_a_judge_that_always_agrees_is_found_out(inputs: Path, made: World) -> N
 
 
 def test_a_second_generation_asks_the_trained_target(inputs: Path, made: World, server: FaultyServer) -> None:
-    folder = run(question_config(inputs, server.url, "again", target=HERE, ask={"generations": 2, "rounds": 1}), until="ask")
+    folder = run(
+        question_config(inputs, server.url, "again", target=HERE, ask={"generations": 2, "rounds": 1}), until="ask"
+    )
     found = lines(folder / "questions.jsonl")
     assert {one["generation"] for one in found} <= {1, 2}
     assert (folder / "ask" / "generation-2" / "target" / "adapter" / "adapter_config.json").exists()

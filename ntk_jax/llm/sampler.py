@@ -216,6 +216,7 @@ class _Desk:
         self._make_room(0)
         given = strides.Pieces(tokens, lengths, *self._at(pieces), last)
         first, self.cache = strides.read(*self.fixed, self.cache, *self._put((given, _draws(askers))))
+        self._settle(self.cache)
         for slot, place in pieces:
             self._keep(slot, place)
         if last.any():
@@ -241,7 +242,14 @@ class _Desk:
         asked = self.seats[slot] if slot >= 0 else None
         if asked is not None and (name := asked.name(place)) is not None and name not in self.client.prefixes:
             piece = strides.taken(self.cache, *self._alone(slot, place), asked.piece)
+            self._settle(piece)
             self.client.prefixes.keep(asked.names[: place // asked.piece + 1], piece)
+
+    def _settle(self, arrays: Any) -> None:
+        """Waits, where devices are simulated by a CPU: programs that exchange data may not overlap there, for each
+        holds threads that the other needs, and the process aborts."""
+        if self.client.mesh is not None and jax.default_backend() == "cpu":
+            jax.block_until_ready(arrays)
 
     def _copy_what_is_kept(self, slot: int) -> None:
         """The next pieces of a prompt, as far as they are kept, into its slot."""
