@@ -128,6 +128,30 @@ def test_rows_are_full_when_they_can_be() -> None:
     np.testing.assert_array_equal(packed.index, [[4, -1, -1, -1], [1, 0, -1, -1], [3, 2, -1, -1]])
 
 
+@pytest.mark.parametrize(
+    ("count", "most", "least", "shape"),
+    [
+        (0, 8, 2, []),
+        (1, 8, 2, [2]),
+        (3, 8, 2, [4]),
+        (9, 8, 1, [8, 8]),  # five rows a batch would do; shapes come in powers of two
+        (9, 6, 1, [6, 6]),
+        (17, 8, 1, [8, 8, 8]),
+        (13, 12, 3, [12, 12]),
+        (5, 8, 0, [8]),
+    ],
+)
+def test_batches_of_few_rows_are_small(count: int, most: int, least: int, shape: list[int]) -> None:
+    rows = [TokenRow(np.full(5, i + 1, np.int32), np.ones(5, bool)) for i in range(count)]
+    packed = list(pack(rows, row_length=8, rows_per_batch=most, least_rows=least))
+    assert [len(p.index) for p in packed] == shape
+    assert sorted(int(o) for p in packed for o in p.index[p.index >= 0]) == list(range(count))
+    questions = [ChoiceRow(row.ids[:3], (row.ids[3:4], row.ids[4:]), str(i)) for i, row in enumerate(rows)]
+    packed = list(pack_choices(questions, row_length=8, rows_per_batch=most, least_rows=least))
+    assert [len(p.index) for p in packed] == shape
+    assert sorted(int(o) for p in packed for o in p.index[p.index >= 0]) == list(range(2 * count))
+
+
 def test_the_label_width_is_one_for_the_list() -> None:
     short, long = (TokenRow(np.ones(n, np.int32), np.ones(n, bool), "x") for n in (3, 40))
     widths = {p.batch.label_target.shape[1] for p in pad([short, long, short], row_length=64, rows_per_batch=1)}

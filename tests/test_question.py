@@ -30,6 +30,7 @@ from ntk_jax.errors import Note, UserError
 from ntk_jax.pipelines.question.arms import arms_of, as_trained, own_arm
 from ntk_jax.pipelines.question.chunk import read_documents, sampled_documents
 from ntk_jax.pipelines.question.config import QuestionConfig
+from ntk_jax.pipelines.question.evaluate import expected_tasks
 from ntk_jax.pipelines.question.stages import PIPELINE
 from ntk_jax.pipelines.question.state import input_hashes, open_run
 from ntk_jax.pipelines.question.train import rows_of, train
@@ -455,12 +456,14 @@ def test_documents_without_a_chunk_are_unseen_and_names_that_never_match_are_sai
     """Of a sample of chunks some documents have none: no arm has read these."""
     ask, train = {"rounds": 0, "per_chunk": 1}, {"arms": ["documents", "adversarial"]}
     sections: dict[str, Any] = {"documents": {"trained": 1.0, "chunks": 4}, "ask": ask, "train": train}
-    folder = run(question_config(inputs, server.url, "sampled", **sections))
+    limited = question_config(inputs, server.url, "sampled", evaluate={"limit": 3}, **sections)
+    folder = run(limited)
     asked = {line["document"] for line in lines(folder / "chunk" / "chunks.jsonl")}
     assert len(asked) == 4
-    for side, count in (("trained", 4), ("unseen", 2)):
+    assert [len(task.records) for task in expected_tasks(limited)] == [6, 3]
+    for side in ("trained", "unseen"):  # the limit is of each
         found = lines(folder / "evaluate" / "predictions" / "base" / f"test ({side} documents).jsonl")
-        assert len(found) == 2 * count and all((one["group"] in asked) == (side == "trained") for one in found)
+        assert len(found) == 3 and all((one["group"] in asked) == (side == "trained") for one in found)
 
     items = [one | {"document_name": f"{one['document_id']}.pdf"} for one in lines(inputs / "test.jsonl")]
     write_lines(inputs / "named.jsonl", items)

@@ -12,7 +12,7 @@ from ntk_jax.api.inputs import SpanLike, encoded
 from ntk_jax.data.packing import pack
 from ntk_jax.data.templates import Rendering
 from ntk_jax.errors import UserError
-from ntk_jax.evaluation.packed import log_prob_sums, row_length_of, rows_per_batch
+from ntk_jax.evaluation.packed import batch_shape, log_prob_sums, row_length_of
 from ntk_jax.llm.request import Reply, Request
 from ntk_jax.llm.sampler import ModelClient
 from ntk_jax.models.model import Model, computing_in
@@ -144,5 +144,5 @@ def log_likelihoods(
     model = computing_in(model, dtype)
     given = encoded(model, examples, span)
     length = row_length_of(given.longest)
-    batches = pack(given.kept, row_length=length, rows_per_batch=rows_per_batch(length, batch_tokens, mesh))
+    batches = pack(given.kept, **batch_shape(length, batch_tokens, mesh))
     return given.spread(log_prob_sums(model, batches, len(given.kept), mesh=mesh))

@@ -24,18 +24,20 @@ def row_length_for(longest: int, multiple: int = 64) -> int:
 
 
 def pack(
-    rows: Sequence[TokenRow], *, row_length: int, rows_per_batch: int, max_segments: int = 16
+    rows: Sequence[TokenRow], *, row_length: int, rows_per_batch: int, least_rows: int = 0, max_segments: int = 16
 ) -> Iterator[PackedBatch]:
     """Packs the examples of one list, longest first, each into the first row that has room.
 
     Every batch has the same shapes: tokens [rows_per_batch, row_length], labels [rows_per_batch, G] with one G for the
     whole list, index [rows_per_batch, max_segments] (the ordinal in `rows` of segment s + 1, or -1). The last batch is
     filled with empty rows. No example is split.
+    least_rows: where a list fills fewer rows, its batches have not rows_per_batch but this many, or twice, four times,
+    ... as many, so that few rows are empty and few shapes compile; 0: always rows_per_batch.
     Raises UserError: an example is longer than a row.
     """
     lengths = [len(row.ids) for row in rows]
     bins = _first_fit(lengths, [row.id for row in rows], row_length, max_segments)
-    yield from _batches(rows, bins, row_length, rows_per_batch, max_segments)
+    yield from _batches(rows, bins, row_length, _batch_rows(len(bins), rows_per_batch, least_rows), max_segments)
 
 
 def pad(rows: Sequence[TokenRow], *, row_length: int, rows_per_batch: int) -> Iterator[PackedBatch]:
@@ -51,22 +53,26 @@ def lay(rows: Sequence[TokenRow], bins: Sequence[Sequence[int]], *, row_length: 
     yield from _batches(rows, bins, row_length, 1, max(map(len, bins)))
 
 
-def pack_choices(rows: Sequence[ChoiceRow], *, row_length: int, rows_per_batch: int) -> Iterator[PackedBatch]:
+def pack_choices(
+    rows: Sequence[ChoiceRow], *, row_length: int, rows_per_batch: int, least_rows: int = 0
+) -> Iterator[PackedBatch]:
     """Packs multiple-choice questions: the prompt once, its choices as branches 1..C that cannot see each other.
 
     A question stays in one row and is one segment; the positions of each choice continue from the prompt. Labels list
     the tokens of every choice with the position that predicts them (for the first one, the prompt's last position);
     label_segment numbers the choices of a row 1..S, and index [B, S] gives the ordinal of a choice counted over all
     questions of the list in order (-1: none). S and G are one value for the list, so that shapes are constant.
+    least_rows: as `pack`.
     Raises UserError: a question with all its choices is longer than a row (`ChoiceRow.tokens`).
     """
     bins = _first_fit([row.tokens for row in rows], [row.id for row in rows], row_length, row_length)
     offsets = np.cumsum([0] + [len(row.choices) for row in rows])
     labels = _round_up(sum(sum(map(len, rows[q].choices)) for q in members) for members in bins)
     slots = _round_up(sum(len(rows[q].choices) for q in members) for members in bins)
-    for start in range(0, len(bins), rows_per_batch):
-        canvas = _canvas(rows_per_batch, row_length, labels, slots, branches=True)
-        for b, members in enumerate(bins[start : start + rows_per_batch]):
+    size = _batch_rows(len(bins), rows_per_batch, least_rows)
+    for start in range(0, len(bins), size):
+        canvas = _canvas(size, row_length, labels, slots, branches=True)
+        for b, members in enumerate(bins[start : start + size]):
             cursor = used = slot = 0
             for segment, q in enumerate(members, start=1):
                 row, prompt = rows[q], len(rows[q].prompt)
@@ -181,6 +187,16 @@ def _first_fit(lengths: Sequence[int], names: Sequence[str], row_length: int, ma
         bins[b].append(ordinal)
         free[b] = free[b] - length if len(bins[b]) < max_items else 0
     return bins
+
+
+def _batch_rows(rows: int, most: int, least: int) -> int:
+    """Rows of each batch of a list that fills so many."""
+    if not least or not rows:
+        return most
+    needed, size = -(-rows // -(-rows // most)), least  # the batches that there must be share the rows alike
+    while size < needed:
+        size *= 2
+    return min(size, most)
 
 
 def _check_length(length: int, name: str, row_length: int) -> None:

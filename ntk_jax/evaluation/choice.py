@@ -19,7 +19,7 @@ from ntk_jax.data.packing import pack_choices
 from ntk_jax.data.templates import Rendering
 from ntk_jax.data.tokens import ChoiceRow, encode_choices
 from ntk_jax.errors import UserError
-from ntk_jax.evaluation.packed import log_prob_sums, log_prob_sums_and_misses, row_length_of, rows_per_batch
+from ntk_jax.evaluation.packed import batch_shape, log_prob_sums, log_prob_sums_and_misses, row_length_of
 from ntk_jax.models.model import Model
 from ntk_jax.training.flops import forward_flops
 
@@ -167,6 +167,6 @@ def _by_question(
         if progress is not None:
             progress(int(np.searchsorted(offsets, done, side="right")) - 1, len(rows))
 
-    packed = pack_choices(rows, row_length=row_length, rows_per_batch=rows_per_batch(row_length, batch_tokens, mesh))
+    packed = pack_choices(rows, **batch_shape(row_length, batch_tokens, mesh))
     flat = compute(model, packed, int(offsets[-1]), mesh=mesh, finished=finished)
     return [flat[start:stop] for start, stop in zip(offsets[:-1], offsets[1:], strict=True)]

@@ -22,7 +22,7 @@ from ntk_jax.data.templates import Rendering
 from ntk_jax.data.tokens import Dropped, encode_many
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.bootstrap import differences_at, drawn, group_of, groups_of, interval, resampled_means
-from ntk_jax.evaluation.packed import log_prob_sums, row_length_of, rows_per_batch
+from ntk_jax.evaluation.packed import batch_shape, log_prob_sums, row_length_of
 from ntk_jax.evaluation.shots import before_responses
 from ntk_jax.models.model import Model
 from ntk_jax.training.flops import forward_flops
@@ -106,7 +106,7 @@ def _mean_losses(
     if not rows:
         return np.zeros(0)
     length = row_length_of(max(len(row.ids) for row in rows))
-    batches = pack(rows, row_length=length, rows_per_batch=rows_per_batch(length, batch_tokens, mesh))
+    batches = pack(rows, **batch_shape(length, batch_tokens, mesh))
     finished = (lambda done: progress(done, len(rows))) if progress is not None else None
     sums = log_prob_sums(model, batches, len(rows), mesh=mesh, finished=finished)
     return -sums.astype(np.float64) / [_labels(row) for row in rows]

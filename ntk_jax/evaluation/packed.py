@@ -99,10 +99,12 @@ def _collected(
     return sums
 
 
-def rows_per_batch(row_length: int, batch_tokens: int, mesh: Mesh | None) -> int:
-    """Rows of a compiled step of about `batch_tokens`, a multiple of the devices that share them."""
+def batch_shape(row_length: int, batch_tokens: int, mesh: Mesh | None) -> dict[str, int]:
+    """The shape that `pack` takes, for compiled steps of at most about `batch_tokens`: row_length, and rows_per_batch
+    and least_rows, both multiples of the devices that share the rows."""
     multiple = mesh.shape["data"] * mesh.shape["fsdp"] if mesh is not None else 1
-    return max(1, batch_tokens // (row_length * multiple)) * multiple
+    most = max(1, batch_tokens // (row_length * multiple)) * multiple
+    return {"row_length": row_length, "rows_per_batch": most, "least_rows": multiple}
 
 
 def row_length_of(longest: int) -> int:

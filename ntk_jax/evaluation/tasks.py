@@ -72,8 +72,13 @@ def task_of(
     """A task of checked records in memory. Raises UserError as `metrics_of` and `shots_of`."""
     found = metrics_of(records, where, metrics)
     before = shots_of(name, where, records, shots, shot_files, seed=seed, reading=reading)
-    chosen = sample_indices(len(records), limit, seed)
-    return Task(name, where, records if chosen is None else [records[i] for i in chosen], found, before)
+    return sampled(Task(name, where, records, found, before), limit, seed)
+
+
+def sampled(task: Task, limit: int | None, seed: int) -> Task:
+    """The task with a seeded sample of its records; limit: None for all."""
+    chosen = sample_indices(len(task.records), limit, seed)
+    return task if chosen is None else replace(task, records=[task.records[i] for i in chosen])
 
 
 def split_task(task: Task, key: str, trained: Collection[str]) -> list[Task]:

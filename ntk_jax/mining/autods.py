@@ -19,7 +19,7 @@ from ntk_jax.data.packing import pack
 from ntk_jax.data.templates import Rendering, uses_chat
 from ntk_jax.data.tokens import ChoiceRow, encode_choices
 from ntk_jax.errors import UserError
-from ntk_jax.evaluation.packed import log_odds, row_length_of, rows_per_batch
+from ntk_jax.evaluation.packed import batch_shape, log_odds, row_length_of
 from ntk_jax.models.model import Model
 
 ANSWERS = ("YES", "NO")
@@ -69,7 +69,7 @@ def yes_log_odds(
     most = min(max_length or model.config.max_positions, model.config.max_positions)
     rows, answers = _rows(model, texts, asked, most, rendering)
     length = row_length_of(max(len(row.ids) for row in rows))
-    batches = pack(rows, row_length=length, rows_per_batch=rows_per_batch(length, batch_tokens, mesh))
+    batches = pack(rows, **batch_shape(length, batch_tokens, mesh))
     finished = (lambda done: progress(done, len(rows))) if progress is not None else None
     found = log_odds(model, batches, len(rows), answers, mesh=mesh, finished=finished)
     if not np.isfinite(found).all():

@@ -72,10 +72,11 @@ def check_files(config: Any, job: Job, files: tuple[str, ...] | None = None) -> 
                 rule_of(record, section.answer_rule, task.shots.file)
 
 
-def tasks_of(config: Any, files: tuple[str, ...] | None = None) -> list[Task]:
-    """The tasks of files, None for those of evaluate.files. Raises UserError as `check_files`."""
+def tasks_of(config: Any, files: tuple[str, ...] | None = None, *, whole: bool = False) -> list[Task]:
+    """The tasks of files, None for those of evaluate.files. whole: with all records, whatever evaluate.limit is. Raises
+    UserError as `check_files`."""
     section, reading = config.evaluate, reading_of(config, "evaluate")
-    options: dict[str, Any] = {"limit": section.limit, "seed": config.seed, "reading": reading}
+    options: dict[str, Any] = {"limit": None if whole else section.limit, "seed": config.seed, "reading": reading}
     options |= {"shots": section.shots, "shot_files": section.shot_files}
     try:
         return read_tasks(section.files if files is None else files, section.metrics, **options)

@@ -132,7 +132,7 @@ class QuestionEvaluateSection(EvaluateSection):
     by_document: str | None = setting(
         None,
         "the key of an item that names its document, such as document_id: items on documents that were asked about "
-        "and on others have results of their own",
+        "and on others have results of their own, each of evaluate.limit items",
     )
 
 

@@ -17,7 +17,6 @@ from ntk_jax.engine.rates import Rate
 from ntk_jax.evaluation.tasks import METRICS
 from ntk_jax.llm.estimate import Calls, Counts
 from ntk_jax.models.cache import BLOCK
-from ntk_jax.pipelines.common.evaluate import tasks_of
 from ntk_jax.pipelines.common.evaluated_reads import Questions, count_questions, here, say_count
 from ntk_jax.pipelines.common.llm import estimate_llm
 from ntk_jax.pipelines.common.memory import Shape, backward_bytes, forward_bytes
@@ -25,7 +24,7 @@ from ntk_jax.pipelines.question.arms import OWN
 from ntk_jax.pipelines.question.calls import Line, measured, total
 from ntk_jax.pipelines.question.config import evaluation_sources
 from ntk_jax.pipelines.question.costs_load import Load, load
-from ntk_jax.pipelines.question.evaluate import BATCH_TOKENS
+from ntk_jax.pipelines.question.evaluate import BATCH_TOKENS, expected_tasks
 from ntk_jax.questions.methods.table import METHODS
 from ntk_jax.report.text import align
 from ntk_jax.training.flops import forward_flops, training_flops
@@ -182,7 +181,7 @@ def evaluate(load: Load) -> Cost:
     passes = base + len(arms) * config.train.evaluations
     works, lines = [], 0.0
     for metric in METRICS:
-        found = _questions(load, sources, metric)
+        found = _questions(load, metric)
         if found is not None:
             tokens, labels = passes * found.count * found.tokens, passes * found.count * found.labels
             size = load.model.adapter_size
@@ -193,8 +192,8 @@ def evaluate(load: Load) -> Cost:
     return Cost(tuple(works), Disk(lines))
 
 
-def _questions(load: Load, sources: tuple[str, ...], metric: str) -> Questions | None:
-    tasks = [task for task in tasks_of(load.config, sources) if metric in task.metrics]
+def _questions(load: Load, metric: str) -> Questions | None:
+    tasks = [task for task in expected_tasks(load.config) if metric in task.metrics]
     if not tasks:
         return None
     count, tokenizer = say_count(tasks, metric, load.grounds), load.model.base.tokenizer

@@ -3,13 +3,14 @@ other subjects, where forgetting shows."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ntk_jax.engine.stage import Facts
 from ntk_jax.errors import UserError, note, shown
 from ntk_jax.evaluation.accuracy import task_files
-from ntk_jax.evaluation.tasks import Task, split_task
+from ntk_jax.evaluation.tasks import Task, sampled, split_task
 from ntk_jax.pipelines.common.evaluate import Evaluation, check_evaluation, check_files, evaluate_arms, tasks_of
 from ntk_jax.pipelines.question.arms import BASE, OWN, ROUND
 from ntk_jax.pipelines.question.chunk import trained_documents
@@ -42,7 +43,7 @@ def check_inputs(run: QuestionRun, closing: bool) -> None:
     config = run.config
     check_files(config, run.job, evaluation_sources(config))
     if config.evaluate.by_document is not None and config.evaluate.files:
-        for task in tasks_of(config, config.evaluate.files):
+        for task in tasks_of(config, config.evaluate.files, whole=True):
             split_task(task, config.evaluate.by_document, ())
 
 
@@ -75,18 +76,32 @@ def evaluate(run: QuestionRun, folder: Path) -> Facts:
 
 
 def tasks(run: QuestionRun) -> list[Task]:
-    """The tasks of all files, those of `evaluate.files` by whether their documents were asked about."""
+    """The tasks of all files, those of `evaluate.files` by whether their documents were asked about. evaluate.limit is
+    of each part: of few documents that were asked about, a sample of the whole file would hold next to nothing."""
     config = run.config
     key = config.evaluate.by_document
-    own = set(task_files(config.evaluate.files).values() if config.evaluate.files else ())
     trained = set(trained_documents(run)) if key is not None else set()
     found: list[Task] = []
-    for task in tasks_of(config, evaluation_sources(config)):
-        if key is not None and task.where in own:
-            found += _by_document(task, key, trained)
-        else:
-            found.append(task)
+    for task, own in _whole_tasks(config):
+        parts = _by_document(task, key, trained) if key is not None and own else [task]
+        found += [sampled(part, config.evaluate.limit, config.seed) for part in parts]
     return found
+
+
+def expected_tasks(config: QuestionConfig) -> list[Task]:
+    """Tasks of as many records as `tasks` has at most, where it is not known yet which documents are asked about."""
+    section = config.evaluate
+    return [
+        sampled(task, section.limit and section.limit * (2 if own and section.by_document else 1), config.seed)
+        for task, own in _whole_tasks(config)
+    ]
+
+
+def _whole_tasks(config: QuestionConfig) -> Iterator[tuple[Task, bool]]:
+    """The tasks of all files with all records, and whether each is one of `evaluate.files`."""
+    own = set(task_files(config.evaluate.files).values() if config.evaluate.files else ())
+    for task in tasks_of(config, evaluation_sources(config), whole=True):
+        yield task, task.where in own
 
 
 def _by_document(task: Task, key: str, trained: set[str]) -> list[Task]:
