@@ -38,7 +38,7 @@ def asked_for(request: Request) -> str:
     """What kind of thing a request wants."""
     text = request.messages[0]["content"]  # type: ignore[index]
     marks = {
-        "naming": "what this passage is about",
+        "naming": "the persons, organisations, places",
         "about": "List what these passages say about",
         "statements": "List the facts that this passage states",
         "ways": "different ways to study",

@@ -152,9 +152,14 @@ class Scripted:
         return json.dumps({"reason": "by the numbers", "score": score})
 
     def _verdict(self, text: str, draw: random.Random) -> str:
-        """A lenient judge: it sees what is not there, and half the time overlooks that there are two answers."""
+        """A lenient judge: half the time it overlooks that there are two answers."""
         fact = fact_of(text)
-        right = fact in self.world.facts and (fact not in self.world.twice or draw.random() < 0.5)
+        values = self.world.facts.get(fact, []) if fact is not None else []
+        if "does not answer this question" in text:
+            right = not values
+        else:
+            said = re.findall(r"(\d+) pence", text.split("\nAnswer:")[1])
+            right = any(int(value) in values for value in said) and (len(values) < 2 or draw.random() < 0.5)
         return json.dumps({"reason": "as it reads", "answer": "yes" if right else "no"})
 
 

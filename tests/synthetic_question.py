@@ -86,7 +86,7 @@ def _ask(folder: Path, seed: int) -> None:
         "generation": 1,
         "target": None,
         "voices": {voice.role: voice.account() for voice in vars(voices).values()},
-        "calibration": calibrate_agreement(items, seed),
+        "calibrations": [{"of": of, **calibrate_agreement(items, seed)} for of in ("gap", "answers")],
     }
     summary["voices"]["expert"]["failures"] = {"the model declined": 3, HOSTILE: 1}
     records[0]["trace"]["rounds"][0]["target"] = HOSTILE

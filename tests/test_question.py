@@ -113,6 +113,15 @@ def test_records_are_grounded_and_carry_their_trace(whole: Path, made: World) ->
         assert standing["calls"] >= 4
 
 
+def test_the_judge_is_judged(whole: Path) -> None:
+    one = summary(whole, "ask")["generations"][0]
+    (about,) = one["calibrations"]
+    assert about["of"] == "answers" and not about["void"] and not about["failures"]
+    assert all(kind["read"] == kind["n"] > 0 for kind in about["kinds"].values())
+    assert about["false_accept"] <= 0.1 and about["false_reject"] <= 0.3  # it overlooks some second values
+    assert one["voices"]["judge"]["calls"] >= about["pairs"]
+
+
 def test_every_slot_is_accounted_for(whole: Path) -> None:
     one = summary(whole, "ask")["generations"][0]
     kept, others = lines(whole / "ask" / "questions.jsonl"), lines(whole / "ask" / "traces.jsonl")
@@ -307,6 +316,7 @@ def test_a_second_generation_asks_the_trained_target(inputs: Path, made: World, 
     one, two = summary(folder, "ask")["generations"]
     assert two["target"].startswith("generation 2")
     assert one["target"] is None
+    assert [one["rank"] for one in found] == list(range(1, len(found) + 1))
 
 
 def test_documents_that_hold_evaluation_items_are_named(inputs: Path, made: World, server: FaultyServer) -> None:
@@ -405,6 +415,7 @@ def test_kill_9_repeats_no_call_and_keeps_the_same(inputs: Path, made: World) ->
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
+        ({"train": {"tokens": 9, "max_steps": 1}}, "train.tokens and train.max_steps both say how long to train"),
         ({"model": {"path": ""}}, "model.path is not set"),
         ({"expert": {"model": ""}}, "expert.model is not set"),
         ({"documents": {"files": []}}, "documents.files is not set"),
@@ -480,6 +491,14 @@ def test_items_on_a_copy_of_a_document_that_was_asked_about_are_not_unseen(input
     folder = run(question_config(inputs, server.url, "twice", **sections))
     found = sorted(path.stem for path in (folder / "evaluate" / "predictions" / "base").glob("test*.jsonl"))
     assert found == ["test (trained documents)"]
+
+
+def test_one_model_for_both_is_in_memory_once(inputs: Path, server: FaultyServer, tmp_path: Path) -> None:
+    own = str(inputs / "model")
+    for dtype, same in (("float32", True), ("bfloat16", False)):
+        config = question_config(inputs, server.url, expert={"kind": "model", "model": own, "dtype": dtype})
+        opened = open_run(config, Job(tmp_path, quiet))
+        assert (opened._model(config.expert) is opened.model.base) == same
 
 
 def test_one_model_for_both_is_said(inputs: Path, server: FaultyServer) -> None:

@@ -73,6 +73,7 @@ def test_calls_follow_from_the_settings() -> None:
         "target: answer": 15,
         "judge: verdict": 10,
         "expert: answer again": 20,
+        "judge: planted answers": 4 * 5,  # of no more questions than are kept
     }
     most = {name: line.most.calls for name, line in found.items()}
     assert most == {
@@ -83,6 +84,7 @@ def test_calls_follow_from_the_settings() -> None:
         "target: answer": 40,
         "judge: verdict": 2 * 40,
         "expert: answer again": 2 * 2 * 40,
+        "judge: planted answers": 2 * 4 * 10,
     }
     assert {line.owner for line in found.values()} == {"expert", None}
     assert found["target: answer"].most.completion_tokens == config.ask.answer_tokens
@@ -108,7 +110,9 @@ def test_what_is_not_asked_is_not_counted(ask: dict[str, Any], there: str, absen
     found = by_kind(calls_of(config_of(**ask), 10, SIZES, 0))
     assert there in found and absent not in found
     if ask.get("signal") == "judge":
-        assert found["judge: planted pairs"].likely.calls == 24 * 4
+        assert found["judge: planted pairs"].likely.calls == 5 * 4
+        many = by_kind(calls_of(config_of(**ask, calibration=3), 10, SIZES, 0))
+        assert many["judge: planted pairs"].likely.calls == many["judge: planted answers"].likely.calls == 3 * 4
     if ask.get("signal") == "band":
         assert found["target: draws"].most.calls == 4 * 40
         assert measured(config_of(**ask), 10) == (0.0, 0.0)
@@ -121,8 +125,9 @@ def test_generations_multiply_and_a_bound_on_calls_holds() -> None:
     assert twice.calls == 2 * once.calls
     bounded = calls_of(config_of(calls=50, format="text"), 10, SIZES, 0)
     verdicts = by_kind(bounded)["judge: verdict"].most.calls
-    assert total(bounded, "most").calls - verdicts / 2 <= 50 + len(bounded)  # each is rounded up
-    assert total(bounded, "likely").calls <= 50 + len(bounded)
+    planted = by_kind(bounded).pop("judge: planted answers")  # the bound is of the loop
+    assert total(bounded, "most").calls - verdicts / 2 - planted.most.calls <= 50 + len(bounded)  # each is rounded up
+    assert total(bounded, "likely").calls - planted.likely.calls <= 50 + len(bounded)
 
 
 @given(
@@ -243,7 +248,10 @@ def test_trainings_and_evaluations_cost_what_their_tokens_cost(inputs: Path) -> 
     passes = 1 + 5 * 2  # the base once, every arm at its end and once on its way
     assert (accuracy.examples, loss.examples) == (passes * 2 * CHUNKS, passes * 6)
     some = question_config(inputs, URL, train=train, evaluate={"arms": ["adversarial"], "limit": 4})
-    assert [work.examples for work in costs.evaluate(costs.load(some, Grounds())).works] == [2 * 4, 2 * 4]
+    assert [work.examples for work in costs.evaluate(costs.load(some, Grounds())).works] == [
+        2 * 8,
+        2 * 4,
+    ]  # four of each part
     epochs = costs.load(question_config(inputs, URL, train={"epochs": 3}), Grounds())
     assert costs.train(epochs).works[0].tokens == pytest.approx(3 * epochs.kept * record)
 

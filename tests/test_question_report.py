@@ -113,7 +113,7 @@ def test_numbers_of_the_loop_are_those_of_the_run(whole: Path) -> None:
     account = one["voices"]["expert"]
     assert expert[2:6] == ["json", *(f"{account[k]:,}" for k in ("calls", "prompt_tokens", "completion_tokens"))]
     assert ["expert", "3", "the model declined"] in table(text, "Replies that could not be used, by role")
-    about = one["calibration"]
+    about = one["calibrations"][0]
     assert f"takes {about['false_accept']:.1%} (" in page.text and "of wrong or vague answers for right" in page.text
 
 
@@ -205,7 +205,7 @@ def test_one_model_in_both_roles_and_judges_that_say_nothing_are_named(run: Path
     edit(run / "plan.json", lambda plan: plan["pipelines"]["question"]["facts"].update(same=True))
 
     def void(found: dict[str, Any]) -> None:
-        about = found["generations"][0]["calibration"]
+        about = found["generations"][0]["calibrations"][0]
         about.update(
             false_accept=None, false_reject=1.0, informedness=None, void=True, judge=synthetic_question.HOSTILE
         )
@@ -260,7 +260,7 @@ def test_without_evaluation_files_or_methods_or_gaps(run: Path) -> None:
     def bare(found: dict[str, Any]) -> None:
         found["methods"] = {}
         one = found["generations"][0]
-        one.update(measure=None, gap_before={"n": 0}, gap_after={"n": 0}, gap_kept={"n": 0}, gains=[], calibration=None)
+        one.update(measure=None, gap_before={"n": 0}, gap_after={"n": 0}, gap_kept={"n": 0}, gains=[], calibrations=[])
         for each in one["rounds"]:
             each["gaps"] = {"n": 0}
 

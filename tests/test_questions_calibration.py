@@ -14,7 +14,7 @@ from scripted_llm import ScriptedClient
 
 from ntk_jax.llm.request import Reply, Request
 from ntk_jax.questions.agreement import agreement
-from ntk_jax.questions.calibration import calibrate, calibrate_agreement
+from ntk_jax.questions.calibration import calibrate, calibrate_agreement, calibrate_verdicts
 from ntk_jax.questions.numerals import is_number, numbered
 from ntk_jax.questions.planted import KINDS, Planted, contradicted, paraphrased, planted_pairs
 from ntk_jax.questions.voice import Voice
@@ -186,6 +186,28 @@ def test_replies_that_cannot_be_read_are_counted_and_no_verdict() -> None:
 def test_nothing_to_calibrate_on_is_void() -> None:
     found = calibrate(judge(lambda _: score(0)), [], seed=0)
     assert found["pairs"] == 0 and found["void"] is True and found["false_accept"] is None
+
+
+@pytest.mark.parametrize(("says", "accept", "reject"), [("yes", 1.0, 0.0), ("no", 0.0, 1.0), (None, 0.0, 0.0)])
+def test_a_judge_of_answers_is_shown_one_of_the_two(says: str | None, accept: float, reject: float) -> None:
+    """None: as is right. The passages are the questions' own, and the right answer is not given away."""
+    planted = {(pair.question, pair.second): pair for pair in planted_pairs(ITEMS, 0)}
+    seen = []
+
+    def reply(request: Request) -> str:
+        text = str(request.messages[0]["content"])  # type: ignore[index,call-overload]
+        (question, answer) = re.findall(r"\n\nQuestion: (.*)\nAnswer: (.*)\n\nDoes the passage show", text, re.DOTALL)[
+            0
+        ]
+        pair = planted[question, answer]
+        assert pair.passage in text and (pair.first == answer or pair.first not in text.split("Question:")[1])
+        seen.append(pair)
+        return json.dumps({"reason": "r", "answer": says or ("yes" if pair.same else "no")})
+
+    found = calibrate_verdicts(Voice("judge", ScriptedClient(reply), "json"), ITEMS, seed=0)
+    assert len(seen) == found["pairs"] == 40
+    assert (found["false_accept"], found["false_reject"]) == (accept, reject)
+    assert found["void"] is (says is not None)
 
 
 def test_agreement_tells_the_planted_pairs_apart() -> None:

@@ -7,6 +7,7 @@ import json
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,7 +22,7 @@ from ntk_jax.questions.question import NO_GAIN, Answer, Chunk, Slot, Trace, Vers
 from ntk_jax.questions.records import reason_of
 from ntk_jax.questions.rounds import Settings, Voices
 from ntk_jax.questions.slots import part_of, plan_slots
-from ntk_jax.questions.verify import consistency_of, fault_of_answer, found_quotes, second_opinion
+from ntk_jax.questions.verify import any_sentence, consistency_of, fault_of_answer, found_quotes, second_opinion
 from ntk_jax.questions.voice import Voice
 
 
@@ -242,6 +243,9 @@ def test_a_second_judge_sends_a_question_back_to_an_earlier_version() -> None:
 class TestSlots:
     CHUNKS = [Chunk(f"{d}#{n}", d, d, "s", f"A{n} b. C{n} d. E f.") for d in ("x", "y") for n in range(5)]  # noqa: RUF012
 
+    def test_texts_without_spaces_have_sentences_to_ask_about(self) -> None:
+        assert any_sentence("甲方应在三十日内付款。好。", 1) == "甲方应在三十日内付款。"
+
     def test_shares_are_exact_and_seeded(self) -> None:
         found, _ = plan_slots(self.CHUNKS, 4, {"negative": 0.25, "cross": 0.1, "unanswerable": 0.05}, 7)
         kinds = [slot.kind for slot in found]
@@ -257,6 +261,16 @@ class TestSlots:
     def test_a_cross_question_needs_a_second_chunk(self) -> None:
         assert {slot.kind for slot in plan_slots(self.CHUNKS[:1], 3, {"cross": 1.0}, 0)[0]} == {"answerable"}
         assert {slot.kind for slot in plan_slots(self.CHUNKS[:2], 3, {"cross": 1.0}, 0)[0]} == {"cross"}
+
+    @given(st.lists(st.sampled_from("abc"), min_size=2, max_size=8), st.integers(0, 99))
+    def test_the_second_chunk_is_drawn_evenly_from_other_documents(self, names: list[str], seed: int) -> None:
+        chunks = [Chunk(str(n), name, name, "s", "A b.") for n, name in enumerate(names)]
+        draws = np.random.default_rng([seed, 0x51])
+        draws.permutation(len(chunks))
+        for slot in plan_slots(chunks, 1, {"cross": 1.0}, seed)[0]:
+            own, other = slot.chunks
+            choice = [one for one in chunks if one.document != own.document] or [one for one in chunks if one != own]
+            assert other == choice[int(draws.integers(2**31)) % len(choice)]
 
     @given(st.integers(1, 6))
     def test_the_parts_of_a_chunk_are_all_of_it(self, parts: int) -> None:

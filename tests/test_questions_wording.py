@@ -181,6 +181,19 @@ class TestVoice:
         voice = Voice("judge", ScriptedClient(lambda request: '{"reason": "it says so", "answer": "no"}'))
         assert [one.value for one in voice.ask([support_wish(SLOT, "When?", "May.", max_tokens=9)])] == [False]
 
+    def test_who_is_asked_in_plain_text_is_never_asked_for_json(self) -> None:
+        asked = []
+
+        def reply(request: Request) -> str:
+            asked.append(request)
+            return "Maybe." if len(request.messages) == 1 else "Yes."
+
+        voice = Voice("judge", ScriptedClient(reply), "text")
+        assert [one.value for one in voice.ask([support_wish(SLOT, "When?", "May.", max_tokens=9)])] == [True]
+        assert len(asked) == 2 and asked[1].messages[-1]["content"].startswith("This cannot be used: ")
+        assert not any("JSON" in str(message["content"]).split("used: ")[0] for message in asked[1].messages)
+        assert asked[1].messages[-1]["content"].endswith("in the form that was asked for and nothing else.")
+
     def test_the_account_has_tokens_and_prompts(self) -> None:
         voice = Voice("expert", ScriptedClient(lambda request: "ANSWER: May.\nQUOTE: It is due in May."), "text")
         one = voice.ask([answer_wish(SLOT, "When is it due?")])[0]

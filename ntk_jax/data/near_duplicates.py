@@ -117,15 +117,21 @@ def leaders(signatures: np.ndarray, threshold: float) -> np.ndarray:
     before is a leader itself. So a bucket of many copies of one page takes one comparison a copy."""
     found = np.zeros(len(signatures), np.int64)
     chosen: list[int] = []
-    # in whole numbers, for a threshold such as 0.7 is no float; the slack is far below one of the equal numbers
-    least = threshold * signatures.shape[1] - 1e-6
     for place, own in enumerate(signatures):
-        alike = np.flatnonzero((signatures[chosen] == own).sum(axis=1) >= least)
+        alike = np.flatnonzero(like(signatures[chosen], own, threshold))
         if len(alike):
             found[place] = chosen[alike[0]]
         else:
             found[place] = place
             chosen.append(place)
+    return found
+
+
+def like(signatures: np.ndarray, own: np.ndarray, threshold: float) -> np.ndarray:
+    """Which texts overlap with one text by the threshold or more, by the estimate: [N] bool. signatures: [N,
+    permutations]. own: [permutations]."""
+    # in whole numbers, for a threshold such as 0.7 is no float; the slack is far below one of the equal numbers
+    found: np.ndarray = (signatures == own).sum(axis=1) >= threshold * len(own) - 1e-6
     return found
 
 

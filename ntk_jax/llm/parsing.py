@@ -102,9 +102,10 @@ def read_reply(reply: Reply, *, kind: type = dict, check: Check | None = None) -
     return found
 
 
-def correction(request: Request, failure: Failure) -> Request:
-    """The request that asks for the same reply, better written."""
-    wish = f"This cannot be used: {failure.reason}. Write it again, as valid JSON and nothing else."
+def correction(request: Request, failure: Failure, *, as_json: bool = True) -> Request:
+    """The request that asks for the same reply, better written; as_json: False where plain text was asked for."""
+    form = "as valid JSON" if as_json else "in the form that was asked for"
+    wish = f"This cannot be used: {failure.reason}. Write it again, {form} and nothing else."
     if isinstance(request.messages, str):
         return dataclasses.replace(request, messages=f"{request.messages}{failure.raw}\n\n{wish}\n")
     talk = ({"role": "assistant", "content": failure.raw or "(nothing)"}, {"role": "user", "content": wish})

@@ -1,10 +1,11 @@
-"""How far a judge of two answers, or a measure without a model, can be relied upon: what it says of pairs that
-are known to say the same or not (`planted_pairs`).
+"""How far a judge, or a measure without a model, can be relied upon: what it says of pairs that are known to say the
+same or not (`planted_pairs`).
 
-A pair is called different from a divergence of the threshold on. The false accepts are the vague answers and the
-contradictions that are called the same, the false rejects the identical answers and paraphrases that are called
-different. Their informedness (Youden's J, 1950) is 1 - false accepts - false rejects: 1 for who is always right, 0 for
-who calls everything the same, everything different, or what chance says.
+A judge of two answers is shown both; a pair is called different from a divergence of the threshold on. A judge of one
+answer is shown what was made of the right one, and calls it different by refusing it. The false accepts are the vague
+answers and the contradictions that are called the same, the false rejects the identical answers and paraphrases that
+are called different. Their informedness (Youden's J, 1950) is 1 - false accepts - false rejects: 1 for who is always
+right, 0 for who calls everything the same, everything different, or what chance says.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from ntk_jax.llm.request import Progress
 from ntk_jax.questions.agreement import agreement
 from ntk_jax.questions.judge import divergence_wish
 from ntk_jax.questions.planted import KINDS, SAME, Item, Planted, planted_pairs
-from ntk_jax.questions.voice import Voice
+from ntk_jax.questions.question import Chunk, Slot
+from ntk_jax.questions.voice import Said, Voice
+from ntk_jax.questions.wording import support_wish
 
 VOID = 0.1  # informedness below which a judge says nothing
 
@@ -46,9 +49,24 @@ def calibrate(
         for pair in pairs
     ]
     said = voice.ask(wishes, progress)
-    failures = Counter(one.value.reason for one in said if not one.usable)
     values = [one.value.value if one.usable else None for one in said]
-    return _table(voice.client.name, pairs, values, threshold, dict(failures.most_common()))
+    return _table(voice.client.name, pairs, values, threshold, _failures(said))
+
+
+def calibrate_verdicts(
+    voice: Voice, items: Sequence[Item], *, seed: int, max_tokens: int = 160, progress: Progress | None = None
+) -> dict[str, Any]:
+    """The same of a judge of whether a passage gives an answer: it is asked of the second answer of each pair, without
+    the first. That the items' own answers are right is taken for granted: where they are not, it refuses them rightly,
+    and the false rejects are fewer than they seem."""
+    pairs = planted_pairs(items, seed)
+    wishes = []
+    for pair in pairs:
+        slot = Slot("", "answerable", (Chunk("", "", "", "", pair.passage),))
+        wishes.append(support_wish(slot, pair.question, pair.second, max_tokens=max_tokens))
+    said = voice.ask(wishes, progress)
+    values = [float(not one.value) if one.usable else None for one in said]
+    return _table(voice.client.name, pairs, values, 0.5, _failures(said))
 
 
 def calibrate_agreement(items: Sequence[Item], seed: int, threshold: float = 0.5) -> dict[str, Any]:
@@ -57,6 +75,11 @@ def calibrate_agreement(items: Sequence[Item], seed: int, threshold: float = 0.5
     pairs = planted_pairs(items, seed)
     values = [1 - agreement(pair.first, pair.second) for pair in pairs]
     return _table("agreement", pairs, values, threshold, {})
+
+
+def _failures(said: Sequence[Said]) -> dict[str, int]:
+    """{why there is no verdict: pairs}, the commonest first."""
+    return dict(Counter(one.value.reason for one in said if not one.usable).most_common())
 
 
 def _table(

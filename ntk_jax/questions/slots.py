@@ -29,11 +29,14 @@ def plan_slots(
             kinds[place] = kind
         start += count
     slots, parts = [], []
+    places: dict[str, list[int]] = {}
+    for place, one in enumerate(chunks):
+        places.setdefault(one.document, []).append(place)
     for ordinal, kind in enumerate(kinds):
         chunk, number = chunks[ordinal // per_chunk], ordinal % per_chunk
         own: tuple[Chunk, ...] = (chunk,)
         if kind == "cross":
-            other = _other(chunk, chunks, int(draw.integers(2**31)))
+            other = _other(ordinal // per_chunk, chunks, places[chunk.document], int(draw.integers(2**31)))
             kind, own = ("cross", (chunk, other)) if other is not None else ("answerable", own)
         slots.append(Slot(f"{chunk.id}/{number}", kind, own, number))
         parts.append(part_of(chunk.text, number, per_chunk))
@@ -49,6 +52,12 @@ def part_of(text: str, number: int, parts: int) -> str | None:
     return " ".join(found[i] for i in groups[number % len(groups)])
 
 
-def _other(chunk: Chunk, chunks: Sequence[Chunk], draw: int) -> Chunk | None:
-    others = [one for one in chunks if one.document != chunk.document] or [one for one in chunks if one.id != chunk.id]
-    return others[draw % len(others)] if others else None
+def _other(place: int, chunks: Sequence[Chunk], document: Sequence[int], draw: int) -> Chunk | None:
+    """One of the chunks outside a document, whose places are ascending; where there is none, another one of it."""
+    left_out = document if len(document) < len(chunks) else [place]
+    if len(left_out) == len(chunks):
+        return None
+    found = draw % (len(chunks) - len(left_out))
+    for out in left_out:
+        found += out <= found
+    return chunks[found]

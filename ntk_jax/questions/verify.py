@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ntk_jax.data.words import bare_words
+from ntk_jax.data.words import bare_words, written_words
 from ntk_jax.llm.request import Progress
 from ntk_jax.llm.usable import Unusable
 from ntk_jax.questions.agreement import consistency
@@ -74,7 +74,7 @@ def sentences(text: str) -> list[str]:
 
 def any_sentence(text: str, draw: int) -> str | None:
     """One of the text's sentences that has some words; None where there is none."""
-    found = [one for one in sentences(text) if len(one.split()) >= WORDS]
+    found = [one for one in sentences(text) if len(written_words(one)) >= WORDS]
     return found[draw % len(found)] if found else None
 
 

@@ -103,7 +103,11 @@ class Voice:
     def _repaired(self, asked: Sequence[tuple[Request, Read]], found: list[Said]) -> list[Said]:
         """What could not be read is asked for once more, and what then cannot be read is counted."""
         broken = [n for n, one in enumerate(found) if isinstance(one.value, Unusable) and one.value.again]
-        wanted = [correction(asked[n][0], Failure(found[n].value.reason, found[n].raw)) for n in broken]
+        wanted = [
+            correction(request, Failure(found[n].value.reason, found[n].raw), as_json=request.schema is not None)
+            for n in broken
+            for request, _ in (asked[n],)
+        ]
         for n, request, reply in zip(broken, wanted, self._replies(wanted, None), strict=True):
             second = _said(request, reply, asked[n][1](reply))
             tokens = (found[n].tokens[0] + second.tokens[0], found[n].tokens[1] + second.tokens[1])

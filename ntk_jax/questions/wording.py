@@ -272,11 +272,10 @@ def support_wish(slot: Slot, question: str, answer: str, *, max_tokens: int) -> 
         else "Does the passage show that this answer is right and complete, and is the question clear enough to have "
         "this answer and no other?"
     )
-    text = (
-        f"{_shown(slot)}\n\nQuestion: {question}\nAnswer: {answer}\n\n{asked} Judge by the passage alone, and be "
-        'strict. Reply with JSON only, as {"reason": "one short sentence", "answer": "yes"} or with "no".'
-    )
-    request = _request(text, max_tokens, temperature=0.0, schema=VERDICT)
+    shown = f"{_shown(slot)}\n\nQuestion: {question}\nAnswer: {answer}\n\n"
+    text = f"{shown}{asked} Judge by the passage alone, and be strict. "
+    as_json = f'{text}Reply with JSON only, as {{"reason": "one short sentence", "answer": "yes"}} or with "no".'
+    as_text = f"{text}Reply with one word, yes or no."
 
     def read(reply: Reply) -> bool | Unusable:
         if reply.finish == "failed":
@@ -284,7 +283,10 @@ def support_wish(slot: Slot, question: str, answer: str, *, max_tokens: int) -> 
         found = read_verdict(reply)
         return bool(found[0]) if isinstance(found, tuple) else Unusable(found.reason, again=bool(found.raw))
 
-    return Wish((request, read))
+    return Wish(
+        text=(_request(as_text, max_tokens, temperature=0.0), read),
+        json=(_request(as_json, max_tokens, temperature=0.0, schema=VERDICT), read),
+    )
 
 
 # -- parts -----------------------------------------------------------------------------------------------------------

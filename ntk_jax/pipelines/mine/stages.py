@@ -27,7 +27,7 @@ _CORPUS = tuple(
     for key in ("columns", "limit", "shards", "extractor", "page_seconds", "languages", "quality", "gopher", "words")
     + ("min_words", "exact_duplicates", "near_duplicates", "paragraph_words", "overlap")
 )
-_LLM = ("llm.kind", "llm.model", "llm.base_url")
+_LLM = ("llm.kind", "llm.model", "llm.base_url", "llm.dtype", "llm.body")
 
 
 def _pretrain_after(config: Any) -> tuple[str, ...]:

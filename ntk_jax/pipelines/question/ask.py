@@ -20,7 +20,7 @@ from ntk_jax.pipelines.question.generations import next_target
 from ntk_jax.pipelines.question.leaks import leaks
 from ntk_jax.pipelines.question.methods import write_methods
 from ntk_jax.pipelines.question.state import QuestionRun, same_model
-from ntk_jax.questions.calibration import calibrate
+from ntk_jax.questions.calibration import calibrate, calibrate_verdicts
 from ntk_jax.questions.gaps import spread
 from ntk_jax.questions.keep import Candidate, Kept, Limits, keep
 from ntk_jax.questions.loop import Search, search
@@ -131,7 +131,7 @@ def _generation(
     kept = keep(
         candidates, limits_of(config), vectors=_vectors(run), leaks=leaks(run), before=[r["prompt"] for r in before]
     )
-    ranks = {one.ordinal: rank for rank, one in enumerate(kept.candidates, 1)}
+    ranks = {one.ordinal: rank for rank, one in enumerate(kept.candidates, len(before) + 1)}
     records = [
         record_of(one, found.traces[one.ordinal], rank=ranks[one.ordinal], method=METHOD, generation=generation)
         for one in kept.candidates
@@ -148,12 +148,13 @@ def _generation(
         folder / PROMPTS,
         (json.dumps({"id": name, "messages": messages}, ensure_ascii=False) for name, messages in prompts.items()),
     )
+    calibrations = _calibrations(run, voices.judge, second, found.traces)  # before the accounts, which hold its calls
     summary = _summary(found, kept, verified, why, chunks)
     summary |= {
         "generation": generation,
         "target": label or None,
         "voices": {voice.role: voice.account() for voice in every if voice is not None},
-        "calibration": _calibration(run, voices, found.traces),
+        "calibrations": calibrations,
     }
     write_json(folder / "summary.json", summary)
     return {**summary, "records": records}
@@ -285,27 +286,40 @@ def _gains(kept: Kept, traces: Sequence[Trace]) -> list[tuple[float, float]]:
     return pairs
 
 
-def _calibration(run: QuestionRun, voices: Voices, traces: Sequence[Trace]) -> dict[str, Any] | None:
-    """How the judge of the signal judges planted pairs."""
+def _calibrations(
+    run: QuestionRun, judge: Voice | None, second: Voice | None, traces: Sequence[Trace]
+) -> list[dict[str, Any]]:
+    """How those who judge judge planted pairs: of the gap, and of whether the passage gives the answer. `of` says
+    which."""
     section = run.config.ask
-    if voices.judge is None or section.signal not in ("judge", "both") or not section.calibration:
-        return None
     items = [
         (standing.question, trace.slot.passage, standing.expert.text)
         for trace in traces
         if (standing := trace.standing) is not None and standing.expert is not None and standing.expert.stated
     ][: section.calibration]
     if not items:
-        return None
-    found: dict[str, Any] = calibrate(voices.judge, items, seed=run.config.seed)
+        return []
+    options: dict[str, Any] = {"seed": run.config.seed, "max_tokens": section.verdict_tokens}
+    found: list[dict[str, Any]] = []
+    if judge is not None and section.signal in ("judge", "both"):
+        found.append({"of": "gap", **calibrate(judge, items, **options)})
+        _say_void(found[-1], "another judge, or ask.signal = nll")
+    for voice, way in ((judge if section.judged else None, "ask.judged = false"), (second, "none")):
+        if voice is not None:
+            found.append({"of": "answers", **calibrate_verdicts(voice, items, **options)})
+            _say_void(found[-1], f"another {voice.role.replace('_', ' ')}, or {way}")
+    return found
+
+
+def _say_void(found: dict[str, Any], way: str) -> None:
     if found["void"]:
         rates = [found[key] for key in ("false_accept", "false_reject")]
         accepts, rejects = ("no readable verdict" if rate is None else f"{rate:.0%}" for rate in rates)
+        what = "the gap" if found["of"] == "gap" else "answers"
         note(
-            f"{voices.judge.client.name} cannot judge: of planted pairs it takes {accepts} of the wrong answers for "
-            f"right and {rejects} of the right ones for wrong; take another judge, or ask.signal = nll"
+            f"{found['judge']} cannot judge {what}: of planted pairs it takes {accepts} of the wrong answers for right "
+            f"and {rejects} of the right ones for wrong; take {way}"
         )
-    return found
 
 
 def _counts(names: Any) -> dict[str, int]:

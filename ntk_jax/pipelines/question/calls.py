@@ -132,9 +132,14 @@ def _loop(config: QuestionConfig, slots: int) -> dict[str, tuple[str, float, flo
     }
     if config.second_judge.model:
         counted["second verdict"] = ("second_judge", times * kept * slots, times * most)
-    if divergent and judged and s.calibration:
-        pairs = float(times * s.calibration * len(PLANTED))
-        counted["planted pairs"] = ("judge", pairs, pairs)
+    each = times * len(PLANTED)
+    pairs = (each * min(s.calibration, kept * slots), float(each * min(s.calibration, slots)))
+    if divergent:
+        counted["planted pairs"] = ("judge", *pairs)
+    if s.judged:
+        counted["planted answers"] = ("judge", *pairs)
+    if config.second_judge.model:
+        counted["planted answers, second"] = ("second_judge", *pairs)
     return counted
 
 
@@ -154,7 +159,7 @@ def _line(config: QuestionConfig, role: str, name: str, likely: float, most: flo
     short, long = lengths.get(name, (VERDICT, s.verdict_tokens))
     prompts = [likely_tokens(_request(config, name, texts)) for texts in (usual, largest)]
     counts = Counts(_whole(likely), prompts[0], min(short, long))
-    judged = name in ("verdict", "second verdict", "divergence", "planted pairs")
+    judged = name in ("verdict", "second verdict", "divergence", *_PLANTED)
     # Of plain text verdicts alone are asked for again.
     repaired = judged or (s.format != "text" and name not in ("target", "target draws", "feedback"))
     calls, prompt = most, prompts[1]
@@ -169,7 +174,9 @@ _SHOWN = {
     **dict.fromkeys(("expert", "target"), "answer"),
     **dict.fromkeys(("expert draws", "target draws"), "draws"),
     "expert again": "answer again",
+    "planted answers, second": "planted answers",
 }
+_PLANTED = ("planted pairs", "planted answers", "planted answers, second")
 
 
 @dataclass(frozen=True)
@@ -199,7 +206,9 @@ def _request(config: QuestionConfig, name: str, texts: _Texts) -> Any:
         **dict.fromkeys(
             ("divergence", "planted pairs"), divergence_wish(question, slot.passage, answer, answer, seed=0)
         ),
-        **dict.fromkeys(("verdict", "second verdict"), support_wish(slot, question, answer, max_tokens=1)),
+        **dict.fromkeys(
+            ("verdict", "second verdict", *_PLANTED[1:]), support_wish(slot, question, answer, max_tokens=1)
+        ),
     }
     wish = wishes.get(name) or answer_wish(slot, question)
     return (wish.json or wish.text)[0]

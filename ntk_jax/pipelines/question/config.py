@@ -81,9 +81,7 @@ class AskSection:
     samples: Natural = setting(3, "times that the expert answers again, to see whether it is sure; 0: none")
     consistency: Fraction = setting(0.55, "agreement of these answers that a question needs to be kept")
     target_samples: Count = setting(4, "of signal band: answers that target and expert draw")
-    calibration: Natural = setting(
-        24, "planted pairs of each kind by which the judge of the signal is judged itself; 0: none"
-    )
+    calibration: Natural = setting(24, "planted pairs of each kind by which every judge is judged itself; 0: none")
     quota: Count = setting(1, "questions of every chunk that are kept before any chunk has more")
     most_per_chunk: Count | None = setting(None, "questions of a chunk that are kept at most; null: any number")
     least_gap: float | None = setting(None, "gap below which a question is not kept; null: there is none")

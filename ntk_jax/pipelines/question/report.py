@@ -8,7 +8,7 @@ All of it is read from these files; a stage that is not there yet has no section
 | plan.json             | of the facts `roles` {role: model} and `same`; of the config report.examples               |
 | chunk/summary.json    | documents, used, trained, unseen (names), chunks, all_chunks, words, dropped, shortened     |
 | chunk/chunks.jsonl    | the passages of the questions that are shown                                               |
-| ask/summary.json      | generations [outcomes, rounds, gaps, voices, calibration], methods, llm (accounts), seconds |
+| ask/summary.json      | generations [outcomes, rounds, gaps, voices, calibrations], methods, llm (accounts), seconds |
 | ask/questions.jsonl   | the kept questions with their traces; ask/traces.jsonl: the others, each with `not_kept`    |
 | ask/<method>.jsonl    | a record of each other method                                                              |
 | train/summary.json    | tokens, arms                                                                               |
@@ -82,7 +82,7 @@ _SECTIONS = (
     _Shown("rounds", "Rounds", "How the gap grew from round to round", ASK, rounds),
     _Shown("questions", "Questions", "The questions and how they came to be", ASK, questions),
     _Shown("coverage", "Coverage", "Which chunks have a question", ASK, coverage),
-    _Shown("judge", "Judge", "Can the judge of the gap be trusted?", ASK, judge, calibrations),
+    _Shown("judge", "Judge", "Can the judges be trusted?", ASK, judge, calibrations),
     _Shown(
         "methods",
         "Other methods",

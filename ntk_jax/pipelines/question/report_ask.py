@@ -199,22 +199,27 @@ def coverage(run: RunDirectory) -> Shown:
 
 
 def calibrations(run: RunDirectory) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """(generation, what was found of its judge), where it was looked at."""
-    return [(found, mapping(found["calibration"])) for found in generations(run) if found.get("calibration")]
+    """(generation, what was found of one of its judges), where it was looked at."""
+    return [(found, about) for found in generations(run) for about in records(found.get("calibrations"))]
+
+
+def judged_what(about: dict[str, Any]) -> str:
+    """What a judge judges."""
+    return "the gap" if about.get("of") == "gap" else "answers"
 
 
 def judge(run: RunDirectory) -> Shown:
-    """What the judge of the gap says of pairs that are known to say the same or not."""
+    """What judges say of pairs that are known to say the same or not."""
     leads, tables, texts = [], [], []
     for found, about in calibrations(run):
-        which = named(run, found)
+        which = f" as judge of {judged_what(about)}{named(run, found)}"
         leads.append(
             f"{about.get('judge')}{which} takes {_share(about, 'false_accept')} of wrong or vague answers for right "
             f"(false accepts) and {_share(about, 'false_reject')} of right ones for wrong (false rejects); "
             f"informedness {general(about.get('informedness'))}, where 1 is always right and 0 is what chance says."
         )
         if about.get("void"):
-            leads.append("It says nothing: whatever rests on its word, such as the gap itself, is noise.")
+            leads.append("It says nothing: whatever rests on its word is noise.")
         rows = [
             [
                 str(kind),
@@ -225,8 +230,13 @@ def judge(run: RunDirectory) -> Shown:
             ]
             for kind, one in mapping(about.get("kinds")).items()
         ]
-        header = ["Planted pair", "Asked", "Verdict read", "Mean divergence", "Called different"]
-        caption = f"What the judge says of planted pairs{which}; different from {general(about.get('threshold'))} on"
+        if about.get("of") == "gap":
+            header = ["Planted pair", "Asked", "Verdict read", "Mean divergence", "Called different"]
+            caption = f"What is said of planted pairs{which}; different from {general(about.get('threshold'))} on"
+        else:
+            header = ["Planted answer", "Asked", "Verdict read", "Refused"]
+            caption = f"What is said of planted answers{which}"
+            rows = [[*row[:3], row[4]] for row in rows]
         tables.append(Table(header, rows, caption))
         if failures := mapping(about.get("failures")):
             lines = "\n".join(f"{count(n)} × {why}" for why, n in failures.items())

@@ -18,7 +18,7 @@ from ntk_jax.pipelines.common.sections import evaluation_reads
 _HERE = "ntk_jax.pipelines.question"
 _ROLES = ("expert", "target", "generator", "reviser", "judge", "second_judge")
 # Replies are those of a model, wherever its server stands: what was paid for stays when that moves.
-_LLM = tuple(f"{role}.{key}" for role in _ROLES for key in ("kind", "model"))
+_LLM = tuple(f"{role}.{key}" for role in _ROLES for key in ("kind", "model", "dtype", "body"))
 # Of the methods that an `ask` runs; in which order arms are trained, and how, is the training's.
 _ASK = ("model", "ask", "evaluate.files", "evaluate.general", "train.arms", *_LLM)
 _TRAIN = tuple(

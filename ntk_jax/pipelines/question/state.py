@@ -141,7 +141,9 @@ class QuestionRun:
         return KeptLikelihoods(compute, Database(self.llm_folder(folder)), f"{name} {length} {rendering}")
 
     def _model(self, section: LLMSection) -> Model:
-        key = section.model, section.dtype
+        key, own = (section.model, section.dtype), self.config.model
+        if (own.path, own.dtype, own.adapter, own.quantization) == (*key, None, None):
+            return self.model.base  # whose fresh adapter changes nothing: the weights are in memory once
         if key not in self.models:
             self.job.progress("llm", None, "")(1, 1, f"loading {section.model}")
             self.models[key] = load_model(section.model, dtype=section.dtype, mesh=self.mesh)

@@ -11,6 +11,7 @@ from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.records import check_record
 from ntk_jax.engine.clock import Clock
 from ntk_jax.engine.stage import Facts
+from ntk_jax.errors import UserError
 from ntk_jax.kernels.parameters import Tree, join_parameters, split_parameters
 from ntk_jax.models.model import Model
 from ntk_jax.models.peft import save_adapter
@@ -33,6 +34,8 @@ from ntk_jax.training.train import train as train_rows
 def check(config: QuestionConfig) -> None:
     """Raises UserError: an arm that there is not, or settings that cannot be trained with."""
     check_arms(config.train.arms)
+    if config.train.tokens is not None and config.train.max_steps is not None:
+        raise UserError("train.tokens and train.max_steps both say how long to train; leave one of them out")
     check_training(_plain(config), "train")
 
 

@@ -105,10 +105,8 @@ def _wish(part: tuple[Chunk, ...], asked: Asked) -> Wish:
         f"{passage}First say in one or two sentences what this passage is about. Then list {_WHAT}. Answer with one "
         'JSON object and nothing else. Its keys are "summary", a text, and "entities", an array of texts.'
     )
-    as_text = (
-        f"{passage}Write a line that begins with Summary: and says in one sentence what this passage is about. Below "
-        f"it list {_WHAT}: one a line, and nothing else."
-    )
+    # Small models do the first of two things and stop, so no summary is asked for.
+    as_text = f"{passage}List {_WHAT}: one a line, and nothing else."
     return Wish(
         text=(asked.request(as_text, "naming", part[0].id), read_lines),
         json=(asked.request(as_json, "naming", part[0].id, schema=_SCHEMA), read_json),
@@ -128,8 +126,8 @@ def read_json(reply: Reply) -> tuple[str, list[str]] | Unusable:
 
 
 def read_lines(reply: Reply) -> tuple[str, list[str]] | Unusable:
-    """(summary, names) of plain lines: short lines are names, also several with commas between; the first long one is
-    the summary, where none is marked as such."""
+    """(summary, names) of plain lines: short lines are names, also several with commas between; a long one, or one
+    marked as such, is the summary."""
     found = lines_reader("entities", 1, _LINE_WORDS)(reply)
     if isinstance(found, Unusable):
         return found

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ntk_jax.data.near_duplicates import near_duplicates
+import numpy as np
+
+from ntk_jax.data.near_duplicates import like, signature
 from ntk_jax.questions.methods.asked import Asked, Record, answered, record_of, waves, within, worded
 from ntk_jax.questions.question import Answer, Chunk, Slot
 from ntk_jax.questions.slots import part_of
@@ -28,6 +30,7 @@ def static(chunks: Sequence[Chunk], voice: Voice, asked: Asked) -> Iterator[Reco
 
 def _records(chunks: Sequence[Chunk], voice: Voice, asked: Asked) -> Iterator[Record]:
     known: dict[str, list[str]] = {chunk.id: [] for chunk in chunks}
+    heard: dict[str, list[np.ndarray]] = {chunk.id: [] for chunk in chunks}  # their signatures
     for number in range(MOST):
         slots = [Slot(f"{chunk.id}/{number}", "answerable", (chunk,), number) for chunk in chunks]
         wishes = [(slot, _question(slot, known[slot.chunks[0].id], asked)) for slot in slots]
@@ -35,7 +38,7 @@ def _records(chunks: Sequence[Chunk], voice: Voice, asked: Asked) -> Iterator[Re
         # Question and answer of a wave before the next, so that no more is asked for than is needed.
         for part in waves(wishes, asked.wave):
             questions = [(slot, str(said.value)) for slot, said in answered(part, voice, asked)]
-            questions = [pair for pair in questions if not _repeats(pair[1], known[pair[0].chunks[0].id], asked)]
+            questions = [pair for pair in questions if not _repeats(pair[1], heard[pair[0].chunks[0].id], asked)]
             for slot, question in questions:
                 known[slot.chunks[0].id].append(question)
             given = [
@@ -68,8 +71,11 @@ def _question(slot: Slot, earlier: Sequence[str], asked: Asked) -> Wish:
     )
 
 
-def _repeats(question: str, earlier: Sequence[str], asked: Asked) -> bool:
-    same = bool(earlier) and near_duplicates([*earlier, question], ALIKE)[-1] != len(earlier)
-    if same:
+def _repeats(question: str, heard: list[np.ndarray], asked: Asked) -> bool:
+    """Whether a question is like an earlier one, whose signatures it joins if it is not."""
+    own = signature(question)
+    if heard and like(np.stack(heard), own, ALIKE).any():
         asked.dropped["nearly the same words as an earlier question"] += 1
-    return same
+        return True
+    heard.append(own)
+    return False
