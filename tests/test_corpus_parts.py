@@ -18,17 +18,18 @@ from warc_pages import http, members, page, record
 
 from ntk_jax.data.chunks import chunks_of
 from ntk_jax.data.contamination import contamination, evaluation_runs
+from ntk_jax.data.decoding import clean, decode, nearly_utf8
 from ntk_jax.data.words import bare_words, run_hashes, word_hashes, written_words
 from ntk_jax.errors import UserError
 from ntk_jax.mining.corpus import duplicates, layout, quality
-from ntk_jax.mining.corpus.documents import Drop, clean, nearly_utf8
+from ntk_jax.mining.corpus.documents import Drop
 from ntk_jax.mining.corpus.drops import Drops, merge
 from ntk_jax.mining.corpus.extract import Extractor, check_extractor
 from ntk_jax.mining.corpus.extract_worker import _decode
 from ntk_jax.mining.corpus.files import corpus_files, shards_of
 from ntk_jax.mining.corpus.quality import Quality, broken_rule
 from ntk_jax.mining.corpus.readers import Reading, read_piece
-from ntk_jax.mining.corpus.warc import decode, read_warc
+from ntk_jax.mining.corpus.warc import read_warc
 
 TEXT = "The nurse of the ward walks to the bed and looks at the chart. She writes down what she has found there."
 

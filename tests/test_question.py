@@ -28,8 +28,8 @@ from ntk_jax.engine.plan import Command
 from ntk_jax.engine.stage import Job
 from ntk_jax.errors import Note, UserError
 from ntk_jax.pipelines.question.arms import arms_of, as_trained, own_arm
-from ntk_jax.pipelines.question.chunk import read_documents, sampled_documents
 from ntk_jax.pipelines.question.config import QuestionConfig
+from ntk_jax.pipelines.question.documents import read_documents, sampled_documents
 from ntk_jax.pipelines.question.evaluate import expected_tasks
 from ntk_jax.pipelines.question.stages import PIPELINE
 from ntk_jax.pipelines.question.state import input_hashes, open_run

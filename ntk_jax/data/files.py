@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from ntk_jax.data.decoding import decode
 from ntk_jax.errors import UserError, shown
 
 Row = tuple[int, int, Callable[[], Any]]  # number of the row, for ids; its line; the function that parses it
@@ -24,6 +25,8 @@ Row = tuple[int, int, Callable[[], Any]]  # number of the row, for ids; its line
 COMPRESSED = (".gz", ".xz", ".zst")
 JSON = (".jsonl", ".ndjson", ".json")
 TABLES = {".csv": ",", ".tsv": "\t"}
+TEXT = (".txt", ".md")
+LARGEST_TEXT = 1 << 26  # bytes of a file that is read as one text
 DEEPEST = 100  # objects and lists inside each other; far below what Python's own stack holds
 _CHUNK = 1 << 20  # characters of a JSON array read at a time
 _CELL = 1 << 27  # characters: far more than a text, and less than what a forgotten quote would gather
@@ -66,6 +69,21 @@ def read_rows(path: Path) -> Iterator[Row]:
                 f"{path}: the compressed file is damaged after line {line[0]} ({error}); copy it anew"
             ) from None
         raise UserError(f"cannot read {path}: {error.strerror or error}; correct its path or its permissions") from None
+
+
+def read_text(path: Path) -> str:
+    """All of a text file, in UTF-8, UTF-16 with its mark, or Windows-1252. Raises UserError: unreadable, damaged, or
+    larger than `LARGEST_TEXT`."""
+    try:
+        with open_bytes(path) as file:
+            body = file.read(LARGEST_TEXT + 1)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}; correct its path or its permissions") from None
+    except (EOFError, zlib.error, lzma.LZMAError) as error:
+        raise UserError(f"{path}: the compressed file is damaged ({error}); copy it anew") from None
+    if len(body) > LARGEST_TEXT:
+        raise UserError(f"{path}: more than {LARGEST_TEXT:,} bytes are no single document; cut it into several files")
+    return decode(body, None)[0]
 
 
 def open_bytes(path: Path) -> IO[bytes]:

@@ -111,13 +111,15 @@ class Reading:
     """How the files of a set are read. format: one of `FORMATS`. columns: {field: source} for all of them, or
     {pattern: {field: source}} for those whose name matches; the others are read by `format`.
 
-    key: what the config calls these settings, with a full stop, for messages.
+    key: what the config calls these settings, with a full stop, for messages. documents: the records are documents, so
+    that a text file is one, its text the response.
     Raises UserError: an unknown format or field; columns for all files beside a format, which they would replace.
     """
 
     format: str = "auto"
     columns: Mapping[str, Any] | None = None
     key: str = ""
+    documents: bool = False
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -162,7 +164,7 @@ class Reading:
     @property
     def for_patterns(self) -> Reading:
         """The same where files are named one by one, and `auto` for all others."""
-        return Reading("auto", self.columns if self.by_pattern else None, self.key)
+        return dataclasses.replace(self, format="auto", columns=self.columns if self.by_pattern else None)
 
     def check_patterns(self, names: Iterable[Iterable[str]]) -> None:
         """Raises UserError: a pattern that is the name of none of these files, which would not be read as was meant."""

@@ -21,7 +21,7 @@ from typing import Any
 
 from ntk_jax.errors import UserError, listed, shown
 
-FIELDS = ("prompt", "response", "messages", "choices", "answer", "id", "source", "task", "system")
+FIELDS = ("prompt", "response", "messages", "choices", "answer", "id", "source", "task", "system", "title")
 
 Getter = Callable[[Mapping[str, Any], str], Any]  # (row, where it stands) -> value, None where there is none
 _PART = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|[^{}]+")

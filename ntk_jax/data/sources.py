@@ -69,7 +69,7 @@ def read_records(spec: Spec, *, format: str = "auto", columns: Mapping[str, Any]
 def read(spec: Spec, reading: Reading = AUTO) -> Iterator[Record]:
     """`read_records` for settings that were made before."""
     seen: set[int] = set()
-    for source in _sources(spec):
+    for source in _sources(spec, reading.documents):
         for line, shape in _shaped(source, reading):
             obj, where, default_id = line()
             record = check_record(obj, where, default_id=default_id, default_source=source.stem, columns=shape)
@@ -91,7 +91,7 @@ def read_chosen(spec: Spec, ordinals: Iterable[int], reading: Reading = AUTO) ->
     wanted = iter(ordinals)
     target = next(wanted, None)
     place = 0
-    for source in _sources(spec):
+    for source in _sources(spec, reading.documents):
         for line, shape in _shaped(source, reading):
             if target is None:
                 return
@@ -120,7 +120,7 @@ def formats_of(spec: Spec, reading: Reading = AUTO) -> dict[str, Columns]:
     """
     _refuse_iterator(spec)
     found: dict[str, Columns] = {}
-    for source in _sources(spec):
+    for source in _sources(spec, reading.documents):
         for _, shape in _shaped(source, reading):
             found.setdefault(source.name, shape)
             break
@@ -160,16 +160,16 @@ def source_hashes(spec: Spec, reading: Reading = AUTO) -> dict[str, str]:
         elif remote := columns.remote_kind(item):
             hashes[str(item)] = columns.fingerprint_remote(remote, item)
         else:
-            for path in _paths(item):
+            for path in _paths(item, reading.documents):
                 beside = legalbench.companions(path) if legalbench.is_task(path) else []
                 hashes |= {_public_name(item, each): sha256_file(each) for each in (path, *beside)}
     shapes = formats_of(spec, reading)
     return hashes | {f"{name} read as": str(shape) for name, shape in shapes.items() if shape != RECORDS}
 
 
-def source_names(spec: Spec) -> list[tuple[str, ...]]:
+def source_names(spec: Spec, reading: Reading = AUTO) -> list[tuple[str, ...]]:
     """What each source is called, as `Reading.check_patterns` takes it. Raises UserError: a file is not there."""
-    return [source.names for source in _sources(spec)]
+    return [source.names for source in _sources(spec, reading.documents)]
 
 
 def _items(spec: Spec) -> Iterator[Any]:
@@ -220,8 +220,8 @@ def _shaped(source: _Source, reading: Reading) -> Iterator[tuple[Line, Columns]]
         yield line, shape
 
 
-def _sources(spec: Spec) -> Iterator[_Source]:
-    """The parts of a specification."""
+def _sources(spec: Spec, documents: bool = False) -> Iterator[_Source]:
+    """The parts of a specification. documents: as of `Reading`."""
     given = 0
     for item in _items(spec):
         if isinstance(item, Mapping):
@@ -233,7 +233,7 @@ def _sources(spec: Spec) -> Iterator[_Source]:
             rows = functools.partial(_rows, functools.partial(columns.read_remote, remote, item), f"{item} row", stem)
             yield _Source(name, (name,), stem, rows, functools.partial(columns.count_remote, remote, item))
         else:
-            for path in _paths(item):
+            for path in _paths(item, documents):
                 yield _file(item, path)
 
 
@@ -244,6 +244,9 @@ def _file(item: str | Path, path: Path) -> _Source:
     if columns.is_columnar(path):
         rows = functools.partial(_rows, functools.partial(columns.read_file, path), f"{path} row", stem)
         return _Source(name, names, stem, rows, functools.partial(columns.count_file, path))
+    if files.plain_name(path).endswith(files.TEXT):
+        text = functools.partial(_made, functools.partial(_text, path, name))
+        return _Source(name, names, stem, text, lambda: 1, Columns("a text"))
     plain = functools.partial(_lines, path, stem)
     if legalbench.is_task(path):
         read, shape = functools.partial(legalbench.read_task, path), Columns("a task of LegalBench")
@@ -272,6 +275,14 @@ def _made(read: Callable[[], Iterable[tuple[str, Any]]]) -> Iterator[Line]:
         yield functools.partial(_parsed, (record, where, str(record["id"])))
 
 
+def _text(path: Path, name: str) -> Iterator[tuple[str, Any]]:
+    """A text file as a record. Its id is its path without the ending: files of several folders may share a name."""
+    text = files.read_text(path)
+    title = Path(files.plain_name(path)).stem
+    bare = path.name[: len(title)]  # as it is written, where `title` is in small letters
+    yield str(path), {"id": str(Path(name).with_name(bare)), "prompt": "", "response": text, "title": bare}
+
+
 def _parsed(found: Located) -> Located:
     return found
 
@@ -293,8 +304,8 @@ def _name(spec: Spec) -> str:
     return "the records"
 
 
-def _paths(item: str | Path) -> list[Path]:
-    """The files that a path or glob names, sorted; none is a user's mistake."""
+def _paths(item: str | Path, documents: bool = False) -> list[Path]:
+    """The files that a path or glob names, sorted; none is a user's mistake. documents: also text files."""
     text = str(item)
     builtin = text.startswith("builtin:")
     path = BUILTIN_DATA / text.removeprefix("builtin:") if builtin else Path(text).expanduser()
@@ -310,11 +321,13 @@ def _paths(item: str | Path) -> list[Path]:
         near = ", ".join(sorted(p.name for p in BUILTIN_DATA.glob("*.jsonl*"))) if builtin else ""
         remedy = f"there are: {near}" if near else f"correct the path (relative paths start at {Path.cwd()})"
         raise UserError(f"{text} does not exist; {remedy}")
+    known = (*files.JSON, *files.TABLES, *(files.TEXT if documents else ()))
     for path in found:
-        if not columns.is_columnar(path) and not files.plain_name(path).endswith((*files.JSON, *files.TABLES)):
-            if files.plain_name(path).endswith((".txt", ".md")):
+        if not columns.is_columnar(path) and not files.plain_name(path).endswith(known):
+            if files.plain_name(path).endswith(files.TEXT):
                 raise UserError(
                     f'{path}: plain text has no records; write each text as a line {{"text": ...}} of a .jsonl'
                 )
-            raise UserError(f"{path}: not a known kind of file; give {_KNOWN}")
+            more = ".txt, .md (which pdftotext and pandoc make of other files), " if documents else ""
+            raise UserError(f"{path}: not a known kind of file; give {more}{_KNOWN}")
     return found

@@ -11,7 +11,10 @@ import pytest
 
 from files_found.case import Case
 from ntk_jax.data.sources import read_records
+from ntk_jax.engine.config import build
 from ntk_jax.errors import UserError
+from ntk_jax.pipelines.question.config import QuestionConfig
+from ntk_jax.pipelines.question.documents import read_documents
 from ntk_jax.questions.chunks import chunk_documents
 
 TITLE = "Documents to ask about"
@@ -55,7 +58,59 @@ def cut_to_fit(folder: Path) -> None:
     assert result.shortened == 1 and max(len(one.text) for one in result.chunks) <= 30
 
 
+def text_files(folder: Path) -> None:
+    (folder / "a").mkdir()
+    (folder / "a" / "Acme.v2.txt").write_bytes("The rent is \u201cfair\u201d.".encode("cp1252"))
+    (folder / "a" / "lease.md").write_text("# Lease\n\nThe tenant pays.")
+    (folder / "lease.txt").write_text("The landlord pays.")
+    found = list(documents([str(folder / "**" / "*.txt"), str(folder / "a" / "*.md")]))
+    assert [one["id"] for one in found] == [str(folder / name) for name in ("a/Acme.v2", "lease", "a/lease")]
+    assert [one["title"] for one in found] == ["Acme.v2", "lease", "lease"]
+    assert [one["response"] for one in found] == [
+        "The rent is \u201cfair\u201d.",
+        "The landlord pays.",
+        "# Lease\n\nThe tenant pays.",
+    ]
+
+
+def other_columns(folder: Path) -> None:
+    row = {"body": "The tenant pays the rent.", "head": "Lease", "key": "k-1", "prompt": "not asked"}
+    (folder / "lease.jsonl").write_text(json.dumps(row))
+    for columns in (
+        {"text": "body", "title": "head", "id": "key"},
+        {"lease.jsonl": {"text": "body", "title": "head", "id": "key"}},
+    ):
+        (found,) = documents([str(folder / "lease.jsonl")], columns)
+        assert (found["id"], found["title"], found["response"]) == ("k-1", "Lease", row["body"])
+        assert chunk_documents([found], words=40).chunks[0].text == row["body"]
+    with pytest.raises(UserError, match="documents.columns: text is missing"):
+        list(documents([str(folder / "lease.jsonl")], {"title": "head"}))
+    with pytest.raises(UserError, match="a document has no 'prompt'; it has text, title, id, source"):
+        list(documents([str(folder / "lease.jsonl")], {"prompt": "body"}))
+
+
+def no_text(folder: Path) -> None:
+    (folder / "lease.pdf").write_bytes(b"%PDF-1.7")
+    with pytest.raises(UserError, match=r"lease.pdf: not a known kind of file; give .txt, .md \(which pdftotext"):
+        list(documents([str(folder / "lease.pdf")]))
+
+
+def documents(files: list[str], columns: Any = None) -> Any:
+    return read_documents(build(QuestionConfig, {"documents": {"files": files, "columns": columns}}, "test"))
+
+
 CASES = [
+    Case(
+        "`.txt`, `.md`, `.txt.gz`",
+        "the file is one document, named by its path without the ending; Windows-1252 where it is not UTF-8",
+        text_files,
+    ),
+    Case(
+        "records with other keys, and `documents.columns: {text: body, title: head, id: key}`",
+        "documents; of columns that are no part of one, refused",
+        other_columns,
+    ),
+    Case("`.pdf`, `.docx`", "refused: save the text, as pdftotext and pandoc do", no_text),
     Case(
         "a record `text`, with or without `title`",
         "a document of that name, else of its id",

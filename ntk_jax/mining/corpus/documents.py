@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-
-_BEYOND_ASCII = re.compile(r"[^\x00-\x7f]")
 
 
 @dataclass(frozen=True)
@@ -38,18 +35,3 @@ class Drop:
     reason: str
     detail: str = ""
     text: str = ""
-
-
-def clean(text: str) -> str:
-    """The text without what no file of text can hold: zero bytes and halves of surrogate pairs."""
-    if text.isascii() and "\0" not in text:
-        return text
-    return text.replace("\0", "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def nearly_utf8(data: bytes) -> str | None:
-    """The text of bytes that are UTF-8 but for some damage, such as a character that was cut: what is damaged becomes
-    U+FFFD. None: they are of another encoding, in which few bytes beyond ASCII make sense as UTF-8."""
-    text = data.decode("utf-8", "replace")
-    damaged = text.count("\ufffd") - data.count("\ufffd".encode())
-    return text if len(_BEYOND_ASCII.findall(text)) - damaged > 2 * damaged else None

@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def _answer(run: Callable[[str], tuple[str, str]], page: bytes, charset: str) -> dict[str, Any]:
-    from ntk_jax.mining.corpus.documents import clean
+    from ntk_jax.data.decoding import clean
 
     try:
         html, encoding = _decode(page, charset)
@@ -61,7 +61,7 @@ def _decode(page: bytes, charset: str) -> tuple[str, str]:
     charset that the server named, by the one that the page names, by the look of its bytes, each where it fits."""
     from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 
-    from ntk_jax.mining.corpus.documents import nearly_utf8
+    from ntk_jax.data.decoding import nearly_utf8
 
     try:
         return page.decode("utf-8-sig"), "utf-8"

@@ -13,7 +13,6 @@ from ntk_jax.data import columns, files
 from ntk_jax.errors import UserError
 
 WARC = (".warc", ".wet")
-TEXT = (".txt", ".md")
 PAGES = (".html", ".htm")
 _ROW = 2000  # bytes that a row of a tfds or Hugging Face data set counts for
 _KNOWN = (
@@ -106,7 +105,7 @@ def _kind(path: Path) -> str | None:
         return "warc"
     if columns.is_columnar(path) or plain.endswith((*files.JSON, *files.TABLES)):
         return "rows"
-    if plain.endswith(TEXT):
+    if plain.endswith(files.TEXT):
         return "text"
     return "page" if plain.endswith(PAGES) else None
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ntk_jax.data import columns, files
+from ntk_jax.data.decoding import clean, decode
 from ntk_jax.errors import UserError, listed, shown
-from ntk_jax.mining.corpus.documents import Document, Drop, clean
+from ntk_jax.mining.corpus.documents import Document, Drop
 from ntk_jax.mining.corpus.files import Piece
-from ntk_jax.mining.corpus.warc import decode, read_warc
+from ntk_jax.mining.corpus.warc import read_warc
 
 _STRIPE = 16  # rows that stay together when a file is divided
 _SCALE = 1 << 32

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ntk_jax.data.decoding import clean, decode
 from ntk_jax.errors import UserError
-from ntk_jax.mining.corpus.documents import Document, Drop, clean, nearly_utf8
+from ntk_jax.mining.corpus.documents import Document, Drop
 from ntk_jax.mining.corpus.frames import Frame, read_frames
 
 _HTML = ("text/html", "application/xhtml+xml")
@@ -103,20 +104,6 @@ def _said_length(record: Any) -> int | None:
         return None
     said = (headers.get("Content-Length") or "").strip()
     return int(said) if said.isascii() and said.isdigit() and len(said) < 19 else None
-
-
-def decode(body: bytes, charset: str | None) -> tuple[str, bool]:
-    """(text of these bytes, whether they are no UTF-8): by their mark, as UTF-8 with damage, by the charset that is
-    named, or as Windows-1252."""
-    marked = "utf-16" if body[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    for encoding in (marked, "", charset or "cp1252", "cp1252", "latin-1"):
-        try:
-            text = body.decode(encoding) if encoding else nearly_utf8(body)
-        except (UnicodeDecodeError, LookupError, ValueError):
-            continue
-        if text is not None:
-            return clean(text), encoding != "utf-8-sig"
-    raise AssertionError("latin-1 decodes all bytes")
 
 
 def _library(name: str) -> Any:

@@ -8,15 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ntk_jax.data.formats import Reading
-from ntk_jax.data.sources import read, sample_indices
+from ntk_jax.data.sources import sample_indices
 from ntk_jax.data.splitting import split_documents
 from ntk_jax.engine.clock import Clock
 from ntk_jax.engine.stage import Facts
-from ntk_jax.errors import UserError, listed, shown
+from ntk_jax.errors import UserError
 from ntk_jax.pipelines.question.config import QuestionConfig
+from ntk_jax.pipelines.question.documents import check_documents, sampled_documents
 from ntk_jax.pipelines.question.state import QuestionRun
 from ntk_jax.questions.chunks import chunk_documents
 from ntk_jax.questions.question import Chunk
@@ -36,6 +34,11 @@ def check(config: QuestionConfig) -> None:
             f"model.max_length = {config.model.max_length} holds no chunk beside a question and an answer of "
             f"{config.ask.answer_tokens} tokens; raise it, or lower ask.answer_tokens"
         )
+
+
+def check_inputs(run: QuestionRun, closing: bool) -> None:
+    """Raises UserError: columns that no file has."""
+    check_documents(run.config)
 
 
 def chunk(run: QuestionRun, folder: Path) -> Facts:
@@ -84,42 +87,6 @@ def chunk(run: QuestionRun, folder: Path) -> Facts:
     }
     write_json(folder / "summary.json", summary)
     return {"chunks": len(asked)}
-
-
-def read_documents(config: QuestionConfig) -> Iterator[dict[str, Any]]:
-    """The documents of the files that are asked for, one at a time. Raises UserError: none is."""
-    section = config.documents
-    where = section.where or {}
-    values: dict[str, set[str]] = {key: set() for key in where}
-    matched = dict.fromkeys(where, 0)
-    for one in read(section.files, Reading("auto", section.columns, "documents.").for_patterns):
-        for key, value in where.items():
-            if not matched[key]:
-                values[key].add(shown(one.get(key)))
-            if one.get(key) != value:
-                break
-            matched[key] += 1
-        else:
-            yield one
-    for key, value in where.items():
-        if not matched[key]:
-            raise UserError(
-                f"documents.where: no document has {key} = {shown(value)}; there are {listed(sorted(values[key]))}"
-            )
-
-
-def sampled_documents(config: QuestionConfig) -> Iterator[dict[str, Any]]:
-    """Those of them that documents.limit leaves."""
-    limit = config.documents.limit
-    if limit is None:
-        return read_documents(config)
-    return documents_at(config, sample_indices(sum(1 for _ in read_documents(config)), limit, config.seed))
-
-
-def documents_at(config: QuestionConfig, places: np.ndarray | None) -> Iterator[dict[str, Any]]:
-    """The documents at these places; None: all."""
-    wanted = None if places is None else set(places.tolist())
-    return (one for place, one in enumerate(read_documents(config)) if wanted is None or place in wanted)
 
 
 def chunks_of(run: QuestionRun) -> list[Chunk]:

@@ -28,10 +28,14 @@ class DocumentsSection:
     """The documents that questions are asked about."""
 
     files: tuple[str, ...] = setting(
-        (), "JSONL, tables, Parquet or Arrow files, hf:NAME/SPLIT; globs; one document a record"
+        (),
+        "text files (.txt, .md), each a document; JSONL, tables, Parquet or Arrow files, hf:NAME/SPLIT, one document a "
+        "record; globs",
     )
     columns: Mapping[str, Any] | None = setting(
-        None, "keys of records under other names, as {text: body, title: head, id: key}"
+        None,
+        "which columns of records hold what, as {text: body, title: head, id: key}, or {pattern: such a mapping} for "
+        "the files of that name",
     )
     where: Mapping[str, Any] | None = setting(
         None, "only records whose keys have these values, as {kind: contract}; null: all"

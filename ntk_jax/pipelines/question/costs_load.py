@@ -19,8 +19,9 @@ from ntk_jax.pipelines.common.evaluated_reads import here, spread
 from ntk_jax.pipelines.common.model import RunModel
 from ntk_jax.pipelines.common.shape import abstract_model, model_folder
 from ntk_jax.pipelines.question.calls import QUESTION, Line, Sizes, calls_of
-from ntk_jax.pipelines.question.chunk import ROOM, documents_at, read_documents
+from ntk_jax.pipelines.question.chunk import ROOM
 from ntk_jax.pipelines.question.config import QuestionConfig
+from ntk_jax.pipelines.question.documents import documents_at, read_documents
 from ntk_jax.questions.chunks import chunk_documents
 from ntk_jax.training.flops import head_parameters, matrix_parameters
 

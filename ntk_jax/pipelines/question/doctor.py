@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from ntk_jax.data.formats import Reading
-from ntk_jax.data.sources import count_records, formats_of
 from ntk_jax.engine.doctor import Check, Doubt
 from ntk_jax.models.hub import resolve
 from ntk_jax.pipelines.common.doctor import model_checks
 from ntk_jax.pipelines.common.encoder import load_encoder
 from ntk_jax.pipelines.common.llm import check_llm
 from ntk_jax.pipelines.question.config import QuestionConfig, judges, player
+from ntk_jax.pipelines.question.documents import check_documents, sampled_documents
 from ntk_jax.pipelines.question.state import same_model
 
 
@@ -24,10 +23,8 @@ def checks(config: QuestionConfig) -> list[Check]:
 
 
 def _documents(config: QuestionConfig) -> str:
-    section = config.documents
-    formats_of(section.files, Reading("auto", section.columns, "documents."))
-    total = sum(count_records(file) for file in section.files)
-    return f"{total:,} documents"
+    check_documents(config)
+    return f"{sum(1 for _ in sampled_documents(config)):,} documents"
 
 
 def _roles(config: QuestionConfig) -> str | Doubt:

@@ -80,6 +80,7 @@ PIPELINE = Pipeline(
             reads=("seed", "documents", "model.max_length", "ask.answer_tokens"),
             inputs=("documents", "model"),
             check=Address(f"{_HERE}.chunk:check"),
+            check_inputs=Address(f"{_HERE}.chunk:check_inputs"),
             cost=Address(f"{_HERE}.costs:chunk"),
         ),
         Stage(

@@ -31,6 +31,7 @@ from ntk_jax.pipelines.common.llm import LLMSection, account, check_llm, open_cl
 from ntk_jax.pipelines.common.model import RunModel, mesh_of, run_model
 from ntk_jax.pipelines.common.reading import reading_of
 from ntk_jax.pipelines.question.config import ROLES, QuestionConfig, evaluation_sources, judges, player
+from ntk_jax.pipelines.question.documents import reading_of_documents
 from ntk_jax.questions.question import Likelihood
 from ntk_jax.storage.hashing import hash_model
 
@@ -174,7 +175,9 @@ def check(config: QuestionConfig) -> None:
     """Raises UserError: no model, no documents, or a role that nobody can play as it is set."""
     check_model(config.model)
     if not config.documents.files:
-        raise UserError("documents.files is not set; give JSONL, Parquet or Arrow files, one document a record")
+        raise UserError(
+            "documents.files is not set; give text files, or JSONL, Parquet or Arrow with one document a record"
+        )
     if not config.expert.model:
         raise UserError("expert.model is not set; give the stronger model, or its name at a server")
     for role in ROLES:
@@ -209,7 +212,7 @@ def input_hashes(config: QuestionConfig) -> dict[str, Any]:
         "encoder": lambda: (
             {config.encoder.path: hash_model(resolve(config.encoder.path))} if config.ask.cosine < 1 else {}
         ),
-        "documents": lambda: source_hashes(config.documents.files),
+        "documents": lambda: source_hashes(config.documents.files, reading_of_documents(config)),
         "llm": lambda: _llm_hashes(config),
         "decontaminate": lambda: (
             source_hashes(tuple(dict.fromkeys(evaluation_sources(config))), reading_of(config, "evaluate"))
