@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -63,14 +64,26 @@ def text_files(folder: Path) -> None:
     (folder / "a" / "Acme.v2.txt").write_bytes("The rent is \u201cfair\u201d.".encode("cp1252"))
     (folder / "a" / "lease.md").write_text("# Lease\n\nThe tenant pays.")
     (folder / "lease.txt").write_text("The landlord pays.")
-    found = list(documents([str(folder / "**" / "*.txt"), str(folder / "a" / "*.md")]))
-    assert [one["id"] for one in found] == [str(folder / name) for name in ("a/Acme.v2", "lease", "a/lease")]
-    assert [one["title"] for one in found] == ["Acme.v2", "lease", "lease"]
-    assert [one["response"] for one in found] == [
-        "The rent is \u201cfair\u201d.",
-        "The landlord pays.",
-        "# Lease\n\nThe tenant pays.",
+    (folder / "Sale.TXT.gz").write_bytes(gzip.compress(b"The buyer pays."))
+    (folder / "blank.txt").write_text(" \n")
+    found = list(documents([str(folder / "**" / "*.txt"), str(folder / "a" / "*.md"), str(folder / "*.gz")]))
+    lease, other = str(folder / "lease.txt"), str(folder / "a" / "lease.md")
+    assert [(one["id"], one["title"], one["response"]) for one in found] == [
+        ("Acme.v2", "Acme.v2", "The rent is \u201cfair\u201d."),
+        ("blank", "blank", " \n"),
+        (lease, "lease", "The landlord pays."),
+        (other, "lease", "# Lease\n\nThe tenant pays."),
+        ("Sale", "Sale", "The buyer pays."),
     ]
+    assert chunk_documents(found, words=40).dropped == {"empty": 1}
+
+
+def damaged_texts(folder: Path) -> None:
+    whole = gzip.compress(b"The buyer pays the price. " * 99)
+    for name, body in (("a.txt.gz", b"no"), ("b.txt.gz", whole[:20]), ("c.txt.xz", b"no"), ("d.txt.zst", b"no")):
+        (folder / name).write_bytes(body)
+        with pytest.raises(UserError, match=rf"{name}: the compressed file is damaged \(.*\); copy it anew"):
+            list(documents([str(folder / name)]))
 
 
 def other_columns(folder: Path) -> None:
@@ -102,9 +115,11 @@ def documents(files: list[str], columns: Any = None) -> Any:
 CASES = [
     Case(
         "`.txt`, `.md`, `.txt.gz`",
-        "the file is one document, named by its path without the ending; Windows-1252 where it is not UTF-8",
+        "the file is one document, called by its name without the ending, by its path where files of one name are "
+        "given; Windows-1252 where it is not UTF-8",
         text_files,
     ),
+    Case("a compressed text file that is damaged", "refused", damaged_texts),
     Case(
         "records with other keys, and `documents.columns: {text: body, title: head, id: key}`",
         "documents; of columns that are no part of one, refused",
