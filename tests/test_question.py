@@ -32,7 +32,7 @@ from ntk_jax.pipelines.question.config import QuestionConfig
 from ntk_jax.pipelines.question.documents import read_documents, sampled_documents
 from ntk_jax.pipelines.question.evaluate import expected_tasks
 from ntk_jax.pipelines.question.stages import PIPELINE
-from ntk_jax.pipelines.question.state import input_hashes, open_run
+from ntk_jax.pipelines.question.state import input_hashes, open_run, same_model
 from ntk_jax.pipelines.question.train import rows_of, train
 from ntk_jax.pipelines.select.config import SelectConfig
 from ntk_jax.questions.methods.asked import NothingWritten
@@ -499,6 +499,16 @@ def test_one_model_for_both_is_in_memory_once(inputs: Path, server: FaultyServer
         config = question_config(inputs, server.url, expert={"kind": "model", "model": own, "dtype": dtype})
         opened = open_run(config, Job(tmp_path, quiet))
         assert (opened._model(config.expert) is opened.model.base) == same
+
+
+def test_one_model_is_known_by_whatever_path(inputs: Path, made: World) -> None:
+    own, url = str(inputs / "model"), "http://localhost:9/v1"
+    (inputs / "link").symlink_to(own)
+    for path in (f"{own}/", f"{inputs}/../{inputs.name}/model", str(inputs / "link")):
+        config = question_config(inputs, url, target=HERE, expert={"kind": "model", "model": path})
+        assert same_model(config)
+    assert not same_model(question_config(inputs, url, target=HERE, expert={"kind": "model", "model": str(inputs)}))
+    assert not same_model(question_config(inputs, url, target=HERE, expert={"kind": "server", "model": own}))
 
 
 def test_one_model_for_both_is_said(inputs: Path, server: FaultyServer) -> None:
