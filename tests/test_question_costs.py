@@ -93,6 +93,8 @@ def test_calls_follow_from_the_settings() -> None:
     assert auto["expert: answer"].most.calls == 2 * 40 + PROBE  # the form is found out, too
     text = by_kind(calls_of(config_of(rounds=3, format="text"), 10, SIZES, 0))
     assert text["expert: answer"].most.calls == 40 and text["judge: verdict"].most.calls == 80
+    for name in ("generator: question", "expert: answer"):  # prompts are shorter, and show no earlier questions
+        assert SIZES.passage < text[name].likely.prompt_tokens < found[name].likely.prompt_tokens
 
 
 @pytest.mark.parametrize(
