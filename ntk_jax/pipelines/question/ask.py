@@ -305,12 +305,13 @@ def _calibrations(
 
     found: list[dict[str, Any]] = []
     if judge is not None and section.signal in ("judge", "both"):
-        found.append({"of": "gap", **calibrate(judge, items, **options("pairs"))})
+        found.append({"of": "gap", "role": judge.role, **calibrate(judge, items, **options("pairs"))})
         _say_void(found[-1], "another judge, or ask.signal = nll")
     for voice, way in ((judge if section.judged else None, "ask.judged = false"), (second, "none")):
         if voice is not None:
             who = voice.role.replace("_", " ")
-            found.append({"of": "answers", **calibrate_verdicts(voice, items, **options(f"answers, {who}"))})
+            about = calibrate_verdicts(voice, items, **options(f"answers, {who}"))
+            found.append({"of": "answers", "role": voice.role, **about})
             _say_void(found[-1], f"another {who}, or {way}")
     return found
 
