@@ -209,7 +209,10 @@ def _shaped(source: _Source, reading: Reading) -> Iterator[tuple[Line, Columns]]
     shape, lines = source.shape, source.lines
     if shape is not None and reading.own_columns(source.names) is not None:
         if source.plain is None:
-            raise UserError(f"{source.name}: it is read as {shape.name}, and has no columns; give none for it")
+            raise UserError(
+                f"{source.name}: it is read as {shape.name}, and has no columns; give those of other files by their "
+                "names, as {other.jsonl: {...}}"
+            )
         shape, lines = None, source.plain
     elif reading.format not in ("auto", "records"):
         shape = None
@@ -328,7 +331,8 @@ def _paths(item: str | Path, documents: bool = False) -> list[Path]:
     builtin = text.startswith("builtin:")
     path = BUILTIN_DATA / text.removeprefix("builtin:") if builtin else Path(text).expanduser()
     if path.is_dir():
-        raise UserError(f"{text} is a folder; name its files, for example {text.rstrip('/')}/*.jsonl")
+        ending = files.TEXT[0] if documents else files.JSON[0]
+        raise UserError(f"{text} is a folder; name its files, for example {text.rstrip('/')}/*{ending}")
     if path.exists():
         found = [path]
     elif glob.has_magic(str(path)):

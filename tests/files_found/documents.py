@@ -96,6 +96,17 @@ def other_columns(folder: Path) -> None:
         (found,) = documents([str(folder / "lease.jsonl")], columns)
         assert (found["id"], found["title"], found["response"]) == ("k-1", "Lease", row["body"])
         assert chunk_documents([found], words=40).chunks[0].text == row["body"]
+        (folder / "sale.txt").write_text("The buyer pays.")
+        both = [str(folder / "lease.jsonl"), str(folder / "sale.txt")]
+        if "text" in columns:
+            with pytest.raises(
+                UserError, match=r"sale.txt: it is read as a text, and has no columns; .* by their names"
+            ):
+                list(documents(both, columns))
+        else:
+            assert [one["id"] for one in documents(both, columns)] == ["k-1", "sale"]
+    with pytest.raises(UserError, match=r"is a folder; name its files, for example .*/\*\.txt"):
+        list(documents([str(folder)]))
     with pytest.raises(UserError, match="documents.columns: text is missing"):
         list(documents([str(folder / "lease.jsonl")], {"title": "head"}))
     with pytest.raises(UserError, match="a document has no 'prompt'; it has text, title, id, source"):
@@ -122,7 +133,7 @@ CASES = [
     Case("a compressed text file that is damaged", "refused", damaged_texts),
     Case(
         "records with other keys, and `documents.columns: {text: body, title: head, id: key}`",
-        "documents; of columns that are no part of one, refused",
+        "documents; of columns that are no part of one, refused; beside text files, `{pattern: {text: body}}`",
         other_columns,
     ),
     Case("`.pdf`, `.docx`", "refused: save the text, as pdftotext and pandoc do", no_text),
