@@ -258,6 +258,22 @@ def test_trainings_and_evaluations_cost_what_their_tokens_cost(inputs: Path) -> 
     assert costs.train(epochs).works[0].tokens == pytest.approx(3 * epochs.kept * record)
 
 
+def test_weights_of_one_model_are_counted_once(inputs: Path) -> None:
+    def memory(**roles: str) -> float:
+        own = {"kind": "model", "slots": 4, "price_in": None, "price_out": None, "dtype": "float32"}
+        sections = {role: {**own, "model": str(inputs / path)} for role, path in roles.items()}
+        works = costs.ask(costs.load(question_config(inputs, URL, **sections), Grounds())).works
+        return next(work.memory for work in works if work.part == "likelihoods")
+
+    if not (inputs / "other").exists():
+        (inputs / "other").mkdir()
+        (inputs / "other" / "config.json").write_bytes((inputs / "model" / "config.json").read_bytes())
+    alone = memory(expert="model")
+    assert alone == memory(expert="model", judge="model")
+    assert alone < memory(expert="other") == memory(expert="other", judge="other")
+    assert alone < memory(expert="model", target="other")
+
+
 def test_what_models_here_write_is_counted_with_their_caches(inputs: Path) -> None:
     here = {"kind": "model", "model": str(inputs / "model"), "slots": 4, "price_in": None, "price_out": None}
     config = question_config(inputs, URL, expert=here, target={"kind": "model", "model": "", "slots": 3})

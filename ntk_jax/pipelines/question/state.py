@@ -142,8 +142,8 @@ class QuestionRun:
         return KeptLikelihoods(compute, Database(self.llm_folder(folder)), f"{name} {length} {rendering}")
 
     def _model(self, section: LLMSection) -> Model:
-        key, own = (section.model, section.dtype), self.config.model
-        if _one(own.path, section.model) and (own.dtype, own.adapter, own.quantization) == (section.dtype, None, None):
+        key = (section.model, section.dtype)
+        if is_base(self.config, section):
             return self.model.base  # whose fresh adapter changes nothing: the weights are in memory once
         if key not in self.models:
             self.job.progress("llm", None, "")(1, 1, f"loading {section.model}")
@@ -206,6 +206,12 @@ def same_model(config: QuestionConfig) -> bool:
     return expert.kind == target.kind and (
         _one(expert.model, target.model) if expert.kind == "model" else expert.model == target.model
     )
+
+
+def is_base(config: QuestionConfig, section: LLMSection) -> bool:
+    """Whether a model in this process is the model of the section `model`, as it is before any training."""
+    own = config.model
+    return _one(own.path, section.model) and (own.dtype, own.adapter, own.quantization) == (section.dtype, None, None)
 
 
 def _one(first: str, second: str) -> bool:
