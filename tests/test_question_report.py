@@ -3,6 +3,7 @@ and of damaged files."""
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
@@ -136,6 +137,8 @@ def test_rounds_stand_side_by_side(run: Path) -> None:
         assert texts == [v["question"] for v in rounds]
         for fault in (v["fault"] for v in rounds if v["fault"]):
             assert fault in body
+        verdicts = [v["verdicts"]["verdict"] for v in rounds if "verdict" in v["prompts"]]  # what the judge wrote
+        assert verdicts and all(f"verdict: {one}" in html.unescape(body) for one in verdicts)
     assert "all of it" in shown[0]  # a long text opens on demand
     edit(run / "plan.json", lambda plan: plan["pipelines"]["question"]["config"]["report"].update(examples=0))
     text, page = page_of(run)
