@@ -73,6 +73,7 @@ def read(spec: Spec, reading: Reading = AUTO) -> Iterator[Record]:
     for source in _sources(spec, reading.documents):
         for line, shape in _shaped(source, reading):
             obj, where, default_id = line()
+            obj = _without_null(obj, shape) if reading.documents else obj
             record = check_record(obj, where, default_id=default_id, default_source=source.stem, columns=shape)
             key = int.from_bytes(hashlib.blake2b(record["id"].encode("utf8"), digest_size=8).digest())
             if key in seen:
@@ -302,6 +303,13 @@ def _made(read: Callable[[], Iterable[tuple[str, Any]]]) -> Iterator[Line]:
 def _text(path: Path, name: str, title: str) -> Iterator[tuple[str, Any]]:
     """A text file as a record. Its id is its name without the ending, or its path where others are called alike."""
     yield str(path), {"id": name, "prompt": "", "response": files.read_text(path), "title": title}
+
+
+def _without_null(obj: Any, shape: Columns) -> Any:
+    """A document whose text is null as an empty one, which is counted and stops nothing: columnar files have such."""
+    text = dict(shape.fields).get("response", "response")
+    is_null = isinstance(obj, Mapping) and isinstance(text, str) and text in obj and obj[text] is None
+    return {**obj, text: ""} if is_null else obj
 
 
 def _parsed(found: Located) -> Located:

@@ -113,6 +113,18 @@ def other_columns(folder: Path) -> None:
         list(documents([str(folder / "lease.jsonl")], {"prompt": "body"}))
 
 
+def null_texts(folder: Path) -> None:
+    named = {"text": "body"}
+    for columns, rows in (
+        (None, [{"id": "a", "text": None}, {"id": "b", "text": "The tenant pays."}]),
+        (None, [{"prompt": "", "response": "The tenant pays."}, {"prompt": "", "response": None}]),
+        (named, [{"id": "b", "body": "The tenant pays."}, {"id": "a", "body": None}]),
+    ):
+        (folder / "lease.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        result = chunk_documents(documents([str(folder / "lease.jsonl")], columns), words=40)
+        assert [one.text for one in result.chunks] == ["The tenant pays."] and result.dropped == {"empty": 1}
+
+
 def no_text(folder: Path) -> None:
     (folder / "lease.pdf").write_bytes(b"%PDF-1.7")
     with pytest.raises(UserError, match=r"lease.pdf: not a known kind of file; give .txt, .md \(which pdftotext"):
@@ -136,6 +148,7 @@ CASES = [
         "documents; of columns that are no part of one, refused; beside text files, `{pattern: {text: body}}`",
         other_columns,
     ),
+    Case("a record whose text is null", "dropped and counted as empty", null_texts),
     Case("`.pdf`, `.docx`", "refused: save the text, as pdftotext and pandoc do", no_text),
     Case(
         "a record `text`, with or without `title`",
