@@ -86,7 +86,10 @@ def _ask(folder: Path, seed: int) -> None:
         "generation": 1,
         "target": None,
         "voices": {voice.role: voice.account() for voice in vars(voices).values()},
-        "calibrations": [{"of": of, **calibrate_agreement(items, seed)} for of in ("gap", "answers")],
+        "calibrations": [
+            {"of": of, "role": role, **calibrate_agreement(items, seed)}
+            for of, role in (("gap", "judge"), ("answers", "judge"), ("answers", "second_judge"))
+        ],
     }
     summary["voices"]["expert"]["failures"] = {"the model declined": 3, HOSTILE: 1}
     records[0]["trace"]["rounds"][0]["target"] = HOSTILE

@@ -30,9 +30,9 @@ from ntk_jax.errors import Note, UserError
 from ntk_jax.pipelines.question.arms import arms_of, as_trained, own_arm
 from ntk_jax.pipelines.question.config import QuestionConfig
 from ntk_jax.pipelines.question.documents import read_documents, sampled_documents
-from ntk_jax.pipelines.question.evaluate import expected_tasks
+from ntk_jax.pipelines.question.evaluate import check_inputs, expected_tasks
 from ntk_jax.pipelines.question.stages import PIPELINE
-from ntk_jax.pipelines.question.state import input_hashes, open_run
+from ntk_jax.pipelines.question.state import input_hashes, open_run, same_model
 from ntk_jax.pipelines.question.train import rows_of, train
 from ntk_jax.pipelines.select.config import SelectConfig
 from ntk_jax.questions.methods.asked import NothingWritten
@@ -501,6 +501,16 @@ def test_one_model_for_both_is_in_memory_once(inputs: Path, server: FaultyServer
         assert (opened._model(config.expert) is opened.model.base) == same
 
 
+def test_one_model_is_known_by_whatever_path(inputs: Path, made: World) -> None:
+    own, url = str(inputs / "model"), "http://localhost:9/v1"
+    (inputs / "link").symlink_to(own)
+    for path in (f"{own}/", f"{inputs}/../{inputs.name}/model", str(inputs / "link")):
+        config = question_config(inputs, url, target=HERE, expert={"kind": "model", "model": path})
+        assert same_model(config)
+    assert not same_model(question_config(inputs, url, target=HERE, expert={"kind": "model", "model": str(inputs)}))
+    assert not same_model(question_config(inputs, url, target=HERE, expert={"kind": "server", "model": own}))
+
+
 def test_one_model_for_both_is_said(inputs: Path, server: FaultyServer) -> None:
     target = {"model": "expert"}
     config = question_config(inputs, server.url, "one", target=target, ask={"rounds": 0, "per_chunk": 1})
@@ -512,6 +522,19 @@ def test_items_that_do_not_name_their_document_are_refused_before_anything_is_as
     config = question_config(inputs, "http://localhost:9/v1", "unnamed", evaluate={"by_document": "document"})
     with pytest.raises(UserError, match=r'record .doc-0-0. has no "document", which names its document'):
         run(config)
+
+
+def test_every_item_is_looked_at_before_anything_is_asked(inputs: Path, made: World, tmp_path: Path) -> None:
+    """Which ones evaluate.limit takes depends on the chunks."""
+    items = [{"id": f"i{n}", "prompt": "How much?", "response": f"{n} pence", "document_id": "x"} for n in range(9)]
+    asked = {"files": [str(tmp_path / "items.jsonl")], "metrics": ["generated"], "answer_rule": "number", "limit": 1}
+    config = question_config(inputs, "http://localhost:9/v1", evaluate={**asked, "general": []})
+    for bad in range(9):
+        write_lines(
+            tmp_path / "items.jsonl", [one | {"response": "none"} if n == bad else one for n, one in enumerate(items)]
+        )
+        with pytest.raises(UserError, match=f"the response of record 'i{bad}' has no number"):
+            check_inputs(open_run(config, Job(tmp_path, quiet)), True)
 
 
 def test_a_round_without_questions_has_no_arm_and_training_is_as_asked(whole: Path, tmp_path: Path) -> None:

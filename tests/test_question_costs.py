@@ -93,6 +93,8 @@ def test_calls_follow_from_the_settings() -> None:
     assert auto["expert: answer"].most.calls == 2 * 40 + PROBE  # the form is found out, too
     text = by_kind(calls_of(config_of(rounds=3, format="text"), 10, SIZES, 0))
     assert text["expert: answer"].most.calls == 40 and text["judge: verdict"].most.calls == 80
+    for name in ("generator: question", "expert: answer"):  # prompts are shorter, and show no earlier questions
+        assert SIZES.passage < text[name].likely.prompt_tokens < found[name].likely.prompt_tokens
 
 
 @pytest.mark.parametrize(
@@ -254,6 +256,22 @@ def test_trainings_and_evaluations_cost_what_their_tokens_cost(inputs: Path) -> 
     ]  # four of each part
     epochs = costs.load(question_config(inputs, URL, train={"epochs": 3}), Grounds())
     assert costs.train(epochs).works[0].tokens == pytest.approx(3 * epochs.kept * record)
+
+
+def test_weights_of_one_model_are_counted_once(inputs: Path) -> None:
+    def memory(**roles: str) -> float:
+        own = {"kind": "model", "slots": 4, "price_in": None, "price_out": None, "dtype": "float32"}
+        sections = {role: {**own, "model": str(inputs / path)} for role, path in roles.items()}
+        works = costs.ask(costs.load(question_config(inputs, URL, **sections), Grounds())).works
+        return next(work.memory for work in works if work.part == "likelihoods")
+
+    if not (inputs / "other").exists():
+        (inputs / "other").mkdir()
+        (inputs / "other" / "config.json").write_bytes((inputs / "model" / "config.json").read_bytes())
+    alone = memory(expert="model")
+    assert alone == memory(expert="model", judge="model")
+    assert alone < memory(expert="other") == memory(expert="other", judge="other")
+    assert alone < memory(expert="model", target="other")
 
 
 def test_what_models_here_write_is_counted_with_their_caches(inputs: Path) -> None:

@@ -3,6 +3,7 @@ and of damaged files."""
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
@@ -136,6 +137,8 @@ def test_rounds_stand_side_by_side(run: Path) -> None:
         assert texts == [v["question"] for v in rounds]
         for fault in (v["fault"] for v in rounds if v["fault"]):
             assert fault in body
+        verdicts = [v["verdicts"]["verdict"] for v in rounds if "verdict" in v["prompts"]]  # what the judge wrote
+        assert verdicts and all(f"verdict: {one}" in html.unescape(body) for one in verdicts)
     assert "all of it" in shown[0]  # a long text opens on demand
     edit(run / "plan.json", lambda plan: plan["pipelines"]["question"]["config"]["report"].update(examples=0))
     text, page = page_of(run)
@@ -205,10 +208,10 @@ def test_one_model_in_both_roles_and_judges_that_say_nothing_are_named(run: Path
     edit(run / "plan.json", lambda plan: plan["pipelines"]["question"]["facts"].update(same=True))
 
     def void(found: dict[str, Any]) -> None:
-        about = found["generations"][0]["calibrations"][0]
-        about.update(
-            false_accept=None, false_reject=1.0, informedness=None, void=True, judge=synthetic_question.HOSTILE
-        )
+        for about in found["generations"][0]["calibrations"][::2]:
+            about.update(
+                false_accept=None, false_reject=1.0, informedness=None, void=True, judge=synthetic_question.HOSTILE
+            )
 
     edit(run / "ask/summary.json", void)
     agreeing = [
@@ -222,6 +225,7 @@ def test_one_model_in_both_roles_and_judges_that_say_nothing_are_named(run: Path
     assert (
         "The judge of the gap says nothing" in page.text and "It says nothing: whatever rests on its word" in page.text
     )
+    assert "The second judge of answers says nothing" in page.text and "The judge of answers says" not in page.text
     assert re.search(r"It found all \d+ answers that were put before it right", page.text)
 
 
@@ -310,6 +314,10 @@ def test_the_terminal_has_what_there_is_of_each_stage(run: Path) -> None:
         "Dropped: 2 x empty; 1 x mostly symbols",
         f"Questions: {kept} kept: {run / 'questions.jsonl'}",
         "  2 are missing of those that were asked for",
+        *(
+            f"  the {who} takes 0% of planted wrong answers for right, 0% of right for wrong"
+            for who in ("judge of the gap", "judge of answers", "second judge of answers")
+        ),
         "Spent on expert: 0.734 for 431 attempts, 140,211 tokens in and 301,877 out",
         "Training, 5,000 tokens an arm to within a step:",
         "Evaluation:",

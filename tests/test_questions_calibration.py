@@ -11,12 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted_llm import ScriptedClient
+from scripted_world import Scripted, likelihood, world
 
 from ntk_jax.llm.request import Reply, Request
 from ntk_jax.questions.agreement import agreement
-from ntk_jax.questions.calibration import calibrate, calibrate_agreement, calibrate_verdicts
+from ntk_jax.questions.calibration import calibrate, calibrate_agreement, calibrate_verdicts, items_of
+from ntk_jax.questions.loop import search
 from ntk_jax.questions.numerals import is_number, numbered
 from ntk_jax.questions.planted import KINDS, Planted, contradicted, paraphrased, planted_pairs
+from ntk_jax.questions.question import Slot
+from ntk_jax.questions.rounds import Settings, Voices
 from ntk_jax.questions.voice import Voice
 
 ITEMS = [
@@ -208,6 +212,27 @@ def test_a_judge_of_answers_is_shown_one_of_the_two(says: str | None, accept: fl
     assert len(seen) == found["pairs"] == 40
     assert (found["false_accept"], found["false_reject"]) == (accept, reject)
     assert found["void"] is (says is not None)
+
+
+@pytest.mark.parametrize("says", ["yes", "no"])
+def test_pairs_are_planted_on_what_the_judge_refused_as_well(says: str) -> None:
+    """Else one that always says no would have none, and of one that lets the wrong ones pass all would be right."""
+    made = world(0)
+    voices = [Voice(name, Scripted(made, name)) for name in ("generator", "expert", "target", "reviser")]
+    judge = Voice("judge", ScriptedClient(lambda _: json.dumps({"reason": "r", "answer": says})), "json")
+    slots = [Slot(f"{chunk.id}/0", "answerable", (chunk,)) for chunk in made.chunks]
+    found = search(slots, Voices(*voices, judge=judge), Settings(rounds=1), target=likelihood(made))
+    assert all((trace.standing is not None) <= (says == "yes") for trace in found.traces)
+    items = items_of(found.traces, 10, seed=0)
+    places = [made.chunks.index(next(chunk for chunk in made.chunks if chunk.text in item[1])) for item in items]
+    assert len(set(places)) == 10 and max(places) > 10  # from all over
+    assert all(question == f"What is the {answer[4:].split(' is ')[0]}?" for question, _, answer in items)
+    about = calibrate_verdicts(judge, items, seed=0)
+    assert about["void"] and about["false_reject"] == (says == "no")
+    every = items_of(found.traces, 99, seed=0)
+    assert (
+        items_of(found.traces, 0, seed=0) == [] and len(every) > 10 and [one for one in every if one in items] == items
+    )
 
 
 def test_agreement_tells_the_planted_pairs_apart() -> None:

@@ -235,6 +235,9 @@ def test_a_second_judge_sends_a_question_back_to_an_earlier_version() -> None:
     one = trace()
     assert second_opinion([one], judge(2)) == [one.versions[0]]
     assert one.versions[2].fault == "the second judge finds that the passage does not give this answer"
+    said = [json.loads(one.versions[n].verdicts["second verdict"])["answer"] for n in (0, 2)]
+    assert said == ["yes", "no"] and [one.versions[n].calls for n in range(3)] == [1, 0, 1]  # what it took is there
+    assert one.versions[1].verdicts == {} and len(one.versions[0].prompts["second verdict"]) == 12
     assert second_opinion([trace()], judge(0, 2)) == [None]
     one = trace()
     assert second_opinion([one], None) == [one.versions[2]]

@@ -77,9 +77,9 @@ def read_text(path: Path) -> str:
     try:
         with open_bytes(path) as file:
             body = file.read(LARGEST_TEXT + 1)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}; correct its path or its permissions") from None
-    except (EOFError, zlib.error, lzma.LZMAError) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's own; libraries' have no number
+            raise UserError(f"cannot read {path}: {error.strerror}; correct its path or its permissions") from None
         raise UserError(f"{path}: the compressed file is damaged ({error}); copy it anew") from None
     if len(body) > LARGEST_TEXT:
         raise UserError(f"{path}: more than {LARGEST_TEXT:,} bytes are no single document; cut it into several files")

@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import glob
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ def read(spec: Spec, reading: Reading = AUTO) -> Iterator[Record]:
     for source in _sources(spec, reading.documents):
         for line, shape in _shaped(source, reading):
             obj, where, default_id = line()
+            obj = _without_null(obj, shape) if reading.documents else obj
             record = check_record(obj, where, default_id=default_id, default_source=source.stem, columns=shape)
             key = int.from_bytes(hashlib.blake2b(record["id"].encode("utf8"), digest_size=8).digest())
             if key in seen:
@@ -208,7 +210,10 @@ def _shaped(source: _Source, reading: Reading) -> Iterator[tuple[Line, Columns]]
     shape, lines = source.shape, source.lines
     if shape is not None and reading.own_columns(source.names) is not None:
         if source.plain is None:
-            raise UserError(f"{source.name}: it is read as {shape.name}, and has no columns; give none for it")
+            raise UserError(
+                f"{source.name}: it is read as {shape.name}, and has no columns; give those of other files by their "
+                "names, as {other.jsonl: {...}}"
+            )
         shape, lines = None, source.plain
     elif reading.format not in ("auto", "records"):
         shape = None
@@ -222,7 +227,7 @@ def _shaped(source: _Source, reading: Reading) -> Iterator[tuple[Line, Columns]]
 
 def _sources(spec: Spec, documents: bool = False) -> Iterator[_Source]:
     """The parts of a specification. documents: as of `Reading`."""
-    given = 0
+    given, alone = 0, _alone(spec) if documents else frozenset()
     for item in _items(spec):
         if isinstance(item, Mapping):
             given += 1
@@ -234,18 +239,38 @@ def _sources(spec: Spec, documents: bool = False) -> Iterator[_Source]:
             yield _Source(name, (name,), stem, rows, functools.partial(columns.count_remote, remote, item))
         else:
             for path in _paths(item, documents):
-                yield _file(item, path)
+                yield _file(item, path, alone)
 
 
-def _file(item: str | Path, path: Path) -> _Source:
+def _alone(spec: Spec) -> frozenset[str]:
+    """The names without their endings that one text file alone has."""
+    local = [item for item in _items(spec) if not isinstance(item, Mapping) and not columns.remote_kind(item)]
+    found = {path for item in local for path in _paths(item, True) if _is_text(path)}
+    return frozenset(name for name, count in Counter(map(_bare, found)).items() if count == 1)
+
+
+def _is_text(path: Path) -> bool:
+    return files.plain_name(path).endswith(files.TEXT)
+
+
+def _bare(path: Path) -> str:
+    """The name of a text file without its endings."""
+    name = path.name
+    for endings in (files.COMPRESSED, files.TEXT):
+        name = name[: -len(Path(name).suffix)] if name.lower().endswith(endings) else name
+    return name or path.name
+
+
+def _file(item: str | Path, path: Path, alone: Collection[str] = ()) -> _Source:
     stem = path.name.split(".")[0] if path.name.split(".")[0] else path.name
     name = _public_name(item, path)
     names = (name, str(item), path.name)
     if columns.is_columnar(path):
         rows = functools.partial(_rows, functools.partial(columns.read_file, path), f"{path} row", stem)
         return _Source(name, names, stem, rows, functools.partial(columns.count_file, path))
-    if files.plain_name(path).endswith(files.TEXT):
-        text = functools.partial(_made, functools.partial(_text, path, name))
+    if _is_text(path):
+        bare = _bare(path)
+        text = functools.partial(_made, functools.partial(_text, path, bare if bare in alone else name, bare))
         return _Source(name, names, stem, text, lambda: 1, Columns("a text"))
     plain = functools.partial(_lines, path, stem)
     if legalbench.is_task(path):
@@ -275,12 +300,16 @@ def _made(read: Callable[[], Iterable[tuple[str, Any]]]) -> Iterator[Line]:
         yield functools.partial(_parsed, (record, where, str(record["id"])))
 
 
-def _text(path: Path, name: str) -> Iterator[tuple[str, Any]]:
-    """A text file as a record. Its id is its path without the ending: files of several folders may share a name."""
-    text = files.read_text(path)
-    title = Path(files.plain_name(path)).stem
-    bare = path.name[: len(title)]  # as it is written, where `title` is in small letters
-    yield str(path), {"id": str(Path(name).with_name(bare)), "prompt": "", "response": text, "title": bare}
+def _text(path: Path, name: str, title: str) -> Iterator[tuple[str, Any]]:
+    """A text file as a record. Its id is its name without the ending, or its path where others are called alike."""
+    yield str(path), {"id": name, "prompt": "", "response": files.read_text(path), "title": title}
+
+
+def _without_null(obj: Any, shape: Columns) -> Any:
+    """A document whose text is null as an empty one, which is counted and stops nothing: columnar files have such."""
+    text = dict(shape.fields).get("response", "response")
+    is_null = isinstance(obj, Mapping) and isinstance(text, str) and text in obj and obj[text] is None
+    return {**obj, text: ""} if is_null else obj
 
 
 def _parsed(found: Located) -> Located:
@@ -310,7 +339,8 @@ def _paths(item: str | Path, documents: bool = False) -> list[Path]:
     builtin = text.startswith("builtin:")
     path = BUILTIN_DATA / text.removeprefix("builtin:") if builtin else Path(text).expanduser()
     if path.is_dir():
-        raise UserError(f"{text} is a folder; name its files, for example {text.rstrip('/')}/*.jsonl")
+        ending = files.TEXT[0] if documents else files.JSON[0]
+        raise UserError(f"{text} is a folder; name its files, for example {text.rstrip('/')}/*{ending}")
     if path.exists():
         found = [path]
     elif glob.has_magic(str(path)):
@@ -324,7 +354,7 @@ def _paths(item: str | Path, documents: bool = False) -> list[Path]:
     known = (*files.JSON, *files.TABLES, *(files.TEXT if documents else ()))
     for path in found:
         if not columns.is_columnar(path) and not files.plain_name(path).endswith(known):
-            if files.plain_name(path).endswith(files.TEXT):
+            if _is_text(path):
                 raise UserError(
                     f'{path}: plain text has no records; write each text as a line {{"text": ...}} of a .jsonl'
                 )

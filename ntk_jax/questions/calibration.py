@@ -15,16 +15,33 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from ntk_jax.data.sources import sample_indices
 from ntk_jax.evaluation.wilson import wilson
 from ntk_jax.llm.request import Progress
 from ntk_jax.questions.agreement import agreement
 from ntk_jax.questions.judge import divergence_wish
 from ntk_jax.questions.planted import KINDS, SAME, Item, Planted, planted_pairs
-from ntk_jax.questions.question import Chunk, Slot
+from ntk_jax.questions.question import Chunk, Slot, Trace
+from ntk_jax.questions.verify import fault_of_answer
 from ntk_jax.questions.voice import Said, Voice
 from ntk_jax.questions.wording import support_wish
 
 VOID = 0.1  # informedness below which a judge says nothing
+
+
+def items_of(traces: Sequence[Trace], limit: int, seed: int) -> list[Item]:
+    """What pairs are planted on: a seeded sample of so many traces, of each the first question whose answer stands by
+    what needs no judge. What the judge itself said of it does not count: of questions that it had let pass it would
+    find every answer right."""
+    found = []
+    for trace in traces:
+        for version in trace.versions:
+            answer = version.expert
+            if answer is not None and answer.stated and fault_of_answer(trace.slot, answer) is None:
+                found.append((version.question, trace.slot.passage, answer.text))
+                break
+    places = sample_indices(len(found), limit, seed)
+    return found if places is None else [found[i] for i in places]
 
 
 def calibrate(

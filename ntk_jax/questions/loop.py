@@ -13,7 +13,7 @@ from typing import Any
 
 from ntk_jax.questions.gaps import Measure, fit_measure, spread
 from ntk_jax.questions.question import NO_GAIN, Likelihood, Slot, Trace, Version
-from ntk_jax.questions.rounds import MakeProgress, Rounds, Settings, Try, Voices, is_better
+from ntk_jax.questions.rounds import JUDGED, MakeProgress, Rounds, Settings, Try, Voices, is_better
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ def _settle(one: Try, number: int, settings: Settings) -> bool:
             {name: said.prompt for name, said in one.said.items()},
             sum(said.calls for said in one.said.values()),
             (sum(t[0] for t in tokens), sum(t[1] for t in tokens)),
+            {name: one.said[name].raw for name in JUDGED if name in one.said},
         )
     )
     if better:

@@ -62,7 +62,7 @@ class Version:
     """A question as it stood in one round. signals: {nll, tokens, judge, band, ...} as they were measured. gap: the one
     number that rounds are compared by, None where it was not measured. fault: why it cannot be kept, None: it can be.
     accepted: it took the place of the version before. prompts: {what was asked: id of the prompt}. calls, tokens: of
-    all that was asked for it, (of prompts, of replies)."""
+    all that was asked for it, (of prompts, of replies). verdicts: {what was asked of a judge: its reply}."""
 
     round: int
     question: str
@@ -76,6 +76,7 @@ class Version:
     prompts: Mapping[str, str] = field(default_factory=dict)
     calls: int = 0
     tokens: tuple[int, int] = (0, 0)
+    verdicts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass

@@ -63,6 +63,7 @@ def version_of(version: Version) -> dict[str, Any]:
         "gap": version.gap,
         "accepted": version.accepted,
         "fault": version.fault,
+        "verdicts": dict(version.verdicts),
         "feedback": version.feedback,
         "prompts": dict(version.prompts),
         "calls": version.calls,

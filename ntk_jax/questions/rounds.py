@@ -27,6 +27,7 @@ from ntk_jax.questions.wording import (
 )
 
 AGREE = 0.5  # agreement by words from which on two answers say the same
+JUDGED = ("divergence", "verdict")  # what is asked of the judge, by its names in `Try.said`
 MakeProgress = Callable[[str, int], Progress]  # what is asked for in a round, how many
 
 

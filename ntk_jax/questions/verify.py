@@ -16,10 +16,11 @@ from ntk_jax.llm.usable import Unusable
 from ntk_jax.questions.agreement import consistency
 from ntk_jax.questions.question import Answer, Slot, Trace, Version
 from ntk_jax.questions.reach import locate
-from ntk_jax.questions.voice import Voice
+from ntk_jax.questions.voice import Said, Voice
 from ntk_jax.questions.wording import support_wish
 
 FOUND = 0.6  # share of the answer's words that a sentence of the passage must hold to serve as its quote
+SECOND = "second verdict"  # in a version's prompts and verdicts
 WORDS = 6  # of a sentence that can be asked about
 _NO = re.compile(r"^\W*no\b", re.IGNORECASE)
 
@@ -104,7 +105,10 @@ def second_opinion(
         said = judge.ask(wishes, progress("second judge", len(wishes)) if progress else None) if judge else None
         following = {}
         for place, (n, at) in enumerate(places.items()):
-            trace, fault = traces[n], None if said is None else _fault(said[place].value)
+            trace = traces[n]
+            if said is not None:
+                trace.versions[at] = _with_verdict(trace.versions[at], said[place])
+            fault = None if said is None else _fault(said[place].value)
             if fault is None:
                 found[n] = trace.versions[at]
                 continue
@@ -115,6 +119,17 @@ def second_opinion(
                 following[n] = earlier[-1]
         places = following
     return found
+
+
+def _with_verdict(version: Version, said: Said) -> Version:
+    """The version with what the second judge said of it, and what that took."""
+    return replace(
+        version,
+        verdicts={**version.verdicts, SECOND: said.raw},
+        prompts={**version.prompts, SECOND: said.prompt},
+        calls=version.calls + said.calls,
+        tokens=(version.tokens[0] + said.tokens[0], version.tokens[1] + said.tokens[1]),
+    )
 
 
 def _fault(verdict: Any) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -63,14 +64,26 @@ def text_files(folder: Path) -> None:
     (folder / "a" / "Acme.v2.txt").write_bytes("The rent is \u201cfair\u201d.".encode("cp1252"))
     (folder / "a" / "lease.md").write_text("# Lease\n\nThe tenant pays.")
     (folder / "lease.txt").write_text("The landlord pays.")
-    found = list(documents([str(folder / "**" / "*.txt"), str(folder / "a" / "*.md")]))
-    assert [one["id"] for one in found] == [str(folder / name) for name in ("a/Acme.v2", "lease", "a/lease")]
-    assert [one["title"] for one in found] == ["Acme.v2", "lease", "lease"]
-    assert [one["response"] for one in found] == [
-        "The rent is \u201cfair\u201d.",
-        "The landlord pays.",
-        "# Lease\n\nThe tenant pays.",
+    (folder / "Sale.TXT.gz").write_bytes(gzip.compress(b"The buyer pays."))
+    (folder / "blank.txt").write_text(" \n")
+    found = list(documents([str(folder / "**" / "*.txt"), str(folder / "a" / "*.md"), str(folder / "*.gz")]))
+    lease, other = str(folder / "lease.txt"), str(folder / "a" / "lease.md")
+    assert [(one["id"], one["title"], one["response"]) for one in found] == [
+        ("Acme.v2", "Acme.v2", "The rent is \u201cfair\u201d."),
+        ("blank", "blank", " \n"),
+        (lease, "lease", "The landlord pays."),
+        (other, "lease", "# Lease\n\nThe tenant pays."),
+        ("Sale", "Sale", "The buyer pays."),
     ]
+    assert chunk_documents(found, words=40).dropped == {"empty": 1}
+
+
+def damaged_texts(folder: Path) -> None:
+    whole = gzip.compress(b"The buyer pays the price. " * 99)
+    for name, body in (("a.txt.gz", b"no"), ("b.txt.gz", whole[:20]), ("c.txt.xz", b"no"), ("d.txt.zst", b"no")):
+        (folder / name).write_bytes(body)
+        with pytest.raises(UserError, match=rf"{name}: the compressed file is damaged \(.*\); copy it anew"):
+            list(documents([str(folder / name)]))
 
 
 def other_columns(folder: Path) -> None:
@@ -83,10 +96,33 @@ def other_columns(folder: Path) -> None:
         (found,) = documents([str(folder / "lease.jsonl")], columns)
         assert (found["id"], found["title"], found["response"]) == ("k-1", "Lease", row["body"])
         assert chunk_documents([found], words=40).chunks[0].text == row["body"]
+        (folder / "sale.txt").write_text("The buyer pays.")
+        both = [str(folder / "lease.jsonl"), str(folder / "sale.txt")]
+        if "text" in columns:
+            with pytest.raises(
+                UserError, match=r"sale.txt: it is read as a text, and has no columns; .* by their names"
+            ):
+                list(documents(both, columns))
+        else:
+            assert [one["id"] for one in documents(both, columns)] == ["k-1", "sale"]
+    with pytest.raises(UserError, match=r"is a folder; name its files, for example .*/\*\.txt"):
+        list(documents([str(folder)]))
     with pytest.raises(UserError, match="documents.columns: text is missing"):
         list(documents([str(folder / "lease.jsonl")], {"title": "head"}))
     with pytest.raises(UserError, match="a document has no 'prompt'; it has text, title, id, source"):
         list(documents([str(folder / "lease.jsonl")], {"prompt": "body"}))
+
+
+def null_texts(folder: Path) -> None:
+    named = {"text": "body"}
+    for columns, rows in (
+        (None, [{"id": "a", "text": None}, {"id": "b", "text": "The tenant pays."}]),
+        (None, [{"prompt": "", "response": "The tenant pays."}, {"prompt": "", "response": None}]),
+        (named, [{"id": "b", "body": "The tenant pays."}, {"id": "a", "body": None}]),
+    ):
+        (folder / "lease.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        result = chunk_documents(documents([str(folder / "lease.jsonl")], columns), words=40)
+        assert [one.text for one in result.chunks] == ["The tenant pays."] and result.dropped == {"empty": 1}
 
 
 def no_text(folder: Path) -> None:
@@ -102,14 +138,17 @@ def documents(files: list[str], columns: Any = None) -> Any:
 CASES = [
     Case(
         "`.txt`, `.md`, `.txt.gz`",
-        "the file is one document, named by its path without the ending; Windows-1252 where it is not UTF-8",
+        "the file is one document, called by its name without the ending, by its path where files of one name are "
+        "given; Windows-1252 where it is not UTF-8",
         text_files,
     ),
+    Case("a compressed text file that is damaged", "refused", damaged_texts),
     Case(
         "records with other keys, and `documents.columns: {text: body, title: head, id: key}`",
-        "documents; of columns that are no part of one, refused",
+        "documents; of columns that are no part of one, refused; beside text files, `{pattern: {text: body}}`",
         other_columns,
     ),
+    Case("a record whose text is null", "dropped and counted as empty", null_texts),
     Case("`.pdf`, `.docx`", "refused: save the text, as pdftotext and pandoc do", no_text),
     Case(
         "a record `text`, with or without `title`",

@@ -57,14 +57,14 @@ def check_evaluation(config: Any) -> None:
         raise UserError(f"evaluate.{error}") from None
 
 
-def check_files(config: Any, job: Job, files: tuple[str, ...] | None = None) -> None:
+def check_files(config: Any, job: Job, files: tuple[str, ...] | None = None, *, whole: bool = False) -> None:
     """Raises UserError for an evaluation file that is absent or holds records that its metrics cannot be taken of.
-    files: None for those of evaluate.files."""
+    files: None for those of evaluate.files. whole: as `tasks_of`, where it is not known yet which records are taken."""
     section = config.evaluate
     given = section.files if files is None else files
     found = tuple(task_files(given).values()) if given else ()
     say_formats(job.progress, "evaluate.files", found, reading_of(config, "evaluate"))
-    for task in tasks_of(config, files):
+    for task in tasks_of(config, files, whole=whole):
         if "generated" in task.metrics:
             for record in task.records:
                 rule_of(record, section.answer_rule, task.where)

@@ -20,13 +20,14 @@ from ntk_jax.pipelines.question.generations import next_target
 from ntk_jax.pipelines.question.leaks import leaks
 from ntk_jax.pipelines.question.methods import write_methods
 from ntk_jax.pipelines.question.state import QuestionRun, same_model
-from ntk_jax.questions.calibration import calibrate, calibrate_verdicts
+from ntk_jax.questions.calibration import calibrate, calibrate_verdicts, items_of
 from ntk_jax.questions.gaps import spread
 from ntk_jax.questions.keep import Candidate, Kept, Limits, keep
 from ntk_jax.questions.loop import Search, search
+from ntk_jax.questions.planted import KINDS as PLANTED
 from ntk_jax.questions.question import Chunk, Trace
 from ntk_jax.questions.records import outcomes, reason_of, record_of, trace_of
-from ntk_jax.questions.rounds import Settings, Voices
+from ntk_jax.questions.rounds import MakeProgress, Settings, Voices
 from ntk_jax.questions.slots import plan_slots
 from ntk_jax.questions.verify import second_opinion
 from ntk_jax.questions.voice import Voice
@@ -148,7 +149,9 @@ def _generation(
         folder / PROMPTS,
         (json.dumps({"id": name, "messages": messages}, ensure_ascii=False) for name, messages in prompts.items()),
     )
-    calibrations = _calibrations(run, voices.judge, second, found.traces)  # before the accounts, which hold its calls
+    calibrations = _calibrations(
+        run, voices.judge, second, found.traces, make
+    )  # before the accounts, which hold its calls
     summary = _summary(found, kept, verified, why, chunks)
     summary |= {
         "generation": generation,
@@ -238,7 +241,7 @@ def _vectors(run: QuestionRun) -> Callable[[Sequence[str]], np.ndarray] | None:
     return None if embedder is None else lambda texts: embedder.embed(list(texts), kind="passage")
 
 
-def _progress(run: QuestionRun, generation: int) -> Callable[[str, int], Callable[[int, int, str], None]]:
+def _progress(run: QuestionRun, generation: int) -> MakeProgress:
     several = run.config.ask.generations > 1
 
     def make(what: str, count: int) -> Callable[[int, int, str], None]:
@@ -287,27 +290,29 @@ def _gains(kept: Kept, traces: Sequence[Trace]) -> list[tuple[float, float]]:
 
 
 def _calibrations(
-    run: QuestionRun, judge: Voice | None, second: Voice | None, traces: Sequence[Trace]
+    run: QuestionRun, judge: Voice | None, second: Voice | None, traces: Sequence[Trace], make: MakeProgress
 ) -> list[dict[str, Any]]:
     """How those who judge judge planted pairs: of the gap, and of whether the passage gives the answer. `of` says
     which."""
     section = run.config.ask
-    items = [
-        (standing.question, trace.slot.passage, standing.expert.text)
-        for trace in traces
-        if (standing := trace.standing) is not None and standing.expert is not None and standing.expert.stated
-    ][: section.calibration]
+    items = items_of(traces, section.calibration, run.config.seed)
     if not items:
         return []
-    options: dict[str, Any] = {"seed": run.config.seed, "max_tokens": section.verdict_tokens}
+
+    def options(what: str) -> dict[str, Any]:
+        progress = make(f"planted {what}", len(PLANTED) * len(items))
+        return {"seed": run.config.seed, "max_tokens": section.verdict_tokens, "progress": progress}
+
     found: list[dict[str, Any]] = []
     if judge is not None and section.signal in ("judge", "both"):
-        found.append({"of": "gap", **calibrate(judge, items, **options)})
+        found.append({"of": "gap", "role": judge.role, **calibrate(judge, items, **options("pairs"))})
         _say_void(found[-1], "another judge, or ask.signal = nll")
     for voice, way in ((judge if section.judged else None, "ask.judged = false"), (second, "none")):
         if voice is not None:
-            found.append({"of": "answers", **calibrate_verdicts(voice, items, **options)})
-            _say_void(found[-1], f"another {voice.role.replace('_', ' ')}, or {way}")
+            who = voice.role.replace("_", " ")
+            about = calibrate_verdicts(voice, items, **options(f"answers, {who}"))
+            found.append({"of": "answers", "role": voice.role, **about})
+            _say_void(found[-1], f"another {who}, or {way}")
     return found
 
 

@@ -211,7 +211,7 @@ def _request(config: QuestionConfig, name: str, texts: _Texts) -> Any:
         ),
     }
     wish = wishes.get(name) or answer_wish(slot, question)
-    return (wish.json or wish.text)[0]
+    return (wish.text if s.format == "text" or wish.json is None else wish.json)[0]
 
 
 def _words(tokens: int) -> str:

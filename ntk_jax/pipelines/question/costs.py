@@ -25,6 +25,7 @@ from ntk_jax.pipelines.question.calls import Line, measured, total
 from ntk_jax.pipelines.question.config import evaluation_sources
 from ntk_jax.pipelines.question.costs_load import Load, load
 from ntk_jax.pipelines.question.evaluate import BATCH_TOKENS, expected_tasks
+from ntk_jax.pipelines.question.state import is_base
 from ntk_jax.questions.methods.table import METHODS
 from ntk_jax.report.text import align
 from ntk_jax.training.flops import forward_flops, training_flops
@@ -53,8 +54,13 @@ def ask(load: Load) -> Cost:
 
 
 def _resident(load: Load) -> float:
-    """Bytes of the weights of all models of this process: each is loaded once."""
-    others = {player.name: player.bytes for player in load.players.values() if player.name != "target"}
+    """Bytes of the weights of all models of this process: each is loaded once, whatever roles it plays."""
+    own = {owner: getattr(load.config, owner) for owner in load.players if owner is not None}
+    others = {
+        (section.model, section.dtype): load.players[owner].bytes
+        for owner, section in own.items()
+        if not is_base(load.config, section)
+    }
     return _weights(load) + sum(others.values())
 
 

@@ -41,7 +41,7 @@ def check_inputs(run: QuestionRun, closing: bool) -> None:
     """Raises UserError for an evaluation file that is absent or holds records that its metrics cannot be taken of, or
     that do not name their documents."""
     config = run.config
-    check_files(config, run.job, evaluation_sources(config))
+    check_files(config, run.job, evaluation_sources(config), whole=True)
     if config.evaluate.by_document is not None and config.evaluate.files:
         for task in tasks_of(config, config.evaluate.files, whole=True):
             split_task(task, config.evaluate.by_document, ())

@@ -203,16 +203,17 @@ def calibrations(run: RunDirectory) -> list[tuple[dict[str, Any], dict[str, Any]
     return [(found, about) for found in generations(run) for about in records(found.get("calibrations"))]
 
 
-def judged_what(about: dict[str, Any]) -> str:
-    """What a judge judges."""
-    return "the gap" if about.get("of") == "gap" else "answers"
+def judge_of(about: dict[str, Any]) -> str:
+    """Which judge, and of what."""
+    who = "second judge" if about.get("role") == "second_judge" else "judge"
+    return f"{who} of the gap" if about.get("of") == "gap" else f"{who} of answers"
 
 
 def judge(run: RunDirectory) -> Shown:
     """What judges say of pairs that are known to say the same or not."""
     leads, tables, texts = [], [], []
     for found, about in calibrations(run):
-        which = f" as judge of {judged_what(about)}{named(run, found)}"
+        which = f" as {judge_of(about)}{named(run, found)}"
         leads.append(
             f"{about.get('judge')}{which} takes {_share(about, 'false_accept')} of wrong or vague answers for right "
             f"(false accepts) and {_share(about, 'false_reject')} of right ones for wrong (false rejects); "

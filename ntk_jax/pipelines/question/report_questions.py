@@ -158,6 +158,7 @@ def _round(version: dict[str, Any], final: bool) -> Round:
         "Expert's quotes": [f"“{cut(quote)}”" for quote in expert.get("quotes") or ()],
         "Gap": [general(gap)] if gap is not None else [],
         "Signals": _texts(measured),
+        "Judges": [cut(f"{name}: {said or '(nothing)'}") for name, said in mapping(version.get("verdicts")).items()],
         VERDICT: ["kept" if final else "accepted"] if accepted else [],
         "Calls": [
             f"{count(version.get('calls'))} ({count(version.get('prompt_tokens'))} tokens in, "
@@ -171,7 +172,7 @@ def _round(version: dict[str, Any], final: bool) -> Round:
 
 _ROWS = (
     *("Feedback that led to it", "Question", "Target", "Expert", "Expert's quotes"),
-    *("Gap", "Signals", VERDICT, "Calls"),
+    *("Gap", "Signals", "Judges", VERDICT, "Calls"),
 )
 
 

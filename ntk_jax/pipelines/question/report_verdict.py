@@ -19,7 +19,7 @@ from ntk_jax.pipelines.question.report_arms import (
     titles,
     value_text,
 )
-from ntk_jax.pipelines.question.report_ask import ASK, calibrations, generations, judged_what, named, unit_of
+from ntk_jax.pipelines.question.report_ask import ASK, calibrations, generations, judge_of, named, unit_of
 from ntk_jax.pipelines.question.report_calls import SAME
 from ntk_jax.report.amounts import count, finite, general, percent
 from ntk_jax.report.layout import Notice
@@ -143,13 +143,13 @@ def _of_documents(run: RunDirectory) -> Iterator[Notice]:
 
 def _of_judge(run: RunDirectory) -> Iterator[Notice]:
     for found, about in calibrations(run):
-        accepts, what = finite(about.get("false_accept")), judged_what(about)
+        accepts, who = finite(about.get("false_accept")), judge_of(about)
         if about.get("void"):
             text = f"{about.get('judge')}{named(run, found)} does no better than chance on pairs that are known."
-            yield Notice("judge", f"The judge of {what} says nothing", text)
+            yield Notice("judge", f"The {who} says nothing", text)
         elif accepts is not None and accepts >= LENIENT:
             text = f"It takes {percent(accepts)} of answers that are known to be wrong or vague for right."
-            yield Notice("judge", f"The judge of {what} is lenient", text)
+            yield Notice("judge", f"The {who} is lenient", text)
     asked, refused = _verdicts(run)
     if asked >= MANY and not refused:
         text = f"It found all {count(asked)} answers that were put before it right, so its word removes nothing."

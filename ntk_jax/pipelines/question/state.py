@@ -142,8 +142,8 @@ class QuestionRun:
         return KeptLikelihoods(compute, Database(self.llm_folder(folder)), f"{name} {length} {rendering}")
 
     def _model(self, section: LLMSection) -> Model:
-        key, own = (section.model, section.dtype), self.config.model
-        if (own.path, own.dtype, own.adapter, own.quantization) == (*key, None, None):
+        key = (section.model, section.dtype)
+        if is_base(self.config, section):
             return self.model.base  # whose fresh adapter changes nothing: the weights are in memory once
         if key not in self.models:
             self.job.progress("llm", None, "")(1, 1, f"loading {section.model}")
@@ -200,9 +200,24 @@ def facts(config: QuestionConfig) -> dict[str, Any]:
 
 def same_model(config: QuestionConfig) -> bool:
     """Whether target and expert are one model."""
-    expert = config.expert
-    target = config.target.model or config.model.path
-    return expert.kind == ("model" if not config.target.model else config.target.kind) and expert.model == target
+    expert, target = config.expert, config.target
+    if not target.model:
+        return expert.kind == "model" and _one(expert.model, config.model.path)
+    return expert.kind == target.kind and (
+        _one(expert.model, target.model) if expert.kind == "model" else expert.model == target.model
+    )
+
+
+def is_base(config: QuestionConfig, section: LLMSection) -> bool:
+    """Whether a model in this process is the model of the section `model`, as it is before any training."""
+    own = config.model
+    return _one(own.path, section.model) and (own.dtype, own.adapter, own.quantization) == (section.dtype, None, None)
+
+
+def _one(first: str, second: str) -> bool:
+    """Whether two models in this process are one, by their names or by the folders that they name."""
+    one, other = Path(first).expanduser(), Path(second).expanduser()
+    return first == second or bool(first and second and one.is_dir() and other.is_dir() and one.samefile(other))
 
 
 def input_hashes(config: QuestionConfig) -> dict[str, Any]:

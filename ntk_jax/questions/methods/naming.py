@@ -28,6 +28,13 @@ _WHAT = (
     "the persons, organisations, places, dates, amounts, terms, duties and ideas that the passage is about, each in "
     f"one to {_NAME_WORDS} words, as the passage writes it"
 )
+_KIND = re.compile(  # what small models put before the names of a line, as they are asked for kinds of them
+    r"(?:(?:named |other |legal |key |important )?(?:entit(?:y|ies)|persons?|people|part(?:y|ies)|organi[sz]ations?|"
+    r"compan(?:y|ies)|places?|locations?|dates?|amounts?|terms?|dut(?:y|ies)|ideas?|concepts?)(?:\s*(?:,|/|and|or)\s*)?)+"
+    r"\s*:\s*",
+    re.IGNORECASE,
+)
+_NONE = re.compile(r"\W*(?:none|n/?a|not (?:stated|mentioned|specified|applicable))\b.*", re.IGNORECASE)
 _GLOSS = re.compile(r"\s+[-–—(].*$|:\s.*$")  # what a line says of the name it begins with
 
 
@@ -126,8 +133,8 @@ def read_json(reply: Reply) -> tuple[str, list[str]] | Unusable:
 
 
 def read_lines(reply: Reply) -> tuple[str, list[str]] | Unusable:
-    """(summary, names) of plain lines: short lines are names, also several with commas between; a long one, or one
-    marked as such, is the summary."""
+    """(summary, names) of plain lines: short lines are names, also several with commas between, behind their kind or
+    not; a long one, or one marked as such, is the summary."""
     found = lines_reader("entities", 1, _LINE_WORDS)(reply)
     if isinstance(found, Unusable):
         return found
@@ -135,6 +142,10 @@ def read_lines(reply: Reply) -> tuple[str, list[str]] | Unusable:
     names: list[str] = []
     for line in found:
         label, _, rest = line.partition(":")
+        if kind := _KIND.match(line):
+            line = line[kind.end() :]
+        if _NONE.fullmatch(line):
+            continue
         pieces = [_GLOSS.sub("", piece).strip() for piece in re.split(r"[,;]\s+", line)]
         if label.strip().casefold() == "summary":
             summary = summary or rest.strip()
