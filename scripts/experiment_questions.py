@@ -7,7 +7,8 @@ Runs the command once for each seed into OUT/seed-N, which goes on where it was 
 and OUT/results.md: questions by outcome, the gap before and after rewriting, the share of annotated spans that the
 questions of each method reach (--spans: records with `document_id` and `spans`), accuracy and balanced accuracy by raw
 likelihood (the pages of the runs have both kinds), and held-out loss of every arm. The seed draws documents, chunks,
-questions and the order of training. Intervals are over seeds, mean ± t s / √seeds, of differences to `base` too.
+questions and the order of training. Intervals are over seeds, mean ± t s / √seeds, of differences to `base` too; an arm
+that some seeds have not, because its method brought nothing there, says of how many seeds it is.
 Options behind -- go to the command.
 """
 
@@ -163,7 +164,8 @@ def tables(found: Mapping[str, Any]) -> str:
                 same = len(values) == len(arms.get("base", ()))
                 less = [a - b for a, b in zip(values, arms["base"], strict=True)] if same else []
                 shown = with_interval(less) if less and arm != "base" else ""
-                lines.append(f"| {arm} | {with_interval(values)} | {shown} |")
+                few = "" if same else f" ({len(values)} of {len(found['seeds'])} seeds)"
+                lines.append(f"| {arm}{few} | {with_interval(values)} | {shown} |")
     return "\n".join(lines) + "\n"
 
 
