@@ -493,6 +493,15 @@ def test_items_on_a_copy_of_a_document_that_was_asked_about_are_not_unseen(input
     assert found == ["test (trained documents)"]
 
 
+def test_the_report_can_be_made_anew_from_the_config_of_a_run(whole: Path, tmp_path: Path) -> None:
+    """It has no key `pipeline`, for a folder may hold several; plan.json says which."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder, ignore=shutil.ignore_patterns("adapter", "llm"))
+    (folder / "report" / "index.html").unlink()
+    assert cli.main(["report", str(folder / "config.yaml"), f"--out={folder}"]) == 0
+    assert "Adversarial questions" in (folder / "report" / "index.html").read_text()
+
+
 def test_one_model_for_both_is_in_memory_once(inputs: Path, server: FaultyServer, tmp_path: Path) -> None:
     own = str(inputs / "model")
     for dtype, same in (("float32", True), ("bfloat16", False)):

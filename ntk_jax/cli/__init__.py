@@ -18,6 +18,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from ntk_jax.cli.parser import COMMON, explained, parser
@@ -154,7 +155,8 @@ def _configured(arguments: argparse.Namespace, overrides: Sequence[str]) -> tupl
     named = read_tree(arguments.config, overrides).get(PIPELINE)
     if named is not None and (not isinstance(named, str) or named not in everyone):
         raise UserError(f"{arguments.config}: pipeline = {shown(named)} is not one of {', '.join(everyone)}")
-    found = next((pipeline for pipeline in able if pipeline.name == named), able[0])
+    meant = [named] if named is not None else _pipelines_beside(arguments.config)
+    found = next((pipeline for pipeline in able if pipeline.name in meant), able[0])
     if named is not None and found.name != named:
         raise UserError(
             f"{arguments.config} is for pipeline {named}; type `ntk-jax {everyone[named].command} {arguments.config}`"
@@ -165,6 +167,17 @@ def _configured(arguments: argparse.Namespace, overrides: Sequence[str]) -> tupl
         refuse_unusable(arguments.out, "--out")
         config = dataclasses.replace(config, out=arguments.out)
     return found, config
+
+
+def _pipelines_beside(config: str) -> list[str]:
+    """The pipelines of the run directory that a config.yaml lies in: it has all their sections, and names none."""
+    from ntk_jax.engine.plan import FILE
+    from ntk_jax.storage.atomic import read_json
+
+    path = Path(config).with_name(FILE)
+    if Path(config).name != "config.yaml" or not path.is_file():
+        return []
+    return list(read_json(path, dict).get("pipelines", {}))
 
 
 def _doctor(pipeline: Pipeline | None, config: Any) -> None:
