@@ -111,6 +111,7 @@ def test_too_long_is_dropped_or_cut() -> None:
 
 @settings(max_examples=80, deadline=None)
 @example(" a", "x", 4, "response", BOS)  # space before the words is theirs, not the template's
+@example(" a ", "x", 4, "response", BOS)  # also where the space behind them goes to the response
 @given(
     st.text("ab é漢", max_size=12),
     st.text("xy é漢", max_size=12),

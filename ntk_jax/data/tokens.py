@@ -291,8 +291,11 @@ def _frame(record: Record, prompt_text: str, encoding: Encoding, bos: list[int])
     template's marks, without which a model does not know who speaks; at least one at the end, which predicts the
     response's first token. bos: what the prompt opens with, whether the encoding has it or not."""
     said = [message["content"] for message in record["messages"][:-1]] if "messages" in record else [record["prompt"]]
-    # as they are, or as a template that trims them has them
-    first, last = (words if words in prompt_text else words.strip() for words in (said[0], said[-1]))
+    # as they are, without the white space that went to the response, or as a template that trims them has them
+    first, last = (
+        next((form for form in (words, words.rstrip()) if form in prompt_text), words.strip())
+        for words in (said[0], said[-1])
+    )
     begins, ends = prompt_text.find(first), prompt_text.rfind(last)
     if begins < 0 or ends < 0:  # the template rewrites the words: nothing to hold on to
         return len(bos), 1
