@@ -39,6 +39,22 @@ def test_plain_lines_first_last_and_every_ten_seconds() -> None:
     assert len(stream.getvalue().splitlines()) == 1 + len(lines), "a finished stage says nothing more"
 
 
+def test_a_larger_total_opens_the_line_again() -> None:
+    """What asks in waves knows how many the next one has when the last one is done."""
+    stream, clock = io.StringIO(), Clock()
+    progress = Progress("method facts", None, "replies", stream=stream, clock=clock)
+    progress(4, 4)
+    progress(4, 4)
+    clock.now = 20.0
+    progress(5, 12)
+    progress(12, 12)
+    shown = [" ".join(line.split()[2:4]) for line in stream.getvalue().splitlines()[1:]]
+    assert shown == ["4/4 replies", "5/12 replies", "12/12 replies"]
+    progress.close()
+    progress(5, 12)
+    assert len(stream.getvalue().splitlines()) == 4
+
+
 def test_compilation_counts_neither_in_the_rate_nor_in_the_time_left() -> None:
     """A store's first call says what is done before; the next distinct one comes with the first batch's compilation."""
     stream, clock = io.StringIO(), Clock()

@@ -48,8 +48,9 @@ class Progress:
             self._print("  ".join([*self._count(0), "starting or compiling"]))
 
     def __call__(self, done: int, total: int | None = None, note: str = "") -> None:
-        """Says that `done` of `total` units are finished; a call with `done == total` closes the line."""
-        if self._quiet or self._finished:
+        """Says that `done` of `total` units are finished; a call with `done == total` closes the line, until a larger
+        total is given, as by what asks in waves."""
+        if self._quiet or (self._finished and (total or 0) <= (self.total or 0)):
             return
         self.total = self.total if total is None else total
         now = self._clock()
