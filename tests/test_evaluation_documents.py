@@ -76,6 +76,12 @@ def test_a_task_is_split_by_document() -> None:
     assert [len(t.records) for t in split_task(numbered, "document_id", {"0"})] == [5, 4]
 
 
+def test_a_document_has_one_name_whatever_file_it_was_in() -> None:
+    filed = replace(TASK, records=[r | {"document_id": f"{r['document_id']}.PDF"} for r in RECORDS])
+    assert [len(t.records) for t in split_task(filed, "document_id", ["Contract 0", "contract 2.txt"])] == [6, 3]
+    assert [t.name for t in split_task(filed, "document_id", ["contract"])] == ["clauses (unseen documents)"]
+
+
 def test_a_record_without_a_document_is_named() -> None:
     with pytest.raises(UserError, match=r'clauses.jsonl: record \'q0\' has no "document_name"'):
         split_task(TASK, "document_name", [])

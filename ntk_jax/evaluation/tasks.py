@@ -3,6 +3,7 @@ answers that models write where these are asked for. And the comparison of arms 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -19,6 +20,8 @@ from ntk_jax.evaluation.loss import compare_losses
 from ntk_jax.evaluation.shots import Shots, check_shots, shot_facts, shots_of
 
 METRICS = ("accuracy", "loss", "generated")
+OF_TRAINED, OF_UNSEEN = " (trained documents)", " (unseen documents)"  # how the tasks of `split_task` are called
+_ENDING = re.compile(r"\.(?:pdf|txt|text|md|markdown|html?|docx?|rtf)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,11 @@ def split_task(task: Task, key: str, trained: Collection[str]) -> list[Task]:
     """The task's records about documents that a model was trained on, and those about documents that it never saw, as
     tasks of their own: `<name> (trained documents)` and `<name> (unseen documents)`, without one that has no records.
 
-    key: of a record, the document that it is about, such as document_id. trained: documents by that key. Bootstraps of
-    both draw documents in place of records (`bootstrap.GROUP`). Raises UserError: a record without the key.
+    key: of a record, the document that it is about, such as document_id. trained: documents by that key, where `a.pdf`,
+    `A.txt` and `a` are one: items name the file that a text was taken from. Bootstraps of both draw documents in place
+    of records (`bootstrap.GROUP`). Raises UserError: a record without the key.
     """
-    known = set(map(str, trained))
+    known = set(map(_document_name, trained))
     parts: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
     for record in task.records:
         if record.get(key) in (None, ""):
@@ -97,9 +101,14 @@ def split_task(task: Task, key: str, trained: Collection[str]) -> list[Task]:
                 "all records have"
             )
         document = str(record[key])
-        parts[document in known].append(record | {GROUP: document})
-    names = {True: f"{task.name} (trained documents)", False: f"{task.name} (unseen documents)"}
+        parts[_document_name(document) in known].append(record | {GROUP: document})
+    names = {True: f"{task.name}{OF_TRAINED}", False: f"{task.name}{OF_UNSEEN}"}
     return [replace(task, name=names[side], records=found) for side, found in parts.items() if found]
+
+
+def _document_name(name: object) -> str:
+    """Without the ending of its file, and in one case."""
+    return _ENDING.sub("", str(name).strip()).casefold()
 
 
 def check_metrics(metrics: Sequence[str] | None) -> None:

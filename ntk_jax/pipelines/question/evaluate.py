@@ -10,7 +10,7 @@ from typing import Any
 from ntk_jax.engine.stage import Facts
 from ntk_jax.errors import UserError, note, shown
 from ntk_jax.evaluation.accuracy import task_files
-from ntk_jax.evaluation.tasks import Task, sampled, split_task
+from ntk_jax.evaluation.tasks import OF_TRAINED, Task, sampled, split_task
 from ntk_jax.pipelines.common.evaluate import Evaluation, check_evaluation, check_files, evaluate_arms, tasks_of
 from ntk_jax.pipelines.question.arms import BASE, OWN, ROUND
 from ntk_jax.pipelines.question.chunk import trained_documents
@@ -107,7 +107,7 @@ def _whole_tasks(config: QuestionConfig) -> Iterator[tuple[Task, bool]]:
 def _by_document(task: Task, key: str, trained: set[str]) -> list[Task]:
     """The task in its two parts. That no item is of a document that was asked about is said: names may differ."""
     parts = split_task(task, key, trained)
-    if all(str(record[key]) not in trained for record in task.records):
+    if not any(part.name.endswith(OF_TRAINED) for part in parts):
         document, item = next(iter(sorted(trained))), str(task.records[0][key])
         note(
             f"{Path(task.where).name}: no item is about a document that was asked about, so all count as unseen; "

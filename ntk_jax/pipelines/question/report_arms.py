@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ntk_jax.evaluation.tasks import OF_TRAINED, OF_UNSEEN
 from ntk_jax.pipelines.common.evaluated import EvaluatedPair, evaluated, evaluated_pairs, names_of, pair_of
 from ntk_jax.report.amounts import NOTHING, count, duration, finite, general, metric, percent
 from ntk_jax.report.layout import Cell, Table
@@ -15,7 +16,7 @@ from ntk_jax.report.shown import Shown
 TRAIN, RESULTS = "train/summary.json", "evaluate/results.json"
 BASE, OWN, ROUND = "base", "adversarial", "round-"
 TRAINED, UNSEEN, GENERAL, OTHER = "trained", "unseen", "general", "other"
-_ENDS = {" (trained documents)": TRAINED, " (unseen documents)": UNSEEN}
+_ENDS = {OF_TRAINED: TRAINED, OF_UNSEEN: UNSEEN}
 BALANCED = "balanced accuracy"
 KIND = "normalized"  # of likelihoods, in tables of one number an arm
 
