@@ -96,6 +96,13 @@ def test_what_is_no_question(reply: Reply, is_json: bool, reason: str, again: bo
          Answer("It is 40 pence.", ("The rent is 40 pence.",))),
         ("ANSWER: NOT STATED.", False, Answer(NOT_STATED, (), False)),
         ("It is 40 pence.", False, Answer("It is 40 pence.")),
+        (
+            "ANSWER: The agreement does not provide for renewal.\nQUOTE: It ends in May and is not renewed.",
+            False,
+            Answer("The agreement does not provide for renewal.", ("It ends in May and is not renewed.",)),
+        ),
+        ("ANSWER: The agreement does not state it.", False, Answer("The agreement does not state it.", (), False)),
+        ("ANSWER: The text does not say.\nQUOTE: It ends.", False, Answer("The text does not say.", (), False)),
         ("It is 40 pence.\nQuotes:\nThe rent is 40.", False, Answer("It is 40 pence.", ("The rent is 40.",))),
     ],
 )  # fmt: skip

@@ -59,11 +59,10 @@ _SENTENCE = re.compile(r"(?<=[.!\u3002\uff01])\s*(?<=[\s\u3002\uff01])(?=\S)")
 _ABBREVIATED = re.compile(r"\b(?:\w|Inc|Co|Corp|Ltd|Mr|Mrs|Ms|Dr|No|Nos|Sec|Art|Para|Ex|Jr|Sr|St|vs)\.$")
 _LABEL = re.compile(r"^\W*(?:(?:revised |new |final |harder )?question)\W*\d*\W*:\W*", re.IGNORECASE)
 _PARTS = re.compile(r"^\W*(answer|quotes?)\W*\d*\W*:[ \t*]*", re.IGNORECASE | re.MULTILINE)
-_UNSAID = re.compile(
-    r"\bnot stated\b|\b(?:passage|document|text|agreement|contract|article)s? (?:does|do) not "
-    r"(?:say|state|mention|specify|provide|answer|address|contain)",
-    re.IGNORECASE,
-)
+_DOES_NOT = r"s? (?:does|do) not (?:say|state|mention|specify|provide|answer|address|contain)"
+_UNSAID = re.compile(rf"\bnot stated\b|\b(?:passage|document|text|article){_DOES_NOT}", re.IGNORECASE)
+# Of a contract it may be the answer itself: with words that show it, it is.
+_RULED_OUT = re.compile(rf"\b(?:agreement|contract){_DOES_NOT}", re.IGNORECASE)
 
 
 # -- questions -------------------------------------------------------------------------------------------------------
@@ -206,7 +205,9 @@ def read_answer(reply: Reply, *, is_json: bool) -> Answer | Unusable:
     if cut:
         answer = first_sentences(answer)
     if stated is None:  # a plain yes or no, with words that show it, says what the document has to say
-        stated = not _UNSAID.search(answer) or bool(PLAIN.match(answer) and any(quotes))
+        shown = any(quotes)
+        unsaid = _UNSAID.search(answer) or (not shown and _RULED_OUT.search(answer))
+        stated = not unsaid or bool(shown and PLAIN.match(answer))
     if not stated:
         bare = re.fullmatch(r"\W*not stated\W*", answer, re.IGNORECASE)
         return Answer(NOT_STATED if bare or not answer else _line(answer), (), False, cut)
