@@ -136,6 +136,11 @@ def test_a_text_that_copies_or_repeats_is_refused() -> None:
         ("It is about a sale between two firms that trade in bolts.\nAcme Corp\nBolt", ["Acme Corp", "Bolt"]),
         ("Acme Corp, Bolt, Corex Limited\nSummary: It is about a sale.", ["Acme Corp", "Bolt", "Corex Limited"]),
         (
+            "Summary: It is about a sale.\nDates: May 1, 2020, Sept. 30, 2021; $1,000,000, Acme Corp",
+            ["May 1, 2020", "Sept. 30, 2021", "$1,000,000", "Acme Corp"],
+        ),
+        ("Summary: It is about a sale.\nMay 1, 2020", ["May 1, 2020"]),
+        (
             "Summary: It is about a sale.\n- **Parties:** Acme Corp, Bolt, Corex Limited\nDate: 30 June 2020\n"
             "Persons and organisations: Ann Lee\nPlaces: none\nAmounts: None stated.\nTerm: Closing Date",
             ["Acme Corp", "Bolt", "Corex Limited", "30 June 2020", "Ann Lee", "Closing Date"],

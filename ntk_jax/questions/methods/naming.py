@@ -35,6 +35,8 @@ _KIND = re.compile(  # what small models put before the names of a line, as they
     re.IGNORECASE,
 )
 _NONE = re.compile(r"\W*(?:none|n/?a|not (?:stated|mentioned|specified|applicable))\b.*", re.IGNORECASE)
+# What stands between commas; the one within a date (May 1, 2020) is none, nor the one within a number.
+_LISTED = re.compile(r"(?:\b[A-Z][a-z]+\.? \d{1,2},\s+\d{4}\b|[^,;]|[,;](?!\s))+")
 _GLOSS = re.compile(r"\s+[-–—(].*$|:\s.*$")  # what a line says of the name it begins with
 
 
@@ -146,7 +148,7 @@ def read_lines(reply: Reply) -> tuple[str, list[str]] | Unusable:
             line = line[kind.end() :]
         if _NONE.fullmatch(line):
             continue
-        pieces = [_GLOSS.sub("", piece).strip() for piece in re.split(r"[,;]\s+", line)]
+        pieces = [_GLOSS.sub("", piece).strip() for piece in _LISTED.findall(line)]
         if label.strip().casefold() == "summary":
             summary = summary or rest.strip()
         elif len(pieces) > 2 and all(len(written_words(piece)) <= _NAME_WORDS for piece in pieces):
