@@ -53,6 +53,11 @@ def test_rubbish_is_not(text: str) -> None:
     assert unreadable(text)
 
 
+def test_control_characters_are_rubbish_where_there_are_many() -> None:
+    assert unreadable("".join(c + "\x05" * (n % 9 == 0) for n, c in enumerate(PROSE))) == "control characters"
+    assert unreadable(f"{PROSE}\f\n{PROSE}\x07") is None
+
+
 def test_lines_to_write_on_and_tables_are_no_rubbish() -> None:
     assert unreadable("Name: ______________________  Date: ______________\nSignature ..................... 7") is None
     assert unreadable("| year | rent |\n|------|------|\n| 2020 | $1,200.50 |\n| 2021 | $1,300.00 |") is None

@@ -1,7 +1,8 @@
 """Whether a text is made of words, or is what is left of a page that could not be read: bad scans, wrong encodings.
 
 The rule knows no language and no dictionary, only how words look in any script, so Chinese, Arabic and Cyrillic pass as
-English does. It looks at two shares, and a text fails where one of them is low:
+English does. A text with many control characters is no text. Else it looks at two shares, and a text fails where one of
+them is low:
 
 - of the characters, those that are letters, marks or digits. White space does not count, and of a run of one sign only
   the first does: lines to write on and dots that lead to a page number are no fault of a page.
@@ -19,6 +20,7 @@ from ntk_jax.data.words import written_words
 
 LEAST_READABLE = 0.5  # share of the characters; prose has more than 0.9, a table of figures may have 0.6
 LEAST_WORDS = 0.5  # share of the words; prose has more than 0.9
+MOST_CONTROLS = 0.02  # share of the characters; a text has none but a page break or a bell here and there
 
 _SAME_AGAIN = re.compile(r"([\W_])\1+")
 _WEB = re.compile(r"://|@|^www\.", re.IGNORECASE)
@@ -30,6 +32,8 @@ _VOWELS = frozenset("aeiouyw\u00e6\u0153\u0131\u00f8")
 
 def unreadable(text: str) -> str | None:
     """Why a text is rubbish, or None. A text without a word or number is."""
+    if sum(map(_is_control, text)) > MOST_CONTROLS * len(text):
+        return "control characters"
     characters = [c for c in _SAME_AGAIN.sub(r"\1", text) if not c.isspace()]
     readable = sum(unicodedata.category(c)[0] in "LMN" for c in characters)
     if readable < LEAST_READABLE * len(characters) or not readable:
@@ -60,6 +64,10 @@ def looks_like_a_word(word: str) -> bool:
     if any(sum(a.islower() and b.isupper() for a, b in zip(part, part[1:], strict=False)) > 1 for part in parts):
         return False
     return all(len(part) < 5 or not _latin(part) or _has_vowel(part) for part in parts)
+
+
+def _is_control(c: str) -> bool:
+    return unicodedata.category(c) == "Cc" and not c.isspace()
 
 
 def _bare(word: str) -> str:

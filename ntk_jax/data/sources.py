@@ -228,6 +228,7 @@ def _shaped(source: _Source, reading: Reading) -> Iterator[tuple[Line, Columns]]
 def _sources(spec: Spec, documents: bool = False) -> Iterator[_Source]:
     """The parts of a specification. documents: as of `Reading`."""
     given, alone = 0, _alone(spec) if documents else frozenset()
+    seen: set[Path] = set()
     for item in _items(spec):
         if isinstance(item, Mapping):
             given += 1
@@ -239,7 +240,9 @@ def _sources(spec: Spec, documents: bool = False) -> Iterator[_Source]:
             yield _Source(name, (name,), stem, rows, functools.partial(columns.count_remote, remote, item))
         else:
             for path in _paths(item, documents):
-                yield _file(item, path, alone)
+                if not documents or path not in seen:  # patterns for documents may overlap
+                    seen.add(path)
+                    yield _file(item, path, alone)
 
 
 def _alone(spec: Spec) -> frozenset[str]:

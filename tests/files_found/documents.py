@@ -125,6 +125,13 @@ def null_texts(folder: Path) -> None:
         assert [one.text for one in result.chunks] == ["The tenant pays."] and result.dropped == {"empty": 1}
 
 
+def overlapping(folder: Path) -> None:
+    for name in ("lease", "sale"):
+        (folder / f"{name}.txt").write_text(f"The {name} is at an end.")
+    found = documents([str(folder / "*.txt"), str(folder / "lease.txt"), str(folder / "l*.txt")])
+    assert [one["id"] for one in found] == ["lease", "sale"]
+
+
 def no_text(folder: Path) -> None:
     (folder / "lease.pdf").write_bytes(b"%PDF-1.7")
     with pytest.raises(UserError, match=r"lease.pdf: not a known kind of file; give .txt, .md \(which pdftotext"):
@@ -142,6 +149,7 @@ CASES = [
         "given; Windows-1252 where it is not UTF-8",
         text_files,
     ),
+    Case("a file that two of the patterns match", "read once", overlapping),
     Case("a compressed text file that is damaged", "refused", damaged_texts),
     Case(
         "records with other keys, and `documents.columns: {text: body, title: head, id: key}`",
@@ -178,6 +186,11 @@ CASES = [
         "a bad scan, a wrong encoding",
         "dropped and counted: less than half of its signs are letters or digits, or of its words look like words",
         dropped("rubbish: hardly any letters", {"text": SCAN}),
+    ),
+    Case(
+        "a text with control characters, more than one in fifty",
+        "dropped and counted",
+        dropped("rubbish: control characters", {"text": "The\x05 tenant\x06 pays\x07 rent."}),
     ),
     Case(
         "a document of one line, without any end of a sentence",
