@@ -5,7 +5,8 @@ on it.
 
 MODEL: a Hugging Face folder, in this process. RUN: a run of `ntk-jax question`, whose questions, chunks and answers the
 pairs are planted on. Prints false accepts (of vague and contradicting answers) and false rejects (of identical and
-reworded ones) with 95% intervals, as judge of the gap (two answers) and of answers (one).
+reworded ones) with 95% intervals, as judge of the gap (two answers) and of answers (one), and of questions that their
+passage answers taken for unanswerable and the other way round.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import measurement as ms
 import ntk_jax as nj
 from ntk_jax.errors import UserError
 from ntk_jax.llm.sampler import ModelClient
-from ntk_jax.questions.calibration import calibrate, calibrate_verdicts
+from ntk_jax.questions.calibration import calibrate, calibrate_silence, calibrate_verdicts
 from ntk_jax.questions.question import Chunk, passage_of
 from ntk_jax.questions.voice import FORMS, Voice
 from ntk_jax.storage.reading import read_json_lines
@@ -39,15 +40,16 @@ def main() -> None:
     items = planted_on(options.run)[: options.items]
     client = ModelClient(nj.load_model(options.model), slots=options.slots)
     figures: dict[str, Any] = {"benchmark": "judge", **ms.environment(())}
-    rows = []
-    for of, function in (("gap", calibrate), ("answers", calibrate_verdicts)):
+    for of, function in (("gap", calibrate), ("answers", calibrate_verdicts), ("unanswerable", calibrate_silence)):
         voice = Voice("judge", client, options.format)
         found = function(voice, items, seed=options.seed, max_tokens=options.max_tokens)
+        if not found:
+            raise UserError(f"{options.run} kept questions on one passage alone; give a run with more")
         figures[of] = found | {"form": voice.form}
         row = {"judge of": of, "form": voice.form, "pairs": found["pairs"]}
         row |= {f"{kind} called wrong": one["different"] for kind, one in found["kinds"].items()}
-        rows.append(row | {key: found[key] for key in ("false_accept", "false_reject", "informedness")})
-    ms.print_table(f"{options.model} on {len(items)} questions", rows)
+        row |= {key: found[key] for key in ("false_accept", "false_reject", "informedness")}
+        ms.print_table(f"{options.model} on {len(items)} questions", [row])
     ms.finish(figures, options.out)
 
 

@@ -156,7 +156,8 @@ class Scripted:
         fact = fact_of(text)
         values = self.world.facts.get(fact, []) if fact is not None else []
         if "does not answer this question" in text:
-            right = not values
+            stated = {(found[1], found[2]) for found in _FACT.finditer(text.split("\nQuestion:")[0])}
+            right = not values or fact not in stated
         else:
             said = re.findall(r"(\d+) pence", text.split("\nAnswer:")[1])
             right = any(int(value) in values for value in said) and (len(values) < 2 or draw.random() < 0.5)

@@ -88,7 +88,12 @@ def _ask(folder: Path, seed: int) -> None:
         "voices": {voice.role: voice.account() for voice in vars(voices).values()},
         "calibrations": [
             {"of": of, "role": role, **calibrate_agreement(items, seed)}
-            for of, role in (("gap", "judge"), ("answers", "judge"), ("answers", "second_judge"))
+            for of, role in (
+                ("gap", "judge"),
+                ("answers", "judge"),
+                ("answers", "second_judge"),
+                ("unanswerable", "judge"),
+            )
         ],
     }
     summary["voices"]["expert"]["failures"] = {"the model declined": 3, HOSTILE: 1}

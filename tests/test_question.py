@@ -115,11 +115,14 @@ def test_records_are_grounded_and_carry_their_trace(whole: Path, made: World) ->
 
 def test_the_judge_is_judged(whole: Path) -> None:
     one = summary(whole, "ask")["generations"][0]
-    (about,) = one["calibrations"]
-    assert about["of"] == "answers" and not about["void"] and not about["failures"]
-    assert all(kind["read"] == kind["n"] > 0 for kind in about["kinds"].values())
+    about, silent = one["calibrations"]
+    assert (about["of"], silent["of"]) == ("answers", "unanswerable")
+    for found in (about, silent):
+        assert not found["void"] and not found["failures"]
+        assert all(kind["read"] == kind["n"] > 0 for kind in found["kinds"].values())
     assert about["false_accept"] <= 0.1 and about["false_reject"] <= 0.3  # it overlooks some second values
-    assert one["voices"]["judge"]["calls"] >= about["pairs"]
+    assert (silent["false_accept"], silent["false_reject"]) == (0, 0)
+    assert one["voices"]["judge"]["calls"] >= about["pairs"] + silent["pairs"]
 
 
 def test_every_slot_is_accounted_for(whole: Path) -> None:

@@ -73,7 +73,7 @@ def test_calls_follow_from_the_settings() -> None:
         "target: answer": 15,
         "judge: verdict": 10,
         "expert: answer again": 20,
-        "judge: planted answers": 4 * 5,  # of no more questions than are kept
+        "judge: planted answers": (4 + 2) * 5,  # of no more questions than are kept
     }
     most = {name: line.most.calls for name, line in found.items()}
     assert most == {
@@ -84,7 +84,7 @@ def test_calls_follow_from_the_settings() -> None:
         "target: answer": 40,
         "judge: verdict": 2 * 40,
         "expert: answer again": 2 * 2 * 40,
-        "judge: planted answers": 2 * 4 * 10,
+        "judge: planted answers": 2 * (4 + 2) * 10,
     }
     assert {line.owner for line in found.values()} == {"expert", None}
     assert found["target: answer"].most.completion_tokens == config.ask.answer_tokens
@@ -114,7 +114,10 @@ def test_what_is_not_asked_is_not_counted(ask: dict[str, Any], there: str, absen
     if ask.get("signal") == "judge":
         assert found["judge: planted pairs"].likely.calls == 5 * 4
         many = by_kind(calls_of(config_of(**ask, calibration=3), 10, SIZES, 0))
-        assert many["judge: planted pairs"].likely.calls == many["judge: planted answers"].likely.calls == 3 * 4
+        assert many["judge: planted pairs"].likely.calls == 3 * 4
+        assert many["judge: planted answers"].likely.calls == 3 * 6  # and two of every passage on its silence
+        silent = by_kind(calls_of(config_of(**ask, calibration=3, unanswerable=0), 10, SIZES, 0))
+        assert silent["judge: planted answers"].likely.calls == 3 * 4
     if ask.get("signal") == "band":
         assert found["target: draws"].most.calls == 4 * 40
         assert measured(config_of(**ask), 10) == (0.0, 0.0)

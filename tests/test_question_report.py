@@ -315,7 +315,7 @@ def test_the_terminal_has_what_there_is_of_each_stage(run: Path) -> None:
         f"Questions: {kept} kept: {run / 'questions.jsonl'}",
         "  2 are missing of those that were asked for",
         *(
-            f"  the {who} takes 0% of planted wrong answers for right, 0% of right for wrong"
+            f"  the {who} takes 0% of planted wrong or vague answers for right, 0% of right ones for wrong"
             for who in ("judge of the gap", "judge of answers", "second judge of answers")
         ),
         "Spent on expert: 0.734 for 431 attempts, 140,211 tokens in and 301,877 out",

@@ -15,7 +15,13 @@ from scripted_world import Scripted, likelihood, world
 
 from ntk_jax.llm.request import Reply, Request
 from ntk_jax.questions.agreement import agreement
-from ntk_jax.questions.calibration import calibrate, calibrate_agreement, calibrate_verdicts, items_of
+from ntk_jax.questions.calibration import (
+    calibrate,
+    calibrate_agreement,
+    calibrate_silence,
+    calibrate_verdicts,
+    items_of,
+)
 from ntk_jax.questions.loop import search
 from ntk_jax.questions.numerals import is_number, numbered
 from ntk_jax.questions.planted import KINDS, Planted, contradicted, paraphrased, planted_pairs
@@ -154,7 +160,7 @@ def test_a_perfect_judge() -> None:
     found = calibrate(judge(lambda pair: score(0 if pair.same else 4)), ITEMS, seed=0)
     assert (found["false_accept"], found["false_reject"], found["informedness"]) == (0, 0, 1) and not found["void"]
     assert found["kinds"]["vague"] == {"n": 10, "read": 10, "mean": 1.0, "different": 1.0}
-    assert found["false_accept_interval"][1] == pytest.approx(0.1611, abs=1e-3) and found["pairs"] == 40
+    assert found["false_accept_interval"][1] == pytest.approx(0.2775, abs=1e-3) and found["pairs"] == 40
     json.dumps(found)
 
 
@@ -212,6 +218,27 @@ def test_a_judge_of_answers_is_shown_one_of_the_two(says: str | None, accept: fl
     assert len(seen) == found["pairs"] == 40
     assert (found["false_accept"], found["false_reject"]) == (accept, reject)
     assert found["void"] is (says is not None)
+
+
+@pytest.mark.parametrize(("says", "accept", "reject"), [("yes", 1.0, 0.0), ("no", 0.0, 1.0), (None, 0.0, 0.0)])
+def test_a_judge_of_silence_sees_every_passage_with_two_questions(
+    says: str | None, accept: float, reject: float
+) -> None:
+    """None: as is right."""
+    own = {question: passage for question, passage, _ in ITEMS}
+    seen = []
+
+    def reply(request: Request) -> str:
+        text = str(request.messages[0]["content"])  # type: ignore[index,call-overload]
+        (question,) = re.findall(r"\n\nQuestion: (.*)\n", text)
+        assert "does not answer this question" in text
+        seen.append(own[question] in text)
+        return json.dumps({"reason": "r", "answer": says or ("no" if seen[-1] else "yes")})
+
+    found = calibrate_silence(Voice("judge", ScriptedClient(reply), "json"), ITEMS, seed=0)
+    assert seen == [True, False] * 10 and [kind["n"] for kind in found["kinds"].values()] == [10, 10]
+    assert (found["false_accept"], found["false_reject"], found["void"]) == (accept, reject, says is not None)
+    assert calibrate_silence(Voice("judge", ScriptedClient(reply), "json"), ITEMS[:1] * 3, seed=0) == {}
 
 
 @pytest.mark.parametrize("says", ["yes", "no"])

@@ -78,7 +78,7 @@ def question_tree(folder: Path, url: str, out: str = "run", **sections: Any) -> 
         "expert": expert,
         "target": {**expert, "model": "target"},
         "ask": {
-            **{"per_chunk": 2, "rounds": 2, "patience": 2, "negative": 0.0, "unanswerable": 0.0, "cross": 0.0},
+            **{"per_chunk": 2, "rounds": 2, "patience": 2, "negative": 0.0, "unanswerable": 0.01, "cross": 0.0},
             **{"cosine": 1.0, "answer_tokens": 16, "samples": 2},
         },
         "train": {

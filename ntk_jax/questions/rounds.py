@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ntk_jax.errors import UserError
 from ntk_jax.llm.request import Progress
 from ntk_jax.llm.usable import Unusable
 from ntk_jax.questions.agreement import agreement, consistency
@@ -311,20 +310,8 @@ class Rounds:
         return one.trace.slot.passage if self.settings.sees_document else None
 
     def _ask(self, voice: Voice, what: str, pairs: Sequence[tuple[Any, Wish]]) -> list[Said]:
-        """Raises UserError as the client, saying how far the round came."""
         progress = self.progress(what, len(pairs)) if self.progress is not None and pairs else None
-        there = 0
-
-        def count(done: int, total: int, spent: str) -> None:
-            nonlocal there
-            there = done
-            if progress is not None:
-                progress(done, total, spent)
-
-        try:
-            return voice.ask([wish for _, wish in pairs], count)
-        except UserError as error:
-            raise UserError(f"{what}: {there:,} of {len(pairs):,} replies are there; {error}") from None
+        return voice.ask([wish for _, wish in pairs], progress, what)
 
     def _calls(self) -> int:
         voices = {

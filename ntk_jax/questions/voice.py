@@ -64,9 +64,23 @@ class Voice:
         self.calls = self.repaired = self.cut = self.cached = 0
         self.tokens = [0, 0]
 
-    def ask(self, wishes: Sequence[Wish], progress: Progress | None = None) -> list[Said]:
-        """What each wish brought, in order. The same replies give the same, in whatever order they come. Raises as
-        `Client.ask`."""
+    def ask(self, wishes: Sequence[Wish], progress: Progress | None = None, what: str = "") -> list[Said]:
+        """What each wish brought, in order. The same replies give the same, in whatever order they come. what: they are
+        about; empty: the role. Raises UserError as `Client.ask`, saying how far this came."""
+        there = 0
+
+        def count(done: int, total: int, spent: str) -> None:
+            nonlocal there
+            there = done
+            if progress is not None:
+                progress(done, total, spent)
+
+        try:
+            return self._heard(wishes, count)
+        except UserError as error:
+            raise UserError(f"{what or self.role}: {there:,} of {len(wishes):,} replies are there; {error}") from None
+
+    def _heard(self, wishes: Sequence[Wish], progress: Progress) -> list[Said]:
         found: dict[int, Said] = {}
         if self.form is None:
             first = [n for n, wish in enumerate(wishes) if wish.json][:PROBE]

@@ -20,7 +20,7 @@ from ntk_jax.pipelines.question.generations import next_target
 from ntk_jax.pipelines.question.leaks import leaks
 from ntk_jax.pipelines.question.methods import write_methods
 from ntk_jax.pipelines.question.state import QuestionRun, same_model
-from ntk_jax.questions.calibration import calibrate, calibrate_verdicts, items_of
+from ntk_jax.questions.calibration import calibrate, calibrate_silence, calibrate_verdicts, items_of
 from ntk_jax.questions.gaps import spread
 from ntk_jax.questions.keep import Candidate, Kept, Limits, keep
 from ntk_jax.questions.loop import Search, search
@@ -36,6 +36,12 @@ from ntk_jax.storage.reading import read_json_lines
 
 FILE, TRACES, PROMPTS = "questions.jsonl", "traces.jsonl", "prompts.jsonl"
 METHOD = "adversarial"
+_TAKEN = ("the wrong answers for right", "the right ones for wrong")
+_MISTAKES = {  # of a judge: what it judges, and what it takes for what
+    "gap": ("the gap", *_TAKEN),
+    "answers": ("answers", *_TAKEN),
+    "unanswerable": ("unanswerable questions", "answered questions for unanswerable", "unanswerable ones for answered"),
+}
 
 
 def check(config: QuestionConfig) -> None:
@@ -299,8 +305,8 @@ def _calibrations(
     if not items:
         return []
 
-    def options(what: str) -> dict[str, Any]:
-        progress = make(f"planted {what}", len(PLANTED) * len(items))
+    def options(what: str, each: int = len(PLANTED)) -> dict[str, Any]:
+        progress = make(f"planted {what}", each * len(items))
         return {"seed": run.config.seed, "max_tokens": section.verdict_tokens, "progress": progress}
 
     found: list[dict[str, Any]] = []
@@ -313,6 +319,9 @@ def _calibrations(
             about = calibrate_verdicts(voice, items, **options(f"answers, {who}"))
             found.append({"of": "answers", "role": voice.role, **about})
             _say_void(found[-1], f"another {who}, or {way}")
+            if section.unanswerable and (about := calibrate_silence(voice, items, **options(f"silence, {who}", 2))):
+                found.append({"of": "unanswerable", "role": voice.role, **about})
+                _say_void(found[-1], f"another {who}, or ask.unanswerable = 0")
     return found
 
 
@@ -320,10 +329,10 @@ def _say_void(found: dict[str, Any], way: str) -> None:
     if found["void"]:
         rates = [found[key] for key in ("false_accept", "false_reject")]
         accepts, rejects = ("no readable verdict" if rate is None else f"{rate:.0%}" for rate in rates)
-        what = "the gap" if found["of"] == "gap" else "answers"
+        what, accepted, rejected = _MISTAKES[found["of"]]
         note(
-            f"{found['judge']} cannot judge {what}: of planted pairs it takes {accepts} of the wrong answers for right "
-            f"and {rejects} of the right ones for wrong; take {way}"
+            f"{found['judge']} cannot judge {what}: of what is planted it takes {accepts} of {accepted} and {rejects} "
+            f"of {rejected}; take {way}"
         )
 
 

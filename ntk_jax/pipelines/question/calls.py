@@ -132,14 +132,14 @@ def _loop(config: QuestionConfig, slots: int) -> dict[str, tuple[str, float, flo
     }
     if config.second_judge.model:
         counted["second verdict"] = ("second_judge", times * kept * slots, times * most)
-    each = times * len(PLANTED)
-    pairs = (each * min(s.calibration, kept * slots), float(each * min(s.calibration, slots)))
+    items = [times * min(float(s.calibration), number) for number in (kept * slots, slots)]
+    pairs, silent = len(PLANTED), 2 if s.unanswerable else 0
     if divergent:
-        counted["planted pairs"] = ("judge", *pairs)
+        counted["planted pairs"] = ("judge", pairs * items[0], pairs * items[1])
     if s.judged:
-        counted["planted answers"] = ("judge", *pairs)
+        counted["planted answers"] = ("judge", (pairs + silent) * items[0], (pairs + silent) * items[1])
     if config.second_judge.model:
-        counted["planted answers, second"] = ("second_judge", *pairs)
+        counted["planted answers, second"] = ("second_judge", (pairs + silent) * items[0], (pairs + silent) * items[1])
     return counted
 
 

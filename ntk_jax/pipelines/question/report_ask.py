@@ -203,10 +203,13 @@ def calibrations(run: RunDirectory) -> list[tuple[dict[str, Any], dict[str, Any]
     return [(found, about) for found in generations(run) for about in records(found.get("calibrations"))]
 
 
+_JUDGED = {"gap": "the gap", "answers": "answers", "unanswerable": "unanswerable questions"}
+
+
 def judge_of(about: dict[str, Any]) -> str:
     """Which judge, and of what."""
     who = "second judge" if about.get("role") == "second_judge" else "judge"
-    return f"{who} of the gap" if about.get("of") == "gap" else f"{who} of answers"
+    return f"{who} of {_JUDGED.get(str(about.get('of')), 'answers')}"
 
 
 def judge(run: RunDirectory) -> Shown:
@@ -215,8 +218,8 @@ def judge(run: RunDirectory) -> Shown:
     for found, about in calibrations(run):
         which = f" as {judge_of(about)}{named(run, found)}"
         leads.append(
-            f"{about.get('judge')}{which} takes {_share(about, 'false_accept')} of wrong or vague answers for right "
-            f"(false accepts) and {_share(about, 'false_reject')} of right ones for wrong (false rejects); "
+            f"{about.get('judge')}{which} takes {_share(about, 'false_accept')} of {wrong_of(about)} (false accepts) "
+            f"and {_share(about, 'false_reject')} of {right_of(about)} (false rejects); "
             f"informedness {general(about.get('informedness'))}, where 1 is always right and 0 is what chance says."
         )
         if about.get("void"):
@@ -235,14 +238,27 @@ def judge(run: RunDirectory) -> Shown:
             header = ["Planted pair", "Asked", "Verdict read", "Mean divergence", "Called different"]
             caption = f"What is said of planted pairs{which}; different from {general(about.get('threshold'))} on"
         else:
-            header = ["Planted answer", "Asked", "Verdict read", "Refused"]
-            caption = f"What is said of planted answers{which}"
+            what = "question" if about.get("of") == "unanswerable" else "answer"
+            header = [f"Planted {what}", "Asked", "Verdict read", "Refused"]
+            caption = f"What is said of planted {what}s{which}"
             rows = [[*row[:3], row[4]] for row in rows]
         tables.append(Table(header, rows, caption))
         if failures := mapping(about.get("failures")):
             lines = "\n".join(f"{count(n)} × {why}" for why, n in failures.items())
             texts.append((f"Pairs without a verdict{which}", [Text(("why",), (("reasons", lines),))]))
     return Shown(leads=leads, tables=tables, texts=texts)
+
+
+def wrong_of(about: dict[str, Any]) -> str:
+    """What a judge takes wrongly, and for what."""
+    if about.get("of") == "unanswerable":
+        return "questions that their passage answers for unanswerable"
+    return "wrong or vague answers for right"
+
+
+def right_of(about: dict[str, Any]) -> str:
+    """What it refuses wrongly, and for what."""
+    return "questions on other passages for answered" if about.get("of") == "unanswerable" else "right ones for wrong"
 
 
 def _share(about: dict[str, Any], key: str) -> str:

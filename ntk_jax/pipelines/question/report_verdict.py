@@ -19,7 +19,7 @@ from ntk_jax.pipelines.question.report_arms import (
     titles,
     value_text,
 )
-from ntk_jax.pipelines.question.report_ask import ASK, calibrations, generations, judge_of, named, unit_of
+from ntk_jax.pipelines.question.report_ask import ASK, calibrations, generations, judge_of, named, unit_of, wrong_of
 from ntk_jax.pipelines.question.report_calls import SAME
 from ntk_jax.report.amounts import count, finite, general, percent
 from ntk_jax.report.layout import Notice
@@ -148,7 +148,7 @@ def _of_judge(run: RunDirectory) -> Iterator[Notice]:
             text = f"{about.get('judge')}{named(run, found)} does no better than chance on pairs that are known."
             yield Notice("judge", f"The {who} says nothing", text)
         elif accepts is not None and accepts >= LENIENT:
-            text = f"It takes {percent(accepts)} of answers that are known to be wrong or vague for right."
+            text = f"Of what is planted it takes {percent(accepts)} of {wrong_of(about)}."
             yield Notice("judge", f"The {who} is lenient", text)
     asked, refused = _verdicts(run)
     if asked >= MANY and not refused:

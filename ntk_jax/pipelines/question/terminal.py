@@ -8,7 +8,7 @@ from typing import Any
 
 from ntk_jax.pipelines.common.terminal import evaluation_lines, number, stage_lines
 from ntk_jax.pipelines.question.report_arms import ROUND
-from ntk_jax.pipelines.question.report_ask import judge_of
+from ntk_jax.pipelines.question.report_ask import judge_of, right_of, wrong_of
 from ntk_jax.report.text import align, label
 
 _REASONS = 8  # that are named, the commonest
@@ -66,7 +66,7 @@ def _generation(one: dict[str, Any], which: str) -> Iterator[str]:
     yield from (f"  {line}" for line in align(rows, rules_before={1}))
     for about in one["calibrations"]:
         rates, who = [_share(about[key]) for key in ("false_accept", "false_reject")], judge_of(about)
-        text = f"  the {who} takes {rates[0]} of planted wrong answers for right, {rates[1]} of right for wrong"
+        text = f"  the {who} takes {rates[0]} of planted {wrong_of(about)}, {rates[1]} of {right_of(about)}"
         yield text + ("; it says nothing" if about["void"] else "")
 
 
