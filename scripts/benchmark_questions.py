@@ -5,9 +5,10 @@ one chunk at a time.
 
 TARGET and EXPERT are Hugging Face folders, both in this process. --documents: JSONL with `text`. Both ways run the same
 loop with the same settings and models; together a model writes --slots replies at a time, and one chunk at a time as
-many as it has questions, so that it pays for no empty ones. Other chunks only warm up, a single one where they go one
-at a time, so that little is compiled in what is measured. Shares: of the time in generation (both models), in
-likelihoods, and the rest.
+many as it has questions, so that it pays for no empty ones. One at a time goes through the first --alone of the chunks,
+as its time is a chunk's times their number; what is compared is questions a minute. Other chunks only warm up, a few
+together and a single one, so that little is compiled in what is measured. Shares: of the time in generation (both
+models), in likelihoods, and the rest.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ from ntk_jax.questions.question import Chunk, Likelihood
 from ntk_jax.questions.rounds import Settings, Voices
 from ntk_jax.questions.slots import plan_slots
 from ntk_jax.questions.voice import Voice
+
+
+_WARM = 4  # chunks that are enough for every program to be compiled
 
 
 class Timed:
@@ -71,6 +75,7 @@ def main() -> None:
     parser.add_argument("expert", help="a Hugging Face folder")
     parser.add_argument("--documents", required=True, help="JSONL with the key text")
     parser.add_argument("--chunks", type=int, default=8)
+    parser.add_argument("--alone", type=int, help="of these, those that also go one at a time; default: all")
     parser.add_argument("--words", type=int, default=120, help="of a chunk")
     parser.add_argument("--per-chunk", type=int, default=2, help="questions of a chunk")
     parser.add_argument("--rounds", type=int, default=1)
@@ -78,6 +83,9 @@ def main() -> None:
     options = parser.parse_args()
     if min(options.chunks, options.words, options.per_chunk, options.slots, options.repeats) < 1 or options.rounds < 0:
         raise UserError("--chunks, --words, --per-chunk, --slots and --repeats must be at least 1, --rounds at least 0")
+    alone = options.chunks if options.alone is None else options.alone
+    if not 1 <= alone <= options.chunks:
+        raise UserError("--alone must be from 1 to --chunks")
     about = ms.environment(())
     ms.print_environment(about)
     models = {path: nj.load_model(path, dtype=options.dtype) for path in {options.target, options.expert}}
@@ -87,11 +95,12 @@ def main() -> None:
     runs = [found[n * options.chunks : (n + 1) * options.chunks] for n in range(options.repeats + 1)]
     ways: dict[str, Callable[[Sequence[Chunk]], dict[str, float]]] = {
         "together": lambda chunks: measured(models, options, [chunks], options.slots),
-        "one at a time": lambda chunks: measured(models, options, [[one] for one in chunks], options.per_chunk),
+        "one at a time": lambda chunks: measured(models, options, [[one] for one in chunks[:alone]], options.per_chunk),
     }
-    ways["together"](runs[0])  # compiles
+    ways["together"](runs[0][:_WARM])  # compiles
     ways["one at a time"](runs[0][:1])
     figures: dict[str, Any] = {"benchmark": "questions", **about, "dtype": options.dtype}
+    figures["alone"] = alone
     names = ("target", "expert", "chunks", "words", "per_chunk", "rounds", "slots", "repeats")
     figures |= {name: getattr(options, name) for name in names}
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
