@@ -36,7 +36,6 @@ from ntk_jax.questions.rounds import Settings, Voices
 from ntk_jax.questions.slots import plan_slots
 from ntk_jax.questions.voice import Voice
 
-
 _WARM = 4  # chunks that are enough for every program to be compiled
 
 
