@@ -68,6 +68,7 @@ PIPELINE = Pipeline(
     load=Address(f"{_HERE}.costs:load"),
     notes=Address(f"{_HERE}.costs:notes"),
     doctor=Address(f"{_HERE}.doctor:checks"),
+    export=Address(f"{_HERE}.export:export"),
     spoken=("chunk", "ask", "train", "evaluate"),
     stages=(
         Stage(
