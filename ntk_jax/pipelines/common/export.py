@@ -45,8 +45,8 @@ class Trained:
 
 @dataclass(frozen=True)
 class Source:
-    """What a run has of an arm. config: the run's, with the section model. trained, records: give it, or raise UserError
-    where there is none or its stage is not done; asked only for what is wanted, before anything is written."""
+    """What a run has of an arm. config: the run's, with the section model. trained, records: give what is wanted of it,
+    before anything is written, or raise UserError: there is none, or its stage is not done."""
 
     config: Any
     trained: Callable[[], Trained]
