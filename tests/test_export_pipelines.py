@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ from ntk_jax import cli, pipelines
 from ntk_jax.data.sources import read_records
 from ntk_jax.engine.plan import Command
 from ntk_jax.models.model import load_model
+from ntk_jax.storage.hashing import sha256_file
+from ntk_jax.storage.run import SUMS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*the server does not honour:ntk_jax.errors.Note")
 IDS = np.arange(3, 63).reshape(2, 30)
@@ -132,6 +135,22 @@ def test_kept_questions_are_the_same_in_every_format(asked: Path, tmp_path: Path
     expected = [(one["id"], one["prompt"], one["response"], one["gap"]) for one in lines(asked / "questions.jsonl")]
     for source in (tmp_path / "q.parquet", f"hf:{tmp_path}/q"):
         assert [(one["id"], one["prompt"], one["response"], one["gap"]) for one in read_records(source)] == expected
+
+
+def test_an_account_without_verdicts_has_columns(asked: Path, tmp_path: Path) -> None:
+    """Where nobody judges, the accounts of the rounds have empty objects, which no column can hold."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    run = tmp_path / "run"
+    shutil.copytree(asked, run)
+    one = {"id": "a", "prompt": "p", "response": "r", "trace": {"judge": {}, "rounds": [{"round": 0, "judge": {}}]}}
+    (run / "ask" / "questions.jsonl").write_text(json.dumps(one) + "\n")
+    sums = run / "ask" / SUMS
+    digest = sha256_file(run / "ask" / "questions.jsonl")
+    sums.write_text(re.sub(r"[0-9a-f]{64}(?=  questions.jsonl)", digest, sums.read_text()))
+    assert export(run, "--selection", tmp_path / "s.parquet", "--arm", "adversarial") == 0
+    (found,) = parquet.read_table(tmp_path / "s.parquet").to_pylist()
+    assert found == {**one, "trace": {"rounds": [{"round": 0}]}}
+    assert export(run, "--selection", tmp_path / "s.jsonl") == 0 and lines(tmp_path / "s.jsonl") == [one]
 
 
 def test_without_targets_everything_of_an_arm_goes_beside_the_stages(

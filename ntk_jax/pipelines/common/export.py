@@ -27,10 +27,12 @@ from ntk_jax.storage.atomic import make_folder, new_folder, read_json, refuse_ex
 
 @dataclass(frozen=True)
 class Records:
-    """Of a stage that is done. read() gives them, a line of JSON each. whose: they are, for people."""
+    """Of a stage that is done. read() gives them, a line of JSON each. whose: they are, for people. in_columns(record):
+    as Parquet and datasets hold it."""
 
     read: Callable[[], bytes]
     whose: str
+    in_columns: Callable[[Any], Any] = lambda record: record
 
 
 @dataclass(frozen=True)
@@ -143,10 +145,9 @@ def _selection(found: Records, target: str, suffix: str) -> str:
     make_folder(Path(target).parent)
     if suffix == ".jsonl":
         write_bytes(target, text)
-    elif suffix == ".parquet":
-        write_parquet(target, records)
     else:
-        write_dataset(target, records)
+        write = write_parquet if suffix == ".parquet" else write_dataset
+        write(target, [found.in_columns(record) for record in records])
     kind = {".jsonl": "JSONL", ".parquet": "Parquet"}.get(suffix, "Hugging Face dataset")
     return f"Selection: {target} ({kind}, {count(len(records))} records, {found.whose})"
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ntk_jax.engine.export import Wanted
 from ntk_jax.engine.finished import require_done
@@ -55,8 +56,17 @@ def export(config: QuestionConfig, folder: Path, wanted: Wanted) -> Iterator[str
             raise UserError(f"--selection: {name} has no records in this run; give one of {', '.join(every)} as --arm")
         found = every[arm]
         if found.round is None:
-            return Records(found.path.read_bytes, f"arm {arm}")
+            return Records(found.path.read_bytes, f"arm {arm}", _filled)
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines_of(found))
-        return Records(text.encode, f"arm {arm}")
+        return Records(text.encode, f"arm {arm}", _filled)
 
     yield from export_arm(Source(config, trained, records), wanted)
+
+
+def _filled(value: Any) -> Any:
+    """Without the keys of empty objects, such as the verdicts where nobody judges: no column can hold one."""
+    if isinstance(value, list):
+        return [_filled(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: item for key, item in ((key, _filled(item)) for key, item in value.items()) if item != {}}
