@@ -38,9 +38,10 @@ What is there already is never overwritten.
   ntk-jax export runs/my_run
   ntk-jax export runs/my_run --merged my_model --selection chosen.parquet
   ntk-jax export my_run.yaml --arm random --adapter random_adapter
+  ntk-jax export runs/my_questions --arm static --merged static_model --selection static.jsonl
 
-RUN is a run directory (a folder, gs://... or s3://...), or the config whose `out` it is. The settings are those that
-the run was made with; where its model lies somewhere else now, --model.path=DIR says where.
+RUN is a run directory of `run`, `mine` or `question` (a folder, gs://... or s3://...), or the config whose `out` it is.
+The settings are those that the run was made with; where its model lies somewhere else now, --model.path=DIR says where.
 """
 
 SEARCH = """\
@@ -60,9 +61,10 @@ COMMON = {
     "export": (
         "adapter, merged weights and selection for other programs",
         "Writes an arm's adapter as a PEFT folder, the model with the adapter merged into its weights as a Hugging "
-        "Face folder (tensor by tensor, so that a large model needs no large memory), and a selection as JSONL, "
-        "Parquet or a Hugging Face dataset: those that are named, or all of an arm into the run's export/<arm>/. "
-        "Reads a finished run directory and the run's model.",
+        "Face folder (tensor by tensor, so that a large model needs no large memory), and a selection, the mined text "
+        "or the kept questions as JSONL, Parquet or a Hugging Face dataset: those that are named, or all of an arm "
+        "into the run's export/<arm>/. Arms whose weights were all trained have no adapter, and their whole model as "
+        "merged. Reads a finished run directory and the run's model.",
     ),
     "search": (
         "what a mined corpus has near a text",
@@ -146,14 +148,16 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--json", action="store_true", help="a JSON object a line")
         if name == "export":
             sub.add_argument(
-                "--arm", metavar="NAME", help="whose: an arm or method; that of the first method by default"
+                "--arm",
+                metavar="NAME",
+                help="whose: an arm or method; by default that of the first method, the mined text, the kept questions",
             )
             sub.add_argument("--adapter", metavar="DIR", help="write the arm's adapter there, in PEFT format")
-            sub.add_argument("--merged", metavar="DIR", help="write the model with the arm's adapter merged in there")
+            sub.add_argument("--merged", metavar="DIR", help="write the arm's model there, its adapter merged in")
             sub.add_argument(
                 "--selection",
                 metavar="PATH",
-                help="write the method's records: .jsonl, .parquet, or a dataset's folder",
+                help="write the method's records, mined text or questions: .jsonl, .parquet, or a dataset's folder",
             )
     return top
 

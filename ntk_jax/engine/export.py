@@ -15,12 +15,17 @@ from ntk_jax.storage import bucket
 @dataclass(frozen=True)
 class Wanted:
     """What to write and where; None: not wanted, and with no target at all everything goes into `export/<arm>/` of the
-    run. arm: whose; None: that of the run's first method."""
+    run. arm: whose; None: that of the run's first method, or its own arm."""
 
     arm: str | None = None
     adapter: str | None = None
     merged: str | None = None
     selection: str | None = None
+
+    @property
+    def named(self) -> bool:
+        """Whether any target is named."""
+        return bool(self.adapter or self.merged or self.selection)
 
 
 def export(
@@ -33,7 +38,7 @@ def export(
     function.
     """
     place = place_of(run, out)
-    if bucket.is_address(place) and not (wanted.adapter or wanted.merged or wanted.selection):
+    if bucket.is_address(place) and not wanted.named:
         raise UserError(
             f"{place}: say where to write: --adapter DIR, --merged DIR, --selection PATH, or several of them"
         )

@@ -17,7 +17,7 @@ from ntk_jax.errors import UserError
 from ntk_jax.models import hub
 from ntk_jax.models.config import ModelConfig
 from ntk_jax.models.decoder import abstract_decoder
-from ntk_jax.models.lora import LoRAConfig, fold, initial_lora
+from ntk_jax.models.lora import LoRAConfig, fold, initial_lora, is_fresh
 from ntk_jax.models.quantization import cast, check_kind, dequantized_base, kind_of, quantized_base, refuse_quantized
 from ntk_jax.parallel.hosts import place
 from ntk_jax.parallel.rules import param_shardings
@@ -154,7 +154,9 @@ def without_adapter(model: Model) -> Model:
     if model.lora_config is None:
         return model
     graphdef = abstract_decoder(model.config, None, model.dtype)[0]
-    base = fold(model.lora, model.base, model.scales)
+    # A fresh adapter adds nothing: a copy of the weights would only take memory.
+    fresh = model.quantization is None and is_fresh(model.lora)
+    base = model.base if fresh else fold(model.lora, model.base, model.scales)
     return dataclasses.replace(model, graphdef=graphdef, lora={}, base=base, lora_config=None)
 
 

@@ -96,9 +96,10 @@ def measured_steps(steps: int, count: int) -> list[int]:
     return sorted({max(1, round(steps * number / count)) for number in range(1, count + 1)})
 
 
-def save_pretrained(folder: Path, model: Model, trained: Trained, parameters: str, base_name: str) -> Path:
+def save_pretrained(folder: Path, model: Model, trained: Trained | Model, parameters: str, base_name: str) -> Path:
     """Writes what was trained and returns where: adapter/ in PEFT's format, or model/, a Hugging Face folder with the
-    tokenizer, in the model's dtype. base_name: of the model that an adapter belongs to. Raises UserError: a full disk.
+    tokenizer, in the model's dtype. trained: what a training gave back, or the model as it is on the way. base_name: of
+    the model that an adapter belongs to. Raises UserError: a full disk.
     """
     if parameters == "lora":
         assert model.lora_config is not None  # `train` refuses a model without an adapter

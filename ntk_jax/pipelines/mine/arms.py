@@ -45,6 +45,7 @@ BLOCK = 4096  # chunks read at once
 NEGATIVES = 10  # random chunks for each seed of the classifier of seeds
 ODDS = "autods.zarr"  # [N, M] log odds of yes
 ODDS_BLOCK = 512  # chunks that a kill loses at most
+OWN = "dopamine"  # the arm of what was mined
 TITLES = {
     "general": "general text only",
     "random": "random documents",
@@ -76,11 +77,15 @@ def check_inputs(run: MineRun, closing: bool) -> None:
 
 def pretrain(run: MineRun, folder: Path) -> Facts:
     """Trains and measures every arm; see `pretrain_arms`."""
-    arms = [
+    return pretrain_arms(run, folder, arms_of(run), functools.partial(replayed, run))
+
+
+def arms_of(run: MineRun) -> list[ArmTexts]:
+    """The arms of a run, in the config's order."""
+    return [
         ArmTexts(name, TITLES[name], None if name == GENERAL else functools.partial(texts_of, run, name))
         for name in run.config.pretrain.arms
     ]
-    return pretrain_arms(run, folder, arms, functools.partial(replayed, run))
 
 
 def chunks_of(run: MineRun, arm: str) -> np.ndarray:

@@ -20,10 +20,11 @@ from ntk_jax.engine.stage import Facts, Job
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.accuracy import task_files
 from ntk_jax.evaluation.perplexity import HeldOut, compare_perplexities, held_out_text, perplexities
-from ntk_jax.models.model import Model, load_model, without_adapter
+from ntk_jax.models.model import Model
 from ntk_jax.parallel import hosts
 from ntk_jax.pipelines.common.model import RunModel, check_length
 from ntk_jax.pipelines.common.tensorboard import followed
+from ntk_jax.pipelines.common.weights import check_parameters, start_of, trained_model
 from ntk_jax.pipelines.mine.pretrain_config import PretrainSection
 from ntk_jax.storage.atomic import make_folder, read_json, write_json
 from ntk_jax.training.checkpoints import discard_checkpoints
@@ -99,11 +100,7 @@ def check_pretraining(section: PretrainSection, quantization: str | None = None)
         raise UserError(f"pretrain.shares = {list(section.shares)}: give at least one share, each once")
     if 0 in section.shares:
         raise UserError("pretrain.shares: a share of 0 trains on general text only; that is the arm general")
-    if section.parameters == "all" and quantization:
-        raise UserError(
-            f"pretrain.parameters = all, but the weights are held in {quantization} (model.quantization); train lora, "
-            "or load the model without it"
-        )
+    check_parameters(section.parameters, quantization, "pretrain")
     check_config(pretrain_settings(section, section.row_length or 1024), "pretrain")
 
 
@@ -126,7 +123,7 @@ def pretrain_arms(run: PretrainRun, folder: Path, arms: list[ArmTexts], corpus: 
     """
     section: PretrainSection = run.config.pretrain
     check_row(run)
-    model = run.model.base if section.parameters == "lora" else without_adapter(run.model.base)
+    model = start_of(run.model, section.parameters)
     held_out, apart = held_out_sets(run), _apart(run)
     trained = trained_arms(section, arms)
     base = _measured(run, folder / BASE, model, held_out, 0) if held_out else {}
@@ -143,9 +140,7 @@ def model_of(run: PretrainRun, folder: Path, arm: str) -> Model:
     stage."""
     if arm == BASE:
         return run.model.base
-    if run.config.pretrain.parameters == "lora":
-        return run.model.adapted(folder / arm / "adapter")
-    return load_model(str(folder / arm / "model"), dtype=run.config.model.dtype, mesh=run.model.mesh)
+    return trained_model(run.model, run.config.model, folder / arm, run.config.pretrain.parameters)
 
 
 # -- held-out text ---------------------------------------------------------------------------------------------------

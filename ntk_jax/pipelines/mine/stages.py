@@ -73,6 +73,7 @@ PIPELINE = Pipeline(
     load=Address(f"{_HERE}.costs:load"),
     notes=Address(f"{_HERE}.costs:notes"),
     doctor=Address(f"{_HERE}.doctor:checks"),
+    export=Address(f"{_HERE}.export:export"),
     search=Address(f"{_HERE}.search:search"),
     spoken=("seeds", "label", "classify", "audit", "pretrain", "evaluate"),
     stages=(

@@ -50,7 +50,7 @@ def arms_of(run: QuestionRun) -> list[Arm]:
         if name == OWN:
             found.append(own_arm(run))
             if config.train.by_round:
-                found += [arm for arm in _by_round(run, folder / "questions.jsonl") if _lines_of(arm)]
+                found += [arm for arm in _by_round(run, folder / "questions.jsonl") if lines_of(arm)]
         else:
             summary = read_json(folder / f"{name}.summary.json", dict)
             if summary["records"]:
@@ -67,7 +67,7 @@ def own_arm(run: QuestionRun) -> Arm:
 
 def records_of(run: QuestionRun, arm: Arm) -> list[dict[str, Any]]:
     """The records of an arm as they are trained on."""
-    return as_trained(run, _lines_of(arm))
+    return as_trained(run, lines_of(arm))
 
 
 def as_trained(run: QuestionRun, lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -78,7 +78,8 @@ def as_trained(run: QuestionRun, lines: Sequence[dict[str, Any]]) -> list[dict[s
     return [_with_passage(line, chunks) for line in lines]
 
 
-def _lines_of(arm: Arm) -> list[dict[str, Any]]:
+def lines_of(arm: Arm) -> list[dict[str, Any]]:
+    """The records of an arm as they were written, with the whole account of how each came to be."""
     lines = read_json_lines(arm.path, f"delete the folder {arm.path.parent} and run again")
     return list(_at_round(lines, arm.round) if arm.round is not None else lines)
 

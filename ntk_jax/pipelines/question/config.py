@@ -112,12 +112,13 @@ class AskSection:
 
 @dataclass(frozen=True)
 class QuestionTrainSection(TrainSection):
-    """One LoRA fine-tuning for each arm, all with the same number of training tokens."""
+    """One fine-tuning for each arm, all with the same number of training tokens."""
 
     arms: tuple[str, ...] = setting(
         ("adversarial", "static", "paraphrase", "entities", "facts", "calibration", "strategies", "documents"),
         "what is trained on and compared; base, the model as it was, always stands beside them",
     )
+    parameters: Literal["lora", "all"] = setting("lora", "train an adapter, or all the weights")
     tokens: Count | None = setting(
         None, "tokens that each arm is trained on, to within a step; null: train.epochs of the kept questions"
     )

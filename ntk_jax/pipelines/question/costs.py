@@ -8,6 +8,7 @@ number and for the most there can be.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -49,8 +50,35 @@ def ask(load: Load) -> Cost:
     """What models of this process write, the likelihoods of the gaps, and the target of every further generation."""
     works = [*_written(load), *_likelihoods(load), *_targets(load)]
     found = total(load.lines, "likely")
-    # Replies with what was asked for, the prompts by themselves, and the records.
-    return Cost(tuple(works), Disk(2 * BYTES_A_TOKEN * (found.prompt_tokens + found.completion_tokens)))
+    # Replies with what was asked for, the prompts by themselves, the records, and the targets of further generations.
+    replies = 2 * BYTES_A_TOKEN * (found.prompt_tokens + found.completion_tokens)
+    targets = load.config.ask.generations - 1
+    trained = _trained(load)
+    return Cost(tuple(works), Disk(replies + targets * trained.saved, trained.checkpoints if targets else 0.0))
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What a training changes. lora, count: parameters of its adapter, and all that are trained. saved: bytes that an
+    arm keeps. own: bytes of the weights that a trained arm has beside those of the base."""
+
+    lora: int
+    count: int
+    saved: float
+    own: float
+
+    @property
+    def checkpoints(self) -> float:
+        """Bytes of three: of each parameter itself and Adam's two moments, in float32."""
+        return 3 * 3 * 4.0 * self.count
+
+
+def _trained(load: Load) -> _Trained:
+    model, size = load.model.base, load.model.adapter_size
+    if load.config.train.parameters == "lora":
+        return _Trained(size, size, 4.0 * size, 4.0 * size)
+    count = sum(leaf.size for leaf in jax.tree.leaves(model.base))
+    return _Trained(0, count, float(model.dtype.itemsize * count), float(model.dtype.itemsize * count))
 
 
 def _resident(load: Load) -> float:
@@ -61,7 +89,9 @@ def _resident(load: Load) -> float:
         for owner, section in own.items()
         if not is_base(load.config, section)
     }
-    return _weights(load) + sum(others.values())
+    # A further generation asks a target that was trained: with weights of its own beside those that it began with.
+    target = _trained(load).own if load.config.ask.generations > 1 else 0.0
+    return _weights(load) + sum(others.values()) + target
 
 
 def _weights(load: Load) -> float:
@@ -126,7 +156,7 @@ def _targets(load: Load) -> Iterator[Work]:
 
 def train(load: Load) -> Cost:
     """A training of every arm, all with the same number of tokens."""
-    config, tokens, low = load.config, _tokens(load), 4.0 * load.model.adapter_size
+    config, tokens, trained = load.config, _tokens(load), _trained(load)
     works = []
     for name in _arms(load):
         text = name in METHODS and METHODS[name].kind == "text"
@@ -138,7 +168,7 @@ def train(load: Load) -> Cost:
         f"{tokens:,.0f}",
         "train.tokens" if config.train.tokens else "train.epochs of the questions that are likely to be kept",
     )
-    return Cost(tuple(works), Disk(len(works) * config.train.evaluations * low, 3 * 3 * low))
+    return Cost(tuple(works), Disk(len(works) * config.train.evaluations * trained.saved, trained.checkpoints))
 
 
 def _arms(load: Load) -> list[str]:
@@ -164,14 +194,21 @@ def _tokens(load: Load) -> float:
 
 
 def _training(load: Load, tokens: float, share: float, part: str, resident: float) -> Work:
-    """A training of the adapter. share: of the tokens that the loss is taken of."""
-    model, size = load.model.base, load.model.adapter_size
+    """A training. share: of the tokens that the loss is taken of."""
+    model, trained, parameters = load.model.base, _trained(load), load.config.train.parameters
     remat = model.config.hidden_size >= 1024
-    flops = training_flops(model.config, round(tokens), round(share * tokens), remat, lora_parameters=size)
+    flops = training_flops(
+        model.config,
+        round(tokens),
+        round(share * tokens),
+        remat,
+        parameters=parameters,
+        lora_parameters=trained.lora,
+    )
     length = -(-round(_record(load) + load.sizes.longest) // 64) * 64
     rows = max(1, load.config.train.tokens_per_microbatch // (length * load.devices))
     shape = Shape(rows, length, round(share * rows * length))
-    memory = resident + 8 * 4.0 * size + backward_bytes(model.config, shape, model.dtype.itemsize, remat)
+    memory = resident + 8 * 4.0 * trained.count + backward_bytes(model.config, shape, model.dtype.itemsize, remat)
     return Work(tokens / _record(load), tokens, flops, flops, "backward", memory, part)
 
 
@@ -190,9 +227,13 @@ def evaluate(load: Load) -> Cost:
         found = _questions(load, metric)
         if found is not None:
             tokens, labels = passes * found.count * found.tokens, passes * found.count * found.labels
-            size = load.model.adapter_size
-            flops = forward_flops(load.model.base.config, round(tokens), round(labels), lora_parameters=size)
-            memory = _weights(load) + _forward_memory(load, found.longest, found.labels / max(found.tokens, 1.0))
+            trained = _trained(load)
+            flops = forward_flops(load.model.base.config, round(tokens), round(labels), lora_parameters=trained.lora)
+            memory = (
+                _weights(load)
+                + trained.own
+                + _forward_memory(load, found.longest, found.labels / max(found.tokens, 1.0))
+            )
             works.append(Work(passes * found.count, tokens, flops, flops, memory=memory, part=metric))
             lines += passes * found.count * (120 + found.bytes)
     return Cost(tuple(works), Disk(lines))

@@ -11,7 +11,7 @@ All of it is read from these files; a stage that is not there yet has no section
 | ask/summary.json      | generations [outcomes, rounds, gaps, voices, calibrations], methods, llm (accounts), seconds |
 | ask/questions.jsonl   | the kept questions with their traces; ask/traces.jsonl: the others, each with `not_kept`    |
 | ask/<method>.jsonl    | a record of each other method                                                              |
-| train/summary.json    | tokens, arms                                                                               |
+| train/summary.json    | tokens, parameters, arms                                                                   |
 | evaluate/results.json | as the evaluation writes it; `general`: tasks of other subjects                             |
 """
 

@@ -121,9 +121,11 @@ def training(run: RunDirectory) -> Shown:
         numbers = [count(arm.get(key)) for key in ("examples", "examples_seen", "steps", "tokens", "label_tokens")]
         cost = [duration(arm.get("seconds")), metric(arm.get("flops"), "FLOP")]
         rows.append([str(arm.get("title") or arm.get("name")), *numbers, general(arm.get("final_loss")), *cost])
+    changed = "all the weights" if found.get("parameters") == "all" else "an adapter"
     lead = (
-        f"Every arm was trained on {count(found.get('tokens'))} tokens, to within a step. Label tokens are what the "
-        "loss is taken of: of a question with its answer the answer alone, of a free text all of it."
+        f"Every arm was trained on {count(found.get('tokens'))} tokens, to within a step. "
+        f"Training changed {changed}. Label tokens are what the loss is taken of: of a question with its answer the "
+        "answer alone, of a free text all of it."
     )
     header = [
         "Arm",

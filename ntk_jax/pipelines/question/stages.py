@@ -4,7 +4,7 @@
 |----------|-------------------|----------------------------------------------------------------------------------------|
 | chunk    | documents.files   | chunks.jsonl, summary.json                                                            |
 | ask      | chunk, all roles  | questions.jsonl, traces.jsonl, prompts.jsonl, <method>.jsonl; calls in RUN/llm/<role> |
-| train    | ask               | <arm>/adapter, <arm>/history.jsonl, <arm>/summary.json                                |
+| train    | ask               | <arm>/: adapter or model, history.jsonl, summary.json                                 |
 | evaluate | train             | results.json, predictions/<arm>/, losses/<arm>/, answers/<arm>/                       |
 """
 
@@ -24,7 +24,7 @@ _ASK = ("model", "ask", "evaluate.files", "evaluate.general", "train.arms", *_LL
 _TRAIN = tuple(
     f"train.{key}"
     for key in ("epochs", "max_steps", "learning_rate", "batch_size", "schedule", "warmup_ratio", "weight_decay")
-    + ("beta1", "beta2", "max_grad_norm", "tokens", "evaluations", "by_round", "with_passage", "arms")
+    + ("beta1", "beta2", "max_grad_norm", "parameters", "tokens", "evaluations", "by_round", "with_passage", "arms")
 )
 
 
@@ -68,6 +68,7 @@ PIPELINE = Pipeline(
     load=Address(f"{_HERE}.costs:load"),
     notes=Address(f"{_HERE}.costs:notes"),
     doctor=Address(f"{_HERE}.doctor:checks"),
+    export=Address(f"{_HERE}.export:export"),
     spoken=("chunk", "ask", "train", "evaluate"),
     stages=(
         Stage(
@@ -103,8 +104,8 @@ PIPELINE = Pipeline(
             name="train",
             title="Training",
             help="one fine-tuning for each arm, the same number of tokens each",
-            description="Trains the target with a fresh adapter on the records of every arm of train.arms, all with "
-            "the same number of training tokens. Writes train/<arm>/.",
+            description="Trains the target on the records of every arm of train.arms, a fresh adapter or all the "
+            "weights (train.parameters), all with the same number of training tokens. Writes train/<arm>/.",
             function=Address(f"{_HERE}.train:train"),
             after=lambda config: ("ask",),
             reads=("lora", *_TRAIN),

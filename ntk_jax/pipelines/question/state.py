@@ -77,7 +77,7 @@ class QuestionRun:
         return self.clients[owner]
 
     def target_client(self, model: Model | None, label: str) -> Client:
-        """Who answers as the target: the section target, or a model in this process. label: names its adapter."""
+        """Who answers as the target: the section target, or a model in this process. label: of its training."""
         section = self.config.target
         if section.model:
             found = self.client("target")
@@ -102,7 +102,7 @@ class QuestionRun:
         return self._likelihood(self._model(section), identity(section) or section.model, "expert")
 
     def target_name(self, label: str) -> str:
-        """Of the target's weights, and of what else decides its replies, for what is kept. label: of its adapter."""
+        """Of the target's weights, and of what else decides its replies, for what is kept. label: as of a client."""
         section = self.config.model
         hashes = " ".join(value[:16] for value in model_hashes(section).values())
         rendering = rendering_of(section)

@@ -86,7 +86,8 @@ def _train(found: dict[str, Any], folder: Path) -> list[str]:
     for arm in found["arms"]:
         numbers = [f"{arm[key]:,}" for key in ("examples", "steps", "tokens", "label_tokens")]
         rows.append([label(arm["title"], 50), *numbers])
-    return [f"Training, {found['tokens']:,} tokens an arm to within a step:", *align(rows, rules_before={1})]
+    of = " of all the weights" if found.get("parameters") == "all" else ""
+    return [f"Training{of}, {found['tokens']:,} tokens an arm to within a step:", *align(rows, rules_before={1})]
 
 
 def _evaluate(found: dict[str, Any], folder: Path) -> list[str]:

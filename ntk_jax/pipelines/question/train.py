@@ -1,4 +1,5 @@
-"""One LoRA fine-tuning for each arm, from the same fresh adapter and with the same number of training tokens."""
+"""One fine-tuning for each arm, of an adapter or of all the weights, from the same beginning and with the same number
+of training tokens."""
 
 from __future__ import annotations
 
@@ -14,12 +15,12 @@ from ntk_jax.engine.stage import Facts
 from ntk_jax.errors import UserError
 from ntk_jax.kernels.parameters import Tree, join_parameters, split_parameters
 from ntk_jax.models.model import Model
-from ntk_jax.models.peft import save_adapter
 from ntk_jax.parallel import hosts
 from ntk_jax.pipelines.common.examples import Encoder, none_usable
 from ntk_jax.pipelines.common.sections import TrainSection
 from ntk_jax.pipelines.common.tensorboard import followed
 from ntk_jax.pipelines.common.training import check_training, train_config
+from ntk_jax.pipelines.common.weights import check_parameters, start_of, trained_model
 from ntk_jax.pipelines.question.arms import BASE, OWN, Arm, arms_of, check_arms, own_arm, records_of
 from ntk_jax.pipelines.question.config import QuestionConfig
 from ntk_jax.pipelines.question.state import QuestionRun
@@ -27,13 +28,14 @@ from ntk_jax.storage.atomic import make_folder, read_json, write_json
 from ntk_jax.training.checkpoints import discard_checkpoints
 from ntk_jax.training.optimizer import TrainConfig
 from ntk_jax.training.order import count_steps, step_indices
-from ntk_jax.training.pretrain import measured_steps
+from ntk_jax.training.pretrain import measured_steps, save_pretrained
 from ntk_jax.training.train import train as train_rows
 
 
 def check(config: QuestionConfig) -> None:
     """Raises UserError: an arm that there is not, or settings that cannot be trained with."""
     check_arms(config.train.arms)
+    check_parameters(config.train.parameters, config.model.quantization, "train")
     if config.train.tokens is not None and config.train.max_steps is not None:
         raise UserError("train.tokens and train.max_steps both say how long to train; leave one of them out")
     check_training(_plain(config), "train")
@@ -45,8 +47,8 @@ def settings_of(config: QuestionConfig, **changes: Any) -> TrainConfig:
 
 
 def train(run: QuestionRun, folder: Path) -> Facts:
-    """Writes <arm>/adapter, <arm>/step-N/adapter on the way, <arm>/history.jsonl and <arm>/summary.json for every arm;
-    an arm whose summary is there is not trained again."""
+    """Writes <arm>/adapter or <arm>/model, the same in <arm>/step-N/ on the way, <arm>/history.jsonl and
+    <arm>/summary.json for every arm; an arm whose summary is there is not trained again."""
     config = run.config
     arms = arms_of(run)
     rows = {arm.name: rows_of(run, arm) for arm in arms}
@@ -56,7 +58,11 @@ def train(run: QuestionRun, folder: Path) -> Facts:
             _train(run, arm, make_folder(folder / arm.name), rows[arm.name], tokens)
     write_json(
         folder / "summary.json",
-        {"tokens": tokens, "arms": [read_json(folder / arm.name / "summary.json", dict) for arm in arms]},
+        {
+            "tokens": tokens,
+            "parameters": config.train.parameters,
+            "arms": [read_json(folder / arm.name / "summary.json", dict) for arm in arms],
+        },
     )
     return {"arms": [arm.name for arm in arms]}
 
@@ -74,8 +80,13 @@ def model_of(run: QuestionRun, folder: Path, name: str) -> Model:
     """The model of an arm, or of an arm after a step (name@step). folder: of the stage."""
     if name == BASE:
         return run.model.base
+    return trained_model(run.model, run.config.model, folder_of(folder, name), run.config.train.parameters)
+
+
+def folder_of(folder: Path, name: str) -> Path:
+    """Where what was trained of an arm is, or of an arm after a step. folder: of the stage."""
     arm, _, step = name.partition("@")
-    return run.model.adapted(folder / arm / (f"step-{int(step):06d}" if step else "") / "adapter")
+    return folder / arm / (f"step-{int(step):06d}" if step else "")
 
 
 def steps_for(rows: Sequence[TokenRow], config: TrainConfig, tokens: int, seed: int) -> int:
@@ -99,22 +110,21 @@ def _tokens_of_epochs(rows: Sequence[TokenRow], config: QuestionConfig) -> int:
 
 
 def _train(run: QuestionRun, arm: Arm, place: Path, rows: list[TokenRow], tokens: int) -> None:
-    config, base = run.config, run.model.base
-    assert base.lora_config is not None  # a run always has an adapter
-    name = f"train/{arm.name}"
+    config, parameters = run.config, run.config.train.parameters
+    model, name = start_of(run.model, parameters), f"train/{arm.name}"
     clock = Clock(run.job.folder, name)
     steps = steps_for(rows, settings_of(config), tokens, config.seed)
     points = measured_steps(steps, config.train.evaluations)
     progress = clock.ticking(run.job.progress(f"train {arm.name}", steps, "steps"))
-    frozen = split_parameters(base, "lora")[1]
+    frozen = split_parameters(model, parameters)[1]
 
     def keep(step: int, trained: Tree) -> None:
-        assert base.lora_config is not None
-        lora, _ = join_parameters(trained, frozen, "lora")
-        save_adapter(place / f"step-{step:06d}" / "adapter", lora, base.lora_config, base.config, config.model.path)
+        lora, base = join_parameters(trained, frozen, parameters)
+        now = dataclasses.replace(model, lora=lora, base=base)
+        save_pretrained(folder_of(place.parent, f"{arm.name}@{step}"), model, now, parameters, config.model.path)
 
     trained = train_rows(
-        base,
+        model,
         rows,
         settings_of(config, max_steps=steps),
         folder=place,
@@ -122,10 +132,11 @@ def _train(run: QuestionRun, arm: Arm, place: Path, rows: list[TokenRow], tokens
         row_length=row_length(rows),
         mesh=run.model.mesh,
         progress=followed(config, run.job.folder, name, progress),
+        parameters=parameters,
         keep_steps=points[:-1],
         keep=keep,
     )
-    save_adapter(place / "adapter", trained.lora, base.lora_config, base.config, config.model.path)
+    save_pretrained(place, model, trained, parameters, config.model.path)
     summary: dict[str, Any] = {
         "name": arm.name,
         "title": arm.title,
