@@ -43,8 +43,8 @@ class ModelClient:
 
     rendering: how talks become text. slots: replies that are written at a time, rounded up to a multiple of the mesh's
     devices. context: tokens of a prompt with its reply at most; None: as many as the model has positions. mesh: the
-    devices, where the model lies; slots go over `data` and `fsdp`. prompt_tokens: read in one step a device; None: 128
-    on a CPU, else 2,048. prefix_bytes: kept on every device of what was read of prompts, for those that begin alike, in
+    devices, where the model lies; slots go over `data` and `fsdp`. prompt_tokens: read in one step a device; None: on a
+    CPU 32 a slot, from 128 to 512, else 2,048. prefix_bytes: kept on every device of what was read of prompts, for those that begin alike, in
     this call of `ask` or later ones; None: `prefixes.default_limit`; 0: nothing.
 
     The same request has the same reply, to the bit, whatever is asked beside it or was asked before, as long as slots,
@@ -80,7 +80,10 @@ class ModelClient:
         self.devices = mesh.shape["data"] * mesh.shape["fsdp"] if mesh is not None else 1
         self.slots = -(-slots // self.devices) * self.devices
         is_cpu = jax.default_backend() == "cpu"
-        self.prompt_tokens, self.piece = prompt_tokens or (128 if is_cpu else 2048), 32 if is_cpu else 256
+        self.piece = 32 if is_cpu else 256
+        # Long steps read faster, if there are prompts to fill them: where many are answered at a time.
+        of_slots = min(max(self.piece * self.slots // self.devices, 128), 512)
+        self.prompt_tokens = prompt_tokens or (of_slots if is_cpu else 2048)
         self.prefixes = Prefixes(default_limit() if prefix_bytes is None else prefix_bytes)
         ends = set(model.config.special_tokens["eos"]) | ends_of_turn(model.tokenizer, rendering)
         self.ends = sorted(ends)  # the tokens that end a reply
