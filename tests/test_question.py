@@ -426,7 +426,6 @@ def test_kill_9_repeats_no_call_and_keeps_the_same(inputs: Path, made: World) ->
         ({"model": {"max_length": 128}}, "max_length = 128 holds no chunk"),
         ({"ask": {"negative": 0.8, "cross": 0.4}}, "more than 1 together"),
         ({"ask": {"reference": "expert"}}, "needs the expert's likelihoods"),
-        ({"ask": {"signal": "band", "temperature": 0.0}}, "makes all the same"),
         ({"ask": {"generations": 2}}, "leave target.model out"),
         ({"train": {"arms": ["adversarial", "other"]}}, "there is no arm other"),
         ({"train": {"arms": ["static", "static"]}}, "each once"),

@@ -59,8 +59,6 @@ def check(config: QuestionConfig) -> None:
             "ask.generations asks a target that was trained in between, and the model of the section target is not; "
             "leave target.model out, or take ask.generations = 1"
         )
-    if ask.signal == "band" and ask.temperature == 0:
-        raise UserError("ask.signal = band draws answers, and ask.temperature = 0 makes all the same; raise it")
 
 
 def check_inputs(run: QuestionRun, closing: bool) -> None:
