@@ -189,6 +189,20 @@ def test_a_target_that_gives_no_reply_has_not_answered_wrongly(signal: str) -> N
     assert any(trace.standing for trace in found.traces)
 
 
+def test_an_expert_that_gives_no_further_reply_is_not_said_to_answer_otherwise() -> None:
+    made = world(0, 6)
+
+    def expert(request: Request) -> str | Reply:
+        gone = Reply("", "failed", reason="time-out")
+        return gone if request.temperature > 0 else Scripted(made).answer(request)
+
+    voices = voices_of(made, expert=ScriptedClient(expert))
+    found = search(slots_of(made), voices, Settings(rounds=0), target=likelihood(made))
+    reasons = set(map(reason_of, found.traces))
+    assert "expert, asked again: no reply: time-out" in reasons
+    assert not any("otherwise" in reason for reason in reasons)
+
+
 @pytest.mark.parametrize("error", [UserError, TryAgain])
 def test_where_a_client_stops_is_said(error: type[Exception]) -> None:
     made, asked = world(0, 6), [0]

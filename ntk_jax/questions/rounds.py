@@ -299,18 +299,21 @@ class Rounds:
         s = self.settings
         pairs = [(n, self._draw("again", one, k)) for n, one in enumerate(tries) for k in range(s.again)]
         found: list[list[Answer]] = [[] for _ in tries]
+        unheard: dict[int, str] = {}
         for (n, _), said in zip(
             pairs, self._ask(self.voices.expert, f"round {number}: the expert again", pairs), strict=True
         ):
             tries[n].said[f"again {len(found[n]) + 1}"] = said
             # What cannot be read agrees with nothing.
             found[n].append(said.value if isinstance(said.value, Answer) else Answer(""))
-        for one, answers in zip(tries, found, strict=True):
+            if said.failed:
+                unheard[n] = f"expert, asked again: {said.value.reason}"
+        for n, (one, answers) in enumerate(zip(tries, found, strict=True)):
             if answers:
                 assert one.expert is not None
                 one.signals["consistency"] = consistency_of(one.trace.slot, one.expert, answers)
                 if one.signals["consistency"] < s.consistency:
-                    one.fault = "the expert answers otherwise when it is asked again"
+                    one.fault = unheard.get(n, "the expert answers otherwise when it is asked again")
 
     def _passage(self, one: Try) -> str | None:
         return one.trace.slot.passage if self.settings.sees_document else None
