@@ -27,6 +27,7 @@ from ntk_jax.engine.config import build
 from ntk_jax.engine.plan import Command
 from ntk_jax.engine.stage import Job
 from ntk_jax.errors import Note, UserError
+from ntk_jax.pipelines.question import ask as ask_stage
 from ntk_jax.pipelines.question.arms import arms_of, as_trained, own_arm
 from ntk_jax.pipelines.question.config import QuestionConfig
 from ntk_jax.pipelines.question.documents import read_documents, sampled_documents
@@ -294,6 +295,42 @@ def test_nothing_kept_says_why(inputs: Path, made: World) -> None:
         run(question_config(inputs, own.url, "nothing"), until="ask")
 
 
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        ({"calls": 3}, r"8 × nothing was asked: the calls were spent.*; raise ask\.calls$"),
+        ({"least_gap": 99.0}, r"× its gap is too small.*; lower ask\.least_gap$"),
+        ({"consistency": 1.0, "quotes": "found"}, r"no question is kept.*; take a stronger expert, or lower ask\.cons"),
+    ],
+)
+def test_what_is_to_be_done_where_nothing_is_kept_goes_by_the_reason(
+    inputs: Path, made: World, ask: dict[str, Any], said: str
+) -> None:
+    def answer(body: dict[str, Any], before: int) -> Answer:
+        if "consistency" in ask and body.get("temperature") and "copy word for word" in str(body):
+            return completion('{"stated": true, "answer": "Something else is true.", "quotes": ["The"]}')
+        return answer_of(made, body)
+
+    with FaultyServer(answer).running() as own, pytest.raises(UserError, match=said):
+        run(question_config(inputs, own.url, f"none-{next(iter(ask))}", ask={"rounds": 0, **ask}), until="ask")
+
+
+def test_a_later_generation_that_fails_says_what_is_kept(
+    inputs: Path, made: World, server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def generation(*given: Any) -> dict[str, Any]:
+        if given[5] == 2:
+            raise UserError("the gap judge is 0.75 for all 8 questions")
+        return {"records": [{"prompt": "Who pays?"}]}
+
+    monkeypatch.setattr(ask_stage, "_generation", generation)
+    monkeypatch.setattr(ask_stage, "next_target", lambda *_: (None, "2"))
+    config = question_config(inputs, server.url, "late", target=HERE, ask={"generations": 2})
+    said = r"^generation 2: the gap judge is 0.75.*the questions that are kept up to now .1. lie in .*/ask/generation-\*/questions.jsonl"
+    with pytest.raises(UserError, match=said):
+        run(config, until="ask")
+
+
 def test_a_judge_that_always_agrees_is_found_out(inputs: Path, made: World) -> None:
     """It cannot rank a question, and the run says so instead of keeping questions at random."""
 
@@ -426,7 +463,6 @@ def test_kill_9_repeats_no_call_and_keeps_the_same(inputs: Path, made: World) ->
         ({"model": {"max_length": 128}}, "max_length = 128 holds no chunk"),
         ({"ask": {"negative": 0.8, "cross": 0.4}}, "more than 1 together"),
         ({"ask": {"reference": "expert"}}, "needs the expert's likelihoods"),
-        ({"ask": {"signal": "band", "temperature": 0.0}}, "makes all the same"),
         ({"ask": {"generations": 2}}, "leave target.model out"),
         ({"train": {"arms": ["adversarial", "other"]}}, "there is no arm other"),
         ({"train": {"arms": ["static", "static"]}}, "each once"),

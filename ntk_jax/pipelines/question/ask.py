@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from ntk_jax.data.contamination import contamination
 from ntk_jax.engine.clock import Clock
 from ntk_jax.engine.stage import Facts
 from ntk_jax.errors import UserError, note
@@ -22,7 +21,7 @@ from ntk_jax.pipelines.question.methods import write_methods
 from ntk_jax.pipelines.question.state import QuestionRun, same_model
 from ntk_jax.questions.calibration import calibrate, calibrate_silence, calibrate_verdicts, items_of
 from ntk_jax.questions.gaps import spread
-from ntk_jax.questions.keep import Candidate, Kept, Limits, keep
+from ntk_jax.questions.keep import LEAKED, TOO_SMALL, Candidate, Kept, Limits, keep
 from ntk_jax.questions.loop import Search, search
 from ntk_jax.questions.planted import KINDS as PLANTED
 from ntk_jax.questions.question import Chunk, Trace
@@ -36,6 +35,16 @@ from ntk_jax.storage.reading import read_json_lines
 
 FILE, TRACES, PROMPTS = "questions.jsonl", "traces.jsonl", "prompts.jsonl"
 METHOD = "adversarial"
+_WAYS = {  # what to do where nothing is kept, by the beginning of the commonest reason
+    "nothing was asked": "raise ask.calls",
+    TOO_SMALL: "lower ask.least_gap",
+    LEAKED: "take documents that are not evaluated on",
+    "it does not fit the context": "lower documents.words, raise model.max_length, or give shorter titles",
+    "target: no reply": "look at the target; lower documents.words if its context is too small",
+    "the judge finds": "take a stronger expert, another judge, or ask.judged = false",
+    "the expert answers otherwise": "take a stronger expert, or lower ask.consistency",
+}
+_WAY = "take a stronger expert, ask.quotes = found or ask.format = text"
 _TAKEN = ("the wrong answers for right", "the right ones for wrong")
 _MISTAKES = {  # of a judge: what it judges, and what it takes for what
     "gap": ("the gap", *_TAKEN),
@@ -59,8 +68,6 @@ def check(config: QuestionConfig) -> None:
             "ask.generations asks a target that was trained in between, and the model of the section target is not; "
             "leave target.model out, or take ask.generations = 1"
         )
-    if ask.signal == "band" and ask.temperature == 0:
-        raise UserError("ask.signal = band draws answers, and ask.temperature = 0 makes all the same; raise it")
 
 
 def check_inputs(run: QuestionRun, closing: bool) -> None:
@@ -82,9 +89,16 @@ def ask(run: QuestionRun, folder: Path) -> Facts:
     for generation in range(1, config.ask.generations + 1):
         if generation > 1:
             model, label = next_target(run, folder, kept, generation)
-        found = _generation(
-            run, make_folder(folder / f"generation-{generation}"), chunks, model, label, generation, kept
-        )
+        own = make_folder(folder / f"generation-{generation}")
+        try:
+            found = _generation(run, own, chunks, model, label, generation, kept)
+        except UserError as error:
+            if not kept:
+                raise
+            raise UserError(
+                f"generation {generation}: {error}; the questions that are kept up to now ({len(kept):,}) lie in "
+                f"{folder}/generation-*/{FILE}, and ask.generations = {generation - 1} ends with them"
+            ) from None
         kept += found.pop("records")
         summaries.append(found)
         if not kept:  # there is nothing to train the target of another generation on
@@ -226,14 +240,13 @@ def limits_of(config: QuestionConfig) -> Limits:
         section.similarity,
         section.cosine,
         shares(config),
-        section.overlap,
     )
 
 
 def _holding_items(run: QuestionRun, chunks: Sequence[Chunk]) -> int:
     """Chunks that hold words of evaluation items, which is said: what is learned of them is no understanding."""
-    runs, words = leaks(run), run.config.ask.overlap
-    found = 0 if runs is None else sum(contamination(one.text, runs, words) is not None for one in chunks)
+    items, words = leaks(run), run.config.ask.overlap
+    found = 0 if items is None else sum(items.shares(one.text) for one in chunks)
     if found:
         note(
             f"{found:,} of {len(chunks):,} chunks share {words} words in a row with an evaluation item, so an arm may "
@@ -354,7 +367,8 @@ def _lines_of(folder: Path, name: str, generations: int) -> list[str]:
 def _nothing(summaries: Sequence[dict[str, Any]], folder: Path) -> str:
     reasons = list(summaries[-1]["outcomes"].items())[1:4]
     shown = "; ".join(f"{count:,} × {reason}" for reason, count in reasons) or "no slot was tried"
+    way = next((way for begin, way in _WAYS.items() if reasons and reasons[0][0].startswith(begin)), _WAY)
     return (
         f"no question is kept, of {summaries[-1]['slots']:,} that were looked for ({shown}); see "
-        f"{folder / 'generation-1' / TRACES}, take a stronger expert, ask.quotes = found or ask.format = text"
+        f"{folder / 'generation-1' / TRACES}; {way}"
     )
