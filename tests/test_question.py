@@ -36,6 +36,7 @@ from ntk_jax.pipelines.question.stages import PIPELINE
 from ntk_jax.pipelines.question.state import input_hashes, open_run, same_model
 from ntk_jax.pipelines.question.train import rows_of, train
 from ntk_jax.pipelines.select.config import SelectConfig
+from ntk_jax.questions.gaps import EqualGaps
 from ntk_jax.questions.methods.asked import NothingWritten
 from ntk_jax.questions.methods.table import METHODS
 from ntk_jax.questions.reach import locate
@@ -326,9 +327,29 @@ def test_a_later_generation_that_fails_says_what_is_kept(
     monkeypatch.setattr(ask_stage, "_generation", generation)
     monkeypatch.setattr(ask_stage, "next_target", lambda *_: (None, "2"))
     config = question_config(inputs, server.url, "late", target=HERE, ask={"generations": 2})
-    said = r"^generation 2: the gap judge is 0.75.*the questions that are kept up to now .1. lie in .*/ask/generation-\*/questions.jsonl"
+    said = r"^generation 2: the gap judge is 0.75.*the questions that are kept up to now .1. lie in .*/questions.jsonl"
     with pytest.raises(UserError, match=said):
         run(config, until="ask")
+
+
+def test_a_later_generation_whose_gaps_are_all_the_same_is_left_out(
+    inputs: Path, server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = ask_stage._generation
+
+    def generation(*given: Any) -> dict[str, Any]:
+        if given[5] == 2:
+            raise EqualGaps("the gap nll is 0 for all 8 questions")
+        return first(*given)
+
+    monkeypatch.setattr(ask_stage, "_generation", generation)
+    monkeypatch.setattr(ask_stage, "next_target", lambda run, *_: (run.model.base, "2"))
+    ask = {"generations": 2, "rounds": 0, "per_chunk": 1, "calibration": 0}
+    config = question_config(inputs, server.url, "equal", target=HERE, ask=ask, train={"arms": ["adversarial"]})
+    with pytest.warns(Note, match="generation 2 is left out: the gap nll is 0 for all 8"):
+        folder = run(config, until="ask")
+    assert len(summary(folder, "ask")["generations"]) == 1
+    assert summary(folder, "ask")["questions"] == len(lines(folder / "questions.jsonl")) > 0
 
 
 def test_a_judge_that_always_agrees_is_found_out(inputs: Path, made: World) -> None:

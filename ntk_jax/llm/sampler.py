@@ -44,8 +44,8 @@ class ModelClient:
     rendering: how talks become text. slots: replies that are written at a time, rounded up to a multiple of the mesh's
     devices. context: tokens of a prompt with its reply at most; None: as many as the model has positions. mesh: the
     devices, where the model lies; slots go over `data` and `fsdp`. prompt_tokens: read in one step a device; None: on a
-    CPU 32 a slot, from 128 to 512, else 2,048. prefix_bytes: kept on every device of what was read of prompts, for those that begin alike, in
-    this call of `ask` or later ones; None: `prefixes.default_limit`; 0: nothing.
+    CPU 32 a slot, from 128 to 512, else 2,048. prefix_bytes: kept on every device of what was read of prompts, for
+    those that begin alike, in this call of `ask` or later ones; None: `prefixes.default_limit`; 0: nothing.
 
     The same request has the same reply, to the bit, whatever is asked beside it or was asked before, as long as slots,
     prompt_tokens, mesh and machine are the same; with others, sums are rounded otherwise, and a draw on the edge may

@@ -159,8 +159,12 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"n": len(found), **dict(named)}
 
 
+class EqualGaps(UserError):
+    """All gaps are the same."""
+
+
 def check_spread(values: Sequence[float], signal: str) -> None:
-    """Raises UserError: all gaps are the same. Few may be so by accident."""
+    """Raises EqualGaps: they can rank no question. Few may be so by accident."""
     about = spread(values)
     if about["n"] < LEAST or about["most"] - about["least"] > _EQUAL:
         return
@@ -169,7 +173,7 @@ def check_spread(values: Sequence[float], signal: str) -> None:
         "judge": "the judge gives one score to all; take another judge, or the signal nll",
         "band": "the target's draws all agree with the expert or all disagree; take the signal nll",
     }[signal]
-    raise UserError(
+    raise EqualGaps(
         f"the gap {signal} is {about['least']:.6g} for all {about['n']} questions (standard deviation "
         f"{about['sd']:.2g}), so it can rank none: {why}"
     )

@@ -20,7 +20,7 @@ from ntk_jax.pipelines.question.leaks import leaks
 from ntk_jax.pipelines.question.methods import write_methods
 from ntk_jax.pipelines.question.state import QuestionRun, same_model
 from ntk_jax.questions.calibration import calibrate, calibrate_silence, calibrate_verdicts, items_of
-from ntk_jax.questions.gaps import spread
+from ntk_jax.questions.gaps import EqualGaps, spread
 from ntk_jax.questions.keep import LEAKED, TOO_SMALL, Candidate, Kept, Limits, keep
 from ntk_jax.questions.loop import Search, search
 from ntk_jax.questions.planted import KINDS as PLANTED
@@ -92,6 +92,11 @@ def ask(run: QuestionRun, folder: Path) -> Facts:
         own = make_folder(folder / f"generation-{generation}")
         try:
             found = _generation(run, own, chunks, model, label, generation, kept)
+        except EqualGaps as error:
+            if not kept:
+                raise
+            note(f"generation {generation} is left out: {error}")  # what the others kept is worth training on
+            break
         except UserError as error:
             if not kept:
                 raise
