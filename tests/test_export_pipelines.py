@@ -129,6 +129,10 @@ def test_other_arms_of_questions(asked: Path, tmp_path: Path) -> None:
     assert export(asked, "--arm", "adversarial@1", "--adapter", tmp_path / "on") == 0
     way = asked / "train" / "adversarial" / "step-000001" / "adapter"
     assert (tmp_path / "on" / name).read_bytes() == (way / name).read_bytes()
+    assert export(asked, "--arm", "round-0@1", "--selection", tmp_path / "way.jsonl") == 0
+    assert (tmp_path / "way.jsonl").read_bytes() == (tmp_path / "r.jsonl").read_bytes()
+    assert export(asked, "--arm", "documents@7", "--selection", tmp_path / "no.jsonl") == 2
+    assert not (tmp_path / "no.jsonl").exists()
 
 
 def test_kept_questions_are_the_same_in_every_format(asked: Path, tmp_path: Path) -> None:
