@@ -6,14 +6,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from ntk_jax.data.alike import first_alike
 from ntk_jax.data.contamination import contamination
 from ntk_jax.data.near_duplicates import near_duplicates
-from ntk_jax.questions.question import KINDS, Slot, Version
+from ntk_jax.questions.question import KINDS, Slot, Trace, Version
 
 Vectors = Callable[[Sequence[str]], np.ndarray]  # [N, D], embeddings of texts
 # Why a verified question is not kept.
@@ -78,7 +78,7 @@ def keep(
         gap = one.version.gap
         if limits.least_gap is not None and gap is not None and gap < limits.least_gap:
             dropped[one.ordinal] = TOO_SMALL
-        elif leaks is not None and contamination(text_of(one.version), leaks, limits.overlap) is not None:
+        elif is_leaked(one.version, leaks, limits.overlap):
             dropped[one.ordinal] = LEAKED
         else:
             passed.append(one)
@@ -110,9 +110,18 @@ def keep(
     return Kept(taken, dropped, max(missing, 0) if limits.count is not None else 0, kinds if limits.count else {})
 
 
-def text_of(version: Version) -> str:
-    """What is compared with evaluation items: the question and its answer."""
-    return f"{version.question}\n{version.expert.text if version.expert else ''}"
+def is_leaked(version: Version, leaks: np.ndarray | None, overlap: int) -> bool:
+    """Whether a question with its answer shares so many words in a row with an evaluation item."""
+    text = f"{version.question}\n{version.expert.text if version.expert else ''}"
+    return leaks is not None and contamination(text, leaks, overlap) is not None
+
+
+def without_leaks(trace: Trace, leaks: np.ndarray | None, overlap: int) -> None:
+    """Marks the versions of a kept question that stood before it and are leaked as at fault: they are trained on, too,
+    where rounds are compared."""
+    for at, version in enumerate(trace.versions):
+        if version.accepted and is_leaked(version, leaks, overlap):
+            trace.versions[at] = replace(version, fault=LEAKED, accepted=False)
 
 
 def in_order(candidates: Sequence[Candidate], quota: int) -> list[Candidate]:

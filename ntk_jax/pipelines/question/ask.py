@@ -22,10 +22,10 @@ from ntk_jax.pipelines.question.methods import write_methods
 from ntk_jax.pipelines.question.state import QuestionRun, same_model
 from ntk_jax.questions.calibration import calibrate, calibrate_silence, calibrate_verdicts, items_of
 from ntk_jax.questions.gaps import spread
-from ntk_jax.questions.keep import Candidate, Kept, Limits, keep
+from ntk_jax.questions.keep import Candidate, Kept, Limits, keep, without_leaks
 from ntk_jax.questions.loop import Search, search
 from ntk_jax.questions.planted import KINDS as PLANTED
-from ntk_jax.questions.question import Chunk, Trace
+from ntk_jax.questions.question import Chunk, Trace, Version
 from ntk_jax.questions.records import outcomes, reason_of, record_of, trace_of
 from ntk_jax.questions.rounds import MakeProgress, Settings, Voices
 from ntk_jax.questions.slots import plan_slots
@@ -134,10 +134,7 @@ def _generation(
         progress=make,
     )
     verified = second_opinion(found.traces, second, max_tokens=section.verdict_tokens, progress=make)
-    candidates = [Candidate(n, slots[n], one) for n, one in enumerate(verified) if one is not None]
-    kept = keep(
-        candidates, limits_of(config), vectors=_vectors(run), leaks=leaks(run), before=[r["prompt"] for r in before]
-    )
+    kept = _kept(run, found.traces, verified, before)
     ranks = {one.ordinal: rank for rank, one in enumerate(kept.candidates, len(before) + 1)}
     records = [
         record_of(one, found.traces[one.ordinal], rank=ranks[one.ordinal], method=METHOD, generation=generation)
@@ -167,6 +164,18 @@ def _generation(
     }
     write_json(folder / "summary.json", summary)
     return {**summary, "records": records}
+
+
+def _kept(
+    run: QuestionRun, traces: Sequence[Trace], verified: Sequence[Version | None], before: Sequence[dict[str, Any]]
+) -> Kept:
+    """Which of the verified versions are kept. before: records of earlier generations."""
+    candidates = [Candidate(n, traces[n].slot, one) for n, one in enumerate(verified) if one is not None]
+    items, limits = leaks(run), limits_of(run.config)
+    kept = keep(candidates, limits, vectors=_vectors(run), leaks=items, before=[r["prompt"] for r in before])
+    for one in kept.candidates:
+        without_leaks(traces[one.ordinal], items, limits.overlap)
+    return kept
 
 
 def voices_of(run: QuestionRun, model: Model, label: str) -> tuple[Voices, Voice | None]:
