@@ -6,14 +6,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from ntk_jax.data.alike import first_alike
 from ntk_jax.data.near_duplicates import near_duplicates
 from ntk_jax.questions.leaks import Leaks
-from ntk_jax.questions.question import KINDS, Slot, Version
+from ntk_jax.questions.question import KINDS, Slot, Trace, Version
 
 Vectors = Callable[[Sequence[str]], np.ndarray]  # [N, D], embeddings of texts
 # Why a verified question is not kept.
@@ -75,7 +75,7 @@ def keep(
         gap = one.version.gap
         if limits.least_gap is not None and gap is not None and gap < limits.least_gap:
             dropped[one.ordinal] = TOO_SMALL
-        elif leaks is not None and leaks.holds(one.version.question, _answer(one.version)):
+        elif is_leaked(one.version, leaks):
             dropped[one.ordinal] = LEAKED
         else:
             passed.append(one)
@@ -107,8 +107,17 @@ def keep(
     return Kept(taken, dropped, max(missing, 0) if limits.count is not None else 0, kinds if limits.count else {})
 
 
-def _answer(version: Version) -> str:
-    return version.expert.text if version.expert else ""
+def is_leaked(version: Version, leaks: Leaks | None) -> bool:
+    """Whether a question with its answer is too much like an evaluation item."""
+    return leaks is not None and leaks.holds(version.question, version.expert.text if version.expert else "")
+
+
+def without_leaks(trace: Trace, leaks: Leaks | None) -> None:
+    """Marks the versions of a kept question that stood before it and are leaked as at fault: they are trained on, too,
+    where rounds are compared."""
+    for at, version in enumerate(trace.versions):
+        if version.accepted and is_leaked(version, leaks):
+            trace.versions[at] = replace(version, fault=LEAKED, accepted=False)
 
 
 def in_order(candidates: Sequence[Candidate], quota: int) -> list[Candidate]:

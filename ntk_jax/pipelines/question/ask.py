@@ -21,10 +21,10 @@ from ntk_jax.pipelines.question.methods import write_methods
 from ntk_jax.pipelines.question.state import QuestionRun, same_model
 from ntk_jax.questions.calibration import calibrate, calibrate_silence, calibrate_verdicts, items_of
 from ntk_jax.questions.gaps import EqualGaps, spread
-from ntk_jax.questions.keep import LEAKED, TOO_SMALL, Candidate, Kept, Limits, keep
+from ntk_jax.questions.keep import LEAKED, TOO_SMALL, Candidate, Kept, Limits, keep, without_leaks
 from ntk_jax.questions.loop import Search, search
 from ntk_jax.questions.planted import KINDS as PLANTED
-from ntk_jax.questions.question import Chunk, Trace
+from ntk_jax.questions.question import Chunk, Trace, Version
 from ntk_jax.questions.records import outcomes, reason_of, record_of, trace_of
 from ntk_jax.questions.rounds import MakeProgress, Settings, Voices
 from ntk_jax.questions.slots import plan_slots
@@ -44,7 +44,6 @@ _WAYS = {  # what to do where nothing is kept, by the beginning of the commonest
     "the judge finds": "take a stronger expert, another judge, or ask.judged = false",
     "the expert answers otherwise": "take a stronger expert, or lower ask.consistency",
 }
-_WAY = "take a stronger expert, ask.quotes = found or ask.format = text"
 _TAKEN = ("the wrong answers for right", "the right ones for wrong")
 _MISTAKES = {  # of a judge: what it judges, and what it takes for what
     "gap": ("the gap", *_TAKEN),
@@ -107,7 +106,7 @@ def ask(run: QuestionRun, folder: Path) -> Facts:
         kept += found.pop("records")
         summaries.append(found)
         if not kept:  # there is nothing to train the target of another generation on
-            raise UserError(_nothing(summaries, folder))
+            raise UserError(_nothing(summaries, folder, config))
     write_lines(folder / FILE, (json.dumps(one, ensure_ascii=False) for one in kept))
     write_lines(folder / TRACES, _lines_of(folder, TRACES, len(summaries)))
     write_lines(folder / PROMPTS, dict.fromkeys(_lines_of(folder, PROMPTS, len(summaries))))
@@ -153,10 +152,7 @@ def _generation(
         progress=make,
     )
     verified = second_opinion(found.traces, second, max_tokens=section.verdict_tokens, progress=make)
-    candidates = [Candidate(n, slots[n], one) for n, one in enumerate(verified) if one is not None]
-    kept = keep(
-        candidates, limits_of(config), vectors=_vectors(run), leaks=leaks(run), before=[r["prompt"] for r in before]
-    )
+    kept = _kept(run, found.traces, verified, before)
     ranks = {one.ordinal: rank for rank, one in enumerate(kept.candidates, len(before) + 1)}
     records = [
         record_of(one, found.traces[one.ordinal], rank=ranks[one.ordinal], method=METHOD, generation=generation)
@@ -186,6 +182,18 @@ def _generation(
     }
     write_json(folder / "summary.json", summary)
     return {**summary, "records": records}
+
+
+def _kept(
+    run: QuestionRun, traces: Sequence[Trace], verified: Sequence[Version | None], before: Sequence[dict[str, Any]]
+) -> Kept:
+    """Which of the verified versions are kept. before: records of earlier generations."""
+    candidates = [Candidate(n, traces[n].slot, one) for n, one in enumerate(verified) if one is not None]
+    items, limits = leaks(run), limits_of(run.config)
+    kept = keep(candidates, limits, vectors=_vectors(run), leaks=items, before=[r["prompt"] for r in before])
+    for one in kept.candidates:
+        without_leaks(traces[one.ordinal], items)
+    return kept
 
 
 def voices_of(run: QuestionRun, model: Model, label: str) -> tuple[Voices, Voice | None]:
@@ -369,11 +377,13 @@ def _lines_of(folder: Path, name: str, generations: int) -> list[str]:
     return found
 
 
-def _nothing(summaries: Sequence[dict[str, Any]], folder: Path) -> str:
+def _nothing(summaries: Sequence[dict[str, Any]], folder: Path, config: QuestionConfig) -> str:
     reasons = list(summaries[-1]["outcomes"].items())[1:4]
     shown = "; ".join(f"{count:,} × {reason}" for reason, count in reasons) or "no slot was tried"
-    way = next((way for begin, way in _WAYS.items() if reasons and reasons[0][0].startswith(begin)), _WAY)
+    general = ["a stronger expert", *(["ask.quotes = found"] if config.ask.quotes != "found" else [])]
+    general += ["ask.format = text"] if config.ask.format != "text" else []
+    own = (way for begin, way in _WAYS.items() if reasons and reasons[0][0].startswith(begin))
     return (
         f"no question is kept, of {summaries[-1]['slots']:,} that were looked for ({shown}); see "
-        f"{folder / 'generation-1' / TRACES}; {way}"
+        f"{folder / 'generation-1' / TRACES}; {next(own, 'take ' + ' or '.join(general))}"
     )
