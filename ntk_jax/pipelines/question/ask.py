@@ -88,7 +88,7 @@ def ask(run: QuestionRun, folder: Path) -> Facts:
         kept += found.pop("records")
         summaries.append(found)
         if not kept:  # there is nothing to train the target of another generation on
-            raise UserError(_nothing(summaries, folder, config))
+            raise UserError(_nothing(summaries, folder))
     write_lines(folder / FILE, (json.dumps(one, ensure_ascii=False) for one in kept))
     write_lines(folder / TRACES, _lines_of(folder, TRACES, len(summaries)))
     write_lines(folder / PROMPTS, dict.fromkeys(_lines_of(folder, PROMPTS, len(summaries))))
@@ -360,12 +360,10 @@ def _lines_of(folder: Path, name: str, generations: int) -> list[str]:
     return found
 
 
-def _nothing(summaries: Sequence[dict[str, Any]], folder: Path, config: QuestionConfig) -> str:
+def _nothing(summaries: Sequence[dict[str, Any]], folder: Path) -> str:
     reasons = list(summaries[-1]["outcomes"].items())[1:4]
     shown = "; ".join(f"{count:,} × {reason}" for reason, count in reasons) or "no slot was tried"
-    ways = ["a stronger expert", *(["ask.quotes = found"] if config.ask.quotes != "found" else [])]
-    ways += ["ask.format = text"] if config.ask.format != "text" else []
     return (
         f"no question is kept, of {summaries[-1]['slots']:,} that were looked for ({shown}); see "
-        f"{folder / 'generation-1' / TRACES}, and take {' or '.join(ways)}"
+        f"{folder / 'generation-1' / TRACES}, take a stronger expert, ask.quotes = found or ask.format = text"
     )
