@@ -479,10 +479,10 @@ def test_documents_without_a_chunk_are_unseen_and_names_that_never_match_are_sai
         found = lines(folder / "evaluate" / "predictions" / "base" / f"test ({side} documents).jsonl")
         assert len(found) == 3 and all((one["group"] in asked) == (side == "trained") for one in found)
 
-    items = [one | {"document_name": f"{one['document_id']}.pdf"} for one in lines(inputs / "test.jsonl")]
+    items = [one | {"document_name": f"contract {one['document_id']}"} for one in lines(inputs / "test.jsonl")]
     write_lines(inputs / "named.jsonl", items)
     other = {"files": [str(inputs / "named.jsonl")], "by_document": "document_name", "general": []}
-    with pytest.warns(Note, match=r"named.jsonl: no item is about a document .* of an item 'doc-0.pdf'"):
+    with pytest.warns(Note, match=r"named.jsonl: no item is about a document .* of an item 'contract doc-0'"):
         run(question_config(inputs, server.url, "misnamed", **sections, evaluate=other))
 
 
