@@ -553,12 +553,16 @@ def test_items_on_a_copy_of_a_document_that_was_asked_about_are_not_unseen(input
     assert found == ["test (trained documents)"]
 
 
-def test_the_report_can_be_made_anew_from_the_config_of_a_run(whole: Path, tmp_path: Path) -> None:
+def test_the_report_can_be_made_anew_from_a_run_or_its_config(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """It has no key `pipeline`, for a folder may hold several; plan.json says which."""
     folder = tmp_path / "run"
     shutil.copytree(whole, folder, ignore=shutil.ignore_patterns("adapter", "llm"))
     (folder / "report" / "index.html").unlink()
     assert cli.main(["report", str(folder / "config.yaml"), f"--out={folder}"]) == 0
+    assert cli.main(["report", str(folder)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"Report: {folder / 'report' / 'index.html'}"
     assert "Adversarial questions" in (folder / "report" / "index.html").read_text()
 
 
