@@ -4,11 +4,12 @@
         --spans ../shared/data/legal/cuad_master.jsonl.gz -- --documents.chunks=24
 
 Runs the command once for each seed into OUT/seed-N, which goes on where it was stopped, then writes OUT/results.json
-and OUT/results.md: questions by outcome, the gap before and after rewriting, the share of annotated spans that the
-questions of each method reach (--spans: records with `document_id` and `spans`), accuracy and balanced accuracy by raw
-likelihood (the pages of the runs have both kinds), and held-out loss of every arm. The seed draws documents, chunks,
-questions and the order of training. Intervals are over seeds, mean ± t s / √seeds, of differences to `base` too; an arm
-that some seeds have not, because its method brought nothing there, says of how many seeds it is.
+and OUT/results.md: questions by outcome, the gap before and after rewriting, the tokens that arms are trained on, the
+share of annotated spans that the questions of each method reach (--spans: records with `document_id` and `spans`),
+accuracy and balanced accuracy by raw likelihood (the pages of the runs have both kinds), and held-out loss of every
+arm. The seed draws documents, chunks, questions and the order of training. Intervals are over seeds, mean ± t s /
+√seeds, of differences to `base` too; an arm that some seeds have not, because its method brought nothing there, says of
+how many seeds it is.
 Options behind -- go to the command.
 """
 
@@ -73,7 +74,10 @@ def gathered(runs: Mapping[int, Path], spans: Any) -> dict[str, Any]:
         outcomes.update(one["generations"][0]["outcomes"])
     pairs = [pair for one in asked for pair in one["generations"][0]["gains"]]
     values: dict[str, dict[str, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(dict))
+    tokens: dict[str, list[int]] = defaultdict(list)
     for folder in runs.values():
+        for arm in json.loads((folder / "train" / "summary.json").read_text())["arms"]:
+            tokens[arm["name"]].append(arm["tokens"])
         for measure, of_task in measures(json.loads((folder / "evaluate" / "results.json").read_text())).items():
             for task, of_arm in of_task.items():
                 for arm, value in of_arm.items():
@@ -89,6 +93,7 @@ def gathered(runs: Mapping[int, Path], spans: Any) -> dict[str, Any]:
             }
             for name in sorted({name for one in asked for name in one["methods"]})
         },
+        "training_tokens": dict(tokens),
         "reach": reach(runs, spans) if spans is not None else {},
         "evaluation": {
             measure: {task: dict(arms) for task, arms in tasks.items()} for measure, tasks in values.items()
@@ -154,6 +159,8 @@ def tables(found: Mapping[str, Any]) -> str:
     for name, one in found["methods"].items():
         each = [", ".join(f"{value:,}" for value in one[key]) for key in ("records", "tokens", "missing_tokens")]
         lines.append(f"| {name} | {' | '.join(each)} |")
+    lines += ["", "| arm | training tokens |", "|---|---|"]
+    lines += [f"| {name} | {', '.join(f'{n:,}' for n in each)} |" for name, each in found["training_tokens"].items()]
     if found["reach"]:
         lines += ["", "| method | share of annotated spans reached |", "|---|---|"]
         lines += [f"| {name} | {with_interval(values)} |" for name, values in found["reach"].items()]

@@ -33,6 +33,7 @@ def test_runs_of_several_seeds_are_put_together(tmp_path: Path) -> None:
     assert values["static"] == pytest.approx([first, first + 0.2])
     # Two seeds that are 0.2 apart: s = 0.2 / √2, and t of one degree of freedom is 12.71.
     assert f"| static | {first + 0.1:.3f} ± 1.271 |" in tables(found)
+    assert found["training_tokens"]["static"] == [5_230, 5_230] and "| static | 5,230, 5,230 |" in tables(found)
     assert found["evaluation"]["balanced accuracy"]["test (unseen documents)"]["adversarial"] == [0.75, 0.75]
     assert with_interval([float(n) for n in range(11)]) == "5.000 ± 2.228" and with_interval([2.0]) == "2.000"
 

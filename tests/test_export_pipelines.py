@@ -119,12 +119,20 @@ def test_other_arms_of_questions(asked: Path, tmp_path: Path) -> None:
     kept = {one["id"]: one for one in lines(asked / "questions.jsonl")}
     found = lines(tmp_path / "r.jsonl")
     assert found and all(one["trace"] == kept[one["id"]]["trace"] for one in found)
-    assert all(one["prompt"] == one["trace"]["rounds"][0]["question"] for one in found)
+    for one in found:  # all of the version, nothing of the one that is kept
+        first = one["trace"]["rounds"][0]
+        assert (one["prompt"], one["response"]) == (first["question"], first["expert"]["text"])
+        assert (one["quotes"], one["gap"], one["round"]) == (first["expert"]["quotes"], first["gap"], 0)
+    assert any(one["gap"] != kept[one["id"]]["gap"] for one in found)
     name = "adapter_model.safetensors"
     assert (tmp_path / "r" / name).read_bytes() == (asked / "train" / "round-0" / "adapter" / name).read_bytes()
     assert export(asked, "--arm", "adversarial@1", "--adapter", tmp_path / "on") == 0
     way = asked / "train" / "adversarial" / "step-000001" / "adapter"
     assert (tmp_path / "on" / name).read_bytes() == (way / name).read_bytes()
+    assert export(asked, "--arm", "round-0@1", "--selection", tmp_path / "way.jsonl") == 0
+    assert (tmp_path / "way.jsonl").read_bytes() == (tmp_path / "r.jsonl").read_bytes()
+    assert export(asked, "--arm", "documents@7", "--selection", tmp_path / "no.jsonl") == 2
+    assert not (tmp_path / "no.jsonl").exists()
 
 
 def test_kept_questions_are_the_same_in_every_format(asked: Path, tmp_path: Path) -> None:

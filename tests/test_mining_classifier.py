@@ -202,6 +202,17 @@ def test_thresholds_for_a_precision_or_the_best_f1():
     assert found.figures["law"]["how"] == "best F1"
 
 
+def test_a_precision_that_next_to_nothing_has_is_not_aimed_at():
+    """One positive lies above all others by luck; the rest stand among unlabelled chunks that belong as well."""
+    z = np.array([[9.0], [8.0], *[[5.0 - 0.1 * n] for n in range(20)], *[[-5.0]] * 40])
+    labels = np.array([[1.0], [0.0], *[[float(n % 4 != 0)] for n in range(20)], *[[0.0]] * 40])
+    for precision in (None, 0.9):
+        found = calibrate(z, labels, ["law"], precision=precision)
+        assert (found.probabilities(z)[:, 0] >= found.thresholds[0]).sum() == 22
+    assert found.figures["law"]["how"] == "best F1, for precision 0.9 would keep 6% of what belongs"
+    assert calibrate(z, labels, ["law"], precision=0.7).figures["law"]["how"] == "precision 0.7"
+
+
 def test_precision_is_counted_on_rows_that_did_not_choose_the_threshold():
     """What a threshold keeps of scores that say nothing has the base rate, but on the rows that chose it."""
     rng, kept, right = np.random.default_rng(0), 0, 0

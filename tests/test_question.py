@@ -27,6 +27,7 @@ from ntk_jax.engine.config import build
 from ntk_jax.engine.plan import Command
 from ntk_jax.engine.stage import Job
 from ntk_jax.errors import Note, UserError
+from ntk_jax.pipelines.question import ask as ask_stage
 from ntk_jax.pipelines.question.arms import arms_of, as_trained, own_arm
 from ntk_jax.pipelines.question.config import QuestionConfig
 from ntk_jax.pipelines.question.documents import read_documents, sampled_documents
@@ -35,6 +36,7 @@ from ntk_jax.pipelines.question.stages import PIPELINE
 from ntk_jax.pipelines.question.state import input_hashes, open_run, same_model
 from ntk_jax.pipelines.question.train import rows_of, train
 from ntk_jax.pipelines.select.config import SelectConfig
+from ntk_jax.questions.gaps import EqualGaps
 from ntk_jax.questions.methods.asked import NothingWritten
 from ntk_jax.questions.methods.table import METHODS
 from ntk_jax.questions.reach import locate
@@ -294,6 +296,62 @@ def test_nothing_kept_says_why(inputs: Path, made: World) -> None:
         run(question_config(inputs, own.url, "nothing"), until="ask")
 
 
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        ({"calls": 3}, r"8 × nothing was asked: the calls were spent.*; raise ask\.calls$"),
+        ({"least_gap": 99.0}, r"× its gap is too small.*; lower ask\.least_gap$"),
+        ({"consistency": 1.0, "quotes": "found"}, r"no question is kept.*; take a stronger expert, or lower ask\.cons"),
+    ],
+)
+def test_what_is_to_be_done_where_nothing_is_kept_goes_by_the_reason(
+    inputs: Path, made: World, ask: dict[str, Any], said: str
+) -> None:
+    def answer(body: dict[str, Any], before: int) -> Answer:
+        if "consistency" in ask and body.get("temperature") and "copy word for word" in str(body):
+            return completion('{"stated": true, "answer": "Something else is true.", "quotes": ["The"]}')
+        return answer_of(made, body)
+
+    with FaultyServer(answer).running() as own, pytest.raises(UserError, match=said):
+        run(question_config(inputs, own.url, f"none-{next(iter(ask))}", ask={"rounds": 0, **ask}), until="ask")
+
+
+def test_a_later_generation_that_fails_says_what_is_kept(
+    inputs: Path, made: World, server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def generation(*given: Any) -> dict[str, Any]:
+        if given[5] == 2:
+            raise UserError("the gap judge is 0.75 for all 8 questions")
+        return {"records": [{"prompt": "Who pays?"}]}
+
+    monkeypatch.setattr(ask_stage, "_generation", generation)
+    monkeypatch.setattr(ask_stage, "next_target", lambda *_: (None, "2"))
+    config = question_config(inputs, server.url, "late", target=HERE, ask={"generations": 2})
+    said = r"^generation 2: the gap judge is 0.75.*the questions that are kept up to now .1. lie in .*/questions.jsonl"
+    with pytest.raises(UserError, match=said):
+        run(config, until="ask")
+
+
+def test_a_later_generation_whose_gaps_are_all_the_same_is_left_out(
+    inputs: Path, server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = ask_stage._generation
+
+    def generation(*given: Any) -> dict[str, Any]:
+        if given[5] == 2:
+            raise EqualGaps("the gap nll is 0 for all 8 questions")
+        return first(*given)
+
+    monkeypatch.setattr(ask_stage, "_generation", generation)
+    monkeypatch.setattr(ask_stage, "next_target", lambda run, *_: (run.model.base, "2"))
+    ask = {"generations": 2, "rounds": 0, "per_chunk": 1, "calibration": 0}
+    config = question_config(inputs, server.url, "equal", target=HERE, ask=ask, train={"arms": ["adversarial"]})
+    with pytest.warns(Note, match="generation 2 is left out: the gap nll is 0 for all 8"):
+        folder = run(config, until="ask")
+    assert len(summary(folder, "ask")["generations"]) == 1
+    assert summary(folder, "ask")["questions"] == len(lines(folder / "questions.jsonl")) > 0
+
+
 def test_a_judge_that_always_agrees_is_found_out(inputs: Path, made: World) -> None:
     """It cannot rank a question, and the run says so instead of keeping questions at random."""
 
@@ -426,7 +484,6 @@ def test_kill_9_repeats_no_call_and_keeps_the_same(inputs: Path, made: World) ->
         ({"model": {"max_length": 128}}, "max_length = 128 holds no chunk"),
         ({"ask": {"negative": 0.8, "cross": 0.4}}, "more than 1 together"),
         ({"ask": {"reference": "expert"}}, "needs the expert's likelihoods"),
-        ({"ask": {"signal": "band", "temperature": 0.0}}, "makes all the same"),
         ({"ask": {"generations": 2}}, "leave target.model out"),
         ({"train": {"arms": ["adversarial", "other"]}}, "there is no arm other"),
         ({"train": {"arms": ["static", "static"]}}, "each once"),
@@ -479,10 +536,10 @@ def test_documents_without_a_chunk_are_unseen_and_names_that_never_match_are_sai
         found = lines(folder / "evaluate" / "predictions" / "base" / f"test ({side} documents).jsonl")
         assert len(found) == 3 and all((one["group"] in asked) == (side == "trained") for one in found)
 
-    items = [one | {"document_name": f"{one['document_id']}.pdf"} for one in lines(inputs / "test.jsonl")]
+    items = [one | {"document_name": f"contract {one['document_id']}"} for one in lines(inputs / "test.jsonl")]
     write_lines(inputs / "named.jsonl", items)
     other = {"files": [str(inputs / "named.jsonl")], "by_document": "document_name", "general": []}
-    with pytest.warns(Note, match=r"named.jsonl: no item is about a document .* of an item 'doc-0.pdf'"):
+    with pytest.warns(Note, match=r"named.jsonl: no item is about a document .* of an item 'contract doc-0'"):
         run(question_config(inputs, server.url, "misnamed", **sections, evaluate=other))
 
 
@@ -496,12 +553,16 @@ def test_items_on_a_copy_of_a_document_that_was_asked_about_are_not_unseen(input
     assert found == ["test (trained documents)"]
 
 
-def test_the_report_can_be_made_anew_from_the_config_of_a_run(whole: Path, tmp_path: Path) -> None:
+def test_the_report_can_be_made_anew_from_a_run_or_its_config(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """It has no key `pipeline`, for a folder may hold several; plan.json says which."""
     folder = tmp_path / "run"
     shutil.copytree(whole, folder, ignore=shutil.ignore_patterns("adapter", "llm"))
     (folder / "report" / "index.html").unlink()
     assert cli.main(["report", str(folder / "config.yaml"), f"--out={folder}"]) == 0
+    assert cli.main(["report", str(folder)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"Report: {folder / 'report' / 'index.html'}"
     assert "Adversarial questions" in (folder / "report" / "index.html").read_text()
 
 

@@ -241,6 +241,20 @@ def test_a_judge_of_silence_sees_every_passage_with_two_questions(
     assert calibrate_silence(Voice("judge", ScriptedClient(reply), "json"), ITEMS[:1] * 3, seed=0) == {}
 
 
+def test_a_passage_of_two_chunks_is_no_other_to_either() -> None:
+    (first, a, _), (second, b, _) = ITEMS[:2]
+    both = ("What do they share?", f"{a}\n\n{b}", "The county.")
+    asked = []
+
+    def reply(request: Request) -> str:
+        asked.append(str(request.messages[0]["content"]))  # type: ignore[index,call-overload]
+        return json.dumps({"reason": "r", "answer": "no"})
+
+    found = calibrate_silence(Voice("judge", ScriptedClient(reply), "json"), [ITEMS[0], both, ITEMS[1]], seed=0)
+    assert [kind["n"] for kind in found["kinds"].values()] == [2, 3]  # to the passage of both none is foreign
+    assert sum(first in text for text in asked) == sum(second in text for text in asked) == 2
+
+
 @pytest.mark.parametrize("says", ["yes", "no"])
 def test_pairs_are_planted_on_what_the_judge_refused_as_well(says: str) -> None:
     """Else one that always says no would have none, and of one that lets the wrong ones pass all would be right."""

@@ -192,3 +192,16 @@ def test_every_chunk_is_where_it_says(found: list[str], words: int, most: int | 
         pieces.setdefault(one.document, []).append(one.text)
     for name, parts in pieces.items():
         assert "".join("".join(parts).split()) == "".join(found[int(name)].split()), "every word once and in order"
+
+
+def test_a_title_takes_room_from_its_chunks() -> None:
+    def count(text: str) -> int:
+        return len(text.split())
+
+    long = record("The tenant pays. " * 40, title="A lease of the mill " * 4)
+    bare = record("The tenant pays. " * 39, "b", title="Lease")
+    found = chunk_documents([long, bare], words=60, count_tokens=count, max_tokens=40)
+    sizes = {name: max(count(one.text) for one in found.chunks if one.document == name) for name in ("a", "b")}
+    assert sizes["a"] <= 40 - 20 < sizes["b"] <= 39
+    with pytest.raises(UserError, match="no document is left"):
+        chunk_documents([long], words=60, count_tokens=count, max_tokens=20)

@@ -8,10 +8,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ntk_jax.data.contamination import evaluation_runs
 from ntk_jax.questions import keep as module
-from ntk_jax.questions.keep import Candidate, Limits, keep
-from ntk_jax.questions.question import KINDS, Answer, Chunk, Slot, Version
+from ntk_jax.questions.keep import Candidate, Limits, keep, without_leaks
+from ntk_jax.questions.leaks import leaks_of
+from ntk_jax.questions.question import KINDS, Answer, Chunk, Slot, Trace, Version
 
 CHUNKS = [Chunk(f"d{n}#0", f"d{n}", f"Title {n}", "test", "text") for n in range(5)]
 WORDS = [f"word{n}" for n in range(400)]
@@ -67,11 +67,21 @@ def test_what_was_kept_before_is_not_kept_again() -> None:
 
 def test_evaluation_items_do_not_leak() -> None:
     item = "Does the tenant of the lower meadow pay in May or in June?"
-    runs, _ = evaluation_runs([item], 8)
+    items = leaks_of([(item, "")], 8)
     leaking = candidate(0, 0, 5.0, question="So: does the tenant of the lower meadow pay in May, then?")
-    found = keep([leaking, candidate(1, 1, 1.0)], Limits(), leaks=runs)
+    found = keep([leaking, candidate(1, 1, 1.0)], Limits(), leaks=items)
     assert found.dropped == {0: module.LEAKED}
     assert [one.ordinal for one in found.candidates] == [1]
+
+
+def test_a_short_evaluation_item_is_not_trained_on() -> None:
+    """It has no run of so many words, and yet is asked word for word."""
+    prompts = ["Who pays the toll?", "A clause. It is long.\nQuestion: Is there an audit?\nAnswer:"]
+    items = leaks_of([(prompt, "No") for prompt in prompts], 8)
+    asked = ["who pays the toll", "Is there an audit?", "Is there an audit clause?"]
+    found = keep([candidate(n, n, 1.0, question=one) for n, one in enumerate(asked)], Limits(), leaks=items)
+    assert found.dropped == dict.fromkeys((0, 1), module.LEAKED)
+    assert not leaks_of([("", "A text.")], 8).holds("Is it so?", "Yes.")
 
 
 def test_kinds_have_their_shares_and_plain_questions_stand_in() -> None:
@@ -122,3 +132,20 @@ def test_more_of_a_kind_than_its_share_is_named_so() -> None:
     found = keep([candidate(n, n, 1.0, "negative") for n in range(4)], Limits(count=4, shares={"negative": 0.25}))
     assert found.shortfall == 3
     assert Counter(found.dropped.values()) == {module.ENOUGH_OF_KIND: 3}
+
+
+def test_versions_before_a_kept_one_are_compared_with_evaluation_items_too() -> None:
+    """An arm by round trains on them."""
+    asked = "what is the notice period that either party must give under this agreement"
+    runs = leaks_of([(asked, "")], 8)
+    versions = [
+        Version(n, text, Answer("an answer", ("q",)), gap=float(n), accepted=n != 1)
+        for n, text in enumerate(["Who pays?", asked, f"So {asked}?", "Who may end the contract before its term?"])
+    ]
+    trace = Trace(Slot("0/0", "answerable", (CHUNKS[0],)), versions=list(versions), best=3)
+    without_leaks(trace, runs)
+    assert [one.accepted for one in trace.versions] == [True, False, False, True]
+    assert [one.fault for one in trace.versions] == [None, None, module.LEAKED, None]
+    trace.versions = list(versions)
+    without_leaks(trace, None)
+    assert trace.versions == versions

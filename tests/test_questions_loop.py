@@ -15,8 +15,9 @@ from scripted_llm import ScriptedClient
 from scripted_world import GAPS, Scripted, World, likelihood, world
 
 from ntk_jax.data.words import text_hash
-from ntk_jax.errors import UserError
-from ntk_jax.llm.request import Request
+from ntk_jax.errors import TryAgain, UserError
+from ntk_jax.llm.request import Reply, Request
+from ntk_jax.questions.gaps import spread
 from ntk_jax.questions.loop import search
 from ntk_jax.questions.question import NO_GAIN, Answer, Chunk, Slot, Trace, Version
 from ntk_jax.questions.records import reason_of
@@ -159,6 +160,67 @@ def test_the_band_prefers_what_the_target_sometimes_knows() -> None:
         share, sure = version.signals["target_right"], version.signals["consistency"]
         assert version.gap == version.signals["band"] == pytest.approx(4 * share * (1 - share) * sure)
     assert any(0 < v.signals["target_right"] < 1 for v in versions)
+
+
+@pytest.mark.parametrize("signal", ["judge", "both", "band"])
+def test_a_target_that_gives_no_reply_has_not_answered_wrongly(signal: str) -> None:
+    """Or what cannot be asked, such as a passage beyond its context, would have the largest gap of all."""
+    made = world(0, 6)
+    silent = made.chunks[0].title
+
+    def target(request: Request) -> str | Reply:
+        text = str(request.messages[0]["content"])
+        if silent in text:
+            return Reply("", "failed", reason="time-out")
+        right = random.Random(text + str(request.sample)).random() < 0.5
+        return Scripted(made)._target(text, random.Random(0)) if right else "Nobody can say."
+
+    def judge(request: Request) -> str:
+        text = str(request.messages[0]["content"])
+        if "how far apart" in text:
+            return json.dumps({"reason": "so", "score": 4 if "(no answer)" in text else text_hash(text) % 4})
+        return '{"reason": "so", "answer": "yes"}'
+
+    voices = voices_of(made, target=ScriptedClient(target), judge=ScriptedClient(judge))
+    found = search(slots_of(made), voices, Settings(rounds=1, signal=signal), target=likelihood(made))
+    of_silent = [trace for trace in found.traces if trace.slot.chunks[0].title == silent]
+    assert of_silent and not any(trace.standing for trace in of_silent)
+    assert "target: no reply: time-out" in map(reason_of, of_silent)
+    assert any(trace.standing for trace in found.traces)
+
+
+def test_an_expert_that_gives_no_further_reply_is_not_said_to_answer_otherwise() -> None:
+    made = world(0, 6)
+
+    def expert(request: Request) -> str | Reply:
+        gone = Reply("", "failed", reason="time-out")
+        return gone if request.temperature > 0 else Scripted(made).answer(request)
+
+    voices = voices_of(made, expert=ScriptedClient(expert))
+    found = search(slots_of(made), voices, Settings(rounds=0), target=likelihood(made))
+    reasons = set(map(reason_of, found.traces))
+    assert "expert, asked again: no reply: time-out" in reasons
+    assert not any("otherwise" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize("error", [UserError, TryAgain])
+def test_where_a_client_stops_is_said(error: type[Exception]) -> None:
+    made, asked = world(0, 6), [0]
+
+    def generator(request: Request) -> str:
+        asked[0] += 1
+        if asked[0] > 5:
+            raise error("it is gone")
+        return Scripted(made).answer(request)
+
+    voices = voices_of(made, generator=ScriptedClient(generator))
+    voices.generator.form = "json"
+    with pytest.raises(error, match="^round 0: questions: 5 of 12 replies are there; it is gone$"):
+        search(slots_of(made), voices, Settings(rounds=1), target=likelihood(made))
+
+
+def test_a_spread_has_no_negative_zero() -> None:
+    assert str(spread([-1e-12, -1e-12])["mean"]) == "0.0"
 
 
 def test_equal_gaps_end_the_loop() -> None:

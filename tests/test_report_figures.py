@@ -96,3 +96,8 @@ def test_long_curves_are_thinned() -> None:
     assert len(drawn) < 20_000
     one = curves([Curve("x", "c-base", [1], [3.0])], y_title="loss", description="d")
     assert "nan" not in one
+
+
+def test_the_axis_of_what_is_nought_everywhere_has_different_ticks() -> None:
+    drawn = curves([Curve("x", "c-base", [0, 1, 2], [0.0, 0.0, 0.0])], y_title="accuracy, %", description="d")
+    assert "1.0" in drawn and "0.000000" not in drawn

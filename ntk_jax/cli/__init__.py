@@ -146,6 +146,10 @@ def _configured(arguments: argparse.Namespace, overrides: Sequence[str]) -> tupl
         return None, None
     from ntk_jax.engine.config import PIPELINE, load_config, read_tree, refuse_unusable
 
+    if arguments.command == "report" and (Path(arguments.config) / "config.yaml").is_file():
+        # a run directory, wherever it lies now
+        arguments.out = arguments.config if arguments.out is None else arguments.out
+        arguments.config = str(Path(arguments.config) / "config.yaml")
     everyone = {pipeline.name: pipeline for pipeline in all_pipelines()}
     able = [
         pipeline

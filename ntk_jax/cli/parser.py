@@ -56,7 +56,8 @@ Where its encoder lies somewhere else now, --encoder.path=DIR says where.
 COMMON = {
     "report": (
         "one HTML page of the whole run",
-        "Makes report/index.html, a self-contained page, from what the stages wrote. Reads the run directory only.",
+        "Makes report/index.html, a self-contained page, from what the stages wrote. Reads the run directory only, "
+        "which may stand in the place of the config.",
     ),
     "export": (
         "adapter, merged weights and selection for other programs",

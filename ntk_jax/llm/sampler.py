@@ -44,16 +44,17 @@ class ModelClient:
     rendering: how talks become text. slots: replies that are written at a time, rounded up to a multiple of the mesh's
     devices. context: tokens of a prompt with its reply at most; None: as many as the model has positions. mesh: the
     devices, where the model lies; slots go over `data` and `fsdp`. prompt_tokens: read in one step a device; None: on a
-    CPU 32 a slot, from 128 to 512, else 2,048. prefix_bytes: kept on every device of what was read of prompts, for those that begin alike, in
-    this call of `ask` or later ones; None: `prefixes.default_limit`; 0: nothing. apart: a program for each layer in the
-    place of one for all (`models/apart.py`); None: on a CPU without a mesh, where it is two to three times as fast.
+    CPU 32 a slot, from 128 to 512, else 2,048. prefix_bytes: kept on every device of what was read of prompts, for
+    those that begin alike, in this call of `ask` or later ones; None: `prefixes.default_limit`; 0: nothing. apart: a
+    program for each layer in the place of one for all (`models/apart.py`); None: on a CPU without a mesh.
 
     The same request has the same reply, to the bit, whatever is asked beside it or was asked before, as long as slots,
     prompt_tokens, mesh and machine are the same; with others, sums are rounded otherwise, and a draw on the edge may
     fall otherwise. What is kept changes nothing: a prompt's pieces are the same, in rows of the same shapes, whether
     they are read or copied.
 
-    Raises UserError: a model without a tokenizer; no slots; a context that the model does not have; prefix_bytes < 0.
+    Raises UserError: a model without a tokenizer; no slots; a context that the model does not have; prefix_bytes < 0;
+    apart with a mesh.
     """
 
     def __init__(

@@ -93,7 +93,8 @@ def calibrate(
     """Temperature, offset, curves and thresholds from held-out rows.
 
     logits: [n, M]; labels: [n, M], NaN is not used. groups: [n] as of `held_out`. precision: the threshold of a domain
-    is the lowest with this precision, and that of the best F1 where none has it, or where precision is None. A domain
+    is the lowest with this precision, and that of the best F1 where none has it, where it keeps less than half of what
+    that keeps, or where precision is None. A domain
     without held-out positives or negatives keeps its logits and the threshold ½, and its figures say so. The figure
     `counted` has what the thresholds of one half keep of the other: {"kept", "right", "positives"}; it is absent where
     a half has no positives.
@@ -129,9 +130,16 @@ def calibrate(
 
 
 def _limit(curve: Curve, precision: float | None) -> tuple[float, str]:
-    """(the threshold, how it was chosen)."""
+    """(the threshold, how it was chosen). Of few rows the highest score may be right by luck, so that a threshold of
+    this precision keeps next to nothing: it counts only where it keeps half of what the best F1 does."""
+    best = curve.best_f1()
     wanted = None if precision is None else curve.for_precision(precision)
-    return (curve.best_f1(), "best F1") if wanted is None else (wanted, f"precision {precision:g}")
+    if wanted is None:
+        return best, "best F1"
+    kept = {limit: float(curve.recall[np.flatnonzero(curve.threshold == limit)[-1]]) for limit in (best, wanted)}
+    if kept[wanted] < kept[best] / 2:
+        return best, f"best F1, for precision {precision:g} would keep {kept[wanted]:.0%} of what belongs"
+    return wanted, f"precision {precision:g}"
 
 
 def _crosswise(z: np.ndarray, right: np.ndarray, groups: np.ndarray, precision: float | None) -> dict[str, int] | None:

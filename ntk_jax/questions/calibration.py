@@ -96,12 +96,13 @@ def calibrate_silence(
     voice: Voice, items: Sequence[Item], *, seed: int, max_tokens: int = 160, progress: Progress | None = None
 ) -> dict[str, Any]:
     """The same of a judge of unanswerable questions: of every passage, whether it is silent on its own question, and on
-    one of another passage, which is drawn. That no other passage answers a question is taken for granted: where one
-    does, the false rejects are fewer than they seem. {} where all items are of one passage."""
+    one of another passage, which is drawn; the passage of a question across documents is no other to those that it
+    holds. That no other passage answers a question is taken for granted: where one does, the false rejects are fewer
+    than they seem. {} where all items are of one passage."""
     rng = np.random.default_rng(seed_of(seed, "silence"))
     asked: list[tuple[str, Wish]] = []
     for own, passage, _ in items:
-        others = [question for question, other, _ in items if other != passage]
+        others = [question for question, other, _ in items if other not in passage and passage not in other]
         slot = Slot("", "unanswerable", (Chunk("", "", "", "", passage),))
         for kind, question in ((OWN, own), (FOREIGN, others[int(rng.integers(len(others)))] if others else None)):
             if question is not None:

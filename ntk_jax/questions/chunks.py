@@ -83,7 +83,12 @@ def chunk_documents(
             if why == DUPLICATE and text is not None and isinstance(record.get("id"), str):
                 same[record["id"]] = known[_key(text)]
             continue
-        spans, cut = _spans(text, words, count_tokens, max_tokens)
+        title = record.get("title")
+        title = " ".join(title.split()) if isinstance(title, str) else ""
+        room = max_tokens
+        if count_tokens is not None and max_tokens is not None:  # models read the title with every chunk
+            room = max_tokens - count_tokens(f"[{title or record.get('id', '')}]\n")
+        spans, cut = _spans(text, words, count_tokens, room) if room is None or room > 0 else ([], False)
         if not spans:
             dropped[TOO_LONG] += 1
             continue
@@ -92,8 +97,6 @@ def chunk_documents(
             found[name] = language
         notes.update(_remarks(text))
         shortened += cut
-        title = record.get("title")
-        title = " ".join(title.split()) if isinstance(title, str) else ""
         chunks += [
             Chunk(f"{name}#{ordinal}", name, title or name, str(record.get("source") or name), text[a:b], a, b)
             for ordinal, (a, b) in enumerate(spans)

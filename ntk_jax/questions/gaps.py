@@ -152,22 +152,28 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     if not len(found):
         return {"n": 0}
     values = (found.mean(), found.std(), found.min(), np.median(found), found.max())
-    # Rounded, so that a mean that is zero by definition is shown as one.
-    named = zip(("mean", "sd", "least", "median", "most"), (round(float(value), 9) for value in values), strict=True)
+    # Rounded, so that a mean that is zero by definition is shown as one; plus zero, for that may be a negative one.
+    named = zip(
+        ("mean", "sd", "least", "median", "most"), (round(float(value), 9) + 0.0 for value in values), strict=True
+    )
     return {"n": len(found), **dict(named)}
 
 
+class EqualGaps(UserError):
+    """All gaps are the same."""
+
+
 def check_spread(values: Sequence[float], signal: str) -> None:
-    """Raises UserError: all gaps are the same. Few may be so by accident."""
+    """Raises EqualGaps: they can rank no question. Few may be so by accident."""
     about = spread(values)
     if about["n"] < LEAST or about["most"] - about["least"] > _EQUAL:
         return
     why = {
         "nll": "look at the target's weights, and whether its context holds the passage",
         "judge": "the judge gives one score to all; take another judge, or the signal nll",
-        "band": "the target's draws all agree or all disagree; raise the temperature or take the signal nll",
+        "band": "the target's draws all agree with the expert or all disagree; take the signal nll",
     }[signal]
-    raise UserError(
+    raise EqualGaps(
         f"the gap {signal} is {about['least']:.6g} for all {about['n']} questions (standard deviation "
         f"{about['sd']:.2g}), so it can rank none: {why}"
     )

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from ntk_jax.data.alike import first_alike
-from ntk_jax.data.contamination import contamination
 from ntk_jax.data.near_duplicates import near_duplicates
-from ntk_jax.questions.question import KINDS, Slot, Version
+from ntk_jax.questions.leaks import Leaks
+from ntk_jax.questions.question import KINDS, Slot, Trace, Version
 
 Vectors = Callable[[Sequence[str]], np.ndarray]  # [N, D], embeddings of texts
 # Why a verified question is not kept.
@@ -37,8 +37,7 @@ class Limits:
     """count: questions that are kept; None: all that pass. quota: of every chunk, that come before any other's next,
     so that no part of a document is left out. most: of one chunk; None: any number. least_gap: None: any. similarity:
     Jaccard of word runs, cosine: of embeddings, from which on two are the same. shares: {kind: of the count} that are
-    kept of the kinds that are not plain. overlap: words in a row that a question may not share with an evaluation
-    item."""
+    kept of the kinds that are not plain."""
 
     count: int | None = None
     quota: int = 1
@@ -47,7 +46,6 @@ class Limits:
     similarity: float = 0.7
     cosine: float = 0.95
     shares: Mapping[str, float] = field(default_factory=dict)
-    overlap: int = 8
 
 
 @dataclass(frozen=True)
@@ -66,19 +64,18 @@ def keep(
     limits: Limits,
     *,
     vectors: Vectors | None = None,
-    leaks: np.ndarray | None = None,
+    leaks: Leaks | None = None,
     before: Sequence[str] = (),
 ) -> Kept:
-    """The questions that are kept. vectors: None has only words compared. leaks: hashes of the word runs of evaluation
-    items, as `contamination.evaluation_runs` gives them for `limits.overlap` words. before: questions that are kept
-    already."""
+    """The questions that are kept. vectors: None has only words compared. leaks: the evaluation
+    items. before: questions that are kept already."""
     dropped: dict[int, str] = {}
     passed = []
     for one in candidates:
         gap = one.version.gap
         if limits.least_gap is not None and gap is not None and gap < limits.least_gap:
             dropped[one.ordinal] = TOO_SMALL
-        elif leaks is not None and contamination(text_of(one.version), leaks, limits.overlap) is not None:
+        elif is_leaked(one.version, leaks):
             dropped[one.ordinal] = LEAKED
         else:
             passed.append(one)
@@ -110,9 +107,17 @@ def keep(
     return Kept(taken, dropped, max(missing, 0) if limits.count is not None else 0, kinds if limits.count else {})
 
 
-def text_of(version: Version) -> str:
-    """What is compared with evaluation items: the question and its answer."""
-    return f"{version.question}\n{version.expert.text if version.expert else ''}"
+def is_leaked(version: Version, leaks: Leaks | None) -> bool:
+    """Whether a question with its answer is too much like an evaluation item."""
+    return leaks is not None and leaks.holds(version.question, version.expert.text if version.expert else "")
+
+
+def without_leaks(trace: Trace, leaks: Leaks | None) -> None:
+    """Marks the versions of a kept question that stood before it and are leaked as at fault: they are trained on, too,
+    where rounds are compared."""
+    for at, version in enumerate(trace.versions):
+        if version.accepted and is_leaked(version, leaks):
+            trace.versions[at] = replace(version, fault=LEAKED, accepted=False)
 
 
 def in_order(candidates: Sequence[Candidate], quota: int) -> list[Candidate]:

@@ -201,7 +201,9 @@ class Rounds:
         for one, said in zip(good, self._ask(self.voices.target, f"round {number}: target", asked), strict=True):
             one.said["target"] = said
             one.target = str(said.value) if said.usable else ""  # to say nothing is an answer, and a wrong one
-        self._signals(good, number)
+            if said.failed and s.signal in ("judge", "both"):  # but who was not heard has not answered wrongly
+                one.fault = f"target: {said.value.reason}"
+        self._signals([one for one in good if one.fault is None], number)
 
     def _signals(self, tries: list[Try], number: int) -> None:
         s = self.settings
@@ -244,19 +246,23 @@ class Rounds:
     def _bands(self, tries: list[Try], number: int) -> None:
         """The signal band, from draws of both."""
         s = self.settings
-        draws: dict[str, dict[int, list[str]]] = {"expert": defaultdict(list), "target": defaultdict(list)}
+        draws: dict[str, dict[int, list[str | None]]] = {"expert": defaultdict(list), "target": defaultdict(list)}
         for role in draws:
             pairs = [(n, self._draw(role, one, k)) for n, one in enumerate(tries) for k in range(s.samples)]
             voice = self.voices.expert if role == "expert" else self.voices.target
             said = self._ask(voice, f"round {number}: draws of the {role}", pairs)
             for (n, _), found in zip(pairs, said, strict=True):
                 text = found.value.text if isinstance(found.value, Answer) else found.value
-                draws[role][n].append(str(text) if found.usable else "")
+                draws[role][n].append(None if found.failed else str(text) if found.usable else "")
                 tries[n].said[f"{role} {len(draws[role][n])}"] = found
         for n, one in enumerate(tries):
-            right = [agreement(_text(one), text) >= AGREE for text in draws["target"][n]]
-            one.signals["target_right"] = sum(right) / max(len(right), 1)
-            one.signals["consistency"] = consistency([_text(one), *draws["expert"][n]])
+            heard = [text for text in draws["target"][n] if text is not None]  # no reply is no wrong answer
+            if not heard:
+                one.fault = f"target: {one.said['target 1'].value.reason}"
+                continue
+            right = [agreement(_text(one), text) >= AGREE for text in heard]
+            one.signals["target_right"] = sum(right) / len(right)
+            one.signals["consistency"] = consistency([_text(one), *(text or "" for text in draws["expert"][n])])
             one.signals["band"] = band(one.signals["target_right"], one.signals["consistency"])
 
     def _draw(self, role: str, one: Try, sample: int) -> Wish:
@@ -293,18 +299,21 @@ class Rounds:
         s = self.settings
         pairs = [(n, self._draw("again", one, k)) for n, one in enumerate(tries) for k in range(s.again)]
         found: list[list[Answer]] = [[] for _ in tries]
+        unheard: dict[int, str] = {}
         for (n, _), said in zip(
             pairs, self._ask(self.voices.expert, f"round {number}: the expert again", pairs), strict=True
         ):
             tries[n].said[f"again {len(found[n]) + 1}"] = said
             # What cannot be read agrees with nothing.
             found[n].append(said.value if isinstance(said.value, Answer) else Answer(""))
-        for one, answers in zip(tries, found, strict=True):
+            if said.failed:
+                unheard[n] = f"expert, asked again: {said.value.reason}"
+        for n, (one, answers) in enumerate(zip(tries, found, strict=True)):
             if answers:
                 assert one.expert is not None
                 one.signals["consistency"] = consistency_of(one.trace.slot, one.expert, answers)
                 if one.signals["consistency"] < s.consistency:
-                    one.fault = "the expert answers otherwise when it is asked again"
+                    one.fault = unheard.get(n, "the expert answers otherwise when it is asked again")
 
     def _passage(self, one: Try) -> str | None:
         return one.trace.slot.passage if self.settings.sees_document else None

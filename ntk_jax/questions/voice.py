@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ntk_jax.errors import UserError
+from ntk_jax.errors import TryAgain, UserError
 from ntk_jax.llm.parsing import Failure, correction
 from ntk_jax.llm.request import Client, Progress, Reply, Request
 from ntk_jax.llm.usable import Unusable
@@ -34,13 +34,14 @@ class Wish:
 @dataclass(frozen=True)
 class Said:
     """What came back. value: what was read, or `Unusable`. prompt: the id of what was asked last. raw: the reply as it
-    was written. calls, tokens: what it took, (of prompts, of replies)."""
+    was written. calls, tokens: what it took, (of prompts, of replies). failed: there was no reply at all."""
 
     value: Any
     prompt: str
     raw: str = ""
     calls: int = 1
     tokens: tuple[int, int] = (0, 0)
+    failed: bool = False
 
     @property
     def usable(self) -> bool:
@@ -66,7 +67,7 @@ class Voice:
 
     def ask(self, wishes: Sequence[Wish], progress: Progress | None = None, what: str = "") -> list[Said]:
         """What each wish brought, in order. The same replies give the same, in whatever order they come. what: they are
-        about; empty: the role. Raises UserError as `Client.ask`, saying how far this came."""
+        about; empty: the role. Raises UserError and TryAgain as `Client.ask`, saying how far this came."""
         there = 0
 
         def count(done: int, total: int, spent: str) -> None:
@@ -77,8 +78,9 @@ class Voice:
 
         try:
             return self._heard(wishes, count)
-        except UserError as error:
-            raise UserError(f"{what or self.role}: {there:,} of {len(wishes):,} replies are there; {error}") from None
+        except (UserError, TryAgain) as error:
+            kind = TryAgain if isinstance(error, TryAgain) else UserError
+            raise kind(f"{what or self.role}: {there:,} of {len(wishes):,} replies are there; {error}") from None
 
     def _heard(self, wishes: Sequence[Wish], progress: Progress) -> list[Said]:
         found: dict[int, Said] = {}
@@ -158,4 +160,5 @@ def seed_of(seed: int, *names: object) -> int:
 
 
 def _said(request: Request, reply: Reply, value: Any) -> Said:
-    return Said(value, prompt_id(request), reply.text, 1, (reply.prompt_tokens, reply.completion_tokens))
+    tokens = (reply.prompt_tokens, reply.completion_tokens)
+    return Said(value, prompt_id(request), reply.text, 1, tokens, reply.finish == "failed")

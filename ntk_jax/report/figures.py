@@ -180,7 +180,7 @@ def curves(
     bold = [v for values in smooth for v in values]
     # The axis follows the bold lines: a single spike of the raw values would otherwise flatten everything else.
     low, high = min(bold), max(bold)
-    margin = max((high - low) * 0.12, abs(high) * 0.02, 1e-12)
+    margin = max((high - low) * 0.12, abs(high) * 0.02) or 1.0  # of what is nought everywhere
     height, top = 240, 34
     power_of_ten = exponent(low, high)
     unit = 10.0**power_of_ten

@@ -181,9 +181,13 @@ class ClassifySection:
     learning_rate: Positive = setting(2e-5, "of AdamW at its peak, for kind encoder")
     batch: Count = setting(32, "windows of the encoder in a step, for kind encoder")
     held_out: Fraction = setting(0.2, "share of the labelled set that the classifier is measured on")
-    precision: Fraction = setting(0.8, "held-out precision that a domain's threshold aims at")
+    precision: Fraction | None = setting(
+        None,
+        "held-out precision that a domain's threshold aims at; null: the threshold of the best F1, for labels that "
+        "were mined make precision look lower than it is: what belongs to a domain stands among their negatives, too",
+    )
     thresholds: Mapping[str, Any] | None = setting(
-        None, "probability from which on a chunk is taken, {domain: number}; null: from the held-out precision"
+        None, "probability from which on a chunk is taken, {domain: number}; null: by the held-out labels"
     )
     most_words: Count | None = setting(
         None, "words of the mined text at most, the best of each domain first, in turn; null: all that is taken"

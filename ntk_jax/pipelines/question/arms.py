@@ -100,7 +100,9 @@ def _at_round(lines: Sequence[dict[str, Any]], number: int) -> Iterator[dict[str
     for line in lines:
         stood = [one for one in line["trace"]["rounds"] if one["accepted"] and one["round"] <= number]
         if stood:
-            yield {**line, "prompt": stood[-1]["question"], "response": stood[-1]["expert"]["text"]}
+            one = stood[-1]
+            own = {"quotes": one["expert"]["quotes"], "gap": one["gap"], "round": one["round"]}
+            yield {**line, "prompt": one["question"], "response": one["expert"]["text"], **own}
 
 
 def _bare(line: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from ntk_jax.data.contamination import contamination
 from ntk_jax.engine.clock import Clock
 from ntk_jax.engine.stage import Facts
 from ntk_jax.errors import UserError, note
@@ -21,11 +20,11 @@ from ntk_jax.pipelines.question.leaks import leaks
 from ntk_jax.pipelines.question.methods import write_methods
 from ntk_jax.pipelines.question.state import QuestionRun, same_model
 from ntk_jax.questions.calibration import calibrate, calibrate_silence, calibrate_verdicts, items_of
-from ntk_jax.questions.gaps import spread
-from ntk_jax.questions.keep import Candidate, Kept, Limits, keep
+from ntk_jax.questions.gaps import EqualGaps, spread
+from ntk_jax.questions.keep import LEAKED, TOO_SMALL, Candidate, Kept, Limits, keep, without_leaks
 from ntk_jax.questions.loop import Search, search
 from ntk_jax.questions.planted import KINDS as PLANTED
-from ntk_jax.questions.question import Chunk, Trace
+from ntk_jax.questions.question import Chunk, Trace, Version
 from ntk_jax.questions.records import outcomes, reason_of, record_of, trace_of
 from ntk_jax.questions.rounds import MakeProgress, Settings, Voices
 from ntk_jax.questions.slots import plan_slots
@@ -36,6 +35,15 @@ from ntk_jax.storage.reading import read_json_lines
 
 FILE, TRACES, PROMPTS = "questions.jsonl", "traces.jsonl", "prompts.jsonl"
 METHOD = "adversarial"
+_WAYS = {  # what to do where nothing is kept, by the beginning of the commonest reason
+    "nothing was asked": "raise ask.calls",
+    TOO_SMALL: "lower ask.least_gap",
+    LEAKED: "take documents that are not evaluated on",
+    "it does not fit the context": "lower documents.words, raise model.max_length, or give shorter titles",
+    "target: no reply": "look at the target; lower documents.words if its context is too small",
+    "the judge finds": "take a stronger expert, another judge, or ask.judged = false",
+    "the expert answers otherwise": "take a stronger expert, or lower ask.consistency",
+}
 _TAKEN = ("the wrong answers for right", "the right ones for wrong")
 _MISTAKES = {  # of a judge: what it judges, and what it takes for what
     "gap": ("the gap", *_TAKEN),
@@ -59,8 +67,6 @@ def check(config: QuestionConfig) -> None:
             "ask.generations asks a target that was trained in between, and the model of the section target is not; "
             "leave target.model out, or take ask.generations = 1"
         )
-    if ask.signal == "band" and ask.temperature == 0:
-        raise UserError("ask.signal = band draws answers, and ask.temperature = 0 makes all the same; raise it")
 
 
 def check_inputs(run: QuestionRun, closing: bool) -> None:
@@ -82,13 +88,25 @@ def ask(run: QuestionRun, folder: Path) -> Facts:
     for generation in range(1, config.ask.generations + 1):
         if generation > 1:
             model, label = next_target(run, folder, kept, generation)
-        found = _generation(
-            run, make_folder(folder / f"generation-{generation}"), chunks, model, label, generation, kept
-        )
+        own = make_folder(folder / f"generation-{generation}")
+        try:
+            found = _generation(run, own, chunks, model, label, generation, kept)
+        except EqualGaps as error:
+            if not kept:
+                raise
+            note(f"generation {generation} is left out: {error}")  # what the others kept is worth training on
+            break
+        except UserError as error:
+            if not kept:
+                raise
+            raise UserError(
+                f"generation {generation}: {error}; the questions that are kept up to now ({len(kept):,}) lie in "
+                f"{folder}/generation-*/{FILE}, and ask.generations = {generation - 1} ends with them"
+            ) from None
         kept += found.pop("records")
         summaries.append(found)
         if not kept:  # there is nothing to train the target of another generation on
-            raise UserError(_nothing(summaries, folder))
+            raise UserError(_nothing(summaries, folder, config))
     write_lines(folder / FILE, (json.dumps(one, ensure_ascii=False) for one in kept))
     write_lines(folder / TRACES, _lines_of(folder, TRACES, len(summaries)))
     write_lines(folder / PROMPTS, dict.fromkeys(_lines_of(folder, PROMPTS, len(summaries))))
@@ -134,10 +152,7 @@ def _generation(
         progress=make,
     )
     verified = second_opinion(found.traces, second, max_tokens=section.verdict_tokens, progress=make)
-    candidates = [Candidate(n, slots[n], one) for n, one in enumerate(verified) if one is not None]
-    kept = keep(
-        candidates, limits_of(config), vectors=_vectors(run), leaks=leaks(run), before=[r["prompt"] for r in before]
-    )
+    kept = _kept(run, found.traces, verified, before)
     ranks = {one.ordinal: rank for rank, one in enumerate(kept.candidates, len(before) + 1)}
     records = [
         record_of(one, found.traces[one.ordinal], rank=ranks[one.ordinal], method=METHOD, generation=generation)
@@ -167,6 +182,18 @@ def _generation(
     }
     write_json(folder / "summary.json", summary)
     return {**summary, "records": records}
+
+
+def _kept(
+    run: QuestionRun, traces: Sequence[Trace], verified: Sequence[Version | None], before: Sequence[dict[str, Any]]
+) -> Kept:
+    """Which of the verified versions are kept. before: records of earlier generations."""
+    candidates = [Candidate(n, traces[n].slot, one) for n, one in enumerate(verified) if one is not None]
+    items, limits = leaks(run), limits_of(run.config)
+    kept = keep(candidates, limits, vectors=_vectors(run), leaks=items, before=[r["prompt"] for r in before])
+    for one in kept.candidates:
+        without_leaks(traces[one.ordinal], items)
+    return kept
 
 
 def voices_of(run: QuestionRun, model: Model, label: str) -> tuple[Voices, Voice | None]:
@@ -226,14 +253,13 @@ def limits_of(config: QuestionConfig) -> Limits:
         section.similarity,
         section.cosine,
         shares(config),
-        section.overlap,
     )
 
 
 def _holding_items(run: QuestionRun, chunks: Sequence[Chunk]) -> int:
     """Chunks that hold words of evaluation items, which is said: what is learned of them is no understanding."""
-    runs, words = leaks(run), run.config.ask.overlap
-    found = 0 if runs is None else sum(contamination(one.text, runs, words) is not None for one in chunks)
+    items, words = leaks(run), run.config.ask.overlap
+    found = 0 if items is None else sum(items.shares(one.text) for one in chunks)
     if found:
         note(
             f"{found:,} of {len(chunks):,} chunks share {words} words in a row with an evaluation item, so an arm may "
@@ -351,10 +377,13 @@ def _lines_of(folder: Path, name: str, generations: int) -> list[str]:
     return found
 
 
-def _nothing(summaries: Sequence[dict[str, Any]], folder: Path) -> str:
+def _nothing(summaries: Sequence[dict[str, Any]], folder: Path, config: QuestionConfig) -> str:
     reasons = list(summaries[-1]["outcomes"].items())[1:4]
     shown = "; ".join(f"{count:,} × {reason}" for reason, count in reasons) or "no slot was tried"
+    general = ["a stronger expert", *(["ask.quotes = found"] if config.ask.quotes != "found" else [])]
+    general += ["ask.format = text"] if config.ask.format != "text" else []
+    own = (way for begin, way in _WAYS.items() if reasons and reasons[0][0].startswith(begin))
     return (
         f"no question is kept, of {summaries[-1]['slots']:,} that were looked for ({shown}); see "
-        f"{folder / 'generation-1' / TRACES}, take a stronger expert, ask.quotes = found or ask.format = text"
+        f"{folder / 'generation-1' / TRACES}; {next(own, 'take ' + ' or '.join(general))}"
     )

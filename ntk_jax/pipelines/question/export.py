@@ -50,6 +50,8 @@ def export(config: QuestionConfig, folder: Path, wanted: Wanted) -> Iterator[str
 
     def records() -> Records:
         require_done(folder, "ask")
+        if "@" in name:
+            trained()  # the records are those of the arm, and there must be such a step of it
         run, arm = open_run(config, Job(folder, Progress)), name.partition("@")[0]
         every = {OWN: own_arm(run)} | ({each.name: each for each in arms_of(run)} if arm != OWN else {})
         if arm not in every:

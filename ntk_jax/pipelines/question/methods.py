@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ntk_jax.data.contamination import contamination
 from ntk_jax.errors import note
 from ntk_jax.pipelines.question.leaks import leaks
 from ntk_jax.pipelines.question.state import QuestionRun
@@ -46,14 +45,14 @@ def training_tokens(run: QuestionRun, records: Sequence[Record]) -> int:
     return sum(count(record["prompt"]) + count(record["response"]) for record in records)
 
 
-def _leaked(run: QuestionRun) -> Callable[[str], bool]:
-    """Whether a question with its answer shares words with an evaluation item, by the rule for those of the loop."""
-    runs, words = leaks(run), run.config.ask.overlap
-    return lambda text: runs is not None and contamination(text, runs, words) is not None
+def _leaked(run: QuestionRun) -> Callable[[str, str], bool]:
+    """Whether a question with its answer is too much like an evaluation item, by the rule for those of the loop."""
+    items = leaks(run)
+    return lambda question, answer: items is not None and items.holds(question, answer)
 
 
 def _write(
-    run: QuestionRun, path: Path, name: str, chunks: Sequence[Chunk], tokens: int, leaked: Callable[[str], bool]
+    run: QuestionRun, path: Path, name: str, chunks: Sequence[Chunk], tokens: int, leaked: Callable[[str, str], bool]
 ) -> dict[str, Any]:
     config, method = run.config, METHODS[name]
     client = run.client("expert")

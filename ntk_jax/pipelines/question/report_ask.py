@@ -42,6 +42,14 @@ def unit_of(found: dict[str, Any]) -> str:
     return UNITS.get(str(mapping(found.get("measure")).get("signal")), "gap")
 
 
+def gains_of(found: dict[str, Any]) -> tuple[float | None, float | None]:
+    """The mean gaps of a generation's kept questions, of the first versions that were measured and of the kept ones."""
+    known = [pair for value in found.get("gains") or () if (pair := _pair(value)) is not None]
+    if not known:
+        return None, None
+    return sum(a for a, _ in known) / len(known), sum(b for _, b in known) / len(known)
+
+
 def documents(run: RunDirectory) -> Shown:
     """What was read, dropped, kept unseen and cut."""
     found = run.json(CHUNK)

@@ -31,7 +31,7 @@ def roles(run: RunDirectory) -> Shown:
         header = ["Role", "Model", "Form", "Calls", "Tokens in", "Tokens out", "Repaired", "Cut", "From before"]
         caption = (
             "What each was asked. Repaired: read when it was asked once more; cut: ended by the most tokens; from "
-            "before: replies that were kept from an earlier start and cost nothing"
+            "before: replies to what had been asked before, in this start or an earlier one, which cost nothing"
         )
         tables.append(Table(header, calls, caption, text_columns=3))
     if money := _money(mapping(found.get("llm"))):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from ntk_jax.pipelines.question.report_arms import (
     BASE,
@@ -19,7 +18,16 @@ from ntk_jax.pipelines.question.report_arms import (
     titles,
     value_text,
 )
-from ntk_jax.pipelines.question.report_ask import ASK, calibrations, generations, judge_of, named, unit_of, wrong_of
+from ntk_jax.pipelines.question.report_ask import (
+    ASK,
+    calibrations,
+    gains_of,
+    generations,
+    judge_of,
+    named,
+    unit_of,
+    wrong_of,
+)
 from ntk_jax.pipelines.question.report_calls import SAME
 from ntk_jax.report.amounts import count, finite, general, percent
 from ntk_jax.report.layout import Notice
@@ -40,7 +48,7 @@ def verdict(run: RunDirectory) -> list[str]:
 
 def _kept(run: RunDirectory) -> Iterator[str]:
     for found in generations(run):
-        before, after = _gains(found)
+        before, after = gains_of(found)
         text = (
             f"{percent_of(found.get('kept'), found.get('slots'))} of {count(found.get('slots'))} questions that were "
             f"looked for are kept{named(run, found)}, on {count(found.get('chunks_with_questions'))} of "
@@ -51,15 +59,6 @@ def _kept(run: RunDirectory) -> Iterator[str]:
             text += f"; {share} of them were rewritten, and their mean gap went from {general(before)} to "
             text += f"{general(after)} ({unit_of(found)})"
         yield f"{text}."
-
-
-def _gains(found: dict[str, Any]) -> tuple[float | None, float | None]:
-    """The mean gaps of the kept questions, before and after."""
-    pairs = [pair for pair in found.get("gains") or () if isinstance(pair, list) and len(pair) == 2]
-    known = [(a, b) for a, b in ((finite(a), finite(b)) for a, b in pairs) if a is not None and b is not None]
-    if not known:
-        return None, None
-    return sum(a for a, _ in known) / len(known), sum(b for _, b in known) / len(known)
 
 
 def _learned(run: RunDirectory) -> Iterator[str]:

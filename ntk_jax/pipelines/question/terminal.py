@@ -8,7 +8,7 @@ from typing import Any
 
 from ntk_jax.pipelines.common.terminal import evaluation_lines, number, stage_lines
 from ntk_jax.pipelines.question.report_arms import ROUND
-from ntk_jax.pipelines.question.report_ask import judge_of, right_of, wrong_of
+from ntk_jax.pipelines.question.report_ask import gains_of, judge_of, right_of, wrong_of
 from ntk_jax.report.text import align, label
 
 _REASONS = 8  # that are named, the commonest
@@ -52,12 +52,12 @@ def _generation(one: dict[str, Any], which: str) -> Iterator[str]:
     missing = {kind: count for kind, count in one["missing_kinds"].items() if count}
     if missing:
         yield f"  missing of their kind: {', '.join(f'{count:,} {kind}' for kind, count in missing.items())}"
-    before, after = one["gap_before"].get("mean"), one["gap_after"].get("mean")
+    before, after = gains_of(one)
     signal = one["measure"]["signal"] if one["measure"] else "none"
     share = f"{one['revised'] / one['kept']:.0%}" if one["kept"] else "none"
     yield (
-        f"  mean gap ({signal}): {number(before) or 'none'} before, {number(after) or 'none'} after; {share} of the "
-        "kept questions were rewritten"
+        f"  mean gap ({signal}) of the kept questions: {number(before) or 'none'} as first measured, "
+        f"{number(after) or 'none'} as kept; {share} of them were rewritten"
     )
     rows = [["role", "form", "calls", "tokens in", "tokens out", "failed"]]
     for role, voice in one["voices"].items():

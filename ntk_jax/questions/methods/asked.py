@@ -52,7 +52,7 @@ class Asked:
     part_words: int = 1000
     wave: int = 64
     likelihood: Likelihood | None = None
-    leaked: Callable[[str], bool] | None = None
+    leaked: Callable[[str, str], bool] | None = None
     progress: Progress | None = None
     dropped: Counter[str] = field(default_factory=Counter)
     found: dict[str, Any] = field(default_factory=dict)
@@ -90,7 +90,7 @@ def within(records: Iterable[Record], voice: Voice, asked: Asked, name: str) -> 
     """
     failed, calls, total, some = Counter(voice.failures), voice.calls, 0, False
     for record in records:
-        if asked.leaked is not None and record["prompt"] and asked.leaked(f"{record['prompt']}\n{record['response']}"):
+        if asked.leaked is not None and record["prompt"] and asked.leaked(record["prompt"], record["response"]):
             asked.dropped[LEAKED] += 1
             continue
         total, some = total + asked.training_tokens(record), True
