@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import parity_cases as cases
 import pytest
@@ -19,6 +20,7 @@ from ntk_jax.data.tokens import encode_question, ends_of_turn
 from ntk_jax.errors import UserError
 from ntk_jax.llm.request import Reply, Request
 from ntk_jax.llm.sampler import ModelClient
+from ntk_jax.models.apart import taken_apart
 from ntk_jax.models.config import ModelConfig
 from ntk_jax.models.lora import fold
 from ntk_jax.models.model import Model, load_model, random_model
@@ -102,14 +104,33 @@ def test_greedy_tokens_of_real_checkpoints(folder: Path) -> None:
     assert not wrong
 
 
-def test_a_reply_depends_on_nothing_but_its_request() -> None:
-    client, requests = ModelClient(builtin(), slots=4), mixed()
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_reply_depends_on_nothing_but_its_request(apart: bool) -> None:
+    client, requests = ModelClient(builtin(), slots=4, apart=apart), mixed()
     together = answers(client, requests)
     assert len({reply.text for reply in together}) > 3
     assert [answers(client, [request])[0] for request in requests] == together
     assert answers(client, requests[::-1])[::-1] == together
     beside = [Request(WORDS * 6, max_tokens=60, temperature=0.7, seed=n) for n in range(3)]  # a longer cache
     assert answers(client, [*beside, *requests])[3:] == together
+
+
+def test_layers_apart_write_what_one_program_writes() -> None:
+    requests = [replace(request, temperature=0.0, max_tokens=30) for request in mixed()]
+    for model in (builtin(), random_model(builtin().config, seed=1, dtype="bfloat16")):
+        model = replace(model, tokenizer=builtin().tokenizer)
+        apart, whole = (
+            sorted(ModelClient(model, slots=4, apart=value).ask_with_tokens(requests)) for value in (True, False)
+        )
+        assert apart == whole
+
+
+def test_the_layers_apart_are_views_of_the_stacked_ones() -> None:
+    model = random_model(replace(builtin().config, hidden_size=64), seed=0)
+    stacked = jax.tree.leaves(model.base["layers"])
+    begins = {leaf.unsafe_buffer_pointer() for leaf in stacked if leaf[0].nbytes % 64 == 0}
+    first = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(taken_apart(model).layers[0])}
+    assert begins and begins <= first
 
 
 def test_seed_and_sample_decide_a_draw() -> None:

@@ -17,7 +17,7 @@ from small_tokenizers import byte_tokenizer
 
 import ntk_jax as nj
 from ntk_jax.errors import UserError
-from ntk_jax.llm import strides
+from ntk_jax.llm import by_layer, strides
 from ntk_jax.llm.request import Request
 from ntk_jax.llm.sampler import ModelClient
 from ntk_jax.models.config import ModelConfig
@@ -71,17 +71,18 @@ def alone(ids: tuple[int, ...]) -> list[int]:
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
     """The tokens of the pieces that are read."""
     rows: list[tuple[int, ...]] = []
-    real = strides.read
+    found = {steps: steps.read for steps in (by_layer, strides)}
 
-    def read(*given: Any) -> Any:
-        pieces = given[5]
+    def read(steps: Any, *given: Any) -> Any:
+        (pieces,) = (one for one in given if isinstance(one, strides.Pieces))
         for slot, length, tokens in zip(*map(np.asarray, (pieces.slots, pieces.lengths, pieces.tokens)), strict=True):
             if slot >= 0:
                 rows.append(tuple(tokens[:length].tolist()))
-        return real(*given)
+        return found[steps](*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(strides, "read", read)
+        for steps in found:
+            patch.setattr(steps, "read", functools.partial(read, steps))
         yield rows
 
 

@@ -21,13 +21,14 @@ from jax.sharding import Mesh
 from ntk_jax.data.templates import Rendering
 from ntk_jax.data.tokens import encode_question, ends_of_turn
 from ntk_jax.errors import UserError
-from ntk_jax.llm import strides
+from ntk_jax.llm import by_layer, strides
 from ntk_jax.llm.asked import Asked, rung
 from ntk_jax.llm.prefixes import Prefixes, default_limit, names_of
 from ntk_jax.llm.request import Progress, Reply, Request
 from ntk_jax.llm.sampling import Draws
 from ntk_jax.llm.text import Words
-from ntk_jax.models.cache import BLOCK, STRIDE, Cache, empty_cache, resized
+from ntk_jax.models.apart import taken_apart
+from ntk_jax.models.cache import BLOCK, STRIDE
 from ntk_jax.models.model import Model
 from ntk_jax.parallel.hosts import on_host
 from ntk_jax.parallel.rules import shard_batch
@@ -35,7 +36,6 @@ from ntk_jax.parallel.rules import shard_batch
 Answer = tuple[int, Reply, list[int]]  # ordinal of the request, its reply, the reply's tokens
 Piece = tuple[int, int]  # slot and place
 NOWHERE: Piece = (-1, 0)
-_resized = jax.jit(resized, static_argnums=1)
 
 
 class ModelClient:
@@ -45,14 +45,16 @@ class ModelClient:
     devices. context: tokens of a prompt with its reply at most; None: as many as the model has positions. mesh: the
     devices, where the model lies; slots go over `data` and `fsdp`. prompt_tokens: read in one step a device; None: on a
     CPU 32 a slot, from 128 to 512, else 2,048. prefix_bytes: kept on every device of what was read of prompts, for
-    those that begin alike, in this call of `ask` or later ones; None: `prefixes.default_limit`; 0: nothing.
+    those that begin alike, in this call of `ask` or later ones; None: `prefixes.default_limit`; 0: nothing. apart: a
+    program for each layer in the place of one for all (`models/apart.py`); None: on a CPU without a mesh.
 
     The same request has the same reply, to the bit, whatever is asked beside it or was asked before, as long as slots,
     prompt_tokens, mesh and machine are the same; with others, sums are rounded otherwise, and a draw on the edge may
     fall otherwise. What is kept changes nothing: a prompt's pieces are the same, in rows of the same shapes, whether
     they are read or copied.
 
-    Raises UserError: a model without a tokenizer; no slots; a context that the model does not have; prefix_bytes < 0.
+    Raises UserError: a model without a tokenizer; no slots; a context that the model does not have; prefix_bytes < 0;
+    apart with a mesh.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class ModelClient:
         mesh: Mesh | None = None,
         prompt_tokens: int | None = None,
         prefix_bytes: int | None = None,
+        apart: bool | None = None,
     ) -> None:
         most = model.config.max_positions
         if model.tokenizer is None:
@@ -84,6 +87,11 @@ class ModelClient:
         # Long steps read faster, if there are prompts to fill them: where many are answered at a time.
         of_slots = min(max(self.piece * self.slots // self.devices, 128), 512)
         self.prompt_tokens = prompt_tokens or (of_slots if is_cpu else 2048)
+        is_apart = is_cpu and mesh is None if apart is None else apart
+        if is_apart and mesh is not None:
+            raise UserError("apart = True is for one device; leave mesh or apart out")
+        self.steps: Any = by_layer if is_apart else strides
+        self.fixed: Any = (taken_apart(model),) if is_apart else _whole(model)
         self.prefixes = Prefixes(default_limit() if prefix_bytes is None else prefix_bytes)
         ends = set(model.config.special_tokens["eos"]) | ends_of_turn(model.tokenizer, rendering)
         self.ends = sorted(ends)  # the tokens that end a reply
@@ -139,6 +147,10 @@ class ModelClient:
         return Asked(ordinal, request, ids, min(request.max_tokens, self.context - len(ids)), self.piece, names)
 
 
+def _whole(model: Model) -> tuple[Any, ...]:
+    return model.graphdef, np.dtype(model.dtype), model.lora or {}, model.base
+
+
 class _Desk:
     """The slots of one call of `ask`, and who waits for one. reading: slots whose prompts are not read to the end, in
     the order in which they were taken."""
@@ -149,9 +161,9 @@ class _Desk:
         self.each = client.slots // client.devices
         self.seats: list[Asked | None] = [None] * client.slots
         self.reading: list[int] = []
-        self.fixed = (model.graphdef, np.dtype(model.dtype), model.lora or {}, model.base)
+        self.steps, self.fixed = client.steps, client.fixed
         self.ends = np.asarray(client.ends or [-1], np.int32)
-        self.cache: Cache = empty_cache(model.config, client.slots, BLOCK, model.dtype, client.mesh)
+        self.cache = self.steps.empty(model.config, client.slots, BLOCK, model.dtype, client.mesh)
 
     def answers(self) -> Iterator[Answer]:
         """Until everyone has got one."""
@@ -218,7 +230,7 @@ class _Desk:
                 asked.read = place + len(ids)
         self._make_room(0)
         given = strides.Pieces(tokens, lengths, *self._at(pieces), last)
-        first, self.cache = strides.read(*self.fixed, self.cache, *self._put((given, _draws(askers))))
+        first, self.cache = self.steps.read(*self.fixed, self.cache, *self._put((given, _draws(askers))))
         self._settle(self.cache)
         for slot, place in pieces:
             self._keep(slot, place)
@@ -244,7 +256,7 @@ class _Desk:
         """A piece that was read is kept for others, if they could share it."""
         asked = self.seats[slot] if slot >= 0 else None
         if asked is not None and (name := asked.name(place)) is not None and name not in self.client.prefixes:
-            piece = strides.taken(self.cache, *self._alone(slot, place), asked.piece)
+            piece = self.steps.taken(self.cache, *self._alone(slot, place), asked.piece)
             self._settle(piece)
             self.client.prefixes.keep(asked.names[: place // asked.piece + 1], piece)
 
@@ -262,7 +274,7 @@ class _Desk:
         if pieces:
             self._make_room(0)
         for piece in pieces:
-            self.cache = strides.given_back(self.cache, piece, *self._alone(slot, asked.read))
+            self.cache = self.steps.given_back(self.cache, piece, *self._alone(slot, asked.read))
             asked.read += asked.piece
 
     def _writing(self) -> list[Asked | None]:
@@ -274,8 +286,8 @@ class _Desk:
         writing = self._writing()
         self._make_room(max(asked.places(len(asked.made) + STRIDE) for asked in writing if asked is not None))
         rows = self._put(self._rows())
-        out, new = strides.stride(*self.fixed, self.cache, rows, self.ends)
-        self.cache = strides.write(self.cache, new, rows)
+        out, new = self.steps.stride(*self.fixed, self.cache, rows, self.ends)
+        self.cache = self.steps.write(self.cache, new, rows)
         found = on_host(out)
         for slot, asked in enumerate(writing):
             if asked is not None:
@@ -313,8 +325,9 @@ class _Desk:
         few programs are compiled."""
         held = [asked.places(len(asked.made)) for asked in self.seats if asked is not None]
         needed = rung(max([places, *held]), BLOCK)
-        if needed > self.cache.length or 2 * needed <= self.cache.length:
-            self.cache = _resized(self.cache, needed)
+        length = self.steps.length_of(self.cache)
+        if needed > length or 2 * needed <= length:
+            self.cache = self.steps.longer_or_shorter(self.cache, needed)
 
     def _rows(self) -> strides.Rows:
         writing = self._writing()

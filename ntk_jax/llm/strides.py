@@ -17,10 +17,12 @@ from ntk_jax.llm.sampling import Draws, draw
 from ntk_jax.models.cache import (
     STRIDE,
     Cache,
+    empty_cache,
     empty_stride,
     piece_at,
     read_pieces,
     read_token,
+    resized,
     with_pieces,
     with_stride,
 )
@@ -71,13 +73,20 @@ def read(
     hidden, cache = read_pieces(graphdef, lora, base, cache, *given, dtype=dtype)
 
     def first() -> jax.Array:
-        return draw(_logits(hidden, base), draws, jnp.zeros_like(pieces.slots))
+        return draw(logits_of(hidden, base), draws, jnp.zeros_like(pieces.slots))
 
     # One program for both, so that a piece has the same numbers whoever ends beside it.
     return jax.lax.cond(jnp.any(pieces.last), first, lambda: jnp.full_like(pieces.slots, NOTHING)), cache
 
 
 taken = jax.jit(piece_at, static_argnums=3)
+longer_or_shorter = jax.jit(resized, static_argnums=1)
+empty = empty_cache
+
+
+def length_of(cache: Cache) -> int:
+    """Places of a slot."""
+    return cache.length
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -93,31 +102,55 @@ def stride(
 ) -> tuple[jax.Array, Cache]:
     """[STRIDE, S] int32: the next tokens of every slot, up to its end; NOTHING behind it. And what `write` puts into
     the cache. ends [E]: the tokens that end a reply."""
-    places = jnp.arange(cache.length)
+    seen = seen_by(rows, cache.length)
+
+    def step(state: tuple[Said, Cache]) -> tuple[Said, Cache]:
+        said, new = state
+        given = (said.number, said.token, said.positions(rows), seen)
+        hidden, new = read_token(graphdef, lora, base, cache, new, *given, dtype=dtype)
+        return said.after(hidden, base, rows, ends), new
+
+    state = (beginning(rows), empty_stride(cache))
+    said, new = jax.lax.while_loop(lambda state: (state[0].number < STRIDE) & jnp.any(state[0].alive), step, state)
+    return said.out, new
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Said:
+    """How far a stride is. number: of the next token in it. token, made, alive: [S], as of `Rows`. out: [STRIDE, S]."""
+
+    number: Any
+    token: Any
+    made: Any
+    alive: Any
+    out: Any
+
+    def positions(self, rows: Rows) -> jax.Array:
+        """[S] of the tokens that are read next."""
+        return rows.prompt + self.made - 1
+
+    def after(self, hidden: jax.Array, base: Any, rows: Rows, ends: jax.Array) -> Said:
+        """One token further. hidden [S, D]: of the tokens that were read."""
+        drawn = draw(logits_of(hidden, base), rows.draws, self.made)
+        out = self.out.at[self.number].set(jnp.where(self.alive, drawn, NOTHING))
+        made = self.made + self.alive
+        token = jnp.where(self.alive & (drawn >= 0), drawn, self.token)
+        alive = self.alive & (drawn >= 0) & (made < rows.limit) & ~jnp.any(drawn[:, None] == ends, axis=-1)
+        return Said(self.number + 1, token, made, alive, out)
+
+
+def beginning(rows: Rows) -> Said:
+    """Of a stride."""
+    out = jnp.full((STRIDE, len(rows.token)), NOTHING, jnp.int32)
+    return Said(jnp.int32(0), rows.token, rows.made, rows.alive, out)
+
+
+def seen_by(rows: Rows, length: int) -> jax.Array:
+    """[S, length] bool: the places of the cache that the tokens of a stride see."""
+    places = jnp.arange(length)
     first, written = rows.start[:, None], rows.made[:, None] - 1
-    seen = (places < rows.prompt[:, None]) | ((places >= first) & (places < first + written))
-
-    def step(state: Any) -> Any:
-        number, token, made, alive, out, new = state
-        positions = rows.prompt + made - 1
-        hidden, new = read_token(graphdef, lora, base, cache, new, number, token, positions, seen, dtype=dtype)
-        drawn = draw(_logits(hidden, base), rows.draws, made)
-        out = out.at[number].set(jnp.where(alive, drawn, NOTHING))
-        made = made + alive
-        token = jnp.where(alive & (drawn >= 0), drawn, token)
-        alive = alive & (drawn >= 0) & (made < rows.limit) & ~jnp.any(drawn[:, None] == ends, axis=-1)
-        return number + 1, token, made, alive, out, new
-
-    state = (
-        jnp.int32(0),
-        rows.token,
-        rows.made,
-        rows.alive,
-        jnp.full((STRIDE, len(rows.token)), NOTHING, jnp.int32),
-        empty_stride(cache),
-    )
-    *_, out, new = jax.lax.while_loop(lambda state: (state[0] < STRIDE) & jnp.any(state[3]), step, state)
-    return out, new
+    return (places < rows.prompt[:, None]) | ((places >= first) & (places < first + written))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -126,7 +159,7 @@ def write(cache: Cache, new: Cache, rows: Rows) -> Cache:
     return with_stride(cache, new, jnp.where(rows.alive, rows.start + rows.made - 1, -1))
 
 
-def _logits(hidden: jax.Array, base: Any) -> jax.Array:
+def logits_of(hidden: jax.Array, base: Any) -> jax.Array:
     """[S, V] fp32 of hidden states [S, D]: the head's rows come first in the product, because a product of a few rows
     with many columns is slow on a CPU, and so is the search for the best of a row that lies across. On a CPU two to
     seven columns cost six times what eight do."""

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ntk_jax.models import rope
 from ntk_jax.models.config import ModelConfig
-from ntk_jax.models.decoder import Pure, rms_norm
+from ntk_jax.models.decoder import Layer, Pure, rms_norm
 from ntk_jax.parallel.hosts import place
 from ntk_jax.parallel.rules import ROWS, on_own_rows, split_rows, whole
 
@@ -93,28 +93,54 @@ def read_pieces(
     in `with_pieces`. A piece sees what its slot holds of the places before its own: earlier pieces of its prompt, which
     may be rows of the same call, as every layer is written before it is read.
     """
-    rows, length = tokens.shape
     model = nnx.merge(graphdef, nnx.State(dict(lora)), nnx.State(dict(base)))
     layer_def, stack = nnx.split(model.layers)
-    turn = rope.rotation(model.config, places[:, None] + jnp.arange(length))
+    rows, length = tokens.shape
+    x, turn = embedded(model.config, base, tokens, places[:, None] + jnp.arange(length), dtype)
+
+    def step(state: tuple[jax.Array, Cache], own: Any) -> tuple[tuple[jax.Array, Cache], None]:
+        weights, number = own
+        return read_pieces_layer(nnx.merge(layer_def, weights), *state, number, turn, slots, places), None
+
+    (x, cache), _ = jax.lax.scan(step, (x, cache), (stack, jnp.arange(model.config.num_layers)))
+    return last_of_pieces(model.config, base, x, lengths), cache
+
+
+def embedded(
+    config: ModelConfig, base: Pure, tokens: jax.Array, positions: jax.Array, dtype: Any
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """(x [R, T, D] of tokens [R, T], `rope.rotation` of positions [R, T]): what the first layer is given."""
+    return split_rows(whole(base["embed"])[tokens].astype(dtype)), rope.rotation(config, positions)
+
+
+def read_pieces_layer(
+    layer: Layer,
+    x: jax.Array,
+    cache: Cache,
+    number: jax.Array,
+    turn: tuple[jax.Array, jax.Array],
+    slots: jax.Array,
+    places: jax.Array,
+) -> tuple[jax.Array, Cache]:
+    """One layer of `read_pieces`, x [R, T, D]. number: of the layer in the cache."""
+    rows, length = x.shape[:2]
+    numbers = jnp.broadcast_to(number, rows)
 
     def blocks(x: jax.Array) -> jax.Array:
         """[R, T, kv, H] → [1, R, kv, n, c, H]."""
         return x.reshape(1, rows, -1, min(length, BLOCK), *x.shape[2:]).transpose(0, 1, 4, 2, 3, 5)
 
-    def step(state: tuple[jax.Array, Cache], own: Any) -> tuple[tuple[jax.Array, Cache], None]:
-        (x, cache), (weights, number) = state, own
-        layer, numbers = nnx.merge(layer_def, weights), jnp.broadcast_to(number, rows)
-        q, k, v = layer.queries_keys_values(x, turn)
-        cache = with_pieces(cache, Cache(blocks(k).swapaxes(4, 5), blocks(v)), slots, places, numbers)
-        given = (q, cache.keys, cache.values, slots, places, numbers)
-        (attended,) = on_own_rows(_attend_before, given, (0, 1, 1, 0, 0, 0), (0,))
-        return (layer.after_attention(x, attended), cache), None
+    q, k, v = layer.queries_keys_values(x, turn)
+    cache = with_pieces(cache, Cache(blocks(k).swapaxes(4, 5), blocks(v)), slots, places, numbers)
+    given = (q, cache.keys, cache.values, slots, places, numbers)
+    (attended,) = on_own_rows(_attend_before, given, (0, 1, 1, 0, 0, 0), (0,))
+    return layer.after_attention(x, attended), cache
 
-    x = split_rows(whole(model.embed[...])[tokens].astype(dtype))
-    (x, cache), _ = jax.lax.scan(step, (x, cache), (stack, jnp.arange(model.config.num_layers)))
+
+def last_of_pieces(config: ModelConfig, base: Pure, x: jax.Array, lengths: jax.Array) -> jax.Array:
+    """[R, D], after the final norm, of the last token of each piece."""
     last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    return rms_norm(last, model.norm[...], model.config.norm_eps), cache
+    return rms_norm(last, base["norm"], config.norm_eps)
 
 
 def with_pieces(cache: Cache, new: Cache, slots: jax.Array, places: jax.Array, layers: jax.Array) -> Cache:
@@ -199,23 +225,34 @@ def read_token(
     """
     model = nnx.merge(graphdef, nnx.State(dict(lora)), nnx.State(dict(base)))
     layer_def, stack = nnx.split(model.layers)
-    turn = rope.rotation(model.config, positions[:, None])
-    near = jnp.broadcast_to(jnp.arange(STRIDE) <= number, (len(tokens), STRIDE))
+    x, turn = embedded(model.config, base, tokens[:, None], positions[:, None], dtype)
 
     def step(x: jax.Array, own: Any) -> tuple[jax.Array, Cache]:
         weights, far, recent = own
-        layer = nnx.merge(layer_def, weights)
-        q, k, v = layer.queries_keys_values(x, turn)
-        k, v = k[:, 0, :, None, :, None], v[:, 0, :, None, None, :]
-        recent = Cache(
-            jax.lax.dynamic_update_slice_in_dim(recent.keys, k, number, axis=4),
-            jax.lax.dynamic_update_slice_in_dim(recent.values, v, number, axis=3),
-        )
-        return layer.after_attention(x, _attend((far, recent), (seen, near), q[:, 0])), recent
+        return read_token_layer(nnx.merge(layer_def, weights), x, far, recent, number, turn, seen)
 
-    x = split_rows(whole(model.embed[...])[tokens[:, None]].astype(dtype))
     x, stride = jax.lax.scan(step, x, (stack, cache, stride))
-    return rms_norm(x[:, 0], model.norm[...], model.config.norm_eps), stride
+    return rms_norm(x[:, 0], base["norm"], model.config.norm_eps), stride
+
+
+def read_token_layer(
+    layer: Layer,
+    x: jax.Array,
+    far: Cache,
+    recent: Cache,
+    number: jax.Array,
+    turn: tuple[jax.Array, jax.Array],
+    seen: jax.Array,
+) -> tuple[jax.Array, Cache]:
+    """One layer of `read_token`, x [slots, 1, D]. far, recent: this layer of the cache and of the stride."""
+    q, k, v = layer.queries_keys_values(x, turn)
+    k, v = k[:, 0, :, None, :, None], v[:, 0, :, None, None, :]
+    recent = Cache(
+        jax.lax.dynamic_update_slice_in_dim(recent.keys, k, number, axis=4),
+        jax.lax.dynamic_update_slice_in_dim(recent.values, v, number, axis=3),
+    )
+    near = jnp.broadcast_to(jnp.arange(STRIDE) <= number, (len(x), STRIDE))
+    return layer.after_attention(x, _attend((far, recent), (seen, near), q[:, 0])), recent
 
 
 def _attend(parts: tuple[Cache, ...], seen: tuple[jax.Array, ...], q: jax.Array) -> jax.Array:
