@@ -28,6 +28,7 @@ from ntk_jax.parallel.mesh import make_mesh
 
 HOME = os.environ.get("NTK_JAX_CHECKPOINTS")
 FOUND = sorted(file.parent for file in Path(HOME).glob("*/model.safetensors")) if HOME else []
+FOUND = [folder for folder in FOUND if "bert" not in (folder / "config.json").read_text()]  # an encoder writes nothing
 NAMES = [pytest.param(folder, id=folder.name) for folder in FOUND]
 NAMES = NAMES or [pytest.param(None, marks=pytest.mark.skip("NTK_JAX_CHECKPOINTS names no folder of checkpoints"))]
 WORDS = "How many legs has a spider? It has eight legs, and the cat sat on the mat beside the dog. "
