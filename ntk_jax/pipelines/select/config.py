@@ -69,6 +69,23 @@ SelectSection: Any = dataclasses.make_dataclass(
 
 
 @dataclass(frozen=True)
+class FinetuneSection(TrainSection):
+    """The training of every arm: all with as many steps, and the domain and what was selected mixed in the same way."""
+
+    mixture: Literal["concat", "domain_share", "selected_then_domain", "replay"] = setting(
+        "concat",
+        "concat: shuffled together; domain_share: so much of every step is the domain; selected_then_domain: in turns; "
+        "replay: in turns, with selected examples among the domain's",
+    )
+    domain_share: Annotated[float, Range(0, 1, open=True)] | None = setting(
+        None, "the domain's share of a step's examples, or of the steps where they take turns; null: of all examples"
+    )
+    replay_share: Annotated[float, Range(0, 1, open=True)] = setting(
+        0.25, "of replay, the share of selected examples in the domain's steps"
+    )
+
+
+@dataclass(frozen=True)
 class EstimateSection(DevicesSection):
     """`ntk-jax estimate`: what to take for files, weights and devices that are not here. What is here is counted."""
 
@@ -103,7 +120,7 @@ class SelectConfig:
     preselect: PreselectSection = section(PreselectSection)
     sketch: SketchSection = section(SketchSection)
     select: SelectSection = section(SelectSection)
-    finetune: TrainSection = section(TrainSection)
+    finetune: FinetuneSection = section(FinetuneSection)
     evaluate: EvaluateSection = section(EvaluateSection)
     report: ReportSection = section(ReportSection)
     estimate: EstimateSection = section(EstimateSection)

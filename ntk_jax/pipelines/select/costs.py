@@ -21,10 +21,11 @@ from ntk_jax.pipelines.common.training import train_config
 from ntk_jax.pipelines.select.account import ARRAYS
 from ntk_jax.pipelines.select.align import directions_at_once
 from ntk_jax.pipelines.select.arms import arms
-from ntk_jax.pipelines.select.config import resolved_votes
+from ntk_jax.pipelines.select.config import FinetuneSection, resolved_votes
 from ntk_jax.pipelines.select.load import Load, Questions
 from ntk_jax.pipelines.select.memory import peak_memory, recomputes
 from ntk_jax.report.amounts import metric
+from ntk_jax.training.blend import phases_of
 from ntk_jax.training.checkpoints import KEPT
 from ntk_jax.training.flops import forward_flops, gradient_flops, matrix_parameters, score_flops, training_flops
 from ntk_jax.training.order import count_seen, count_steps
@@ -224,9 +225,15 @@ def _training(
 ) -> Work:
     """A training on the domain and `extra` pool examples; steps: instead of what the section says."""
     run, domain, pool, count = load.run, load.domain, load.pool, round(load.domain.count) + extra
-    tokens = (domain.count * domain.tokens + extra * pool.tokens) / max(count, 1)
-    responses = (domain.count * domain.responses + extra * pool.responses) / max(count, 1)
     seen = count_seen(count, train_config(section) if steps is None else train_config(section, max_steps=steps))
+    share = domain.count / max(count, 1)
+    if isinstance(section, FinetuneSection) and extra and steps is not None:
+        mixed = section.mixture, round(domain.count), extra, section.batch_size, steps
+        if phases := phases_of(*mixed, section.domain_share, section.replay_share):
+            seen = sum(many * (own + chosen) for many, own, chosen in phases)
+            share = sum(many * own for many, own, _ in phases) / seen
+    tokens = share * domain.tokens + (1 - share) * pool.tokens
+    responses = share * domain.responses + (1 - share) * pool.responses
     remat, size = recomputes(run), run.model.adapter_size
     flops = training_flops(
         run.model.base.config, round(seen * tokens), round(seen * responses), remat, lora_parameters=size
