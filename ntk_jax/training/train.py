@@ -108,8 +108,9 @@ def train(
     """Trains on `rows` and returns the trained parameters; called again after a kill, it goes on to the same bits.
 
     The loss is the mean of -log p over the label tokens of the optimiser batch (response tokens only, by the rows'
-    span), or with `config.loss` example_mean the mean over its examples of each one's mean. rows: examples, whose order is the seed's; or a feed, which has its own steps and its own order, and
-    of which `epochs`, `max_steps` and `batch_size` of the config are not asked. row_length: positions of a packed row.
+    span), or with `config.loss` example_mean the mean over its examples of each one's mean. rows: examples, whose order
+    is the seed's; or a feed, which has its own steps and its own order, and of which `epochs`, `max_steps` and
+    `batch_size` of the config are not asked. row_length: positions of a packed row.
     parameters: "lora", "all" (adapter and base, or the base alone where there is no adapter), or a
     pattern over names as in `kernels.parameters`; not the adapters of some layers, whose result would be no adapter.
     folder: receives checkpoints/ and history.jsonl. progress(done, total, note) is called once a step,
