@@ -2,14 +2,15 @@
 
     score(x) = k(x) - f(log L(x)),    with `spread`: (k(x) - f(log L(x))) / g(log L(x))
 
-with k the kernel score and L the tokens of the response. f goes through the median scores of groups of like length, g
-through their median absolute deviations, straight in log L between the groups' middles. Groups are the shortest runs
-of lengths with at least `examples` examples; equal lengths are never apart. Scores can follow the length of a response
-more than its content; of this one the half of each length is above 0, so nothing is left of the trend. Without
-`spread` lengths whose scores vary more still hold more of both ends, which in kernel scores of means are the short
-ones.
+with k the kernel score and L the tokens of the response. Scores can follow the length of a response more than its
+content. f is a running line: at each length the least-squares line in log L through the `examples` nearest by length
+(all of a length, and as many on either side as are missing), drawn three times, what lies far from it counting less
+each time (Cleveland, Robust locally weighted regression, JASA 1979, whose weights by distance are left out). g is the
+mean distance from the line of the same examples. Without `spread` lengths whose scores vary more still hold more of
+both ends; in kernel scores that are means over tokens these are the short ones.
 
-Source: the exact scores that scoring stored, and the lengths. Cost: a sort of N numbers. Memory: 60 N bytes.
+Source: the exact scores that scoring stored, and the lengths. Cost: a sort of N numbers and sums over them. Memory: 150
+N bytes.
 """
 
 from __future__ import annotations
@@ -25,13 +26,16 @@ from ntk_jax.selection.ranker import Candidates, Ranker, Ranking, needed
 from ntk_jax.selection.top import top_places
 from ntk_jax.settings import Count, setting
 
+_ROUNDS = 3
+_FAR = 6.0  # mean distances from the line at which an example no longer counts
+
 
 @dataclass(frozen=True)
 class KernelResidualOptions:
     """Kernel scores without what the response's length predicts."""
 
-    examples: Count = setting(50, "least examples of a group of like lengths, whose median score is what is predicted")
-    spread: bool = setting(False, "also divide by the group's median absolute deviation")
+    examples: Count = setting(50, "examples of like lengths through whose scores a line is drawn")
+    spread: bool = setting(False, "also divide by the mean distance of these examples from the line")
 
 
 def rank(candidates: Candidates, options: KernelResidualOptions) -> Ranking:
@@ -52,32 +56,33 @@ def rank(candidates: Candidates, options: KernelResidualOptions) -> Ranking:
 
 def residuals(scores: np.ndarray, lengths: np.ndarray, examples: int, spread: bool = False) -> np.ndarray:
     """[N] float64: scores [N] less what lengths [N] (above 0) predict, as above."""
-    values, logs = np.asarray(scores, np.float64), np.log(np.asarray(lengths, np.float64))
-    groups = _groups(lengths, examples)
-    middles = np.array([logs[group].mean() for group in groups])
-
-    def through(points: list[float]) -> np.ndarray:
-        return np.interp(logs, middles, points)
-
-    left = values - through([float(np.median(values[group])) for group in groups])
-    if not spread:
-        return left
-    deviations = np.array([np.median(np.abs(values[group] - np.median(values[group]))) for group in groups])
-    some = deviations[deviations > 0]
-    typical = np.median(some) if len(some) else 1.0  # where most scores of a group are equal
-    return left / through(np.where(deviations > 0, deviations, typical).tolist())
-
-
-def _groups(lengths: np.ndarray, examples: int) -> list[np.ndarray]:
-    """Indices by ascending length, in groups of at least so many; what is left at the end is of the last."""
     order = np.argsort(lengths, kind="stable")
-    ordered = lengths[order]
-    cuts, start = [], 0
-    for end in [*(np.flatnonzero(np.diff(ordered)) + 1).tolist()]:
-        if end - start >= examples and len(ordered) - end >= examples:
-            cuts.append(end)
-            start = end
-    return np.split(order, cuts)
+    values, logs = np.asarray(scores, np.float64)[order], np.log(np.asarray(lengths, np.float64)[order])
+    logs -= logs.mean()
+    _, start, number = np.unique(lengths[order], return_index=True, return_inverse=True)
+    stop = np.append(start[1:], len(order))
+    missing = np.maximum(0, -(-(examples - (stop - start)) // 2))
+    first, last = np.maximum(start - missing, 0), np.minimum(stop + missing, len(order))
+
+    def near(numbers: np.ndarray) -> np.ndarray:
+        """The sum over the examples nearest to each length."""
+        sums = np.concatenate([[0.0], np.cumsum(numbers)])
+        return sums[last] - sums[first]
+
+    weights = np.ones(len(order))
+    for _ in range(_ROUNDS):
+        total = near(weights)
+        log, value = near(weights * logs) / total, near(weights * values) / total
+        variance = near(weights * logs**2) / total - log**2
+        covariance = near(weights * logs * values) / total - log * value
+        slope = np.where(variance > 1e-9, covariance / np.maximum(variance, 1e-9), 0.0)  # 0 where all are of one length
+        left = values - (value + slope * (logs[start] - log))[number]
+        distance = (near(np.abs(left)) / (last - first))[number]
+        distance = np.where(distance > 0, distance, 1.0)
+        weights = np.square(1.0 - np.square(np.clip(left / (_FAR * distance), -1.0, 1.0)))
+    found = np.empty(len(order))
+    found[order] = left / distance if spread else left
+    return found
 
 
 def _label(options: Any, settings: Mapping[str, Any]) -> str:
