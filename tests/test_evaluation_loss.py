@@ -20,7 +20,7 @@ from small_tokenizers import byte_tokenizer
 import ntk_jax as nj
 from ntk_jax.data.tokens import encode
 from ntk_jax.errors import UserError
-from ntk_jax.evaluation.loss import compare_losses, held_out_losses, mean_losses
+from ntk_jax.evaluation.loss import compare_losses, held_out_losses, mean_losses, refuse_nonfinite
 from ntk_jax.evaluation.packed import row_length_of
 from ntk_jax.evaluation.tasks import comparison, metrics_of, read_tasks
 from ntk_jax.parallel.mesh import make_mesh
@@ -83,6 +83,17 @@ def test_mean_losses_of_rows_of_one_shape() -> None:
     silent = replace(rows[3], span=np.zeros(len(rows[3].ids), bool), id="quiet")
     with pytest.raises(UserError, match="example quiet has no response token, so no loss; give it a response"):
         mean_losses(MODEL, [*rows[:3], silent])
+
+
+def test_a_loss_that_is_not_finite_names_its_example() -> None:
+    """Of rows that are packed together, all of which it spoils."""
+    rows = [encode(record(i, "ab", "c" if i else "~"), MODEL.tokenizer) for i in (2, 0, 1)]
+    token = next(iter(set(rows[1].ids.tolist()) - set(rows[0].ids.tolist())))
+    broken = replace(MODEL, base={**MODEL.base, "embed": MODEL.base["embed"].at[token].set(jnp.nan)})
+    values = mean_losses(broken, rows)
+    with pytest.raises(UserError, match=r"^example e0: its loss under the warm model is not finite \(\d of 3 so\)"):
+        refuse_nonfinite(broken, rows, values, "under the warm model")
+    refuse_nonfinite(MODEL, rows, mean_losses(MODEL, rows))
 
 
 @pytest.mark.parametrize("sizes", [(8, 1), (2, 4)], ids=["data", "fsdp"])

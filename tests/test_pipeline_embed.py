@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kernel_reference import tiny_model
+from kernel_reference import random_rows, tiny_model
 from tiny_run import run, tiny_run_config, write_inputs
 
 import ntk_jax as nj
@@ -239,10 +240,9 @@ def test_mistakes(inputs: Path) -> None:
 
 def test_a_zero_embedding_names_its_example() -> None:
     model = tiny_model()
-    still = nj.with_lora(model, jax.tree.map(jnp.zeros_like, model.lora))
-    zero = type(model)(**{**vars(still), "base": {**model.base, "norm": jnp.zeros_like(model.base["norm"])}})
-    rows = [({}, nj.token_rows(model, [{"input_ids": [1, 2, 3], "span": [0, 1, 0], "id": "still"}])[0])]
-    with pytest.raises(UserError, match="its hidden states are zero on average"):
+    zero = dataclasses.replace(model, base={**model.base, "norm": jnp.zeros_like(model.base["norm"])})
+    rows = [({}, dataclasses.replace(random_rows(1)[0], id="still"))]
+    with pytest.raises(UserError, match="^example still: its hidden states are zero on average"):
         hidden.unit_hidden(zero, rows, Layout(64, 8), lambda done, total: None)
 
 

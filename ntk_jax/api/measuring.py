@@ -6,8 +6,7 @@ import jax
 import numpy as np
 
 from ntk_jax.api.inputs import SpanLike, encoded
-from ntk_jax.errors import UserError
-from ntk_jax.evaluation.loss import mean_losses
+from ntk_jax.evaluation.loss import mean_losses, refuse_nonfinite
 from ntk_jax.kernels.names import Pooling
 from ntk_jax.kernels.rows import layout_for
 from ntk_jax.kernels.score import pooled_hidden_states
@@ -81,11 +80,5 @@ def losses(
     model = computing_in(model, dtype)
     given = encoded(model, examples, span)
     found = mean_losses(model, given.kept, batch_tokens, mesh)
-    bad = np.flatnonzero(~np.isfinite(found))
-    if len(bad):
-        name = given.kept[bad[0]].id or f"number {int(given.places[bad[0]])}"
-        raise UserError(
-            f"example {name}, or another of its packed row, has a loss that is not finite; check the weights with "
-            "`ntk-jax doctor`, or compute in float32"
-        )
+    refuse_nonfinite(model, given.kept, found)
     return given.spread(found.astype(np.float32))

@@ -130,6 +130,18 @@ def mean_losses(
     return -sums.astype(np.float64) / labels
 
 
+def refuse_nonfinite(model: Model, rows: Sequence[TokenRow], values: np.ndarray, under: str = "") -> None:
+    """Raises UserError naming the first row whose loss of `values` [N], from `mean_losses`, is not finite."""
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):  # what is not finite spreads over its packed row: alone, each names itself
+        alone = (int(i) for i in bad)
+        first = next((i for i in alone if not np.isfinite(mean_losses(model, [rows[i]])).all()), int(bad[0]))
+        raise UserError(
+            f"example {rows[first].id or f'number {first}'}: its loss {under + ' ' if under else ''}is not finite "
+            f"({len(bad)} of {len(rows)} so); check the weights with `ntk-jax doctor`, or compute in float32"
+        )
+
+
 def compare_losses(
     arms: Mapping[str, Mapping[str, Sequence[Loss]]],
     *,

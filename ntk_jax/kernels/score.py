@@ -117,7 +117,7 @@ def pooled_hidden_states(
     bad = np.flatnonzero(~np.isfinite(hidden).all(axis=1))
     if len(bad) and layout.packed:  # what is not finite spreads over its packed row: alone, each names itself
         alone = dataclasses.replace(layout, packed=False)
-        hidden[bad] = pooled_hidden_states(model, [rows[i] for i in bad], alone, pooling=pooling, over=over)
+        hidden[bad] = pooled_hidden_states(model, [rows[int(i)] for i in bad], alone, pooling=pooling, over=over)
     _refuse_nonfinite(hidden, rows, "hidden state")
     return hidden
 

@@ -12,8 +12,7 @@ from ntk_jax.data.batch import TokenRow
 from ntk_jax.engine.blocks import Progress, fill_blocks
 from ntk_jax.engine.clock import Clock
 from ntk_jax.errors import UserError
-from ntk_jax.evaluation.loss import mean_losses
-from ntk_jax.models.model import Model
+from ntk_jax.evaluation.loss import mean_losses, refuse_nonfinite
 from ntk_jax.pipelines.select.account import ARRAYS, Accounts, data_of, facts_of_families
 from ntk_jax.pipelines.select.config import SelectConfig
 from ntk_jax.pipelines.select.preselect import candidates_of
@@ -56,10 +55,10 @@ def losses(run: SelectRun, folder: Path) -> dict[str, Any] | None:
                 rows,
                 run.config.score.batch_tokens,
                 run.model.mesh,
-                lambda done, total, before=number: progress((before * total + done) // len(MODELS), total),
+                _of_all(progress, number),
                 row_length=run.layout.row_length,
             )
-            _refuse_nonfinite(models[name], values, rows, name)
+            refuse_nonfinite(models[name], rows, values, f"under the {name} model")
             found[name][account["status"] == KEPT] = values
         return {**found, **account}
 
@@ -75,15 +74,9 @@ def losses(run: SelectRun, folder: Path) -> dict[str, Any] | None:
     return _summarize(run, folder, store, clock)
 
 
-def _refuse_nonfinite(model: Model, values: np.ndarray, rows: list[TokenRow], name: str) -> None:
-    bad = np.flatnonzero(~np.isfinite(values))
-    if len(bad):  # what is not finite spreads over its packed row: alone, each names itself
-        alone = (rows[i] for i in bad)
-        first = next((row for row in alone if not np.isfinite(mean_losses(model, [row])).all()), rows[bad[0]])
-        raise UserError(
-            f"example {first.id}: its loss under the {name} model is not finite ({len(bad)} of {len(rows)} "
-            "so); check the weights with `ntk-jax doctor`, or compute in float32"
-        )
+def _of_all(progress: Progress, before: int) -> Progress:
+    """The progress of one of the models as that of all of them, `before` of which are done."""
+    return lambda done, total: progress((before * total + done) // len(MODELS), total)
 
 
 def _summarize(run: SelectRun, folder: Path, store: Store, clock: Clock) -> dict[str, Any]:
