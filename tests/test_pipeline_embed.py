@@ -19,6 +19,7 @@ import ntk_jax as nj
 from ntk_jax import pipelines
 from ntk_jax.data.span import Span
 from ntk_jax.engine import blocks, plan
+from ntk_jax.engine.config import load_config
 from ntk_jax.engine.estimate import estimate_run
 from ntk_jax.engine.shards import Shard
 from ntk_jax.errors import UserError
@@ -29,6 +30,7 @@ from ntk_jax.pipelines.select.config import SelectConfig
 from ntk_jax.report.page import write_report
 from ntk_jax.storage.arrays import open_store, read
 
+ROOT = Path(__file__).resolve().parent.parent
 METHODS = ["embedding", "tsds", "perplexity", "paths", "kernel_residual", "random"]
 
 
@@ -209,6 +211,28 @@ def test_one_device_and_split_weights_give_the_same(inputs: Path, selected: Path
         ):
             here, there = (read(open_store(each / place), array).astype(float) for each in (folder, selected))
             np.testing.assert_allclose(here, there, atol=close, err_msg=f"{name} {place} {array}")
+
+
+def test_on_data_whose_useful_families_are_known(tmp_path: Path) -> None:
+    """The embedded model and a sample of the embedded pool: who looks at the domain finds more of them than chance."""
+    overrides = [
+        *(
+            f"--out={tmp_path / 'run'}",
+            "--data.pool_limit=600",
+            "--select.count=30",
+            "--score.block_examples=256",
+            "--mesh.data=1",
+        ),
+        "--select.methods=[embedding, tsds, perplexity, paths, random]",
+    ]
+    run(load_config(str(ROOT / "configs" / "quickstart.yaml"), SelectConfig, overrides), until="select")
+    found = json.loads((tmp_path / "run" / "select" / "summary.json").read_text())
+    share = {name: method["useful_share"] for name, method in found["by_method"].items()}
+    assert 0.1 < found["useful_share_pool"] < 0.2
+    for method, times in (("embedding", 2.5), ("paths", 2.5), ("tsds", 1.5)):  # tsds spreads what it draws
+        assert share[method] > times * found["useful_share_pool"], share
+    warmed = json.loads((tmp_path / "run" / "losses" / "summary.json").read_text())["mean"]
+    assert warmed["warm"] != warmed["base"]
 
 
 def test_what_the_selections_depend_on(inputs: Path) -> None:
