@@ -12,7 +12,7 @@ from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.records import Record
 from ntk_jax.data.sources import count_records, read_records
 from ntk_jax.errors import UserError
-from ntk_jax.selection.ranker import Candidates, Ranking, Sketches
+from ntk_jax.selection.ranker import Candidates, Embeddings, Ranking, Sketches
 from ntk_jax.selection.rankers import make_options, ranker_of
 from ntk_jax.storage.arrays import Store
 
@@ -28,6 +28,8 @@ def select(
     domain: Any = None,
     sketches: tuple[Store, Store] | None = None,
     votes: tuple[np.ndarray, np.ndarray] | None = None,
+    embeddings: tuple[np.ndarray, np.ndarray] | None = None,
+    losses: tuple[np.ndarray, np.ndarray] | None = None,
     selected: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Ranking:
@@ -36,14 +38,18 @@ def select(
     Args:
         scores: [N], from `directional_scores`; NaN is an example without a score. None for rankers that look at none.
         count: how many to select.
-        by: the ranker, one of `RANKERS`: `kernel` (the largest scores), `sketch`, `votes`, `bm25`, `random`,
-            `length_matched`.
+        by: the ranker, one of `RANKERS`: `kernel` (the largest scores), `sketch`, `votes`, `kernel_residual`,
+            `embedding`, `tsds`, `perplexity`, `paths`, `bm25`, `dsir`, `random`, `length_matched`.
         options: its options, such as `{"by": "max"}` for `sketch`; what is not given has its default.
         rows: the pool's examples from `token_rows`: None marks those that may not be selected. Without them that is
-            whatever has no score. `length_matched` takes the lengths of responses from them.
+            whatever has no score. `length_matched` and `kernel_residual` take the lengths of responses from them.
         pool, domain: for `bm25`, records or what `read_records` takes; the pool is streamed twice.
         sketches: for `sketch`, the open stores of pool and domain from `sketch(..., out=)`.
         votes: for `votes`, [N] votes (-1: may not be selected) and [N] mean similarity, which decides between equals.
+        embeddings: for `embedding` and `tsds`, those of pool [N, D] and domain [m, D], as from `embeddings`; a row of
+            NaN is an example that may not be selected.
+        losses: for `perplexity` and `paths`, those of the pool before and after a warm-up, [N] each, as from `losses`;
+            NaN is an example without one.
         selected: for `length_matched`, the selections of other rankers by name, places best first. One that is not here
             is made first, with that ranker's default options.
         seed: of what is drawn.
@@ -72,14 +78,15 @@ def select(
     known = None if scores is None else np.asarray(scores, np.float32)
     if known is not None and known.ndim != 1:
         raise UserError(f"scores have shape {known.shape}; give one score an example, [N]")
-    size = _size(known, rows, pool, sketches, votes)
+    near = None if embeddings is None else _embeddings(*map(np.asarray, embeddings))
+    size = _size(known, rows, pool, sketches, votes, embeddings, losses)
     earlier = {name: np.asarray(order) for name, order in (selected or {}).items()}
     for other in set(ranker.after(options)) - set(earlier):
         if other == by:
             raise UserError(f"the ranker {by} cannot look at its own selection; name another")
         made = select(
             scores, count, by=other, rows=rows, pool=pool, domain=domain, sketches=sketches, votes=votes,
-            selected=earlier, seed=seed,
+            embeddings=embeddings, losses=losses, selected=earlier, seed=seed,
         )  # fmt: skip
         earlier[other] = made.order
     length, span = np.zeros(size, np.int32), np.zeros(size, np.int32)
@@ -89,7 +96,7 @@ def select(
     candidates = Candidates(
         count=count,
         seed=seed,
-        usable=_usable(size, known, rows, sketches, votes),
+        usable=_usable(size, known, rows, sketches, votes, embeddings, losses),
         length=length,
         span=span,
         records=lambda: _records(pool, by),
@@ -98,6 +105,8 @@ def select(
         scores=known,
         sketches=None if sketches is None else Sketches(*sketches, np.arange(size)),
         votes=None if votes is None else (np.asarray(votes[0]), np.asarray(votes[1], np.float32)),
+        embeddings=near,
+        losses=None if losses is None else (np.asarray(losses[0], np.float32), np.asarray(losses[1], np.float32)),
     )
     return ranker.rank(candidates, options)
 
@@ -108,6 +117,8 @@ def _size(
     pool: Any,
     sketches: tuple[Store, Store] | None,
     votes: tuple[np.ndarray, np.ndarray] | None,
+    embeddings: tuple[np.ndarray, np.ndarray] | None,
+    losses: tuple[np.ndarray, np.ndarray] | None,
 ) -> int:
     """N, on which all that is given must agree. Files are counted only where nothing else says how many there are."""
     sizes = {
@@ -115,6 +126,9 @@ def _size(
         "rows": None if rows is None else len(rows),
         "sketches": None if sketches is None else sketches[0].rows,
         "votes": None if votes is None else len(votes[0]),
+        "embeddings": None if embeddings is None else len(embeddings[0]),
+        "losses before": None if losses is None else len(losses[0]),
+        "losses after": None if losses is None else len(losses[1]),
     }
     given = {name: size for name, size in sizes.items() if size is not None}
     if not given:
@@ -132,6 +146,8 @@ def _usable(
     rows: Sequence[TokenRow | None] | None,
     sketches: tuple[Store, Store] | None,
     votes: tuple[np.ndarray, np.ndarray] | None,
+    embeddings: tuple[np.ndarray, np.ndarray] | None,
+    losses: tuple[np.ndarray, np.ndarray] | None,
 ) -> np.ndarray:
     """[N] bool. Rows know best; what was not scored may still be drawn at random where they are given."""
     if rows is not None:
@@ -143,7 +159,20 @@ def _usable(
         usable &= sketches[0].read("status") == KEPT
     if votes is not None:
         usable &= np.asarray(votes[0]) >= 0
+    if embeddings is not None:
+        usable &= ~np.isnan(embeddings[0]).all(axis=1)
+    if losses is not None:
+        usable &= ~(np.isnan(losses[0]) | np.isnan(losses[1]))
     return usable
+
+
+def _embeddings(pool: np.ndarray, domain: np.ndarray) -> Embeddings:
+    if pool.ndim != 2 or domain.ndim != 2 or pool.shape[1] != domain.shape[1]:
+        raise UserError(
+            f"the embeddings of pool and domain have shapes {pool.shape} and {domain.shape}; give [N, D] and [m, D] of "
+            "one model"
+        )
+    return Embeddings(lambda: iter((pool,)), np.arange(len(pool)), domain)
 
 
 def _records(pool: Any, ranker: str) -> Iterator[Record]:

@@ -7,7 +7,20 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from ntk_jax.errors import UserError
-from ntk_jax.selection import bm25, dsir, kernel, length_matched, random, sketch, votes
+from ntk_jax.selection import (
+    bm25,
+    dsir,
+    embedding,
+    kernel,
+    kernel_residual,
+    length_matched,
+    paths,
+    perplexity,
+    random,
+    sketch,
+    tsds,
+    votes,
+)
 from ntk_jax.selection.ranker import Ranker
 
 RANKERS: dict[str, Ranker] = {
@@ -16,6 +29,11 @@ RANKERS: dict[str, Ranker] = {
         kernel.RANKER,
         sketch.RANKER,
         votes.RANKER,
+        kernel_residual.RANKER,
+        embedding.RANKER,
+        tsds.RANKER,
+        perplexity.RANKER,
+        paths.RANKER,
         bm25.RANKER,
         dsir.RANKER,
         random.RANKER,

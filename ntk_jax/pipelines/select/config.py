@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from ntk_jax.kernels.names import Over, Pooling
 from ntk_jax.pipelines.common.sections import (
     DataSection,
     DevicesSection,
@@ -44,6 +45,16 @@ class SketchSection:
         "float16", "type of the stored unit rows; moves their products by 1e-3 at most"
     )
     block_examples: Count = setting(2048, "examples sketched between two commits; one block of rows is in memory")
+
+
+@dataclass(frozen=True)
+class EmbeddingSection:
+    """The embeddings that the methods embedding and tsds compare: hidden states behind the last layer, averaged. The
+    defaults are those of RDS+ (arXiv 2503.01807)."""
+
+    model: Literal["base", "warm"] = setting("base", "the model as it is, or with the warm-up's adapter")
+    pooling: Pooling = setting("position", "the i-th token counts i times, or all alike (mean)")
+    span: Over = setting("all", "all tokens of an example, or the positions that predict its response")
 
 
 @dataclass(frozen=True)
@@ -119,6 +130,7 @@ class SelectConfig:
     score: ScoreSection = section(ScoreSection)
     preselect: PreselectSection = section(PreselectSection)
     sketch: SketchSection = section(SketchSection)
+    embedding: EmbeddingSection = section(EmbeddingSection)
     select: SelectSection = section(SelectSection)
     finetune: FinetuneSection = section(FinetuneSection)
     evaluate: EvaluateSection = section(EvaluateSection)
@@ -139,7 +151,7 @@ def rankers_of(config: SelectConfig) -> list[str]:
 
 
 def needed(config: SelectConfig, what: str) -> bool:
-    """Whether a method of this run needs `scores`, `sketches` or `votes`."""
+    """Whether a method of this run needs `scores`, `sketches`, `votes`, `embeddings` or `losses`."""
     return any(what in RANKERS[method].needs for method in config.select.methods if method in RANKERS)
 
 

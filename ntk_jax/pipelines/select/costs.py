@@ -100,6 +100,27 @@ def sketch(load: Load) -> Cost:
     return Cost((work,), Disk(stored + _SMALL))
 
 
+def embed(load: Load) -> Cost:
+    """A forward pass over candidates and domain, without the head."""
+    run, pool, domain, count = load.run, load.pool, load.domain, candidates(load)
+    tokens, width = count * pool.tokens + domain.total, run.model.base.config.hidden_size
+    flops = forward_flops(run.model.base.config, round(tokens), lora_parameters=run.model.adapter_size)
+    work = Work(count + domain.count, tokens, flops, flops / pool.fill, memory=_memory(load, "embed"))
+    row, size = 2.0 * width + _ACCOUNT, run.config.score.block_examples
+    stored = _blocks(count, size, row) + _blocks(domain.count, min(size, round(domain.count)), row)
+    return Cost((work,), Disk(stored + _SMALL))
+
+
+def losses(load: Load) -> Cost:
+    """A forward pass over the candidates with each of two models, and the head at the responses."""
+    run, count = load.run, candidates(load)
+    tokens, labels = count * load.pool.tokens, count * load.pool.responses
+    once = forward_flops(run.model.base.config, round(tokens), round(labels), lora_parameters=run.model.adapter_size)
+    work = Work(2 * count, 2 * tokens, 2 * once, 2 * once / load.pool.fill, memory=_memory(load, "losses"))
+    disk = _blocks(count, run.config.score.block_examples, 8.0 + _ACCOUNT)
+    return Cost((work,), Disk(disk + _SMALL))
+
+
 def pool(load: Load) -> Cost:
     """Tokenizing alone: nothing for the device."""
     return Cost((), Disk(_blocks(load.pool.records, load.run.config.score.block_examples, _ACCOUNT) + _SMALL))
@@ -163,7 +184,7 @@ def _evaluation(load: Load, found: Questions, number: int) -> Work:
 
 
 def candidates(load: Load) -> float:
-    """Usable examples that are scored or sketched."""
+    """Usable examples that are scored, sketched, embedded or measured."""
     if load.run.config.preselect.method == "none":
         return load.pool.count
     return min(load.pool.count, resolved_votes(load.run.config)["preselect.keep"])

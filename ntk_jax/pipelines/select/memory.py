@@ -42,6 +42,7 @@ def resident(run: SelectRun, stage: str) -> float:
         "score": 2 * channels * theta,  # the direction, and it scaled to norm 1
         "sketch": 12.0 * BLOCK * run.config.sketch.dim,  # signs, and what they are made from
         "align": 2 * channels * theta * directions_at_once(run),
+        "losses": low,  # the warmed-up adapter beside the model's own
     }
     return weights(run) + low + extra.get(stage, 0.0)
 
@@ -86,9 +87,9 @@ def shape_of(run: SelectRun, stage: str, pool: Volume, questions: Questions) -> 
         theta = run.theta
         size = 4 * run.objective.channels * sum(leaf.size for leaf in jax.tree.leaves(theta))
         rows = min(rows, max(1, GRADIENT_BYTES // size))
-    if run.objective.is_linear or stage == "preselect":
+    if stage in ("preselect", "embed") or (run.objective.is_linear and stage != "losses"):
         return Shape(rows, run.row_length)
-    share = round(run.row_length * pool.span / pool.tokens)
+    share = round(run.row_length * (pool.responses if stage == "losses" else pool.span) / pool.tokens)
     return Shape(rows, run.row_length, rows * min(run.row_length, 1 << max(share - 1, 0).bit_length()))
 
 
@@ -96,7 +97,7 @@ def temporaries(run: SelectRun, stage: str, shape: Shape) -> float:
     """Bytes of the step's temporaries, by the formulas above."""
     model, channels = run.model.base.config, run.objective.channels
     size = run.model.base.dtype.itemsize
-    if stage in ("preselect", "evaluate"):
+    if stage in ("preselect", "embed", "losses", "evaluate"):
         return forward_bytes(model, shape, size)
     if stage in ("warmup", "finetune"):
         return backward_bytes(model, shape, size, recomputes(run))

@@ -17,12 +17,13 @@ from ntk_jax.engine.stage import Facts
 from ntk_jax.errors import UserError
 from ntk_jax.parallel import hosts
 from ntk_jax.pipelines.common.arrays import load_arrays
-from ntk_jax.pipelines.select import preselect, score, tokenize
+from ntk_jax.pipelines.select import losses, preselect, score, tokenize
 from ntk_jax.pipelines.select.account import families_of, spearman
 from ntk_jax.pipelines.select.config import SelectConfig, counts_votes, needed, rankers_of
+from ntk_jax.pipelines.select.embed import open_embeddings
 from ntk_jax.pipelines.select.preselect import candidates_of
 from ntk_jax.pipelines.select.state import SelectRun
-from ntk_jax.selection.ranker import Candidates, Ranking, Sketches
+from ntk_jax.selection.ranker import Candidates, Embeddings, Ranking, Sketches
 from ntk_jax.selection.rankers import RANKERS
 from ntk_jax.selection.records import record_line, selected_records
 from ntk_jax.selection.sketch_store import open_sketches
@@ -106,6 +107,15 @@ class _Pool:
         # Pre-selection leaves scores for some places only; the rest of the account is of all.
         places = np.searchsorted(run.pool.ordinals, candidates_of(run))
         self.scores: np.ndarray | None = None
+        self._embeddings: Embeddings | None = None
+        self._losses: tuple[np.ndarray, np.ndarray] | None = None
+        if needed(config, "embeddings"):
+            home = folder / "embed"
+            store, self._embeddings = open_embeddings(home, places)
+        if needed(config, "losses"):
+            home = folder / "losses"
+            store = open_store(home / losses.STORE)
+            self._losses = losses.losses_at(store, places, size)
         if needed(config, "scores"):
             home = folder / "score"
             store = open_store(home / score.STORE)
@@ -122,7 +132,7 @@ class _Pool:
             store = open_store(home / preselect.STORE)
             votes = load_arrays(home / preselect.RESULT)
             self._votes = votes["votes"], votes["similarity"]
-        elif not needed(config, "scores") and not needed(config, "sketches"):
+        elif not any(needed(config, what) for what in ("scores", "sketches", "embeddings", "losses")):
             home = folder / "pool"
             store = open_store(home / tokenize.STORE)
         self.usable = read(store, "status") == KEPT
@@ -144,6 +154,8 @@ class _Pool:
             scores=self.scores if "scores" in needs else None,
             sketches=self._sketches if "sketches" in needs else None,
             votes=self._votes if "votes" in needs else None,
+            embeddings=self._embeddings if "embeddings" in needs else None,
+            losses=self._losses if "losses" in needs else None,
             progress=_when_called(lambda: run.job.progress(f"rank by {method}", None, "examples")),
         )
 

@@ -7,6 +7,8 @@
 | preselect  | pool, warmup                      | hidden.zarr, votes.npz                                              |
 | score      | pool, warmup, gradient, preselect | scores.zarr                                                         |
 | sketch     | pool, domain, warmup, preselect   | pool.zarr, domain.zarr                                              |
+| embed      | pool, domain, warmup, preselect   | pool.zarr, domain.zarr                                              |
+| losses     | pool, warmup, preselect           | losses.zarr                                                         |
 | pool       | pool                              | account.zarr                                                        |
 | select     | what its methods need             | <method>.jsonl, selection.jsonl                                     |
 | align      | select, warmup                    | examples.json                                                       |
@@ -31,6 +33,8 @@ _GRADIENT = tuple(
 )
 _SKETCHED = tuple(f"score.{key}" for key in ("objective", "span", "normalize", "parameters", "probes", "batch_tokens"))
 
+_STANDALONE = ("seed", "model", "score.batch_tokens", "score.block_examples")  # of a stage that may stand before all
+
 
 def _after_preselect(*others: str) -> Any:
     """Builds on these, and on pre-selection where there is one."""
@@ -43,11 +47,18 @@ def _reads_candidates(*others: str) -> Any:
     return lambda config: ("data.pool", "data.pool_limit", *votes[config.preselect.method], *others)
 
 
+def _embed_after(config: Any) -> tuple[str, ...]:
+    """The base model's embeddings need no warm-up."""
+    return _after_preselect(*(("warmup",) if config.embedding.model == "warm" else ()))(config)
+
+
 def _select_after(config: Any) -> tuple[str, ...]:
     """What the methods of a run need."""
     found = [
         *(["score"] if settings.needed(config, "scores") else []),
         *(["sketch"] if settings.needed(config, "sketches") else []),
+        *(["embed"] if settings.needed(config, "embeddings") else []),
+        *(["losses"] if settings.needed(config, "losses") else []),
         *(["preselect"] if settings.counts_votes(config) else []),
     ]
     return tuple(found) or ("pool",)
@@ -164,6 +175,38 @@ PIPELINE = Pipeline(
             check=Address(f"{_HERE}.sketch:check"),
             check_inputs=Address(f"{_HERE}.sketch:check_inputs"),
             cost=Address(f"{_HERE}.costs:sketch"),
+        ),
+        Stage(
+            name="embed",
+            title="Embedding",
+            help="averaged hidden states of pool and domain, in zarr stores",
+            description="An embedding of every candidate and of every domain example: hidden states behind the last "
+            "layer, averaged as the section embedding says. Reads preselect/, and warmup/ with embedding.model warm; "
+            "writes embed/pool.zarr and embed/domain.zarr block by block. The methods embedding and tsds select by "
+            "them.",
+            function=Address(f"{_HERE}.embed:embed"),
+            after=_embed_after,
+            reads=_reads_candidates(*_STANDALONE, "data.domain", "data.domain_limit", "embedding"),
+            inputs=("model", "domain", "pool"),
+            stores=lambda config: ("pool.zarr", "domain.zarr"),
+            check_inputs=Address(f"{_HERE}.embed:check_inputs"),
+            cost=Address(f"{_HERE}.costs:embed"),
+        ),
+        Stage(
+            name="losses",
+            title="Losses",
+            help="the loss of every candidate before and after the warm-up",
+            description="The loss of every candidate's response, nats a token, under the model as it is and under the "
+            "warmed-up one. Reads warmup/ and preselect/; writes losses/losses.zarr block by block. The methods "
+            "perplexity and paths select by them.",
+            function=Address(f"{_HERE}.losses:losses"),
+            after=_after_preselect("warmup"),
+            reads=_reads_candidates("score.batch_tokens", "score.block_examples"),
+            inputs=("pool",),
+            stores=lambda config: ("losses.zarr",),
+            check=Address(f"{_HERE}.losses:check"),
+            check_inputs=Address(f"{_HERE}.score:check_pool"),
+            cost=Address(f"{_HERE}.costs:losses"),
         ),
         Stage(
             name="pool",

@@ -143,7 +143,7 @@ def select_run(directory: RunDirectory) -> SelectRun:
         for arm in arms
     }
     # Where votes pre-select, the scoring stages see only what was left.
-    stages = [stage for stage in ("preselect", "score", "sketch", "pool") if plan.has(stage)]
+    stages = [stage for stage in ("preselect", "score", "sketch", "embed", "losses", "pool") if plan.has(stage)]
     pool = (directory.json(f"{stage}/data.json") for stage in stages)
     return SelectRun(
         directory=directory,
