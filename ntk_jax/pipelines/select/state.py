@@ -93,7 +93,10 @@ def evaluation_items_of(config: SelectConfig) -> list[tuple[str, Reading]]:
     named = config.select.clean.decontaminate
     own = reading_of(config, "evaluate")
     found = dict.fromkeys(config.evaluate.files, own) if AUTO_FILES in named else {}
-    return [*found.items(), *((file, AUTO) for file in dict.fromkeys(named) if file != AUTO_FILES and file not in found)]
+    return [
+        *found.items(),
+        *((file, AUTO) for file in dict.fromkeys(named) if file != AUTO_FILES and file not in found),
+    ]
 
 
 def _item_hashes(config: SelectConfig) -> dict[str, str]:
