@@ -18,7 +18,9 @@ from report_page import page_of
 from tiny_run import run, tiny_run_config, write_config, write_inputs
 
 from ntk_jax import cli
+from ntk_jax.engine.estimate import estimate_run
 from ntk_jax.pipelines.select.config import refines
+from ntk_jax.pipelines.select.stages import PIPELINE
 from ntk_jax.pipelines.select.terminal import terminal
 from ntk_jax.report import amounts
 from ntk_jax.selection.diversity import diversify
@@ -273,3 +275,11 @@ class TestMistakes:
     def test_too_few_are_left(self, inputs):
         message = r"44 examples are left of the 47 that bm25 has, fewer than .* 45 \(left out: near-duplicate 3\)"
         self.refused(inputs, message, "too-few", count=45, clean={"near_duplicates": 0.7})
+
+
+def test_an_estimate_says_what_diversity_takes(inputs):
+    part = {"diversity": {"method": "dpp", "candidates": 2, "dim": 16}, "clean": {"near_duplicates": 0.8}}
+    config = tiny_run_config(inputs, "estimated", select={**BM25, "count": 10, **part})
+    text = json.dumps(estimate_run(PIPELINE, config))
+    flops = 2 * 10 * (20 * 16 + 16**2)
+    assert f"{amounts.metric(flops, 'FLOP')} and" in text and "20 candidates a method" in text

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ntk_jax as nj
 from ntk_jax.data.evaluation_items import evaluation_items
 from ntk_jax.data.near_duplicates import MinHash, band_keys, bands, keys_of_bands, near_duplicates, signature
 from ntk_jax.data.near_index import NearIndex
@@ -326,3 +327,54 @@ class TestAgain:
             ["a"] * 6,
         )
         assert len(chosen.cleaned.kept) < 4 and chosen.cleaned.counts == {QUOTA: 2}
+
+
+class TestApi:
+    """The same functions without a run directory."""
+
+    RECORDS = (
+        item("one two three four five", "six", source="a"),
+        item("a b c d e f g", "h", source="a"),
+        item("ONE two, three four five", "six", source="a"),
+    )
+
+    def pool(self):
+        return [{**record, "id": f"r{place}"} for place, record in enumerate(self.RECORDS)]
+
+    def test_decontaminate_streams_and_names_items(self):
+        drops = nj.decontaminate(iter(self.pool()), [item("zero one two three four five", "no")], ngram=4)
+        assert [(drop.place, drop.refusal.of, drop.refusal.shared) for drop in drops] == [
+            (0, "zero one", "one two three four"),
+            (2, "zero one", "one two three four"),
+        ]
+
+    def test_near_duplicates_in_pool_order_in_a_given_order_and_of_the_domain(self):
+        assert [(d.place, d.refusal.of) for d in nj.near_duplicates(self.pool())] == [(2, "r0")]
+        assert [(d.place, d.rank, d.refusal.of) for d in nj.near_duplicates(self.pool(), order=[2, 1, 0])] == [
+            (0, 3, "r2")
+        ]
+        drops = nj.near_duplicates(self.pool(), domain=[item("a b c d e f g", "h") | {"id": "d"}])
+        assert [(d.place, d.refusal.of, d.refusal.where) for d in drops] == [(1, "d", "domain"), (2, "r0", "selection")]
+
+    def test_diversify_takes_texts_and_features(self):
+        pool = [{"id": str(n), "prompt": text, "response": ""} for n, text in enumerate(["a b"] * 3 + ["c d", "e f"])]
+        assert sorted(nj.diversify(pool, 3, quality=0.1).tolist()) == [0, 3, 4]
+        assert sorted(nj.diversify(np.eye(3)[[0, 0, 1, 2]], 3, method="dpp", quality=0.1).tolist()) == [0, 2, 3]
+
+    @pytest.mark.parametrize(
+        ("call", "message"),
+        [
+            (lambda pool: nj.decontaminate(pool, pool, ngram=0), "ngram = 0"),
+            (lambda pool: nj.decontaminate(pool, [item("a")]), "none of 1 evaluation items has shortest = 5 words"),
+            (lambda pool: nj.near_duplicates(pool, 0.0), "threshold = 0: a threshold is above 0"),
+            (lambda pool: nj.near_duplicates(pool, 1.1), "threshold = 1.1"),
+            (lambda pool: nj.near_duplicates(pool, words=0), "words = 0"),
+            (lambda pool: nj.near_duplicates(pool, order=[3]), "order names the place 3, and there are 3 examples"),
+            (lambda pool: nj.near_duplicates(pool, order=[-1]), "order names the place -1"),
+            (lambda pool: nj.diversify(pool, 4), "count = 4 is larger than the pool"),
+            (lambda pool: nj.diversify(pool, 1, dim=0), "dim = 0"),
+        ],
+    )
+    def test_bad_input(self, call, message):
+        with pytest.raises(UserError, match=message):
+            call(self.pool())
