@@ -43,8 +43,8 @@ class CleanOptions:
 
     decontaminate: tuple[str, ...] = setting(
         (),
-        "evaluation files, or auto for those of evaluate.files: examples that share ngram words in a row with an item "
-        "are left out",
+        "evaluation files, or auto for those that the arms are evaluated on: examples that share ngram words in a row "
+        "with an item are left out",
     )
     ngram: Count = setting(13, "words in a row (Brown et al. 2020); a shorter item is looked for whole")
     shortest: Count = setting(5, "evaluation items of fewer words are not looked for, and counted")

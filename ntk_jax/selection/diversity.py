@@ -55,7 +55,7 @@ class DiversityOptions:
     features: Literal["text", "sketch"] = setting(
         "text", "what is compared: hashed words and pairs of words, or sketches of gradients"
     )
-    candidates: Annotated[float, Range(1)] = setting(4.0, "candidates are the best so many times select.count")
+    candidates: Annotated[float, Range(1)] = setting(4.0, "candidates are the best so many times N")
     quality: Fraction = setting(
         0.5, "λ, weight of a candidate's rank against what it adds: 1 is the ranking, 0 the features alone"
     )

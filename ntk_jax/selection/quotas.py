@@ -17,7 +17,7 @@ class QuotaOptions:
     """The most examples of a selection that may be of one group. No limit, by default."""
 
     by: str = setting("auto", "the record key that names a group; auto: task if present, else source")
-    most: float | None = setting(None, "share of select.count, above 0 and at most 1, that any one group may have")
+    most: float | None = setting(None, "share of the selection, above 0 and at most 1, that any one group may have")
     groups: Mapping[str, Any] | None = setting(
         None,
         "for groups by name instead: {name: share as 0.25, or number of examples as 500}; 0: none of this group",

@@ -128,7 +128,7 @@ class Refinement:
         if items and clean.whole_pool:
             self._clean_pool(items)
         if self._groups is not None:
-            there = Counter(self._groups[place] for place in np.flatnonzero(self.usable))
+            there = Counter(self._groups[place] for place in np.flatnonzero(self.usable).tolist())
             _check_filled(config, self._caps, there)
 
     def select(self, method: str, candidates: Candidates) -> Ranking:
@@ -224,7 +224,7 @@ class Refinement:
     def _diverse(self, method: str, kept: np.ndarray) -> np.ndarray:
         part, count = self._config.select.diversity, self._config.select.count
         features = self._features(method, kept)
-        groups = [self._groups[place] for place in kept] if self._groups is not None else None
+        groups = [self._groups[place] for place in kept.tolist()] if self._groups is not None else None
         if groups is not None:
             _check_filled(self._config, self._caps, Counter(groups))
         progress = self._run.job.progress(f"diversify {method}", count, "examples")
