@@ -51,6 +51,8 @@ class TestEvaluationItems:
         assert found.words == "five six seven eight"
         assert found.share == pytest.approx(2 / 8), "2 runs of the 7 of the prompt and the one with the response"
         assert items.overlap("five six seven and eight nine ten") is None
+        assert items.overlap("five six seven eight nine", 0.25) == items.overlap("five six seven eight nine")
+        assert items.overlap("five six seven eight nine", 0.26) is None
         assert items.overlap("") is None
 
     def test_shorter_items_are_looked_for_whole(self):
@@ -366,6 +368,7 @@ class TestApi:
         [
             (lambda pool: nj.decontaminate(pool, pool, ngram=0), "ngram = 0"),
             (lambda pool: nj.decontaminate(pool, [item("a")]), "none of 1 evaluation items has shortest = 5 words"),
+            (lambda pool: nj.decontaminate(pool, pool, share=1.5), "share = 1.5"),
             (lambda pool: nj.near_duplicates(pool, 0.0), "threshold = 0: a threshold is above 0"),
             (lambda pool: nj.near_duplicates(pool, 1.1), "threshold = 1.1"),
             (lambda pool: nj.near_duplicates(pool, words=0), "words = 0"),

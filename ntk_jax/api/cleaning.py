@@ -17,7 +17,7 @@ from ntk_jax.selection.text_features import text_features
 from ntk_jax.selection.texts import text_of
 
 
-def decontaminate(pool: Any, evaluation: Any, *, ngram: int = 13, shortest: int = 5) -> list[Drop]:
+def decontaminate(pool: Any, evaluation: Any, *, ngram: int = 13, shortest: int = 5, share: float = 0.0) -> list[Drop]:
     """The examples of a pool that hold a piece of an evaluation item.
 
     Source: a run of words that both share, as in Brown et al. 2020 (arXiv 2005.14165, appendix C), without upper case,
@@ -28,6 +28,8 @@ def decontaminate(pool: Any, evaluation: Any, *, ngram: int = 13, shortest: int 
         pool: records, or what `read_records` takes; streamed once.
         evaluation: the items, likewise; in memory are 16 bytes for each of their words.
         ngram: words of a run. shortest: items of fewer words are not looked for.
+        share: least share of an item's runs that an example must have; 0: one run is enough. Raise it where the items
+            share an instruction, which is no contamination.
 
     Returns:
         A list in pool order, for each example that is not clean: `place` in the pool and `refusal`, whose `of` is the
@@ -35,7 +37,7 @@ def decontaminate(pool: Any, evaluation: Any, *, ngram: int = 13, shortest: int 
         of words that both have.
 
     Raises:
-        UserError: as `read_records`; ngram or shortest below 1, or no item that is long enough.
+        UserError: as `read_records`; ngram or shortest below 1, share outside [0, 1], or no item that is long enough.
 
     Example:
         >>> import ntk_jax as nj
@@ -45,6 +47,8 @@ def decontaminate(pool: Any, evaluation: Any, *, ngram: int = 13, shortest: int 
         >>> [(drop.place, drop.refusal.of, drop.refusal.similarity) for drop in nj.decontaminate(pool, items)]
         [(0, 'q1', 1.0)]
     """
+    if not 0 <= share <= 1:
+        raise UserError(f"share = {share} must be in [0, 1]")
     if ngram < 1 or shortest < 1:
         raise UserError(f"ngram = {ngram} and shortest = {shortest} must be at least 1")
     items = evaluation_items((("evaluation", record) for record in read_records(evaluation)), ngram, shortest)
@@ -52,7 +56,7 @@ def decontaminate(pool: Any, evaluation: Any, *, ngram: int = 13, shortest: int 
         raise UserError(f"none of {len(items.ids)} evaluation items has shortest = {shortest} words; lower it")
     found = []
     for place, record in enumerate(read_records(pool)):
-        overlap = items.overlap(text_of(record))
+        overlap = items.overlap(text_of(record), share)
         if overlap:
             found.append(Drop(place, None, leak(items, overlap)))
     return found
@@ -118,7 +122,7 @@ def diversify(
     count: int,
     *,
     method: str = "facility_location",
-    quality: float = 0.5,
+    quality: float = 0.1,
     beta: float = 10.0,
     dim: int = 512,
     groups: Sequence[str] | None = None,

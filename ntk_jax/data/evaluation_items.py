@@ -42,8 +42,9 @@ class EvaluationItems:
     totals: np.ndarray
     short: int
 
-    def overlap(self, text: str) -> Overlap | None:
-        """The item of which the text has the largest share of runs, the first of equals; None where it has none."""
+    def overlap(self, text: str, least: float = 0.0) -> Overlap | None:
+        """The item of which the text has the largest share of runs, the first of equals; None where it has none, or a
+        smaller share than `least`, such as an instruction that many items begin with."""
         own = bare_words(text)
         hashes = word_hashes(own)
         hits: list[tuple[int, int, int]] = []  # (item, place in the text, words) of every run that is found
@@ -58,6 +59,8 @@ class EvaluationItems:
             return None
         items, counts = np.unique(different, return_counts=True)
         shares = counts / self.totals[items]
+        if shares.max() < least:
+            return None
         best = int(items[np.argmax(shares)])
         _, place, words = min((hit for hit in hits if hit[0] == best), key=lambda hit: hit[1:])
         return Overlap(best, float(shares.max()), " ".join(own[place : place + words]))

@@ -26,7 +26,7 @@ import numpy as np
 
 from ntk_jax.data.evaluation_items import EvaluationItems, Overlap
 from ntk_jax.data.near_index import NearIndex
-from ntk_jax.settings import Count, setting
+from ntk_jax.settings import Count, Fraction, setting
 
 CONTAMINATED = "contamination"
 NEAR_DOMAIN = "near-duplicate of the domain"
@@ -48,6 +48,11 @@ class CleanOptions:
     )
     ngram: Count = setting(13, "words in a row (Brown et al. 2020); a shorter item is looked for whole")
     shortest: Count = setting(5, "evaluation items of fewer words are not looked for, and counted")
+    share: Fraction = setting(
+        0.0,
+        "least share of an item's runs of ngram words that is found; 0: one is enough. Raise it where items share an "
+        "instruction",
+    )
     whole_pool: bool = setting(
         False, "look for evaluation items in the whole pool before any method ranks it, not in the best ranked alone"
     )

@@ -57,7 +57,7 @@ class DiversityOptions:
     )
     candidates: Annotated[float, Range(1)] = setting(4.0, "candidates are the best so many times N")
     quality: Fraction = setting(
-        0.5, "λ, weight of a candidate's rank against what it adds: 1 is the ranking, 0 the features alone"
+        0.1, "λ, weight of a candidate's rank against what it adds: 1 is the ranking, 0 the features alone"
     )
     dim: Count = setting(512, "D, columns of the features; more tell candidates apart better, and cost more")
     beta: Positive = setting(10.0, "β of dpp: the larger, the more two alike cost")
@@ -77,7 +77,7 @@ def diversify(
     count: int,
     *,
     method: str = "facility_location",
-    quality: float = 0.5,
+    quality: float = 0.1,
     beta: float = 10.0,
     groups: Sequence[str] | None = None,
     caps: Mapping[str, int] | None = None,

@@ -190,7 +190,7 @@ class Refinement:
         progress = self._run.job.progress("clean pool", len(places), "examples")
         drops = []
         for number, (place, record) in enumerate(self._looked.records(places.tolist()), 1):
-            if found := items.overlap(text_of(record)):
+            if found := items.overlap(text_of(record), self._config.select.clean.share):
                 drops.append(Drop(place, None, leak(items, found)))
             if number % 1000 == 0 or number == len(places):
                 progress(number, len(places))

@@ -30,6 +30,7 @@ class Looked:
         self, run: SelectRun, items: EvaluationItems | None, hashing: MinHash | None, sketches: Sketches | None
     ) -> None:
         self._run, self.items, self.hashing, self._sketches = run, items, hashing, sketches
+        self._share = run.config.select.clean.share
         self._names: dict[int, tuple[str, str]] = {}
         self._overlaps: dict[int, Overlap] = {}
         self._signatures: dict[int, np.ndarray] = {}
@@ -66,7 +67,7 @@ class Looked:
         for number, (place, record) in enumerate(self.records(fresh), 1):
             self._names[place] = str(record["id"]), str(record["source"])
             text = text_of(record)
-            found = self.items.overlap(text) if self.items else None
+            found = self.items.overlap(text, self._share) if self.items else None
             if found:
                 self._overlaps[place] = found
             elif self.hashing:
