@@ -19,6 +19,7 @@ from tiny_run import run, tiny_run_config, write_config, write_inputs
 
 from ntk_jax import cli
 from ntk_jax.engine.estimate import estimate_run
+from ntk_jax.errors import UserError
 from ntk_jax.pipelines.select.config import refines
 from ntk_jax.pipelines.select.stages import PIPELINE
 from ntk_jax.pipelines.select.terminal import terminal
@@ -197,6 +198,35 @@ def test_sketches_are_compared_and_diversified(inputs):
         until="select",
     )
     assert lines(lower / "select" / "sketch.dropped.jsonl"), "examples of one family have similar gradients"
+
+
+def test_scores_of_preselected_candidates_are_as_deep_as_it_goes(inputs):
+    """Quotas reach past the best N to all candidates that have a score, and no further."""
+    sections = {"preselect": {"method": "votes", "keep": 14, "neighbours": 6}}
+    every = {"methods": ["kernel"], "count": 14}
+    order = ids(run(tiny_run_config(inputs, "all-voted", select=every, **sections), until="select"), "kernel")
+    answer = {record["id"]: str(record.get("answer", "(none)")) for record in lines(inputs / "pool.jsonl")}
+    common, _ = Counter(answer[id] for id in order).most_common(1)[0]
+    others = [id for id in order if answer[id] != common]
+    assert len(order) == 14 and len(others) > 1, "of several answers"
+    count = len(others) + 1
+    select = {"methods": ["kernel"], "count": count, "quotas": {"by": "answer", "groups": {common: 1}}}
+    folder = run(tiny_run_config(inputs, "voted", select=select, **sections), until="select")
+    best = next(id for id in order if answer[id] == common)
+    assert ids(folder, "kernel") == [id for id in order if id in {*others, best}]
+    select["quotas"] = {"by": "answer", "groups": {common: 0}}
+    with pytest.raises(UserError, match=rf"{len(others)} examples are left of the 14 that kernel has"):
+        run(tiny_run_config(inputs, "voted-too-few", select=select, **sections), until="select")
+
+
+def test_what_decides_is_in_the_fingerprint_and_only_then(inputs, tmp_path):
+    folder = selected(inputs, "decides", count=5, clean={"decontaminate": ["auto"]})
+    kept = json.loads((folder / "select" / "fingerprint.json").read_text())
+    said = json.dumps(kept)
+    assert "select.clean.ngram" in said and f"input.decontaminate.{inputs / 'test.jsonl'}" in said
+    assert "select.quotas" not in said and "select.diversity" not in said
+    with pytest.raises(UserError, match=r"select\.clean\.ngram"):
+        selected(inputs, "decides", count=5, clean={"decontaminate": ["auto"], "ngram": 12})
 
 
 class TestMistakes:
