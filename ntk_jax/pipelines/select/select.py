@@ -78,7 +78,7 @@ def select(run: SelectRun, folder: Path) -> Facts:
             "lower it or add data"
         )
     rankings: dict[str, Ranking] = {}
-    refinement = Refinement(run, pool.usable, pool.groups, pool.sketches)
+    refinement = Refinement(run, pool.usable, pool.groups, pool._sketches)
     for method in rankers_of(config):
         rankings[method] = refinement.select(method, pool.candidates(method, rankings))
     wanted = np.unique(np.concatenate([ranking.order for ranking in rankings.values()]))
@@ -109,7 +109,7 @@ class _Pool:
 
     def __init__(self, run: SelectRun) -> None:
         config, folder = run.config, run.job.folder
-        self._run, self.sketches = run, None
+        self._run, self._sketches = run, None
         size = len(run.pool.ordinals)
         # Pre-selection leaves scores for some places only; the rest of the account is of all.
         places = np.searchsorted(run.pool.ordinals, candidates_of(run))
@@ -123,7 +123,7 @@ class _Pool:
         if needed(config, "sketches"):
             home = folder / "sketch"
             store = open_sketches(home / "pool.zarr")
-            self.sketches = Sketches(store, open_sketches(home / "domain.zarr"), places)
+            self._sketches = Sketches(store, open_sketches(home / "domain.zarr"), places)
         self._votes: tuple[np.ndarray, np.ndarray] | None = None
         if counts_votes(config):
             home = folder / "preselect"
@@ -154,7 +154,7 @@ class _Pool:
             domain=run.domain.records,
             selected={name: ranking.order for name, ranking in rankings.items()},
             scores=self.scores if "scores" in needs else None,
-            sketches=self.sketches if "sketches" in needs else None,
+            sketches=self._sketches if "sketches" in needs else None,
             votes=self._votes if "votes" in needs else None,
             progress=_when_called(lambda: run.job.progress(f"rank by {method}", None, "examples")),
         )
