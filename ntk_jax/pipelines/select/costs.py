@@ -3,6 +3,7 @@ memory of a device, and the files that are left."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -21,10 +22,11 @@ from ntk_jax.pipelines.common.training import train_config
 from ntk_jax.pipelines.select.account import ARRAYS
 from ntk_jax.pipelines.select.align import directions_at_once
 from ntk_jax.pipelines.select.arms import arms
-from ntk_jax.pipelines.select.config import FinetuneSection, resolved_votes
+from ntk_jax.pipelines.select.config import FinetuneSection, cleans, diversifies, resolved_votes
 from ntk_jax.pipelines.select.load import Load, Questions
 from ntk_jax.pipelines.select.memory import peak_memory, recomputes
 from ntk_jax.report.amounts import metric
+from ntk_jax.selection.diversity import diversity_flops
 from ntk_jax.training.blend import phases_of
 from ntk_jax.training.checkpoints import KEPT
 from ntk_jax.training.flops import forward_flops, gradient_flops, matrix_parameters, score_flops, training_flops
@@ -131,6 +133,7 @@ def select(load: Load) -> Cost:
     config = load.run.config
     records = (len(config.select.methods) + 1) * config.select.count * (load.pool.bytes + _SELECTED)
     _state_selected(load)
+    _state_refined(load)
     return Cost((), Disk(records + 40 * min(1500, load.pool.count) + 2 * _SMALL))
 
 
@@ -302,6 +305,23 @@ def _state_selected(load: Load) -> None:
     names = ["selected examples", *(["candidates"] if config.preselect.method == "votes" else [])]
     for name, number in zip(names, (config.select.count, candidates(load)), strict=False):
         load.grounds.assume(name, number, "as long as the pool on average", "longer or shorter ones may be preferred")
+
+
+def _state_refined(load: Load) -> None:
+    """What cleaning and diversity take beside the device."""
+    config, grounds = load.run.config, load.grounds
+    if cleans(config):
+        grounds.assume(
+            "examples left out", 0, "not counted", "few beside those selected; a line of some 200 bytes each"
+        )
+    part = config.select.diversity
+    methods = [method for method in config.select.methods if diversifies(config, method)]
+    if methods:
+        number = min(math.ceil(part.candidates * config.select.count), round(load.pool.count))
+        flops = len(methods) * diversity_flops(part.method, config.select.count, number, part.dim)
+        size = (12.0 if part.method == "dpp" else 4.0) * number * part.dim
+        text = f"{metric(flops, 'FLOP')} and {metric(size, 'B')} on the host, not counted among the device's"
+        grounds.known("diversity", flops, text, f"{number:,} candidates a method, selection/diversity.py")
 
 
 def _state_rules(load: Load) -> None:
