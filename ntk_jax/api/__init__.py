@@ -13,15 +13,18 @@ from ntk_jax.api.inputs import token_rows
 from ntk_jax.api.sketching import sketch
 from ntk_jax.api.tangent import ntk, stability
 from ntk_jax.api.training import Finetuned, evaluate, finetune
+from ntk_jax.api.worth import lds, metagradient
 
 __all__ = [
     "Finetuned",
     "directional_scores",
     "evaluate",
     "finetune",
+    "lds",
     "log_likelihoods",
     "logits",
     "mean_gradient",
+    "metagradient",
     "ntk",
     "sample",
     "select",

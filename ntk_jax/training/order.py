@@ -71,9 +71,19 @@ def plan_shapes(
     would waste 7 of them in microbatches of 8, and is better off with 5. Labels: the most that a group has there;
     a rare step with more compiles its own shape.
     """
+    counts = [_label_counts(step_rows(rows, i, config, seed), row_length) for i in range(min(steps, PLANNED_STEPS))]
+    return shapes_for(counts, row_length=row_length, tokens=config.tokens_per_microbatch, groups=groups)
+
+
+def plan_together(
+    sets: Sequence[Sequence[TokenRow]], config: TrainConfig, *, seed: int, row_length: int, groups: int = 1
+) -> Shapes:
+    """One shape for trainings on several sets of examples, so that one program serves all. Every step is looked at: the
+    shape then is the same whichever of them are trained on."""
     counts = [
-        [_labels(row) for row in _pack(step_rows(rows, step, config, seed), row_length)]
-        for step in range(min(steps, PLANNED_STEPS))
+        _label_counts(step_rows(rows, step, config, seed), row_length)
+        for rows in sets
+        for step in range(count_steps(len(rows), config))
     ]
     return shapes_for(counts, row_length=row_length, tokens=config.tokens_per_microbatch, groups=groups)
 
@@ -148,6 +158,11 @@ def _most_labels(counts: Sequence[int], hands: list[list[int]]) -> int:
     most = max(1, *(sum(counts[i] for i in hand) for hand in hands))
     unit = max(16, 1 << (most.bit_length() - 4) if most >= 16 else 16)
     return -(-most // unit) * unit
+
+
+def _label_counts(rows: Sequence[TokenRow], row_length: int) -> list[int]:
+    """Labels of each packed row of a step."""
+    return [_labels(row) for row in _pack(rows, row_length)]
 
 
 def _labels(row: PackedBatch) -> int:
