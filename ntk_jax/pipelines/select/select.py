@@ -17,6 +17,8 @@ from ntk_jax.engine.stage import Facts
 from ntk_jax.errors import UserError
 from ntk_jax.parallel import hosts
 from ntk_jax.pipelines.common.arrays import load_arrays
+from ntk_jax.pipelines.common.rankings import FILE as RANKINGS
+from ntk_jax.pipelines.common.rankings import save_rankings
 from ntk_jax.pipelines.select import preselect, score, tokenize
 from ntk_jax.pipelines.select.account import families_of, spearman
 from ntk_jax.pipelines.select.config import SelectConfig, counts_votes, needed, rankers_of
@@ -66,7 +68,7 @@ def check_inputs(run: SelectRun, closing: bool) -> None:
 
 def select(run: SelectRun, folder: Path) -> Facts:
     """Writes <method>.jsonl for every method (the records with score, rank and method added), selection.jsonl (the
-    first method's) and summary.json."""
+    first method's), scores.npz (every method's scores of all, for `diagnose.rankings`) and summary.json."""
     config, pool = run.config, _Pool(run)
     if config.select.count > pool.usable.sum():
         raise UserError(
@@ -86,9 +88,21 @@ def select(run: SelectRun, folder: Path) -> Facts:
         )
         write_lines(folder / f"{method}.jsonl", (record_line(record) for record in found))
     hosts.broadcast(lambda: str(shutil.copyfile(folder / f"{methods[0]}.jsonl", folder / "selection.jsonl")))
+    save_rankings(folder / RANKINGS, _ids(run), run.pool.ordinals, {method: rankings[method] for method in methods})
     write_json(folder / "domain.json", run.domain.account(run.model.base.tokenizer))
     write_json(folder / "summary.json", _summary(run, pool, {method: rankings[method] for method in methods}))
     return {"count": config.select.count}
+
+
+def _ids(run: SelectRun) -> list[str]:
+    """Of everything that this run looks at, in order."""
+    progress: Callable[..., None] = run.job.progress("ids of the scores", len(run.pool.ordinals), "examples")
+    ids = []
+    for place, record in enumerate(run.pool.records(run.pool.ordinals), 1):
+        ids.append(record["id"])
+        if place % 1000 == 0:
+            progress(place, len(run.pool.ordinals))
+    return ids
 
 
 def label_of(config: SelectConfig, method: str) -> str:

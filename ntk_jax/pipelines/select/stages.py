@@ -8,7 +8,7 @@
 | score      | pool, warmup, gradient, preselect | scores.zarr                                                         |
 | sketch     | pool, domain, warmup, preselect   | pool.zarr, domain.zarr                                              |
 | pool       | pool                              | account.zarr                                                        |
-| select     | what its methods need             | <method>.jsonl, selection.jsonl                                     |
+| select     | what its methods need             | <method>.jsonl, selection.jsonl, scores.npz                         |
 | align      | select, warmup                    | examples.json                                                       |
 | finetune   | domain, select                    | <arm>/adapter, <arm>/history.jsonl, <arm>/summary.json              |
 | evaluate   | finetune                          | results.json, predictions/<arm>/, losses/<arm>/                     |
@@ -184,7 +184,7 @@ PIPELINE = Pipeline(
             help="the best N of every method, as records",
             description="Takes the select.count best by each of select.methods, ties in pool order. Writes "
             "select/<method>.jsonl: the records with score, rank and method added; select/selection.jsonl is the first "
-            "method's.",
+            "method's; select/scores.npz has every method's score of every example, for `ntk-jax diagnose`.",
             function=Address(f"{_HERE}.select:select"),
             after=_select_after,
             reads=_select_reads,
