@@ -55,10 +55,7 @@ def test_a_run_keeps_the_scores_of_all(ranked):
     stored = load_arrays(ranked / "select/scores.npz")
     lines = (ranked.parent / "pool.jsonl").read_text().splitlines()
     assert [name.decode() for name in stored["id"]] == [json.loads(line)["id"] for line in lines]
-    assert (
-        "select/scores.npz" in (ranked / "select/SHA256SUMS").read_text()
-        or "scores.npz" in (ranked / "select/SHA256SUMS").read_text()
-    )
+    assert "scores.npz" in (ranked / "select/SHA256SUMS").read_text()
     rankings = read_rankings(str(ranked))
     assert set(rankings.scores) == {"kernel", "bm25"} and set(rankings.selected) == {"kernel", "bm25", "random"}
     for method in ("kernel", "bm25"):
@@ -156,7 +153,7 @@ def test_two_runs_with_one_method(ranked, inputs):
 def test_scores_that_a_run_lacks_are_left_out_and_counted(inputs):
     """A run over a part of the pool: compared on what it has."""
     data = {"domain": [str(inputs / "domain.jsonl")], "pool": [str(inputs / "pool.jsonl")], "pool_limit": 20}
-    few = run(tiny_run_config(inputs, "few", select={"methods": ["bm25"]}, data=data), until="select")
+    few = run(tiny_run_config(inputs, "few", select={"methods": ["bm25"]}, data=data, seed=9), until="select")
     options = {**WORTH, "rankings": [str(few)], "worth_subsets": 4}
     worth = load(diagnosed(inputs, "lacking", diagnose=options), "worth")
     have = set(read_rankings(str(few)).place)
