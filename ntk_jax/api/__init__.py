@@ -15,6 +15,7 @@ from ntk_jax.api.measuring import embeddings, losses
 from ntk_jax.api.sketching import sketch
 from ntk_jax.api.tangent import ntk, stability
 from ntk_jax.api.training import Finetuned, evaluate, finetune
+from ntk_jax.api.worth import lds, metagradient
 
 __all__ = [
     "Finetuned",
@@ -24,11 +25,13 @@ __all__ = [
     "diversify",
     "evaluate",
     "finetune",
+    "lds",
     "log_likelihoods",
     "logits",
     "losses",
     "mean_gradient",
     "near_duplicates",
+    "metagradient",
     "ntk",
     "sample",
     "select",

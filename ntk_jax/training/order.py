@@ -75,6 +75,15 @@ def plan_shapes(
     return plan_steps(found, config, row_length=row_length, groups=groups)
 
 
+def plan_together(
+    sets: Sequence[Sequence[TokenRow]], config: TrainConfig, *, seed: int, row_length: int, groups: int = 1
+) -> Shapes:
+    """One shape for trainings on several sets of examples, so that one program serves all. Every step is looked at: the
+    shape then is the same whichever of them are trained on."""
+    found = (step_rows(rows, step, config, seed) for rows in sets for step in range(count_steps(len(rows), config)))
+    return plan_steps(found, config, row_length=row_length, groups=groups)
+
+
 def plan_steps(steps: Iterable[Sequence[TokenRow]], config: TrainConfig, *, row_length: int, groups: int = 1) -> Shapes:
     """As `plan_shapes`, from the examples of some steps."""
     counts = [[_labels(row) for row in _pack(rows, row_length)] for rows in steps]

@@ -16,7 +16,7 @@ from ntk_jax.engine.estimate import hours_of
 from ntk_jax.engine.estimate_text import device_time
 from ntk_jax.engine.rates import Rate
 from ntk_jax.kernels.projections import check_width, projection_flops
-from ntk_jax.pipelines.common.memory import keys_per_query
+from ntk_jax.models.memory import keys_per_query
 from ntk_jax.pipelines.common.sections import TrainSection
 from ntk_jax.pipelines.common.training import train_config
 from ntk_jax.pipelines.select.account import ARRAYS
@@ -354,6 +354,6 @@ def _state_rules(load: Load) -> None:
         "memory",
         None,
         "weights, adapter, optimizer and live activations, without XLA's workspace",
-        "a model of the compiled steps, pipelines/common/memory.py; within a factor of 2 of the CPU compiler's account "
+        "a model of the compiled steps, models/memory.py; within a factor of 2 of the CPU compiler's account "
         "of small shapes",
     )

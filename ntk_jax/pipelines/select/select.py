@@ -18,6 +18,8 @@ from ntk_jax.engine.stage import Facts
 from ntk_jax.errors import UserError
 from ntk_jax.parallel import hosts
 from ntk_jax.pipelines.common.arrays import load_arrays
+from ntk_jax.pipelines.common.rankings import FILE as RANKINGS
+from ntk_jax.pipelines.common.rankings import save_rankings
 from ntk_jax.pipelines.select import clean, losses, preselect, score, tokenize
 from ntk_jax.pipelines.select.account import families_of, spearman
 from ntk_jax.pipelines.select.clean import Refinement
@@ -71,7 +73,8 @@ def check_inputs(run: SelectRun, closing: bool) -> None:
 
 def select(run: SelectRun, folder: Path) -> Facts:
     """Writes <method>.jsonl for every method (the records with score, rank and method added), selection.jsonl (the
-    first method's), summary.json, and where anything may be left out <method>.dropped.jsonl."""
+    first method's), scores.npz (every method's scores of all, for `diagnose.rankings`), summary.json, and where anything
+    may be left out <method>.dropped.jsonl."""
     config, pool = run.config, _Pool(run)
     if config.select.count > pool.usable.sum():
         raise UserError(
@@ -91,6 +94,7 @@ def select(run: SelectRun, folder: Path) -> Facts:
         )
         write_lines(folder / f"{method}.jsonl", (record_line(record) for record in found))
     hosts.broadcast(lambda: str(shutil.copyfile(folder / f"{methods[0]}.jsonl", folder / "selection.jsonl")))
+    save_rankings(folder / RANKINGS, _ids(run), run.pool.ordinals, {method: rankings[method] for method in methods})
     write_json(folder / "domain.json", run.domain.account(run.model.base.tokenizer))
     refinement.write(folder)
     summary = _summary(run, pool, {method: rankings[method] for method in methods}) | refinement.pool_facts()
@@ -98,6 +102,17 @@ def select(run: SelectRun, folder: Path) -> Facts:
         summary["by_method"][method] |= {"refined": facts}
     write_json(folder / "summary.json", summary)
     return {"count": config.select.count}
+
+
+def _ids(run: SelectRun) -> list[str]:
+    """Of everything that this run looks at, in order."""
+    progress: Callable[..., None] = run.job.progress("ids of the scores", len(run.pool.ordinals), "examples")
+    ids = []
+    for place, record in enumerate(run.pool.records(run.pool.ordinals), 1):
+        ids.append(record["id"])
+        if place % 1000 == 0:
+            progress(place, len(run.pool.ordinals))
+    return ids
 
 
 def label_of(config: SelectConfig, method: str) -> str:

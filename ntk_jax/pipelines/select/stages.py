@@ -10,7 +10,7 @@
 | embed      | pool, domain, warmup, preselect   | pool.zarr, domain.zarr                                              |
 | losses     | pool, warmup, preselect           | losses.zarr                                                         |
 | pool       | pool                              | account.zarr                                                        |
-| select     | what its methods need             | <method>.jsonl, selection.jsonl, <method>.dropped.jsonl             |
+| select     | what its methods need             | <method>.jsonl, selection.jsonl, scores.npz, <method>.dropped.jsonl |
 | align      | select, warmup                    | examples.json                                                       |
 | finetune   | domain, select                    | <arm>/adapter, <arm>/history.jsonl, <arm>/summary.json              |
 | evaluate   | finetune                          | results.json, predictions/<arm>/, losses/<arm>/                     |
@@ -228,7 +228,8 @@ PIPELINE = Pipeline(
             description="Takes the select.count best by each of select.methods, ties in pool order, without what "
             "select.clean and select.quotas leave out, or the most diverse of them by select.diversity. Writes "
             "select/<method>.jsonl: the records with score, rank and method added; select/selection.jsonl is the first "
-            "method's; select/<method>.dropped.jsonl says what was left out and why.",
+            "method's; select/<method>.dropped.jsonl says what was left out and why; select/scores.npz has every method's "
+            "score of every example, for `ntk-jax diagnose`.",
             function=Address(f"{_HERE}.select:select"),
             after=_select_after,
             reads=_select_reads,
