@@ -123,6 +123,19 @@ def make_plan(pipeline: Pipeline, config: Any, command: Command, folder: Path, s
     return plan
 
 
+def same_results(pipeline: Pipeline, a: Any, b: Any) -> tuple[str, ...]:
+    """The stages, in order, of which two configs make the same results from the same files: what a run of `b` may take
+    over from one of `a`. Everything that these stages build on is among them."""
+    kinds = {kind: dict[str, str]() for stage in pipeline.stages for kind in stage.inputs}
+    both = [name for name in pipeline.of(b) if name in pipeline.of(a)]
+    return tuple(
+        name
+        for name in both
+        if pipeline.before(a, name) == pipeline.before(b, name)
+        and _fingerprint(pipeline, a, name, kinds)[0] == _fingerprint(pipeline, b, name, kinds)[0]
+    )
+
+
 def write_plan(plan: Plan, folder: Path) -> None:
     """Writes plan.json: for each pipeline of the run directory its title, its resolved config, the stages that this
     config uses and the pipeline's own facts. It is what the report reads."""

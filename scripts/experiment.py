@@ -1,0 +1,285 @@
+"""Arms × seeds × domains × models: a queue of ordinary `ntk-jax run` runs, and what they show together.
+
+    python scripts/experiment.py configs/experiments/builtin.yaml --dry-run
+    python scripts/experiment.py configs/experiments/builtin.yaml --jobs 2 --report docs/results/builtin
+    python scripts/experiment.py configs/experiments/real.yaml --only seed-0 --until select -- --data.pool_limit=500
+
+The YAML: base (path of a config, from the YAML's own folder, or the config itself), out, models {name: path or
+settings}, domains {name: settings, such as data.domain, evaluate.files, report.useful}, seeds, methods, arms, overrides
+(of all runs), variants {name: settings} and worth (settings of a diagnosis). Settings may be dotted (finetune.loss).
+
+One run directory a model, domain and seed has all methods, so they share the warm-up and what they score by. A variant
+starts from a copy of that directory's stages that its settings leave as they are. A finished run is skipped, a run that
+was stopped goes on, one that fails is reported with its line while the queue goes on (exit 1 at the end); its output is
+in OUT/logs. With `worth`, every base run is then compared with the metagradient (`ntk-jax diagnose`). --report DIR
+writes results.json, results.md and figures from what is finished; --transfer adds how alike models score one pool.
+Settings behind -- are for all runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import fnmatch
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import measurement as ms
+from experiment_plan import BASE, Experiment, Run, merged, read_experiment, shared_stages
+
+from ntk_jax.engine.estimate import estimate_run
+from ntk_jax.engine.plan import Command, stages_asked
+from ntk_jax.errors import UserError
+from ntk_jax.pipelines.diagnose.config import DiagnoseConfig
+from ntk_jax.pipelines.select.stages import PIPELINE
+from ntk_jax.report.amounts import metric
+from ntk_jax.storage.atomic import make_folder, read_json, write_json
+
+WAIT = 0.2  # seconds between two looks at the processes
+START = "$ ntk-jax "  # before the output of each start
+DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+
+
+@dataclass(frozen=True)
+class Job:
+    """A process of the queue. name: what it is called. after: jobs that must have ended well before. prepare: what is
+    done before it starts. mark: of what it is finished for, kept where it ended well."""
+
+    name: str
+    command: tuple[str, ...]
+    after: tuple[str, ...]
+    prepare: Callable[[], None]
+    mark: dict[str, Any]
+
+
+def main() -> None:
+    place = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", type=Path)
+    parser.add_argument("--out", type=Path, help="in place of the file's")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
+    parser.add_argument(
+        "--only", default="", help="runs whose name has this, or fits it (*): MODEL/DOMAIN/seed-N+VARIANT"
+    )
+    parser.add_argument("--until", help="the last stage of every run")
+    parser.add_argument("--dry-run", action="store_true", help="print the runs and their FLOPs, and do nothing")
+    parser.add_argument("--report", type=Path, help="a folder for tables and figures of what is finished")
+    parser.add_argument("--transfer", action="store_true", help="compare the scores of different models in the report")
+    options = parser.parse_args(sys.argv[1:place])
+    if options.jobs < 1:
+        raise UserError("--jobs is at least 1")
+    experiment = read_experiment(options.experiment, sys.argv[place + 1 :], options.out)
+    runs = [run for run in experiment.runs if fnmatch.fnmatch(run.name, f"*{options.only}*")]
+    if not runs:
+        raise UserError(f"--only {options.only}: no run has this; names are such as {experiment.runs[0].name}")
+    for run in runs:
+        if options.until:
+            stages_asked(PIPELINE, run.config, Command(until=options.until))
+    if options.dry_run:
+        print(dry_run(experiment, runs, options.until))
+        return
+    failed = work(experiment.out, jobs_of(experiment, runs, options.until), options.jobs)
+    if options.report:
+        from experiment_report import write_results
+
+        print(write_results(experiment, options.report, transfer=options.transfer))
+    for name, line in failed.items():
+        print(f"FAILED {name}: {line}", file=sys.stderr)
+    if failed:
+        raise SystemExit(1)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# What is to be done
+
+
+def jobs_of(experiment: Experiment, runs: Sequence[Run], until: str | None) -> list[Job]:
+    """The processes of runs, each behind the run it starts from, and their diagnoses at the end."""
+    found = [_job(experiment, run, until) for run in runs]
+    if experiment.worth is not None and until is None:
+        found += [_worth_job(experiment, run) for run in runs if run.variant == BASE]
+    return found
+
+
+def _job(experiment: Experiment, run: Run, until: str | None) -> Job:
+    path = config_path(experiment, run.name)
+
+    def prepare() -> None:
+        if run.after:
+            take_over(experiment, run)
+        make_folder(path.parent)
+        write_json(path, run.tree)
+
+    command = ("run", str(path), *(("--until", until) if until else ()))
+    mark = {"config": run.fingerprint, "until": until}
+    return Job(run.name, command, (run.after,) if run.after else (), prepare, mark)
+
+
+def _worth_job(experiment: Experiment, run: Run) -> Job:
+    name = f"worth/{run.name}"
+    known = DiagnoseConfig.__dataclass_fields__
+    tree = merged(
+        {key: value for key, value in run.tree.items() if key in known},
+        experiment.worth or {},
+        {"out": str(experiment.out / name), "diagnose.rankings": [str(run.folder)]},
+    )
+    tree.get("evaluate", {}).pop("arms", None)
+    path = config_path(experiment, name)
+
+    def prepare() -> None:
+        make_folder(path.parent)
+        write_json(path, tree)
+
+    return Job(name, ("diagnose", str(path)), (run.name,), prepare, {"config": tree, "until": None})
+
+
+def take_over(experiment: Experiment, run: Run) -> None:
+    """Makes a variant's run directory of the finished stages that it shares with the run it starts from. The copy is
+    made beside and renamed, so that it is whole or not there."""
+    if run.folder.exists() or run.after is None:
+        return
+    source = experiment.run(run.after).folder
+    beside = run.folder.with_name(f".{run.folder.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    make_folder(beside)
+    for stage in shared_stages(experiment, run):
+        if not (source / stage / "manifest.json").exists():
+            continue
+        shutil.copytree(source / stage, beside / stage)
+        clock = Path(".clock") / stage  # or its time would be that of a second look at it
+        if (source / clock).is_dir():
+            shutil.copytree(source / clock, beside / clock)
+    beside.rename(run.folder)
+
+
+def config_path(experiment: Experiment, name: str) -> Path:
+    """Where a run's config is written (JSON is YAML)."""
+    return experiment.out / "configs" / f"{name}.json"
+
+
+def dry_run(experiment: Experiment, runs: Sequence[Run], until: str | None) -> str:
+    """A line a run: its stages and their FLOPs by `ntk-jax estimate`, then the sum; every seed costs what one does."""
+    known: dict[tuple[str, str, str], tuple[float, str]] = {}
+    lines, total = [], 0.0
+    for run in runs:
+        key = (run.model, run.domain, run.variant)
+        if key not in known:
+            known[key] = _estimated(experiment, run, until)
+        flops, about = known[key]
+        total += flops
+        state = "finished" if finished(experiment.out, _job(experiment, run, until)) else "to do"
+        lines.append(f"{run.name}  {metric(flops, 'FLOP')}  {about}  [{state}]")
+    worth = experiment.worth is not None and until is None
+    count = sum(run.variant == BASE for run in runs)
+    more = [f"and {count} diagnoses of what scores are worth, which are not estimated"] if worth else []
+    return "\n".join([*lines, f"{len(runs)} runs, {metric(total, 'FLOP')}", *more])
+
+
+def _estimated(experiment: Experiment, run: Run, until: str | None) -> tuple[float, str]:
+    shared, config = shared_stages(experiment, run), run.config
+    asked = [name for name in stages_asked(PIPELINE, config, Command(until=until)) if name not in shared]
+    found = estimate_run(PIPELINE, config)
+    flops = sum(row["flops"] for row in found["stages"] if row["stage"] in asked)
+    return flops, ", ".join(asked) + (f" (the others from {run.after})" if shared else "")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The queue
+
+
+def mark_path(out: Path, name: str) -> Path:
+    """Where it is kept that a process ended well."""
+    return out / "done" / f"{name}.json"
+
+
+def finished(out: Path, job: Job) -> bool:
+    """Whether a job ended well with this config, no earlier than it is asked for."""
+    path = mark_path(out, job.name)
+    if not path.exists():
+        return False
+    mark = read_json(path, dict)
+    return mark["config"] == job.mark["config"] and mark["until"] in (None, job.mark["until"])
+
+
+def work(out: Path, jobs: Sequence[Job], at_once: int) -> dict[str, str]:
+    """Runs all that is not finished, so many at a time; {name: line} of what failed."""
+    waiting = [job for job in jobs if not finished(out, job)]
+    print(f"{len(jobs)} in all, {len(jobs) - len(waiting)} of them finished", flush=True)
+    ahead = {job.name for job in waiting}  # an earlier run that is not in this queue is not waited for
+    running: dict[str, tuple[Job, subprocess.Popen[bytes], float]] = {}
+    failed: dict[str, str] = {}
+    try:
+        while waiting or running:
+            for job in [job for job in waiting if len(running) < at_once]:
+                lost = [name for name in job.after if name in failed]
+                if lost:
+                    waiting.remove(job)
+                    failed[job.name] = f"not started, because {lost[0]} failed"
+                elif not set(job.after) & ahead and len(running) < at_once:
+                    waiting.remove(job)
+                    job.prepare()
+                    running[job.name] = (job, _start(out, job), time.monotonic())
+                    print(f"start {job.name}", flush=True)
+            for name, (job, process, begin) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[name]
+                ahead.discard(name)
+                if process.returncode:
+                    failed[name] = failure(log_path(out, name), process.returncode)
+                    print(f"FAILED {name}: {failed[name]}", flush=True)
+                else:
+                    make_folder(mark_path(out, name).parent)
+                    write_json(mark_path(out, name), job.mark)
+                    print(f"done {name} ({time.monotonic() - begin:.0f} s)", flush=True)
+            time.sleep(WAIT)
+    finally:
+        for _, process, _ in running.values():
+            process.terminate()
+            process.wait()
+    return failed
+
+
+def log_path(out: Path, name: str) -> Path:
+    """Where the output of a process goes, all starts one behind the other."""
+    return out / "logs" / f"{name.replace('/', '_')}.log"
+
+
+def _start(out: Path, job: Job) -> subprocess.Popen[bytes]:
+    path = log_path(out, job.name)
+    make_folder(path.parent)
+    with path.open("ab") as log:
+        log.write(f"{START}{' '.join(job.command)}\n".encode())
+        log.flush()
+        return subprocess.Popen(
+            [sys.executable, "-m", "ntk_jax", *job.command],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            preexec_fn=_with_parent,
+        )
+
+
+def _with_parent() -> None:
+    """Where this queue is killed, what it started ends too: or it would hold the run directory against the next one."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(DIES_WITH_PARENT, signal.SIGTERM)
+
+
+def failure(log: Path, code: int) -> str:
+    """The line that a process failed with."""
+    latest = f"\n{log.read_text('utf8', 'replace')}".rpartition(f"\n{START}")[2]
+    lines = [line for line in latest.splitlines()[1:] if line.strip()]
+    errors = [line for line in lines if line.startswith("ntk-jax: error:")]
+    line = (errors or lines or ["it said nothing"])[-1]
+    return f"{line.removeprefix('ntk-jax: error: ')} (exit {code}, {log})"
+
+
+if __name__ == "__main__":
+    ms.command_line(main)

@@ -1,0 +1,169 @@
+"""The runs of an experiment: what its YAML says (see `experiment.py`), read, checked and multiplied out."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ntk_jax.engine.config import build, read_tree
+from ntk_jax.engine.plan import same_results
+from ntk_jax.errors import UserError
+from ntk_jax.pipelines.select.config import SelectConfig
+from ntk_jax.pipelines.select.stages import PIPELINE
+
+KEYS = ("base", "out", "models", "domains", "seeds", "methods", "arms", "overrides", "variants", "worth")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+BASE = "base"  # the variant without overrides
+
+
+@dataclass(frozen=True)
+class Run:
+    """One `ntk-jax run`. variant: BASE, or one of `variants`. tree: its config. after: the run whose copy it starts
+    from."""
+
+    name: str
+    model: str
+    domain: str
+    seed: int
+    variant: str
+    tree: dict[str, Any]
+    after: str | None
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.tree["out"])
+
+    @property
+    def config(self) -> SelectConfig:
+        found: SelectConfig = build(SelectConfig, self.tree, self.name)
+        return found
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(json.dumps(self.tree, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """out: where everything goes. runs: in order, a variant behind the run it starts from. worth: overrides of a
+    diagnosis of every base run; None: none is made."""
+
+    out: Path
+    runs: tuple[Run, ...]
+    models: tuple[str, ...]
+    domains: tuple[str, ...]
+    seeds: tuple[int, ...]
+    variants: tuple[str, ...]
+    worth: dict[str, Any] | None
+
+    def run(self, name: str) -> Run:
+        return next(run for run in self.runs if run.name == name)
+
+
+def read_experiment(path: Path, overrides: Sequence[str] = (), out: Path | None = None) -> Experiment:
+    """An experiment from its file. overrides: `--section.key=value` for all of its runs; out: in place of the file's.
+
+    Raises UserError: the file cannot be read, a key or a name that cannot be, a run whose config cannot be.
+    """
+    tree = read_tree(path)
+    for key in tree:
+        if key not in KEYS:
+            raise UserError(f"{path}: an experiment has no key {key}; it has {', '.join(KEYS)}")
+    place = out or Path(str(tree.get("out") or ""))
+    if str(place) == ".":
+        raise UserError(f"{path}: out is missing; give the folder that the runs go to")
+    models = {k: v if isinstance(v, Mapping) else {"model.path": v} for k, v in _named(path, tree, "models").items()}
+    domains = _named(path, tree, "domains")
+    variants = {BASE: {}, **_named(path, tree, "variants", needed=False)}
+    seeds = tree.get("seeds", [0])
+    if not isinstance(seeds, list) or not seeds or len(set(map(str, seeds))) < len(seeds):
+        raise UserError(f"{path}: seeds = {seeds}; give a list of seeds, each once")
+    common = _common(path, tree)
+    last = merged(*(_override(text) for text in overrides))
+    runs = []
+    for model, of_model in models.items():
+        for domain, of_domain in domains.items():
+            for seed in seeds:
+                for variant, of_variant in variants.items():
+                    name = f"{model}/{domain}/seed-{seed}" + ("" if variant == BASE else f"+{variant}")
+                    own = {"seed": seed, "out": str(place / "runs" / name)}
+                    whole = merged(common, of_model, of_domain, last, of_variant, own)
+                    after = None if variant == BASE else f"{model}/{domain}/seed-{seed}"
+                    runs.append(Run(name, model, domain, seed, variant, whole, after))
+    for run in runs:
+        _ = run.config  # raises what is wrong with it
+    worth = tree.get("worth")
+    if worth is not None and not isinstance(worth, dict):
+        raise UserError(f"{path}: worth is a mapping of settings of `ntk-jax diagnose`, {{}} for its defaults")
+    names = (tuple(models), tuple(domains), tuple(seeds), tuple(variants))
+    return Experiment(place, tuple(runs), *names, None if worth is None else merged(worth))
+
+
+def shared_stages(experiment: Experiment, run: Run) -> tuple[str, ...]:
+    """The stages that a variant takes over from the run it starts from."""
+    return same_results(PIPELINE, experiment.run(run.after).config, run.config) if run.after else ()
+
+
+def merged(*trees: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings, later ones over earlier ones; a key may be dotted, `finetune.loss`."""
+    found: dict[str, Any] = {}
+    for tree in trees:
+        _into(found, tree)
+    return found
+
+
+def _into(found: dict[str, Any], tree: Mapping[str, Any]) -> None:
+    for key, value in tree.items():
+        head, _, rest = str(key).partition(".")
+        if rest:
+            value = {rest: value}
+        if isinstance(value, Mapping):
+            inner = found.get(head)
+            found[head] = inner if isinstance(inner, dict) else {}
+            _into(found[head], value)
+        else:
+            found[head] = copy.deepcopy(value)
+
+
+def _common(path: Path, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The base config with what holds for all runs."""
+    base = tree.get("base", {})
+    if isinstance(base, str):
+        base = read_tree(path.parent / base)
+    if not isinstance(base, Mapping) or not isinstance(tree.get("overrides") or {}, Mapping):
+        raise UserError(f"{path}: base is the path of a config beside this file or a mapping, overrides a mapping")
+    asked = {"select.methods": tree.get("methods"), "evaluate.arms": tree.get("arms")}
+    given = {key: value for key, value in asked.items() if value is not None}
+    return merged(base, tree.get("overrides") or {}, given)
+
+
+def _named(path: Path, tree: Mapping[str, Any], key: str, needed: bool = True) -> dict[str, Any]:
+    found = tree.get(key) or {}
+    if not isinstance(found, dict) or (needed and not found):
+        raise UserError(f"{path}: {key} is missing; give a mapping of names to settings")
+    for name, value in found.items():
+        if not NAME.fullmatch(str(name)) or (key == "variants" and name == BASE):
+            raise UserError(
+                f"{path}: {key}: {name!r} cannot be a name; use letters, digits, _ . - (a variant: not base)"
+            )
+        if not isinstance(value, Mapping) and not (key == "models" and isinstance(value, str)):
+            raise UserError(f"{path}: {key}.{name} is a mapping of settings such as data.domain: [FILE]")
+    return {str(name): value for name, value in found.items()}
+
+
+def _override(text: str) -> dict[str, Any]:
+    key, equals, value = text.removeprefix("--").partition("=")
+    if not text.startswith("--") or not equals:
+        raise UserError(f"{text!r}: a setting of all runs is given as --section.key=value, behind --")
+    try:
+        return {key: yaml.safe_load(value)}
+    except yaml.YAMLError:
+        raise UserError(f"{text!r}: {value!r} is not YAML; quote it") from None

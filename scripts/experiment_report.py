@@ -1,0 +1,301 @@
+"""results.json, results.md and figures of an experiment, from the run directories that are finished."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from experiment_figures import forest, pareto
+from experiment_plan import BASE, Experiment, Run
+from experiment_results import (
+    CONFIDENCE,
+    LOSSES,
+    MEASURES,
+    RESAMPLES,
+    done_runs,
+    estimates,
+    folder_of_worth,
+    rows_of,
+)
+from scipy.special import stdtrit
+
+from ntk_jax.errors import UserError
+from ntk_jax.kernels.agreement import spearman
+from ntk_jax.pipelines.common.rankings import read_rankings
+from ntk_jax.report.amounts import metric, percent
+from ntk_jax.report.figures_matrix import standalone
+from ntk_jax.storage.atomic import make_folder, read_json, write_json, write_text
+
+Rows = Sequence[Mapping[str, Any]]
+LEAST = 3  # examples that a rank correlation is taken of
+
+
+def write_results(experiment: Experiment, folder: Path, *, transfer: bool = False) -> str:
+    """Writes the report; what was written, in a line. Raises UserError: nothing is finished, a damaged result."""
+    runs = done_runs(experiment)
+    if not runs:
+        raise UserError("--report: no run is finished yet, so there is nothing to report; see OUT/logs for why")
+    rows = [row for run in runs for row in rows_of(run)]
+    measures = [measure for measure in MEASURES if any(row[measure] for row in rows)]
+    found: dict[str, Any] = {
+        "runs": [run.name for run in runs],
+        "missing": [run.name for run in experiment.runs if run not in runs],
+        "confidence": CONFIDENCE,
+        "resamples": RESAMPLES,
+        "rows": rows,
+        "estimates": [one for measure in measures for one in estimates(experiment, runs, measure)],
+        "worth": worth_rows(experiment, runs),
+        "transfer": transfer_rows(experiment, runs) if transfer else [],
+    }
+    make_folder(folder)
+    write_json(folder / "results.json", found)
+    drawn = figures(found)
+    for name, drawing in drawn.items():
+        write_text(folder / f"{name}.svg", standalone(drawing))
+    write_text(folder / "results.md", markdown(found, list(drawn)))
+    return f"{folder / 'results.md'}: {len(runs)} of {len(experiment.runs)} runs, {len(drawn)} figures"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# What scores are worth, and how alike models score
+
+
+def worth_rows(experiment: Experiment, runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """A row a diagnosed run and score: its correlations with the metagradient and with trainings on subsets."""
+    found = []
+    for run in runs:
+        path = folder_of_worth(experiment, run) / "worth.json"
+        if run.variant != BASE or not path.exists():
+            continue
+        part = read_json(path, dict)
+        for name, one in part.get("scores", {}).items():
+            row = {"model": run.model, "domain": run.domain, "seed": run.seed, "score": name}
+            precision = one["precision"]
+            found.append(
+                row
+                | {"spearman": one["spearman"]["value"], "lds": (one["lds"] or {}).get("value")}
+                | {"precision": precision["value"], "chance": precision["chance"], "top": precision["top"]}
+            )
+    return found
+
+
+def transfer_rows(experiment: Experiment, runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """A row a domain, seed, method and two models: Spearman of the scores of the pool examples that both scored."""
+    if len(experiment.models) < 2:
+        raise UserError("--transfer compares the scores of different models; the experiment has one")
+    places = {(run.model, run.domain, run.seed): run for run in runs if run.variant == BASE}
+    known = {key: read_rankings(str(run.folder)) for key, run in places.items()}
+    found = []
+    for a, b in itertools.combinations(experiment.models, 2):
+        for domain, seed in itertools.product(experiment.domains, experiment.seeds):
+            one, other = known.get((a, domain, seed)), known.get((b, domain, seed))
+            if one is None or other is None:
+                continue
+            ids = [name for name in one.place if name in other.place]
+            mine, theirs = one.of(ids), other.of(ids)
+            for method in (method for method in mine if method in theirs):
+                both = np.isfinite(mine[method]) & np.isfinite(theirs[method])
+                rho = spearman(mine[method][both], theirs[method][both]) if both.sum() >= LEAST else float("nan")
+                row = {"domain": domain, "seed": seed, "a": a, "b": b, "method": method, "examples": int(both.sum())}
+                found.append(row | {"spearman": float(rho) if np.isfinite(rho) else None})
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Figures
+
+
+def figures(found: Mapping[str, Any]) -> dict[str, Any]:
+    """{name: drawing}."""
+    drawn: dict[str, Any] = {}
+    for model, variant in groups(found):
+        head = "-".join([model, *([] if variant == BASE else [variant])])
+        for measure, control in itertools.product(MEASURES, ("random", "length_matched")):
+            rows = [
+                one for one in of_group(found, model, variant, measure, control) if one["domain"] == whole(found, model)
+            ]
+            if rows and measure in ("accuracy", "loss"):
+                about = f"{MEASURES[measure]}, minus {control}"
+                drawn[f"{head}-{measure}-minus-{control}"] = forest(rows, about, measure not in LOSSES)
+            if rows and measure in ("accuracy", "loss") and control == "random":
+                points = _points(found, model, variant, rows, -1.0 if measure in LOSSES else 1.0)
+                if points:
+                    about = "gain over random" + (", points" if measure == "accuracy" else ", nats a token")
+                    drawn[f"{head}-{measure}-by-flops"] = pareto(points, about)
+    for key, about in (("spearman", "Spearman with the metagradient"), ("lds", "linear datamodeling score")):
+        for model in dict.fromkeys(row["model"] for row in found["worth"]):
+            rows = over_runs([row for row in found["worth"] if row["model"] == model], "score", key)
+            if rows:
+                shown = [{"arm": name} | one for name, one in rows.items()]
+                drawn[f"{model}-worth-{key}"] = forest(shown, f"{about}, mean over runs", False)
+    return drawn
+
+
+def _points(
+    found: Mapping[str, Any], model: str, variant: str, rows: Rows, sign: float
+) -> list[tuple[str, float, float]]:
+    """(arm, selection FLOPs, gain) of what was selected."""
+    scale = 100.0 if rows[0]["measure"] not in LOSSES else 1.0
+    costs = _by_arm(found, model, variant, "selection_flops")
+    chosen = _by_arm(found, model, variant, "selected")
+    gains = {row["arm"]: sign * scale * row["value"] for row in rows} | {"random": 0.0}
+    return [(arm, costs[arm], gain) for arm, gain in gains.items() if arm in chosen and arm in costs]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Text
+
+
+def markdown(found: Mapping[str, Any], drawn: Sequence[str]) -> str:
+    """The tables."""
+    lines = [
+        f"{len(found['runs'])} finished runs"
+        + (f", {len(found['missing'])} missing: {', '.join(found['missing'])}" if found["missing"] else ""),
+        "",
+        f"In brackets {100 * found['confidence']:.0f}% intervals over seeds × examples ({found['resamples']:,} resamples; "
+        "ntk_jax/evaluation/hierarchical.py); they say nothing of domains that are not here, and are not corrected for "
+        "the number of arms. Differences are paired over seeds and examples. Lower losses are better.",
+    ]
+    for model, variant in groups(found):
+        lines += ["", f"## {model}" + ("" if variant == BASE else f", {variant}")]
+        for measure in MEASURES:
+            names = dict.fromkeys(one["against"] for one in of_group(found, model, variant, measure))
+            for against in names:
+                rows = of_group(found, model, variant, measure, against)
+                title = MEASURES[measure] + (f", minus {against} (paired)" if against else "")
+                lines += ["", f"### {title[0].upper()}{title[1:]}", "", *_table(found, model, rows, measure)]
+        lines += ["", "### Budgets, means over runs", "", *_budgets(found, model, variant)]
+    lines += _worth_lines(found) + _transfer_lines(found)
+    if drawn:
+        lines += ["", "## Figures", "", *(f"![{name}]({name}.svg)" for name in drawn)]
+    return "\n".join(lines) + "\n"
+
+
+def groups(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The models and variants that have results, in order."""
+    return list(dict.fromkeys((row["model"], row["variant"]) for row in found["rows"]))
+
+
+def of_group(
+    found: Mapping[str, Any], model: str, variant: str, measure: str, against: str | None = "any"
+) -> list[Mapping[str, Any]]:
+    """The estimates of a model's variant by a measure; against: "any" for all."""
+    key = (model, variant, measure)
+    rows = [one for one in found["estimates"] if (one["model"], one["variant"], one["measure"]) == key]
+    return [one for one in rows if against == "any" or one["against"] == against]
+
+
+def whole(found: Mapping[str, Any], model: str) -> str | None:
+    """Where a model's results are summed up: over all domains (None), or in the only one that there is."""
+    domains = list(dict.fromkeys(row["domain"] for row in found["rows"] if row["model"] == model))
+    return None if len(domains) > 1 else domains[0]
+
+
+def _table(found: Mapping[str, Any], model: str, rows: Rows, measure: str) -> list[str]:
+    """A row an arm, a column a domain, their mean first."""
+    domains = list(dict.fromkeys(row["domain"] for row in rows))
+    domains = [d for d in domains if d is None] + [d for d in domains if d is not None]
+    cells: dict[str, dict[str | None, str]] = {}
+    for row in rows:
+        cells.setdefault(row["arm"], {})[row["domain"]] = shown(row, measure)
+    body = [[arm, *(of.get(domain, "–") for domain in domains)] for arm, of in cells.items()]
+    return pipes(["arm", *("mean" if domain is None else domain for domain in domains)], body)
+
+
+def shown(row: Mapping[str, Any], measure: str) -> str:
+    """A value with its interval: accuracies in %, differences with their sign; of how many seeds."""
+    scale, digits = (1.0, 3) if measure in LOSSES else (100.0, 1)
+    sign = "+" if row["against"] else ""
+    value, low, high = (f"{scale * row[key]:{sign}.{digits}f}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}] ({row['runs']})"
+
+
+def _budgets(found: Mapping[str, Any], model: str, variant: str) -> list[str]:
+    def column(key: str, words: Callable[[float], str]) -> dict[str, str]:
+        return {arm: words(value) for arm, value in _by_arm(found, model, variant, key).items()}
+
+    whole_number = lambda value: f"{value:,.0f}"  # noqa: E731
+    columns = {
+        "examples": column("examples", whole_number),
+        "steps": column("steps", whole_number),
+        "tokens": column("tokens", whole_number),
+        "label tokens": column("label_tokens", whole_number),
+        "domain's share of these": column("domain_share", lambda value: percent(value, 0)),
+        "useful share": column("useful_share", lambda value: percent(value)),
+        "selection FLOPs": column("selection_flops", lambda value: metric(value, "FLOP")),
+        "training FLOPs": column("training_flops", lambda value: metric(value, "FLOP")),
+    }
+    columns = {name: cells for name, cells in columns.items() if cells}
+    arms = dict.fromkeys(row["arm"] for row in found["rows"] if (row["model"], row["variant"]) == (model, variant))
+    return pipes(["arm", *columns], [[arm, *(cells.get(arm, "–") for cells in columns.values())] for arm in arms])
+
+
+def _by_arm(found: Mapping[str, Any], model: str, variant: str, key: str) -> dict[str, float]:
+    """Means over domains and seeds of what is known."""
+    values: dict[str, list[float]] = {}
+    for row in found["rows"]:
+        if (row["model"], row["variant"]) == (model, variant) and row[key] is not None:
+            values.setdefault(row["arm"], []).append(row[key])
+    return {arm: float(np.mean(each)) for arm, each in values.items()}
+
+
+def over_runs(rows: Rows, by: str, key: str) -> dict[str, dict[str, Any]]:
+    """{name: value, low, high, runs}: means over runs and their t intervals (no interval of one run), best first."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        if row[key] is not None:
+            values.setdefault(row[by], []).append(row[key])
+    found: dict[str, dict[str, Any]] = {}
+    for name, each in sorted(values.items(), key=lambda item: -float(np.mean(item[1]))):
+        mean, count = float(np.mean(each)), len(each)
+        half = (
+            float(stdtrit(count - 1, 0.5 + CONFIDENCE / 2) * np.std(each, ddof=1)) / count**0.5 if count > 1 else None
+        )
+        ends = {"low": None if half is None else mean - half, "high": None if half is None else mean + half}
+        found[name] = {"value": mean, **ends, "runs": count}
+    return found
+
+
+def _worth_lines(found: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for model in dict.fromkeys(row["model"] for row in found["worth"]):
+        rows = [row for row in found["worth"] if row["model"] == model]
+        keys = ("spearman", "lds", "precision")
+        columns = {key: over_runs(rows, "score", key) for key in keys}
+        chance = over_runs(rows, "score", "chance")
+        lines += ["", f"## What scores are worth, {model}", ""]
+        lines += ["Means over runs (domains and seeds), with t intervals over these.", ""]
+        names = dict.fromkeys([*columns["spearman"], *(row["score"] for row in rows)])
+        body = [
+            [name, *(_mean(columns[key].get(name)) for key in keys), _mean(chance.get(name), False)] for name in names
+        ]
+        lines += pipes(["score", "Spearman with the metagradient", "LDS", "precision of the top", "chance"], body)
+    return lines
+
+
+def _transfer_lines(found: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for a, b in dict.fromkeys((row["a"], row["b"]) for row in found["transfer"]):
+        rows = [row for row in found["transfer"] if (row["a"], row["b"]) == (a, b)]
+        domains = list(dict.fromkeys(row["domain"] for row in rows))
+        columns = [over_runs([r for r in rows if r["domain"] == d], "method", "spearman") for d in domains]
+        lines += ["", f"## Scores by {a} and by {b}, Spearman over the pool", ""]
+        body = [[m, *(_mean(column.get(m)) for column in columns)] for m in dict.fromkeys(r["method"] for r in rows)]
+        lines += pipes(["method", *domains], body)
+    return lines
+
+
+def _mean(one: Mapping[str, Any] | None, interval: bool = True) -> str:
+    if one is None:
+        return "–"
+    if one["low"] is None or not interval:
+        return f"{one['value']:.2f}"
+    return f"{one['value']:.2f} [{one['low']:.2f}, {one['high']:.2f}] ({one['runs']})"
+
+
+def pipes(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table of Markdown."""
+    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
