@@ -41,8 +41,8 @@ def forest(rows: Sequence[Mapping[str, Any]], title: str, in_percent: bool) -> H
 
 
 def pareto(points: Sequence[tuple[str, float, float]], title: str) -> Html:
-    """Gain (y) by the FLOPs of the selection (x, logarithmic; what costs nothing stands at the left end). points: (name,
-    FLOPs, gain). Those that nothing cheaper reaches are filled, and joined."""
+    """Gain (y) by the FLOPs of the selection (x, logarithmic; what costs nothing stands at the left end). points:
+    (name, FLOPs, gain). Those that nothing cheaper reaches are filled, and joined."""
     width, height, top, free = 640.0, 300.0, 34.0, 46.0
     costs = sorted(cost for _, cost, _ in points if cost > 0) or [1.0]
     gains = [gain for _, _, gain in points]

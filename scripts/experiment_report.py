@@ -155,9 +155,10 @@ def markdown(found: Mapping[str, Any], drawn: Sequence[str]) -> str:
         f"{len(found['runs'])} finished runs"
         + (f", {len(found['missing'])} missing: {', '.join(found['missing'])}" if found["missing"] else ""),
         "",
-        f"In brackets {100 * found['confidence']:.0f}% intervals over seeds × examples ({found['resamples']:,} resamples; "
-        "ntk_jax/evaluation/hierarchical.py); they say nothing of domains that are not here, and are not corrected for "
-        "the number of arms. Differences are paired over seeds and examples. Lower losses are better.",
+        f"In brackets {100 * found['confidence']:.0f}% intervals over seeds × examples ({found['resamples']:,} "
+        "resamples; ntk_jax/evaluation/hierarchical.py); they say nothing of domains that are not here, and "
+        "are not corrected for the number of arms; behind them the number of seeds. Differences are paired over "
+        "seeds and examples. Lower losses are better.",
     ]
     for model, variant in groups(found):
         lines += ["", f"## {model}" + ("" if variant == BASE else f", {variant}")]

@@ -127,13 +127,14 @@ def same_results(pipeline: Pipeline, a: Any, b: Any) -> tuple[str, ...]:
     """The stages, in order, of which two configs make the same results from the same files: what a run of `b` may take
     over from one of `a`. Everything that these stages build on is among them."""
     kinds = {kind: dict[str, str]() for stage in pipeline.stages for kind in stage.inputs}
-    both = [name for name in pipeline.of(b) if name in pipeline.of(a)]
-    return tuple(
-        name
-        for name in both
-        if pipeline.before(a, name) == pipeline.before(b, name)
-        and _fingerprint(pipeline, a, name, kinds)[0] == _fingerprint(pipeline, b, name, kinds)[0]
-    )
+    same: list[str] = []
+    for name in (name for name in pipeline.of(b) if name in pipeline.of(a)):
+        before = [pipeline.before(config, name) for config in (a, b)]
+        ones = [_fingerprint(pipeline, config, name, kinds)[0] for config in (a, b)]
+        # A stage may only show what an earlier one is decided by: then it is the earlier one that differs.
+        if before[0] == before[1] and ones[0] == ones[1] and set(before[0]) <= set(same):
+            same.append(name)
+    return tuple(same)
 
 
 def write_plan(plan: Plan, folder: Path) -> None:

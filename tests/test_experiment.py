@@ -1,0 +1,348 @@
+"""The queue of an experiment's runs, and what its report makes of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_run import tiny_tree, write_inputs
+
+from ntk_jax.errors import UserError
+from ntk_jax.evaluation.hierarchical import Runs, hierarchical_interval, resampled_runs
+from ntk_jax.evaluation.tasks import comparison
+from ntk_jax.pipelines.common.rankings import save_rankings
+from ntk_jax.selection.ranker import Ranking
+from ntk_jax.storage.atomic import make_folder, write_json
+from ntk_jax.storage.run import commit
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+import experiment as queue  # noqa: E402
+from experiment_figures import frontier  # noqa: E402
+from experiment_plan import Experiment, Run, merged, read_experiment, shared_stages  # noqa: E402
+from experiment_report import over_runs, write_results  # noqa: E402
+from experiment_results import parts_of, rows_of, selection_flops  # noqa: E402
+
+EFFECT = {"base": 0.2, "domain": 0.4, "length_matched": 0.5, "random": 0.5, "kernel": 0.8}
+QUESTIONS = 60
+
+
+def written(folder: Path, **keys: Any) -> Path:
+    """An experiment's file: two domains and seeds, a kernel and its controls, one variant of the training's loss."""
+    base = {key: value for key, value in tiny_tree(folder).items() if key != "out"}
+    tree: dict[str, Any] = {
+        "base": base,
+        "out": str(folder / "out"),
+        "models": {"tiny": str(folder / "model")},
+        "domains": {"one": {}, "two": {"report.useful": ["sums"]}},
+        "seeds": [0, 1],
+        "methods": ["kernel", "length_matched", "random"],
+        "overrides": {"evaluate.metrics": ["accuracy", "loss"]},
+        "variants": {"by_example": {"finetune.loss": "example_mean"}, "other": {"score.objective": "cross_entropy"}},
+    }
+    path = folder / "experiment.yaml"
+    path.write_text(json.dumps(tree | keys))
+    return path
+
+
+def made_up(run: Run, effect: dict[str, float] = EFFECT) -> None:
+    """The files of a finished run, as far as the report reads them."""
+    random = np.random.default_rng([run.seed, len(run.name)])
+    hard = np.random.default_rng(5).normal(0, 0.3, QUESTIONS)
+    arms = ["base", "domain", *[m for m in run.config.select.methods if m != "kernel"], "kernel"]
+    predictions: dict[str, Any] = {}
+    losses: dict[str, Any] = {}
+    for arm in arms:
+        right = random.random(QUESTIONS) < effect[arm] + hard * 0.3
+        found = [
+            {"id": f"q{n}", "answer": 0, "choices": ["a", "b"], "log_likelihoods": [-1.0, -2.0]}
+            for n in range(QUESTIONS)
+        ]
+        found = [
+            one | {"raw": int(not ok), "normalized": int(not ok), "lengths": [1, 1]}
+            for one, ok in zip(found, right, strict=True)
+        ]
+        predictions[arm] = {"test": found}
+        values = 2.0 - effect[arm] + hard + random.normal(0, 0.1, QUESTIONS)
+        losses[arm] = {"test": [{"id": f"q{n}", "loss": float(v), "tokens": 1 + n % 3} for n, v in enumerate(values)]}
+        for name, lines in (("predictions", predictions), ("losses", losses)):
+            place = make_folder(run.folder / "evaluate" / name / arm)
+            (place / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[arm]["test"]))
+    results = comparison(predictions, losses, bootstrap=20, confidence=0.95, seed=0)
+    budget = {"examples": 14, "steps": 3, "tokens": 100, "label_tokens": 40, "domain_label_tokens": 10, "flops": 1e6}
+    results["arms"] = [{"name": arm, **(dict.fromkeys(budget, 0) if arm == "base" else budget)} for arm in arms]
+    write_json(run.folder / "evaluate" / "results.json", results)
+    write_json(run.folder / "evaluate" / "manifest.json", {})
+    make_folder(run.folder / "select")
+    by_method = {m: {"count": 6, "useful_share": 0.75 if m == "kernel" else 0.5} for m in run.config.select.methods}
+    write_json(run.folder / "select" / "summary.json", {"by_method": by_method})
+    for stage, flops in (("warmup", 1e9), ("gradient", 2e9), ("score", 4e9)):
+        write_json(make_folder(run.folder / stage) / "summary.json", {"flops": flops})
+        write_json(run.folder / stage / "manifest.json", {})
+    scores = np.random.default_rng(len(run.domain)).normal(size=30) + random.normal(0, 0.01, 30)
+    ids, order = [f"p{n}" for n in range(30)], np.argsort(-scores)[:6]
+    save_rankings(run.folder / "select" / "scores.npz", ids, np.arange(30), {"kernel": Ranking(scores, order)})
+    write_json(run.folder / "select" / "fingerprint.json", {"schema": 3, "fingerprint": {}})
+    commit(run.folder / "select", {})
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Experiment:
+    return read_experiment(written(tmp_path))
+
+
+def test_runs_are_multiplied_out_and_variants_come_after_what_they_start_from(experiment: Experiment) -> None:
+    names = [run.name for run in experiment.runs]
+    assert len(names) == len(set(names)) == 2 * 2 * 3
+    assert names[:3] == ["tiny/one/seed-0", "tiny/one/seed-0+by_example", "tiny/one/seed-0+other"]
+    base, variant, other = experiment.runs[:3]
+    assert base.config.seed == 0 and base.config.finetune.loss == "token_mean" and base.after is None
+    assert variant.config.finetune.loss == "example_mean" and variant.after == base.name
+    assert shared_stages(experiment, variant) == ("warmup", "gradient", "score", "select", "align")
+    assert shared_stages(experiment, other) == ("warmup",)  # the gradient is of another objective
+    assert experiment.run("tiny/two/seed-1").config.report.useful == ("sums",)
+    assert merged({"a.b": 1, "c": {"d": [1]}}, {"a": {"e": 2}}, {"c.d": [2]}) == {
+        "a": {"b": 1, "e": 2},
+        "c": {"d": [2]},
+    }
+    smaller = read_experiment(experiment.out.parent / "experiment.yaml", ["--data.pool_limit=7"])
+    assert {run.config.data.pool_limit for run in smaller.runs} == {7}
+
+
+def test_what_cannot_be_an_experiment_is_said_in_a_line(tmp_path: Path) -> None:
+    for keys, words in (
+        ({"sead": [1]}, "has no key sead"),
+        ({"seeds": []}, "give a list of seeds"),
+        ({"seeds": [1, 1]}, "each once"),
+        ({"domains": {}}, "domains is missing"),
+        ({"domains": {"a/b": {}}}, "cannot be a name"),
+        ({"variants": {"base": {}}}, "a variant: not base"),
+        ({"domains": {"a": 3}}, "is a mapping of settings"),
+        ({"overrides": {"score.objectiv": "probe"}}, "score.objective"),
+        ({"worth": 3}, "worth is a mapping"),
+        ({"out": ""}, "out is missing"),
+    ):
+        with pytest.raises(UserError, match=words):
+            read_experiment(written(tmp_path, **keys))
+    with pytest.raises(UserError, match="behind --"):
+        read_experiment(written(tmp_path), ["data.pool_limit"])
+
+
+def test_a_variant_starts_from_finished_stages_that_it_shares(experiment: Experiment) -> None:
+    base, variant, other = experiment.runs[:3]
+    made_up(base)
+    write_json(make_folder(base.folder / ".clock" / "score" / "starts") / "x.json", {"seconds": 1})
+    (base.folder / "select" / "manifest.json").unlink()  # not finished: it is not taken over
+    queue.take_over(experiment, variant)
+    found = sorted(path.name for path in variant.folder.iterdir())
+    assert found == [".clock", "gradient", "score", "warmup"]
+    assert (variant.folder / ".clock" / "score" / "starts" / "x.json").exists()
+    (variant.folder / "warmup" / "summary.json").write_text("changed")
+    assert "flops" in (base.folder / "warmup" / "summary.json").read_text()  # a copy
+    queue.take_over(experiment, variant)  # what is there is not replaced
+    assert (variant.folder / "warmup" / "summary.json").read_text() == "changed"
+    queue.take_over(experiment, other)
+    assert sorted(path.name for path in other.folder.iterdir()) == ["warmup"]
+
+
+def test_tables_and_figures_of_known_effects(experiment: Experiment, tmp_path: Path) -> None:
+    for run in experiment.runs:
+        if run.variant != "other" and run.name != "tiny/two/seed-1":
+            made_up(run)
+    line = write_results(experiment, tmp_path / "report")
+    assert "7 of 12 runs" in line
+    found = json.loads((tmp_path / "report" / "results.json").read_text())
+    assert "tiny/two/seed-1" in found["missing"] and len(found["rows"]) == 7 * 5
+
+    def of(arm: str, against: str | None, domain: str | None, measure: str, variant: str = "base") -> dict[str, Any]:
+        key = {"arm": arm, "against": against, "domain": domain, "measure": measure, "variant": variant}
+        (one,) = [e for e in found["estimates"] if all(e[k] == v for k, v in key.items())]
+        return one
+
+    gain = of("kernel", "random", None, "accuracy")
+    assert gain["low"] < 0.3 < gain["high"] and gain["low"] > 0 and gain["runs"] == 1
+    less = of("kernel", "length_matched", "one", "loss")
+    assert less["low"] < -0.3 < less["high"] < 0 and less["runs"] == 2
+    same = of("random", "length_matched", "one", "loss")
+    assert same["low"] < 0 < same["high"]
+    assert of("kernel", "kernel of base", "one", "loss", "by_example")["runs"] == 2
+    # By hand: the two seeds' losses, of the same examples.
+    parts = [part for part in parts_of(experiment.runs[:6:3], "loss") if part.domain == "one"]
+    arms = [("base", "kernel"), ("base", "random")]
+    both = [np.stack([parts[0].by_seed[seed].values[arm] for arm in arms], axis=1) for seed in (0, 1)]
+    by_hand = resampled_runs(Runs(both), resamples=2000, seed=(0, 0))
+    expected = hierarchical_interval([by_hand.of(0).minus(by_hand.of(1))], 0.95)
+    assert {key: of("kernel", "random", "one", "loss")[key] for key in expected} == pytest.approx(expected)
+    text = (tmp_path / "report" / "results.md").read_text()
+    assert (
+        "### Accuracy by raw likelihood, minus random (paired)" in text
+        and "| kernel | 14 | 3 | 100 | 40 | 25% |" in text
+    )
+    assert "75.0% | 7 GFLOP" in text.replace("7.00 GFLOP", "7 GFLOP") and "## tiny, by_example" in text
+    for name in ("tiny-accuracy-minus-random", "tiny-loss-by-flops", "tiny-by_example-loss-minus-length_matched"):
+        assert (tmp_path / "report" / f"{name}.svg").read_text().startswith("<svg") and f"({name}.svg)" in text
+
+
+def test_costs_are_those_of_the_stages_that_a_method_needs(experiment: Experiment) -> None:
+    run = experiment.runs[0]
+    made_up(run)
+    assert selection_flops(run, "kernel") == 7e9 == selection_flops(run, "length_matched")
+    assert selection_flops(run, "random") == 0.0
+    rows = {row["arm"]: row for row in rows_of(run)}
+    assert rows["kernel"]["useful_share"] == 0.75 and rows["kernel"]["domain_share"] == 0.25
+    assert rows["base"]["domain_share"] is None and rows["domain"]["selected"] is None
+
+
+def test_an_arm_that_misses_records_is_named(experiment: Experiment, tmp_path: Path) -> None:
+    run = experiment.runs[0]
+    made_up(run)
+    path = run.folder / "evaluate" / "losses" / "random" / "test.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(UserError, match="arm random has 59 examples of test, others have 60") as error:
+        write_results(experiment, tmp_path / "report")
+    assert str(run.folder / "evaluate") in str(error.value)
+
+
+def test_nothing_finished_is_said(experiment: Experiment, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run is finished yet"):
+        write_results(experiment, tmp_path / "report")
+
+
+def test_worth_and_transfer_are_tabulated(tmp_path: Path) -> None:
+    model = str(tmp_path / "model")
+    path = written(tmp_path, models={"a": model, "b": model}, variants={}, worth={"diagnose.worth_candidates": 16})
+    experiment = read_experiment(path)
+    for place, run in enumerate(experiment.runs):
+        made_up(run)
+        value = {"value": 0.5 + 0.1 * place, "low": 0.0, "high": 1.0}
+        one = {"spearman": value, "lds": None, "precision": {"value": 0.25, "chance": 0.1, "top": 4}, "scored": 16}
+        folder = make_folder(experiment.out / "worth" / run.name / "diagnose")
+        write_json(folder / "worth.json", {"scores": {"kernel": one}})
+    write_results(experiment, tmp_path / "report", transfer=True)
+    found = json.loads((tmp_path / "report" / "results.json").read_text())
+    assert len(found["worth"]) == 8 and len(found["transfer"]) == 4
+    assert all(row["spearman"] > 0.98 and row["examples"] == 30 for row in found["transfer"])
+    text = (tmp_path / "report" / "results.md").read_text()
+    assert "## What scores are worth, a" in text and "## Scores by a and by b, Spearman over the pool" in text
+    assert (tmp_path / "report" / "a-worth-spearman.svg").exists()
+    assert not (tmp_path / "report" / "a-worth-lds.svg").exists()  # no run has one
+    (job,) = [j for j in queue.jobs_of(experiment, experiment.runs[:1], None) if j.name.startswith("worth/")]
+    job.prepare()
+    tree = json.loads(Path(job.command[1]).read_text())
+    assert tree["diagnose"]["rankings"] == [str(experiment.runs[0].folder)] and job.after == ("a/one/seed-0",)
+    from ntk_jax.engine.config import build
+    from ntk_jax.pipelines.diagnose.config import DiagnoseConfig
+
+    assert build(DiagnoseConfig, tree, "test").diagnose.worth_candidates == 16
+    one_model = read_experiment(written(tmp_path))
+    made_up(one_model.runs[0])
+    with pytest.raises(UserError, match="the experiment has one"):
+        write_results(one_model, tmp_path / "report", transfer=True)
+
+
+def test_means_over_runs_have_t_intervals() -> None:
+    rows = [{"name": "a", "value": float(n)} for n in range(11)] + [
+        {"name": "b", "value": 9.0},
+        {"name": "c", "value": None},
+    ]
+    found = over_runs(rows, "name", "value")
+    assert list(found) == ["b", "a"] and found["b"]["low"] is None
+    assert found["a"]["high"] - found["a"]["value"] == pytest.approx(2.228, abs=1e-3)
+
+
+def test_the_frontier_is_what_nothing_cheaper_reaches() -> None:
+    points = [("random", 0.0, 0.0), ("text", 0.0, 1.0), ("dear", 5.0, 0.5), ("good", 4.0, 2.0), ("same", 6.0, 2.0)]
+    assert frontier(points) == {"text", "good"}
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The queue
+
+
+def job(tmp_path: Path, name: str, code: str, *after: str) -> queue.Job:
+    return queue.Job(name, (code,), after, lambda: None, {"config": code, "until": None})
+
+
+def test_failures_are_reported_and_the_queue_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(out: Path, one: queue.Job) -> subprocess.Popen[bytes]:
+        make_folder(queue.log_path(out, one.name).parent)
+        with queue.log_path(out, one.name).open("ab") as log:
+            log.write(queue.START.encode() + b"x\n")
+            log.flush()
+            return subprocess.Popen(["bash", "-c", one.command[0]], stdout=log, stderr=subprocess.STDOUT)
+
+    monkeypatch.setattr(queue, "_start", start)
+    bad = "echo; echo 'ntk-jax: error: no such file'; echo more; exit 2"
+    jobs = [
+        job(tmp_path, "m/bad", bad),
+        job(tmp_path, "m/bad+variant", "echo no", "m/bad"),
+        job(tmp_path, "m/good", "true"),
+        job(tmp_path, "m/good+variant", f"test -e {tmp_path}/done/m/good.json", "m/good"),
+    ]
+    failed = queue.work(tmp_path, jobs, 3)
+    assert failed["m/bad"].startswith("no such file (exit 2") and set(failed) == {"m/bad", "m/bad+variant"}
+    assert failed["m/bad+variant"] == "not started, because m/bad failed"
+    assert [queue.finished(tmp_path, one) for one in jobs] == [False, False, True, True]
+    changed = job(tmp_path, "m/good", "true ")
+    assert not queue.finished(tmp_path, changed)
+    silent = queue.work(tmp_path, [job(tmp_path, "m/bad", "kill -9 $$")], 1)  # not the line of the start before
+    assert silent["m/bad"].startswith("it said nothing (exit -9")
+
+
+def test_finished_until_a_stage_is_not_finished(tmp_path: Path) -> None:
+    short = queue.Job("r", ("x",), (), lambda: None, {"config": "c", "until": "select"})
+    long = queue.Job("r", ("x",), (), lambda: None, {"config": "c", "until": None})
+    for there, asked, expected in ((short, short, True), (short, long, False), (long, short, True), (long, long, True)):
+        make_folder(queue.mark_path(tmp_path, "r").parent)
+        write_json(queue.mark_path(tmp_path, "r"), there.mark)
+        assert queue.finished(tmp_path, asked) is expected
+
+
+def script(path: Path, *options: str) -> list[str]:
+    return [sys.executable, str(SCRIPTS / "experiment.py"), str(path), *options]
+
+
+def test_a_queue_that_is_killed_goes_on(tmp_path: Path) -> None:
+    """Two seeds × two arms and a variant on a tiny model; the first start is killed, what fails is told apart."""
+    write_inputs(tmp_path)
+    path = written(
+        tmp_path,
+        domains={"one": {}, "lost": {"evaluate.arms": ["domain", f"file:{tmp_path}/absent.jsonl"]}},
+        methods=["random"],
+        arms=["domain", "random"],
+        overrides={"evaluate.metrics": ["accuracy", "loss"], "report.examples": 0},
+        variants={"by_example": {"finetune.loss": "example_mean"}},
+    )
+    dry = subprocess.run(script(path, "--dry-run"), capture_output=True, text=True, timeout=300)
+    assert "tiny/one/seed-0+by_example" in dry.stdout and "finetune, evaluate (the others from tiny/one/" in dry.stdout
+    assert not (tmp_path / "out").exists() and dry.returncode in (0, 2)
+    log = (tmp_path / "first.log").open("w")
+    process = subprocess.Popen(script(path, "--only", "one/*"), stdout=log)
+    while "start tiny/one/seed-0+" not in (tmp_path / "first.log").read_text():
+        assert process.poll() is None, (tmp_path / "first.log").read_text()
+        time.sleep(0.2)
+    time.sleep(2)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    again = subprocess.run(
+        script(path, "--only", "seed-[01]*", "--jobs", "2", "--report", str(tmp_path / "report")),
+        capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert "8 in all, 1 of them finished" in again.stdout and "start tiny/one/seed-0\n" not in again.stdout
+    assert again.returncode == 1 and again.stderr.count("FAILED tiny/lost/") == 4, again.stderr
+    assert "absent.jsonl" in again.stderr
+    found = json.loads((tmp_path / "report" / "results.json").read_text())
+    assert len(found["runs"]) == 4 and {row["arm"] for row in found["rows"]} == {"domain", "random"}
+    assert {one["runs"] for one in found["estimates"]} == {2}
+    variant = tmp_path / "out" / "runs" / "tiny" / "one" / "seed-0+by_example"
+    same = [folder / "select" / "random.jsonl" for folder in (variant, variant.with_name("seed-0"))]
+    assert same[0].read_bytes() == same[1].read_bytes()
