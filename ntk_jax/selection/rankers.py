@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from ntk_jax.errors import UserError
-from ntk_jax.selection import bm25, dsir, kernel, length_matched, random, sketch, votes
+from ntk_jax.selection import bm25, dsir, kernel, length_matched, less, low_rank, random, sketch, votes
 from ntk_jax.selection.ranker import Ranker
 
 RANKERS: dict[str, Ranker] = {
@@ -15,6 +15,8 @@ RANKERS: dict[str, Ranker] = {
     for ranker in (
         kernel.RANKER,
         sketch.RANKER,
+        less.RANKER,
+        low_rank.RANKER,
         votes.RANKER,
         bm25.RANKER,
         dsir.RANKER,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -146,6 +147,28 @@ def resolved_votes(config: SelectConfig) -> dict[str, int]:
         return {}
     keep = part.keep or 4 * config.select.count
     return {"preselect.keep": keep, "preselect.neighbours": part.neighbours or max(1, keep // 4)}
+
+
+def resolved(config: SelectConfig) -> dict[str, int]:
+    """All settings whose default is computed, where they are used."""
+    less = {"select.less.checkpoints": checkpoints_kept(config)} if keeps_checkpoints(config) else {}
+    return resolved_votes(config) | less
+
+
+def keeps_checkpoints(config: SelectConfig) -> bool:
+    """Whether the warm-up keeps checkpoints with Adam's moments on its way."""
+    return needed(config, "checkpoints")
+
+
+def checkpoints_kept(config: SelectConfig) -> int:
+    """How many: select.less.checkpoints, by default one at the end of each epoch, or 4 where steps are counted."""
+    epochs = 4 if config.warmup.max_steps is not None else math.ceil(config.warmup.epochs)
+    return config.select.less.checkpoints or max(1, epochs)
+
+
+def less_stores(config: SelectConfig) -> tuple[str, ...]:
+    """The stores of the stage less, two a checkpoint, below its folder."""
+    return tuple(f"{n}/{kind}.zarr" for n in range(1, checkpoints_kept(config) + 1) for kind in ("domain", "pool"))
 
 
 def counts_votes(config: SelectConfig) -> bool:

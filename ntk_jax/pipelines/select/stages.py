@@ -7,6 +7,9 @@
 | preselect  | pool, warmup                      | hidden.zarr, votes.npz                                              |
 | score      | pool, warmup, gradient, preselect | scores.zarr                                                         |
 | sketch     | pool, domain, warmup, preselect   | pool.zarr, domain.zarr                                              |
+| subspace   | domain, warmup                    | gram.zarr, spectrum.npz, directions.safetensors                     |
+| low_rank   | pool, subspace, preselect         | scores.zarr                                                         |
+| less       | pool, domain, warmup, preselect   | <checkpoint>/pool.zarr, <checkpoint>/domain.zarr                    |
 | pool       | pool                              | account.zarr                                                        |
 | select     | what its methods need             | <method>.jsonl, selection.jsonl                                     |
 | align      | select, warmup                    | examples.json                                                       |
@@ -43,11 +46,19 @@ def _reads_candidates(*others: str) -> Any:
     return lambda config: ("data.pool", "data.pool_limit", *votes[config.preselect.method], *others)
 
 
+def _warmup_reads(config: Any) -> tuple[str, ...]:
+    """What it keeps on its way is asked for by one ranker only."""
+    kept = ("select.less.checkpoints",) if settings.keeps_checkpoints(config) else ()
+    return ("seed", "model", "lora", "data.domain", "data.domain_limit", "warmup", *kept)
+
+
 def _select_after(config: Any) -> tuple[str, ...]:
     """What the methods of a run need."""
     found = [
         *(["score"] if settings.needed(config, "scores") else []),
         *(["sketch"] if settings.needed(config, "sketches") else []),
+        *(["low_rank"] if settings.needed(config, "components") else []),
+        *(["less"] if settings.needed(config, "checkpoints") else []),
         *(["preselect"] if settings.counts_votes(config) else []),
     ]
     return tuple(found) or ("pool",)
@@ -78,7 +89,7 @@ PIPELINE = Pipeline(
     inputs=Address(f"{_HERE}.state:input_hashes"),
     final=_final,
     check=Address("ntk_jax.pipelines.common.checks:check_model_and_data"),
-    resolved=settings.resolved_votes,
+    resolved=settings.resolved,
     facts=Address(f"{_HERE}.arms:facts"),
     part=Address(f"{_HERE}.report:part"),
     beside=Address("ntk_jax.pipelines.common.tensorboard:write_events"),
@@ -98,7 +109,7 @@ PIPELINE = Pipeline(
             description="Fine-tunes a LoRA adapter on the domain examples, so that the kernel is taken at a point that "
             "has learnt from the domain. Reads data.domain and the section warmup; writes warmup/.",
             function=Address(f"{_HERE}.warmup:warmup"),
-            reads=("seed", "model", "lora", "data.domain", "data.domain_limit", "warmup"),
+            reads=_warmup_reads,
             inputs=("model", "domain"),
             check=Address(f"{_HERE}.warmup:check"),
             check_inputs=Address(f"{_HERE}.warmup:check_inputs"),
@@ -164,6 +175,53 @@ PIPELINE = Pipeline(
             check=Address(f"{_HERE}.sketch:check"),
             check_inputs=Address(f"{_HERE}.sketch:check_inputs"),
             cost=Address(f"{_HERE}.costs:sketch"),
+        ),
+        Stage(
+            name="subspace",
+            title="Main directions",
+            help="the main directions of the domain's gradients",
+            description="The singular value decomposition of the gradients of the domain's examples, from their Gram "
+            "matrix: select.low_rank.components directions, each a weighted backward pass. Reads warmup/; writes "
+            "subspace/gram.zarr block by block and subspace/directions.safetensors.",
+            function=Address(f"{_HERE}.subspace:subspace"),
+            after=lambda config: ("warmup",),
+            reads=(*_SKETCHED, "select.low_rank.components"),
+            stores=lambda config: ("gram.zarr",),
+            check=Address(f"{_HERE}.subspace:check"),
+            check_inputs=Address(f"{_HERE}.subspace:check_inputs"),
+            cost=Address(f"{_HERE}.costs_gradients:subspace"),
+        ),
+        Stage(
+            name="low_rank",
+            title="Scoring along main directions",
+            help="every candidate along the domain's main directions",
+            description="One forward-mode derivative of every candidate along each direction of subspace/, with one "
+            "primal pass for all. Writes low_rank/scores.zarr block by block. The method low_rank of select.methods "
+            "selects by them.",
+            function=Address(f"{_HERE}.low_rank:low_rank"),
+            after=_after_preselect("subspace"),
+            reads=_reads_candidates("score.attention", "score.block_examples"),
+            inputs=("pool",),
+            stores=lambda config: ("scores.zarr",),
+            check_inputs=Address(f"{_HERE}.score:check_inputs"),
+            cost=Address(f"{_HERE}.costs_gradients:low_rank"),
+        ),
+        Stage(
+            name="less",
+            title="LESS",
+            help="sketches at checkpoints of the warm-up",
+            description="At each checkpoint that the warm-up kept: the Adam update of every candidate and the loss "
+            "gradient of every domain example, projected as the section sketch says. Writes "
+            "less/<checkpoint>/pool.zarr and domain.zarr block by block. The method less of select.methods selects by "
+            "them.",
+            function=Address(f"{_HERE}.less:less"),
+            after=_after_preselect("warmup"),
+            reads=_reads_candidates("score.batch_tokens", "sketch"),
+            inputs=("pool",),
+            stores=settings.less_stores,
+            check=Address(f"{_HERE}.less:check"),
+            check_inputs=Address(f"{_HERE}.less:check_inputs"),
+            cost=Address(f"{_HERE}.costs_gradients:less"),
         ),
         Stage(
             name="pool",

@@ -48,13 +48,13 @@ def _facts(run: SelectRun) -> list[Fact]:
         Fact("Selected (N)", count(run.summary.get("count", run.setting("select", "count")))),
         Fact("Methods", ", ".join(method.title for method in run.methods) or NOTHING),
     ]
-    if run.plan.has("gradient") or run.plan.has("sketch"):
+    if any(run.plan.has(stage) for stage in ("gradient", "sketch", "subspace")):
         how = [run.setting("score", key) for key in ("normalize", "span")]
         known = [str(value) for value in how if value is not None]
         facts.append(Fact("Objective", run.objective(), " over ".join(known)))
     if run.plan.has("gradient"):
         facts.append(Fact("Direction", run.setting("score", "direction") or NOTHING))
-    if run.plan.has("sketch"):
+    if run.plan.has("sketch") or run.plan.has("less"):
         facts.append(Fact("Sketches", f"K = {count(run.setting('sketch', 'dim'))}"))
     if run.plan.has("preselect"):
         facts.append(Fact("Pre-selection", run.setting("preselect", "method") or NOTHING))
