@@ -256,7 +256,7 @@ def test_less_adds_cosines_over_checkpoints_and_takes_the_best_group(checkpoints
 
 def test_less_of_a_key_that_no_record_has_or_of_another_domain(checkpoints):
     ranker = RANKERS["less"]
-    with pytest.raises(UserError, match="group_by = topic: no record of data.domain has this key"):
+    with pytest.raises(UserError, match="group_by = topic: no record of the domain has this key"):
         candidates = bare(1, 9, domain=[record("x")] * 5, checkpoints=checkpoints)
         ranker.rank(candidates, ranker.options(group_by="topic"))
     with pytest.raises(UserError, match="holds 5 examples of the domain, which has 2"):

@@ -56,7 +56,7 @@ def spectrum(gram: np.ndarray) -> Spectrum:
     energies, vectors = np.maximum(energies[::-1], 0.0), vectors[:, ::-1]
     if not energies[0] > 0:
         raise UserError(
-            "the gradients of all domain examples are zero; take another score.objective, or warm the adapter up first"
+            "the gradients of all domain examples are zero; take another objective, or warm the adapter up first"
         )
     kept = vectors[:, energies > RANK_TOLERANCE * len(energies) * energies[0]]
     signs = np.where(kept.sum(axis=0) < 0, -1.0, 1.0)

@@ -35,7 +35,7 @@ class LessOptions:
     """LESS: Adam updates of pool examples against gradients of domain examples, over checkpoints of the warm-up."""
 
     checkpoints: Count | None = setting(
-        None, "of the warm-up, evenly spaced to its end; null: one an epoch, or 4 where warmup.max_steps is set"
+        None, "of the warm-up, evenly spaced to its end; null: one an epoch, or 4 where steps are given"
     )
     by: Literal["subtask", "mean", "max"] = setting(
         "subtask", "largest mean cosine with a subtask of the domain, mean with all of it, or largest with one example"
@@ -64,7 +64,7 @@ def _groups(domain: Sequence[Record], options: LessOptions) -> np.ndarray:
         return np.arange(len(domain))
     names = ["" if options.by == "mean" else family_of(record, options.group_by) for record in domain]
     if options.by == "subtask" and options.group_by != "auto" and set(names) == {"(none)"}:
-        raise UserError(f"select.less.group_by = {options.group_by}: no record of data.domain has this key; correct it")
+        raise UserError(f"group_by = {options.group_by}: no record of the domain has this key; correct it")
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     return np.array([numbers[name] for name in names], np.int64)
 

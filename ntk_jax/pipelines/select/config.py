@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -16,10 +17,30 @@ from ntk_jax.pipelines.common.sections import (
     ModelSection,
     ReportSection,
     ScoreSection,
+    ShapeSection,
     TrainSection,
 )
 from ntk_jax.selection.rankers import RANKERS
 from ntk_jax.settings import Count, Fraction, Positive, Range, section, setting
+
+
+@dataclass(frozen=True)
+class ProxySection:
+    """A smaller model that selects in place of `model`, which is then fine-tuned and evaluated. Its LoRA is of the
+    shape that `lora` says; how texts become tokens is otherwise as in `model`."""
+
+    path: str | None = setting(None, "a Hugging Face directory, a hub id, or builtin:model; null: model itself selects")
+    adapter: str | None = setting(None, "a PEFT directory of the proxy to start from instead of fresh LoRA")
+    dtype: Literal["float32", "bfloat16"] = setting("float32", "type of its computation and frozen weights")
+    quantization: Literal["int8", "float8_e4m3fn"] | None = setting(
+        None, "hold its layers' frozen matrices in 8 bits; null: as dtype"
+    )
+    max_length: Annotated[int, Range(2)] | None = setting(
+        None, "its tokens of an example; longer ones are dropped or truncated, as model.overflow says; null: as model's"
+    )
+    template: Literal["auto", "chat", "plain"] = setting("auto", "as model.template, of its tokenizer")
+    template_options: Mapping[str, Any] | None = setting(None, "as model.template_options, of its template")
+    ignore_config_keys: tuple[str, ...] = setting((), "as model.ignore_config_keys, of its config.json")
 
 
 @dataclass(frozen=True)
@@ -73,6 +94,7 @@ SelectSection: Any = dataclasses.make_dataclass(
 class EstimateSection(DevicesSection):
     """`ntk-jax estimate`: what to take for files, weights and devices that are not here. What is here is counted."""
 
+    proxy_shape: ShapeSection = section(ShapeSection)
     pool_examples: Count | None = setting(None, "examples in all pool files")
     domain_examples: Count | None = setting(None, "examples in all domain files")
     tokens_per_example: Positive | None = setting(None, "mean tokens of prompt and response, after truncation")
@@ -97,6 +119,7 @@ class SelectConfig:
     out: str = setting("", "the run directory: a folder, gs://BUCKET/FOLDER or s3://BUCKET/FOLDER")
     seed: Annotated[int, Range(0, 2**32 - 1)] = setting(0, "seed of everything random")
     model: ModelSection = section(ModelSection)
+    proxy: ProxySection = section(ProxySection)
     lora: LoRASection = section(LoRASection)
     data: DataSection = section(DataSection)
     warmup: TrainSection = section(TrainSection)

@@ -136,6 +136,7 @@ def align(load: Load) -> Cost:
 
 def finetune(load: Load) -> Cost:
     """A training of every arm but the base, all with the same number of steps."""
+    load = load.target
     config, low = load.run.config, _adapter_bytes(load)
     steps = count_steps(round(load.domain.count) + config.select.count, train_config(config.finetune))
     works = tuple(_finetunings(load, steps))
@@ -144,6 +145,7 @@ def finetune(load: Load) -> Cost:
 
 def evaluate(load: Load) -> Cost:
     """Every arm reads every question, and every held-out example, once, and writes its answers."""
+    load = load.target
     number, asked, held_out, generated = len(arms(load.run.config)), load.questions, load.held_out, load.generated
     lines = number * (asked.count * (_PREDICTED + 2 * asked.bytes) + held_out.count * _LOSS)
     lines += number * generated.count * (_LOSS + _BYTES_PER_TOKEN * generated.labels)
@@ -199,7 +201,8 @@ def notes(load: Load, rate: Rate | None) -> tuple[dict[str, Any], list[str]]:
         "reported": reported,
         "objective": config.score.objective,
     }
-    return {"model": config.model.path, "whole_pool": values}, [
+    proxy = {"proxy": config.model.path} if load.other else {}
+    return {"model": load.target.run.config.model.path, **proxy, "whole_pool": values}, [
         text + "." + (f" {reported.rstrip('.')}." if reported else "")
     ]
 

@@ -120,7 +120,7 @@ def _create(
 def _examples(fingerprint: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """What the stage's fingerprint says of the examples and of how they became tokens."""
     tokens = tuple(f"model.{key}" for key in ("max_length", "overflow", "template", "add_eos", "control_tokens"))
-    kept = (f"input.{kind}.", f"data.{kind}_limit", *tokens, *(("preselect.",) if kind == "pool" else ()))
+    kept = (f"input.{kind}.", f"data.{kind}_limit", *tokens, "proxy.", *(("preselect.",) if kind == "pool" else ()))
     return {key: value for key, value in fingerprint.items() if key.startswith(kept)}
 
 

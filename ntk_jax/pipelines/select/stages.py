@@ -24,6 +24,7 @@ from typing import Any
 from ntk_jax.engine.stage import Address, Pipeline, Stage
 from ntk_jax.pipelines.common.sections import evaluation_reads
 from ntk_jax.pipelines.select import config as settings
+from ntk_jax.pipelines.select.proxy import selecting_inputs, selecting_reads
 
 _HERE = "ntk_jax.pipelines.select"
 # No gradient depends on how the score computes attention; a score does, by rounding, as on its batch_tokens.
@@ -49,7 +50,11 @@ def _reads_candidates(*others: str) -> Any:
 def _warmup_reads(config: Any) -> tuple[str, ...]:
     """What it keeps on its way is asked for by one ranker only."""
     kept = ("select.less.checkpoints",) if settings.keeps_checkpoints(config) else ()
-    return ("seed", "model", "lora", "data.domain", "data.domain_limit", "warmup", *kept)
+    return ("seed", *selecting_reads(config), "lora", "data.domain", "data.domain_limit", "warmup", *kept)
+
+
+def _pool_reads(config: Any) -> tuple[str, ...]:
+    return ("seed", *selecting_reads(config), "data.pool", "data.pool_limit", "score.span", "score.block_examples")
 
 
 def _select_after(config: Any) -> tuple[str, ...]:
@@ -88,7 +93,7 @@ PIPELINE = Pipeline(
     open=Address(f"{_HERE}.state:open_run"),
     inputs=Address(f"{_HERE}.state:input_hashes"),
     final=_final,
-    check=Address("ntk_jax.pipelines.common.checks:check_model_and_data"),
+    check=Address(f"{_HERE}.state:check_settings"),
     resolved=settings.resolved,
     facts=Address(f"{_HERE}.arms:facts"),
     part=Address(f"{_HERE}.report:part"),
@@ -110,7 +115,7 @@ PIPELINE = Pipeline(
             "has learnt from the domain. Reads data.domain and the section warmup; writes warmup/.",
             function=Address(f"{_HERE}.warmup:warmup"),
             reads=_warmup_reads,
-            inputs=("model", "domain"),
+            inputs=selecting_inputs("domain"),
             check=Address(f"{_HERE}.warmup:check"),
             check_inputs=Address(f"{_HERE}.warmup:check_inputs"),
             cost=Address(f"{_HERE}.costs:warmup"),
@@ -230,8 +235,8 @@ PIPELINE = Pipeline(
             description="Tokenizes the pool and keeps what became of every example, for runs whose methods look "
             "at texts and lengths only. Writes pool/account.zarr block by block.",
             function=Address(f"{_HERE}.tokenize:tokenize"),
-            reads=("seed", "model", "data.pool", "data.pool_limit", "score.span", "score.block_examples"),
-            inputs=("model", "pool"),
+            reads=_pool_reads,
+            inputs=selecting_inputs("pool"),
             stores=lambda config: ("account.zarr",),
             check_inputs=Address(f"{_HERE}.score:check_pool"),
             cost=Address(f"{_HERE}.costs:pool"),
