@@ -97,30 +97,31 @@ def load(config: SelectConfig, grounds: Grounds) -> Load:
     return found
 
 
-def _load(config: SelectConfig, grounds: Grounds) -> Load:
+def _load(config: SelectConfig, grounds: Grounds, *, evaluates: bool = True) -> Load:
     run = pool_run(SelectRun, config, Job(Path(config.out), Progress), abstract_model(config, grounds))
-    return Load(run, pool_examples(run, grounds), domain_examples(run, grounds), *evaluated(run, grounds), grounds)
+    asked = evaluated(run, grounds) if evaluates else (NONE, NONE, NONE)
+    return Load(run, pool_examples(run, grounds), domain_examples(run, grounds), *asked, grounds)
 
 
 def _load_both(config: SelectConfig, grounds: Grounds) -> Load:
     """What a proxy reads and computes with, and beside it the same of the model that is trained, whose grounds say of
     what they are."""
     grounds.known("proxy", config.proxy.path, sentence(config), "proxy.path")
-    selecting = selecting_config(config)
-    selecting = dataclasses.replace(selecting, evaluate=dataclasses.replace(selecting.evaluate, files=()))
     try:
-        found = _load(selecting, grounds)
+        found = _load(selecting_config(config), grounds, evaluates=False)
     except UserError as error:
         raise in_words(error) from None
+    for place, ground in enumerate(grounds.found):
+        if ground.name == "model shape":
+            source = ground.source.replace("estimate.shape", "estimate.proxy_shape")
+            grounds.found[place] = dataclasses.replace(ground, source=source)
     own = Grounds()
     other = _load(config, own)
     said = {(ground.name, ground.text) for ground in grounds.found}
     for ground in own.found:
         if (ground.name, ground.text) not in said:
             grounds.found.append(dataclasses.replace(ground, name=f"trained model: {ground.name}"))
-    # Which arms there are does not depend on who reads; the files of an evaluation do.
-    run = SelectRun(selecting_config(config), found.run.job, found.run.model, found.run.pool)
-    return dataclasses.replace(found, run=run, other=other)
+    return dataclasses.replace(found, other=other)
 
 
 def pool_examples(run: SelectRun, grounds: Grounds) -> Volume:
