@@ -156,7 +156,7 @@ def test_other_ways_to_select() -> None:
 
 
 def test_rankers_by_gradients_of_single_examples() -> None:
-    """400 candidates of 20 tokens and a domain of 40; a quarter of the tokens are labels that meet a head of 100 × 8."""
+    """400 candidates of 20 tokens and a domain of 40; a quarter are labels that meet a head of 100 × 8."""
     trunk, lora = 1440, ground(estimate_run(config()), "parameters")["value"]["lora"]
     options = {"less": {"checkpoints": 3}, "low_rank": {"components": 5}, "count": 80}
     found = estimate_run(
@@ -168,11 +168,11 @@ def test_rankers_by_gradients_of_single_examples() -> None:
     each = 8800 * gradient + labels * 3 * 2 * 800 + 440 * 2 * lora * 64
     assert less["examples"] == 3 * 440 and less["tokens"] == 3 * 8800
     assert less["flops"] == pytest.approx(3 * each)
-    # All gradients of so small a domain are held at once: the Gram matrix takes each twice, as a row and as a column.
+    # All gradients of so small a domain are held at once, so that the Gram matrix takes each once.
     # Directions come four and one together: a forward pass each, and for each direction another and a backward pass.
     forward, backward = 2 * trunk + 2 * lora, 4 * trunk + 6 * lora
     made = 800 * (2 * forward + 5 * backward)
-    assert stage(found, "subspace")["flops"] == pytest.approx(2 * 800 * gradient + made)
+    assert stage(found, "subspace")["flops"] == pytest.approx(800 * gradient + made)
     assert stage(found, "low_rank")["flops"] == 8000 * ((1 + 5) * 2 * trunk + 2 * (1 + 2 * 5) * lora)
     assert found["disk"]["less"]["kept"] > 3 * 440 * 64 * 2
 

@@ -80,8 +80,9 @@ def gram_block(
     Raises UserError as `gradient_features_gram`.
     """
     out = np.zeros((stop - start, len(rows)), np.float32)
+    others = None if stop - start == len(rows) else rows[start:]
     out[:, start:] = gradient_features_gram(
-        model, rows[start:stop], rows[start:], objective, layout, parameters=parameters, memory=memory
+        model, rows[start:stop], others, objective, layout, parameters=parameters, memory=memory
     )
     return out
 
@@ -92,7 +93,10 @@ def mirrored(upper: np.ndarray) -> np.ndarray:
 
 
 def gram_gradients(rows: int, block: int) -> int:
-    """Gradients that are taken for the whole matrix, block by block: each block's own, and those of all it meets."""
+    """Gradients that are taken for the whole matrix, block by block: each block's own, and those of all it meets; each
+    once where one block is all."""
+    if block >= rows:
+        return rows
     starts = range(0, rows, max(1, block))
     return sum(min(block, rows - start) + rows - start for start in starts)
 
