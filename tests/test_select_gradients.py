@@ -27,7 +27,10 @@ from ntk_jax.kernels.sketch import sketch_batches
 from ntk_jax.models.model import with_lora
 from ntk_jax.parallel.mesh import make_mesh
 from ntk_jax.pipelines.common.arrays import load_tree, tree_facts
+from ntk_jax.pipelines.select import less, low_rank
 from ntk_jax.pipelines.select.state import open_run
+from ntk_jax.selection.ranker import Candidates
+from ntk_jax.selection.rankers import RANKERS
 from ntk_jax.storage.arrays import open_store, read
 from ntk_jax.training.optimizer import TrainConfig
 from ntk_jax.training.train import train
@@ -203,6 +206,71 @@ def test_shards_leave_the_same_bytes(finished, inputs):
         ).read_bytes()
 
 
+class Stopped(Exception):
+    """As if the process ended."""
+
+
+def test_what_is_stopped_goes_on_to_the_same_bytes(finished, inputs):
+    """In the warm-up behind its first kept checkpoint, and in the middle of the stores of each new stage."""
+    _, folder = finished
+    config = tiny_run_config(inputs, "stopped", **SETTINGS)
+    for title, after in (
+        ("warmup", 2),
+        ("domain gradients", 8),
+        ("low_rank", 16),
+        ("domain at checkpoint 1 of 2", 8),
+        ("pool at checkpoint 2 of 2", 16),
+    ):
+
+        def stop_there(name, *_, title=title, after=after):
+            def say(done, *_):
+                if name == title and done >= after:
+                    raise Stopped
+
+            return say
+
+        with pytest.raises(Stopped):
+            run(config, until="select", progress=stop_there)
+        assert not (inputs / "stopped/select/manifest.json").exists()
+    run(config, until="select")
+    for method in ("less", "low_rank"):
+        same = [(place / f"select/{method}.jsonl").read_bytes() for place in (inputs / "stopped", folder)]
+        assert same[0] == same[1]
+
+
+def test_behind_votes_the_candidates_have_the_scores_of_the_whole_pool(finished, inputs):
+    _, folder = finished
+    config = tiny_run_config(
+        inputs, "voted", **{**SETTINGS, "preselect": {"method": "votes", "keep": 12, "neighbours": 4}}
+    )
+    run(config, until="select")
+    for method, options in (("less", {"atol": 1e-3}), ("low_rank", {"rtol": 1e-4})):
+        whole, voted = (_scores_by_id(config, place, method) for place in (folder, inputs / "voted"))
+        assert len(voted) == 12 < len(whole)
+        np.testing.assert_allclose(list(voted.values()), [whole[name] for name in voted], **options)
+
+
+def _scores_by_id(config, folder, method):
+    """{ordinal: score of the ranker} from the stores of a run."""
+    stage = {"less": "less/1/pool.zarr", "low_rank": "low_rank/scores.zarr"}[method]
+    ordinals = read(open_store(folder / stage), "ordinal")
+    state = open_run(dataclasses.replace(config, out=str(folder)), Job(folder, lambda *_: lambda *_: None))
+    places = np.searchsorted(state.pool.ordinals, ordinals)
+    size = len(state.pool.ordinals)
+    if method == "less":
+        more = {"checkpoints": less.checkpoints_of(state, places)}
+    else:
+        more = {"components": low_rank.components_of(folder, size, places)}
+    usable = np.zeros(size, bool)
+    usable[places] = read(open_store(folder / stage), "status") == 0
+    candidates = Candidates(
+        count=1, seed=0, usable=usable, length=usable, span=usable, records=list, domain=state.domain.records, **more
+    )
+    ranker = RANKERS[method]
+    scores = ranker.rank(candidates, ranker.options()).scores
+    return {place: scores[place] for place in np.flatnonzero(usable).tolist()}
+
+
 def test_the_warm_up_depends_on_checkpoints_only_where_they_are_asked_for(finished, inputs):
     _, folder = finished
     kept = json.loads((folder / "warmup/fingerprint.json").read_text())["fingerprint"]
@@ -224,6 +292,7 @@ def test_the_warm_up_depends_on_checkpoints_only_where_they_are_asked_for(finish
             {"select": {**LESS["select"], "methods": ["low_rank"], "low_rank": {"components": 9}}},
             "select.low_rank.components = 9 is more than the 8 usable examples of data.domain",
         ),
+        ({"warmup": {"learning_rate": 0.0}}, "less weights checkpoints by the learning rate"),
         ({"sketch": {"dim": 8192}}, "dim = 8192 is larger than the"),
         ({"score": {"direction": "adam"}}, "score.direction = adam has no say in low_rank"),
     ],

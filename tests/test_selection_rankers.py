@@ -254,6 +254,19 @@ def test_less_adds_cosines_over_checkpoints_and_takes_the_best_group(checkpoints
     assert found.order.tolist() == np.argsort(-np.nan_to_num(expected, nan=-9), kind="stable")[:3].tolist()
 
 
+def test_less_of_a_domain_without_gradients(tmp_path):
+    store = sketch_store(tmp_path / "pool", np.random.default_rng(0), 3, np.zeros(3, bool))
+    facts = {"seed": 0, "examples": "none"}
+    empty = create_sketches(tmp_path / "domain", 2, 4, dim=WIDTH, dtype="float32", longest_id=2, facts=facts)
+    arrays = {name: np.zeros((2, *array.shape[1:]), array.dtype.numpy_dtype) for name, array in empty.arrays.items()}
+    write_block(empty, 0, arrays)
+    candidates = bare(
+        1, 3, domain=[record("x")] * 2, checkpoints=[Checkpoint(Sketches(store, empty, np.arange(3)), 1.0)]
+    )
+    with pytest.raises(UserError, match="the gradients of all domain examples are zero, so every score would be 0"):
+        RANKERS["less"].rank(candidates, RANKERS["less"].options())
+
+
 def test_less_of_a_key_that_no_record_has_or_of_another_domain(checkpoints):
     ranker = RANKERS["less"]
     with pytest.raises(UserError, match="group_by = topic: no record of the domain has this key"):

@@ -160,7 +160,8 @@ def arms_of(config: SelectConfig) -> tuple[str, ...]:
 
 def shown_examples(config: SelectConfig) -> bool:
     """Whether selected examples are shown beside a domain example: by the kernel, so where a warm-up is made."""
-    return config.report.examples > 0 and (needed(config, "scores") or needed(config, "sketches"))
+    by_gradients = ("scores", "sketches", "components", "checkpoints")
+    return config.report.examples > 0 and any(needed(config, what) for what in by_gradients)
 
 
 def resolved_votes(config: SelectConfig) -> dict[str, int]:

@@ -40,7 +40,7 @@ from ntk_jax.pipelines.select.state import SelectRun
 from ntk_jax.pipelines.select.warmup import trajectory_file
 from ntk_jax.selection.ranker import Checkpoint, Sketches
 from ntk_jax.selection.sketch_store import open_sketches, sketch_facts
-from ntk_jax.storage.arrays import Store, read
+from ntk_jax.storage.arrays import Store, done_blocks, read
 from ntk_jax.storage.atomic import read_json, write_json
 from ntk_jax.storage.hashing import hash_tree
 from ntk_jax.storage.reading import read_json_lines
@@ -56,6 +56,11 @@ def check(config: SelectConfig) -> None:
         raise UserError(
             "select.methods: less needs checkpoints of the warm-up, and warmup.max_steps = 0 makes none; warm up, or "
             "leave less out"
+        )
+    if config.warmup.learning_rate == 0:
+        raise UserError(
+            "select.methods: less weights checkpoints by the learning rate, and warmup.learning_rate is 0; raise it, "
+            "or leave less out"
         )
     Projection(section.projection, section.dim, config.seed, section.sparsity)
 
@@ -86,6 +91,7 @@ def less(run: SelectRun, folder: Path) -> dict[str, Any] | None:
         gradients = Sketcher(model, OBJECTIVE, PARAMETERS)
         updates = Sketcher(model, OBJECTIVE, PARAMETERS, functools.partial(adam_updates, moments=moments))
         fill_domain(run, targets, records, gradients, SPAN, clock, f"domain at checkpoint {title}")
+        _refuse_zero(targets, number)
         fill_pool(run, pool, ordinals, updates, SPAN, clock, f"pool at checkpoint {title}")
         stores.append((pool, targets))
     if run.job.shard is not None:  # the stage stays open, even where one shard is all of it
@@ -112,8 +118,6 @@ def checkpoint_weights(run: SelectRun) -> list[float]:
     numbers = range(1, checkpoints_kept(run.config) + 1)
     steps = [int(tree_facts(trajectory_file(folder, number))["step"]) for number in numbers]
     means = [float(np.mean(rates[start:stop])) for start, stop in zip([0, *steps], steps, strict=False)]
-    if not sum(means) > 0:
-        raise UserError("less weights checkpoints by the warm-up's learning rate, which is 0; raise it")
     return [mean / sum(means) for mean in means]
 
 
@@ -142,13 +146,17 @@ def _place(run: SelectRun, tree: Tree) -> Tree:
     return tree
 
 
+def _refuse_zero(targets: Store, number: int) -> None:
+    """Raises UserError: all blocks of the domain are there, and no gradient that is not zero."""
+    whole = hosts.broadcast(lambda: len(done_blocks(targets)) == targets.blocks)
+    if whole and not read(targets, "sketch_norm").any():
+        raise UserError(
+            f"the gradients of all domain examples are zero at checkpoint {number} of the warm-up; warm up for fewer "
+            "steps, or with a lower learning rate"
+        )
+
+
 def _summarize(run: SelectRun, folder: Path, stores: list[tuple[Store, Store]], clock: Clock) -> dict[str, Any]:
-    for number, (_, targets) in enumerate(stores, 1):
-        if not read(targets, "sketch_norm").any():
-            raise UserError(
-                f"the gradients of all domain examples are zero at checkpoint {number} of the warm-up; warm up for "
-                "fewer steps, or with a lower learning rate"
-            )
     pool, targets = stores[0]
     data = data_of(pool, run)
     write_json(folder / "data.json", data)
