@@ -271,6 +271,24 @@ def _scores_by_id(config, folder, method):
     return {place: scores[place] for place in np.flatnonzero(usable).tolist()}
 
 
+def test_a_domain_that_spans_fewer_directions_than_asked_for(inputs):
+    """Four copies of one record: one direction, along which the score is the mean kernel itself."""
+    record = json.loads((inputs / "domain.jsonl").read_text().splitlines()[0])
+    copies = [json.dumps({**record, "id": f"copy-{number}"}) for number in range(4)]
+    (inputs / "copies.jsonl").write_text("\n".join(copies) + "\n")
+    config = tiny_run_config(
+        inputs, "copies", data={"domain": [str(inputs / "copies.jsonl")]}, score={"objective": "cross_entropy"},
+        select={"methods": ["kernel", "low_rank"], "count": 6, "low_rank": {"components": 3}},
+    )  # fmt: skip
+    folder = run(config, until="align")
+    summary = json.loads((folder / "subspace/summary.json").read_text())
+    assert (summary["asked"], summary["components"], summary["rank"]) == (3, 1, 1)
+    kernel, low = ([json.loads(line) for line in (folder / f"select/{method}.jsonl").read_text().splitlines()]
+                   for method in ("kernel", "low_rank"))  # fmt: skip
+    assert [r["id"] for r in kernel] == [r["id"] for r in low]
+    np.testing.assert_allclose([r["score"] for r in low], [r["score"] for r in kernel], rtol=1e-3)
+
+
 def test_the_warm_up_depends_on_checkpoints_only_where_they_are_asked_for(finished, inputs):
     _, folder = finished
     kept = json.loads((folder / "warmup/fingerprint.json").read_text())["fingerprint"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 from kernel_reference import tiny_config
-from small_tokenizers import byte_tokenizer
+from small_tokenizers import CHAT, learnt_tokenizer
 from tiny_run import quiet, run, tiny_run_config, write_config, write_inputs
 
 from ntk_jax import cli
@@ -30,10 +30,10 @@ METHODS = {"methods": ["kernel", "sketch", "random"], "count": 6}
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """write_inputs, and big/: another model, wider and deeper."""
+    """write_inputs, and big/ and other/: models that are wider and deeper, with another tokenizer and a template."""
     folder = tmp_path_factory.mktemp("proxy")
     write_inputs(folder)
-    tokenizer = byte_tokenizer()
+    tokenizer = learnt_tokenizer("byte level", chat=CHAT)
     for name, seed in (("big", 1), ("other", 2)):
         config = tiny_config("qwen2", vocab_size=len(tokenizer), num_layers=2, hidden_size=32, intermediate_size=40)
         save_weights(folder / name, dataclasses.replace(random_model(config, std=0.1, seed=seed), tokenizer=tokenizer))
