@@ -37,7 +37,7 @@ from ntk_jax.training.train import train
 
 ALONE = Layout(64, 4, packed=False)
 METHODS = {"methods": ["less", "low_rank", "random"], "count": 6}
-LESS = {"select": {**METHODS, "less": {"checkpoints": 2}, "low_rank": {"components": 3}}}
+LESS = {"select": {**METHODS, "less": {"checkpoints": 2, "momentum": True}, "low_rank": {"components": 3}}}
 SETTINGS = {**LESS, "score": {"objective": "cross_entropy"}, "lora": {"rank": 2, "alpha": 4}}
 
 
@@ -122,9 +122,19 @@ def test_the_trainer_keeps_adams_moments(tmp_path):
 
 
 def test_less_of_a_run_is_the_formula(finished):
+    assert_less(*finished, 0.9)
+
+
+def test_less_without_the_first_moment(inputs):
+    """By default: what the example itself brings."""
+    methods = {"methods": ["less"], "count": 6, "less": {"checkpoints": 2}}
+    config = tiny_run_config(inputs, "own", **{**SETTINGS, "select": methods})
+    assert_less(config, run(config, until="select"), 0.0)
+
+
+def assert_less(config, folder, keeps):
     """Per-example gradients one at a time from whole logits, Adam's formula by hand, the explicit projection, cosines,
-    and the weights from the learning rates of the history."""
-    config, folder = finished
+    and the weights from the learning rates of the history. keeps: the share of m in an update."""
     state = open_run(config, Job(folder, lambda *_: lambda *_: None))
     domain = state.domain
     pool = [(record, row) for record, row in state.encoder.rows(list(read_records(config.data.pool)), "response")]
@@ -144,7 +154,7 @@ def test_less_of_a_run_is_the_formula(finished):
         g = np.concatenate(reference_gradients(model, [pool[place][1] for place in usable], objective))  # [n, P]
         h = np.concatenate(reference_gradients(model, domain.rows, objective))
         m, v = (flatten(kept[name], 1)[0] for name in ("m", "v"))
-        first, second = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        first, second = keeps * m + 0.1 * g, 0.999 * v + 0.001 * g**2
         updates = (first / (1 - 0.9 ** (t + 1))) / (np.sqrt(second / (1 - 0.999 ** (t + 1))) + 1e-8)
         z, y = (_project(config, base.lora, rows) for rows in (updates, h))
         z, y = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (z, y))

@@ -31,8 +31,9 @@ def adam_updates(gradients: Tree, moments: Moments) -> Tree:
     steps. That is the trainer's next step on the example alone, at learning rate 1, with its sign turned, and without
     clipping and weight decay.
 
-    The paper has these bias corrections and ε under the root; its code has neither corrections nor a step count. A
-    correction is one factor for all examples, which a cosine does not see, but for ε.
+    With m of zeros it is what the example itself brings, scaled as the step would scale it. The paper has these bias
+    corrections and ε under the root; its code has neither corrections nor a step count. Without m a correction of the
+    first moment is one factor for all examples, which a cosine does not see.
     """
     count = jnp.float32(moments.count + 1)
     return _updates(gradients, moments.m, moments.v, count, jnp.float32(moments.beta1), jnp.float32(moments.beta2))

@@ -10,6 +10,11 @@ w_i the learning rate that the steps before checkpoint i were made with, so that
 the domain: examples of one `task`, or of another record key. The paper's code adds up, averages and takes the maximum
 in this order too.
 
+The paper warms up on a random part of the pool; a run here warms up on the domain, so that Adam's first moment points
+where the domain goes, and an example with a small gradient, whose update is nearly all moment, is nearest to it. Of 400
+examples of the built-in pool such scores had a rank correlation of -0.94 with the norm of the gradient, -0.01 without
+the moment, which by default is therefore left out of an update; `momentum: true` is the paper's formula.
+
 Source: stores of sketches of pool and domain, two for each checkpoint. Cost: one reading of them and, for each
 checkpoint, N G K products for G groups. Memory beside the groups' means, 4 G K bytes a checkpoint: one block of the
 pool, 4 n (K + G). NumPy only, no device.
@@ -39,6 +44,9 @@ class LessOptions:
     )
     by: Literal["subtask", "mean", "max"] = setting(
         "subtask", "largest mean cosine with a subtask of the domain, mean with all of it, or largest with one example"
+    )
+    momentum: bool = setting(
+        False, "keep Adam's first moment in an update, as the paper, whose warm-up is on the pool, not on the domain"
     )
     group_by: str = setting("auto", "the record key that names a subtask of the domain; auto: task, else source")
 

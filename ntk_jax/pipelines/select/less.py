@@ -11,6 +11,8 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ntk_jax.data.account import KEPT
@@ -136,6 +138,8 @@ def _checkpoint(run: SelectRun, number: int) -> tuple[Model, Moments]:
     kept = load_tree(path, {"parameters": base.lora, "m": base.lora, "v": base.lora})
     placed: dict[str, Tree] = {name: _place(run, tree) for name, tree in kept.items()}
     section = run.config.warmup
+    if not run.config.select.less.momentum:
+        placed["m"] = jax.tree.map(jnp.zeros_like, placed["m"])
     moments = Moments(placed["m"], placed["v"], int(tree_facts(path)["step"]), section.beta1, section.beta2)
     return with_lora(base, placed["parameters"]), moments
 

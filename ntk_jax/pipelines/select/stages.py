@@ -221,7 +221,7 @@ PIPELINE = Pipeline(
             "them.",
             function=Address(f"{_HERE}.less:less"),
             after=_after_preselect("warmup"),
-            reads=_reads_candidates("score.batch_tokens", "sketch"),
+            reads=_reads_candidates("score.batch_tokens", "sketch", "select.less.momentum"),
             inputs=("pool",),
             stores=settings.less_stores,
             check=Address(f"{_HERE}.less:check"),
