@@ -27,6 +27,7 @@ from ntk_jax.report.page import write_report
 SMALL = {
     "trajectories": 2, "epochs": 4.0, "checkpoints": 2, "examples": 4, "candidates": 12, "groups": 3, "group_size": 4,
     "group_steps": 2, "held_out": 4, "audit": False, "questions": 8, "objectives": ["sum_logits", "cross_entropy"],
+    "worth_candidates": 0,
 }  # fmt: skip
 
 

@@ -34,9 +34,9 @@ from ntk_jax.kernels.step import Step, directional_step
 from ntk_jax.models.config import ModelConfig
 from ntk_jax.models.decoder import abstract_decoder
 from ntk_jax.models.lora import LoRAConfig
+from ntk_jax.models.memory import Shape, backward_bytes, score_bytes
 from ntk_jax.parallel.mesh import make_mesh
 from ntk_jax.parallel.rules import param_shardings
-from ntk_jax.pipelines.common.memory import Shape, backward_bytes, score_bytes
 from ntk_jax.pipelines.common.pool import Pool
 from ntk_jax.pipelines.common.shape import abstract_model
 from ntk_jax.pipelines.select import measure, memory

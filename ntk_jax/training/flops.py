@@ -57,6 +57,22 @@ def training_flops(
     return trunk * tokens + base_factor * head_parameters(config) * label_tokens
 
 
+def metagradient_flops(
+    config: ModelConfig,
+    tokens: int,
+    label_tokens: int,
+    remat: bool = False,
+    *,
+    lora_parameters: int = 0,
+    again: bool = True,
+) -> float:
+    """FLOPs of a training over `tokens` and of its reverse sweep: the gradient of every step, once more where the steps
+    of a segment are done `again`, and the gradient with its tangent along one direction, which costs twice a gradient.
+    """
+    once = training_flops(config, tokens, label_tokens, remat, lora_parameters=lora_parameters)
+    return (4.0 if again else 3.0) * once
+
+
 def score_flops(
     config: ModelConfig,
     tokens: int,

@@ -29,6 +29,7 @@ class TrainConfig:
     beta1: float = 0.9
     beta2: float = 0.999
     max_grad_norm: float = 1.0  # 0: no clipping
+    loss: Literal["token_mean", "example_mean"] = "token_mean"  # over all label tokens of a step, or over its examples
     tokens_per_microbatch: int = 8192  # over all devices
     checkpoint_every: int = 50  # optimiser steps
 
@@ -57,6 +58,8 @@ def check_config(config: TrainConfig, where: str = "training") -> None:
         raise UserError(f"{where}: epochs = 0 trains nothing; give a larger value or set max_steps")
     if config.schedule not in ("linear", "cosine", "constant"):
         raise UserError(f"{where}: schedule = {config.schedule!r} is not one of linear, cosine, constant")
+    if config.loss not in ("token_mean", "example_mean"):
+        raise UserError(f"{where}: loss = {config.loss!r} is not one of token_mean, example_mean")
 
 
 def learning_rates(config: TrainConfig, steps: int) -> np.ndarray:
@@ -94,15 +97,35 @@ def settings_of(config: TrainConfig) -> OptimizerSettings:
     return OptimizerSettings(config.max_grad_norm, config.beta1, config.beta2, config.weight_decay)
 
 
-def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
+def make_optimizer(settings: OptimizerSettings, eps_root: float = 0.0) -> optax.GradientTransformation:
     """Clip by global norm, then AdamW (Loshchilov & Hutter, arXiv 1711.05101) at learning rate 1.
 
     The caller multiplies the updates by the step's rate. It comes in as an argument and not as an optax schedule,
-    so that trainings of different length run the same compiled update.
+    so that trainings of different length run the same compiled update. eps_root: added to v under the root, for who
+    differentiates an update.
     """
-    clip = optax.clip_by_global_norm(settings.max_grad_norm) if settings.max_grad_norm > 0 else optax.identity()
-    adamw = optax.adamw(1.0, b1=settings.beta1, b2=settings.beta2, weight_decay=settings.weight_decay, mask=_decayed)
+    clip = _clip_by_global_norm(settings.max_grad_norm) if settings.max_grad_norm > 0 else optax.identity()
+    adamw = optax.adamw(
+        1.0,
+        b1=settings.beta1,
+        b2=settings.beta2,
+        eps_root=eps_root,
+        weight_decay=settings.weight_decay,
+        mask=_decayed,
+    )
     return optax.chain(clip, adamw)
+
+
+def _clip_by_global_norm(limit: float) -> optax.GradientTransformation:
+    """optax's of this name to the bit, with a derivative also where every gradient is 0: theirs is a root at 0."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        square = optax.tree.norm(updates, squared=True)
+        norm = jnp.sqrt(jnp.where(square > 0, square, 1.0))
+        small = (norm < limit) | (square == 0)
+        return jax.tree.map(lambda leaf: jnp.where(small, leaf, (leaf / norm) * limit), updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 @jax.jit

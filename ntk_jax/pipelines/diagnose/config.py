@@ -46,6 +46,24 @@ class DiagnoseSection:
     group_steps: Count = setting(8, "Adam steps on a group")
     group_learning_rate: Positive | None = setting(None, "of these steps; null: warmup.learning_rate")
     held_out: Count = setting(64, "questions of evaluate.files (without them domain examples) whose loss is measured")
+    rankings: tuple[str, ...] = setting(
+        (), "run directories of `ntk-jax run` over the same pool, whose methods' scores are compared"
+    )
+    worth_candidates: Natural = setting(
+        128, "pool examples whose worth to a fine-tuning is measured, by which scores are compared; 0: none"
+    )
+    worth_from: Literal["pool", "selected"] = setting(
+        "pool", "what they are a sample of: the pool, or all that the methods of diagnose.rankings selected"
+    )
+    worth_domain: Natural = setting(32, "domain examples that are trained on beside them, none whose loss is measured")
+    worth_epochs: Positive = setting(1.0, "passes of this fine-tuning, with the other settings of warmup")
+    worth_batch: Count = setting(16, "examples per optimiser step of it")
+    worth_learning_rate: Positive | None = setting(None, "of it; null: warmup.learning_rate")
+    worth_subsets: Natural = setting(32, "random subsets of the candidates that are trained on; 0: none")
+    worth_subset_size: Count | None = setting(None, "candidates of a subset; null: half of them")
+    worth_top: Count | None = setting(
+        None, "N of the share of the N best by a score that are among the N best; null: a tenth of the candidates"
+    )
     audit: bool = setting(True, "hold every approximation against the exact kernel")
     audit_domain: Count = setting(
         16, "domain examples on one side of it; an exact kernel costs D backward passes for each of them"

@@ -9,6 +9,8 @@ Everything is written part by part, and a part that is there is not computed aga
 | stability.json                      | all checkpoints against each other (`kernels/stability.py`)              |
 | cross_output.json                   | signed cross-output cosines (`kernels/cross_output.py`)                  |
 | prediction.json                     | which score predicts the measured loss drop (`prediction.py`) |
+| worth/*.npz                         | the metagradient, and the losses after training on each subset       |
+| worth.json                          | what scores are worth (`worth.py`)                                  |
 | audit.json                          | approximations against the exact kernel (`audit.py`)          |
 | regression.json                     | kernel ridge regression against fine-tuning (`regression.py`) |
 | figures/*.svg                       | what the report shows, to be used elsewhere                          |
@@ -36,6 +38,7 @@ from ntk_jax.models.lora import initial_lora
 from ntk_jax.models.model import Model, computing_in, with_lora
 from ntk_jax.models.peft import load_adapter_like, save_adapter
 from ntk_jax.pipelines.common.arrays import load_arrays, save_arrays
+from ntk_jax.pipelines.common.rankings import read_rankings
 from ntk_jax.pipelines.common.reading import reading_of
 from ntk_jax.pipelines.common.training import check_training, train_config
 from ntk_jax.pipelines.diagnose.audit import audit
@@ -44,6 +47,7 @@ from ntk_jax.pipelines.diagnose.figures import DIAGNOSES, figures
 from ntk_jax.pipelines.diagnose.prediction import objectives_of, prediction
 from ntk_jax.pipelines.diagnose.regression import regression
 from ntk_jax.pipelines.diagnose.state import DiagnoseRun
+from ntk_jax.pipelines.diagnose.worth import check_worth, worth
 from ntk_jax.report.figures_matrix import standalone
 from ntk_jax.storage.atomic import make_folder, read_json, write_json, write_text
 from ntk_jax.storage.reading import parse_json
@@ -77,6 +81,7 @@ def check(config: DiagnoseConfig) -> None:
             "diagnose fine-tunes fresh adapters; leave model.adapter out and give their shape as lora.*, or name saved "
             "adapters in diagnose.adapters"
         )
+    check_worth(config)
     if not section.adapters:
         check_training(config.warmup, "warmup", epochs=section.epochs, max_steps=None)
     if section.audit and config.model.quantization:
@@ -98,6 +103,8 @@ def check_inputs(run: DiagnoseRun, closing: bool) -> None:
         read_tasks(run.config.evaluate.files, reading=reading_of(run.config, "evaluate"))
     if run.config.diagnose.adapters:
         _given(run)
+    for place in run.config.diagnose.rankings:
+        read_rankings(place)
 
 
 def diagnose(run: DiagnoseRun, folder: Path) -> dict[str, Any]:
@@ -116,6 +123,7 @@ def diagnose(run: DiagnoseRun, folder: Path) -> dict[str, Any]:
             section.regression,
             lambda: regression(run, base, checkpoints[0], warm, list(ends.values())),
         ),
+        "worth": (section.worth_candidates, lambda: worth(run, folder, warm)),
         "audit": (section.audit, lambda: audit(run, folder, warm)),  # the dearest comes last
     }
     for name, (wanted, compute) in parts.items():

@@ -6,6 +6,7 @@ The report shows them, and the stage `diagnose` writes each as a file of its own
 from __future__ import annotations
 
 from ntk_jax.pipelines.diagnose.figures_stability import stability_figures
+from ntk_jax.pipelines.diagnose.figures_worth import worth_figures
 from ntk_jax.pipelines.diagnose.shown import COLORS, DIAGNOSES, Parts, Shown, there
 from ntk_jax.report.amounts import count, general, percent, signed
 from ntk_jax.report.figures import Curve, Mark, WhiskerRow, curves, whiskers
@@ -20,7 +21,7 @@ NEARLY_ONE = (1 / 3, 3.0)  # 1ᵀΘ1 / tr Θ that we call about 1
 def figures(parts: Parts) -> list[Shown]:
     """All figures that the files allow. parts: the JSON files of diagnose/ by name."""
     made = [maker(parts) for maker in (_cross_output, _prediction, _prediction_scatter, _projections)]
-    return stability_figures(parts) + [item for item in made if item is not None]
+    return stability_figures(parts) + [item for item in made if item is not None] + worth_figures(parts)
 
 
 def _cross_output(parts: Parts) -> Shown | None:

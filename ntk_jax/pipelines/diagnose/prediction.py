@@ -42,7 +42,7 @@ def prediction(run: DiagnoseRun, folder: Path, warm: Model) -> dict[str, Any]:
     names, groups, scored = _groups(run)
     if len(groups) < 3:
         return {"skipped": f"only {len(groups)} group(s) of {section.group_size} usable examples of one family"}
-    held_out, source = _held_out(run)
+    held_out, source = held_out_of(run)
     drops, before = _drops(run, folder, warm, groups, held_out)
 
     domain = run.scored_domain
@@ -50,9 +50,9 @@ def prediction(run: DiagnoseRun, folder: Path, warm: Model) -> dict[str, Any]:
     members = [row for group in scored for row in group]
     for objective in objectives_of(run):
         progress = run.job.progress(f"{objective.kind}", len(domain) + len(members), "examples")
-        after = functools.partial(_shifted, progress, len(domain), len(domain) + len(members))
-        shifted = functools.partial(_shifted, progress, 0, len(domain) + len(members))
-        direction = mean_gradient(warm, domain, objective, run.layout, progress=shifted)
+        after = functools.partial(shifted, progress, len(domain), len(domain) + len(members))
+        before_that = functools.partial(shifted, progress, 0, len(domain) + len(members))
+        direction = mean_gradient(warm, domain, objective, run.layout, progress=before_that)
         scores = directional_scores(warm, members, direction, objective, run.layout, progress=after).values
         columns[str(objective.kind)] = scores.astype(np.float64)
     means = {name: values.reshape(len(groups), -1).mean(axis=1) for name, values in columns.items()}
@@ -99,7 +99,7 @@ def _drops(
                 steps=run.config.diagnose.group_steps,
                 learning_rate=_rate(run),
                 row_length=run.row_length,
-                progress=functools.partial(_shifted, progress, start, len(groups)),
+                progress=functools.partial(shifted, progress, start, len(groups)),
             )
             save_arrays(path, drops=found, before=before)
         stored = load_arrays(path)
@@ -109,7 +109,7 @@ def _drops(
     return np.concatenate(parts), before
 
 
-def _shifted(progress: Callable[..., None], start: int, total: int, done: int, _: int) -> None:
+def shifted(progress: Callable[..., None], start: int, total: int, done: int, _: int) -> None:
     """Progress within a part, reported as progress of the whole."""
     progress(start + done, total)
 
@@ -147,7 +147,7 @@ def _groups(run: DiagnoseRun) -> tuple[list[str], list[list[TokenRow]], list[lis
     return names, groups, scored
 
 
-def _held_out(run: DiagnoseRun) -> tuple[list[TokenRow], str]:
+def held_out_of(run: DiagnoseRun) -> tuple[list[TokenRow], str]:
     """Rows whose loss is measured: questions with their right answers if there are any, else the domain itself."""
     section, config = run.config.diagnose, run.config
     if not config.evaluate.files:

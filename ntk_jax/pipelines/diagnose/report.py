@@ -9,6 +9,7 @@ import numpy as np
 
 from ntk_jax.pipelines.diagnose.figures import figures
 from ntk_jax.pipelines.diagnose.figures_stability import trajectories
+from ntk_jax.pipelines.diagnose.figures_worth import worth_lines, worth_table
 from ntk_jax.pipelines.diagnose.shown import DIAGNOSES, Parts, there
 from ntk_jax.report.amounts import count, duration, general, metric, minus, percent
 from ntk_jax.report.layout import Fact, Figure, Part, Section, Table, render
@@ -46,7 +47,9 @@ def terminal(folder: str | Path) -> str:
     place = Path(folder) / "diagnose"
     parts = {path.stem: read_json(path) for path in sorted(place.glob("*.json")) if path.stem in DIAGNOSES}
     lines = [plain(f"{item.title} {item.found}") for item in figures(parts)]
-    return "\n".join([*lines, f"Figures: {place / 'figures'}; `ntk-jax report` puts them on the page"])
+    return "\n".join(
+        [*lines, *worth_lines(parts), f"Figures: {place / 'figures'}; `ntk-jax report` puts them on the page"]
+    )
 
 
 def _html(parts: Parts, missing: str | None) -> Any:
@@ -64,6 +67,7 @@ def _html(parts: Parts, missing: str | None) -> Any:
         figures=shown,
         audit=_audit_table(parts),
         prediction=_prediction_table(parts),
+        worth=worth_table(parts),
         regression=_regression_table(parts),
         skipped=skipped,
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from ntk_jax.report.markup import Html
 
-DIAGNOSES = ("stability", "cross_output", "prediction", "audit", "regression")  # the JSON files of diagnose/
+DIAGNOSES = ("stability", "cross_output", "prediction", "worth", "audit", "regression")  # the JSON files of diagnose/
 COLORS = ("c-blue", "c-orange", "c-green", "c-purple", "c-grey")
 
 Parts = dict[str, dict[str, Any]]

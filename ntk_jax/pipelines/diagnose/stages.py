@@ -17,8 +17,9 @@ PIPELINE = Pipeline(
     description=(
         "Fine-tunes on the domain from several LoRA seeds, keeps adapters on the way, and compares their "
         "kernels and the rankings they make of the pool: stability, cross-output cosines, approximations "
-        "against the exact kernel, which score predicts the measured drop of the loss, and kernel regression "
-        "against fine-tuning. Writes diagnose/: JSON and figures, which the report shows."
+        "against the exact kernel, which score predicts the measured drop of the loss, what the scores of finished "
+        "runs are worth to a fine-tuning, and kernel regression against fine-tuning. Writes diagnose/: JSON and "
+        "figures, which the report shows."
     ),
     config=Address(f"{_HERE}.config:DiagnoseConfig"),
     open=Address(f"{_HERE}.state:open_run"),
@@ -38,7 +39,7 @@ PIPELINE = Pipeline(
             description="Writes diagnose/.",
             function=Address(f"{_HERE}.diagnose:diagnose"),
             reads=("seed", "model", "lora", *_DATA, "warmup", "diagnose", "evaluate.files", "report.group_by", *_SCORE),
-            inputs=("model", "adapters", "domain", "pool", "evaluate"),
+            inputs=("model", "adapters", "rankings", "domain", "pool", "evaluate"),
             check=Address(f"{_HERE}.diagnose:check"),
             check_inputs=Address(f"{_HERE}.diagnose:check_inputs"),
         ),

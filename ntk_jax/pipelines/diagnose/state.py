@@ -11,8 +11,10 @@ from ntk_jax.data.sources import source_hashes
 from ntk_jax.engine.stage import Job
 from ntk_jax.pipelines.common.inputs import folder_hashes, model_hashes
 from ntk_jax.pipelines.common.pool_run import PoolRun, pool_run
+from ntk_jax.pipelines.common.rankings import rankings_file
 from ntk_jax.pipelines.common.reading import reading_of
 from ntk_jax.pipelines.diagnose.config import DiagnoseConfig
+from ntk_jax.storage.hashing import sha256_file
 
 
 @dataclass
@@ -41,6 +43,7 @@ def input_hashes(config: DiagnoseConfig) -> dict[str, Any]:
     return {
         "model": lambda: model_hashes(config.model),
         "adapters": lambda: folder_hashes(config.diagnose.adapters),
+        "rankings": lambda: {place: sha256_file(rankings_file(place)) for place in config.diagnose.rankings},
         "domain": lambda: source_hashes(config.data.domain, reading_of(config, "data")),
         "pool": lambda: source_hashes(config.data.pool, reading_of(config, "data")),
         "evaluate": lambda: source_hashes(config.evaluate.files, reading_of(config, "evaluate")),

@@ -18,9 +18,9 @@ from ntk_jax.engine.rates import Rate
 from ntk_jax.evaluation.tasks import METRICS
 from ntk_jax.llm.estimate import Calls, Counts
 from ntk_jax.models.cache import BLOCK
+from ntk_jax.models.memory import Shape, backward_bytes, forward_bytes
 from ntk_jax.pipelines.common.evaluated_reads import Questions, count_questions, here, say_count
 from ntk_jax.pipelines.common.llm import estimate_llm
-from ntk_jax.pipelines.common.memory import Shape, backward_bytes, forward_bytes
 from ntk_jax.pipelines.question.arms import OWN
 from ntk_jax.pipelines.question.calls import Line, measured, total
 from ntk_jax.pipelines.question.config import evaluation_sources

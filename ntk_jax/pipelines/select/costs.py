@@ -3,6 +3,7 @@ memory of a device, and the files that are left."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -15,16 +16,18 @@ from ntk_jax.engine.estimate import hours_of
 from ntk_jax.engine.estimate_text import device_time
 from ntk_jax.engine.rates import Rate
 from ntk_jax.kernels.projections import check_width, projection_flops
-from ntk_jax.pipelines.common.memory import keys_per_query
+from ntk_jax.models.memory import keys_per_query
 from ntk_jax.pipelines.common.sections import TrainSection
 from ntk_jax.pipelines.common.training import train_config
 from ntk_jax.pipelines.select.account import ARRAYS
 from ntk_jax.pipelines.select.align import directions_at_once
 from ntk_jax.pipelines.select.arms import arms
-from ntk_jax.pipelines.select.config import resolved_votes
+from ntk_jax.pipelines.select.config import FinetuneSection, cleans, diversifies, resolved_votes
 from ntk_jax.pipelines.select.load import Load, Questions
 from ntk_jax.pipelines.select.memory import peak_memory, recomputes
 from ntk_jax.report.amounts import metric
+from ntk_jax.selection.diversity import diversity_flops
+from ntk_jax.training.blend import phases_of
 from ntk_jax.training.checkpoints import KEPT
 from ntk_jax.training.flops import forward_flops, gradient_flops, matrix_parameters, score_flops, training_flops
 from ntk_jax.training.order import count_seen, count_steps
@@ -130,6 +133,7 @@ def select(load: Load) -> Cost:
     config = load.run.config
     records = (len(config.select.methods) + 1) * config.select.count * (load.pool.bytes + _SELECTED)
     _state_selected(load)
+    _state_refined(load)
     return Cost((), Disk(records + 40 * min(1500, load.pool.count) + 2 * _SMALL))
 
 
@@ -245,9 +249,15 @@ def _training(
 ) -> Work:
     """A training on the domain and `extra` pool examples; steps: instead of what the section says."""
     run, domain, pool, count = load.run, load.domain, load.pool, round(load.domain.count) + extra
-    tokens = (domain.count * domain.tokens + extra * pool.tokens) / max(count, 1)
-    responses = (domain.count * domain.responses + extra * pool.responses) / max(count, 1)
     seen = count_seen(count, train_config(section) if steps is None else train_config(section, max_steps=steps))
+    share = domain.count / max(count, 1)
+    if isinstance(section, FinetuneSection) and extra and steps is not None:
+        mixed = section.mixture, round(domain.count), extra, section.batch_size, steps
+        if phases := phases_of(*mixed, section.domain_share, section.replay_share):
+            seen = sum(many * (own + chosen) for many, own, chosen in phases)
+            share = sum(many * own for many, own, _ in phases) / seen
+    tokens = share * domain.tokens + (1 - share) * pool.tokens
+    responses = share * domain.responses + (1 - share) * pool.responses
     remat, size = recomputes(run), run.model.adapter_size
     flops = training_flops(
         run.model.base.config, round(seen * tokens), round(seen * responses), remat, lora_parameters=size
@@ -297,6 +307,23 @@ def _state_selected(load: Load) -> None:
         load.grounds.assume(name, number, "as long as the pool on average", "longer or shorter ones may be preferred")
 
 
+def _state_refined(load: Load) -> None:
+    """What cleaning and diversity take beside the device."""
+    config, grounds = load.run.config, load.grounds
+    if cleans(config):
+        grounds.assume(
+            "examples left out", 0, "not counted", "few beside those selected; a line of some 200 bytes each"
+        )
+    part = config.select.diversity
+    methods = [method for method in config.select.methods if diversifies(config, method)]
+    if methods:
+        number = min(math.ceil(part.candidates * config.select.count), round(load.pool.count))
+        flops = len(methods) * diversity_flops(part.method, config.select.count, number, part.dim)
+        size = (12.0 if part.method == "dpp" else 4.0) * number * part.dim
+        text = f"{metric(flops, 'FLOP')} and {metric(size, 'B')} on the host, not counted among the device's"
+        grounds.known("diversity", flops, text, f"{number:,} candidates a method, selection/diversity.py")
+
+
 def _state_rules(load: Load) -> None:
     """The rules by which FLOPs and memory were counted."""
     run, pool, grounds = load.run, load.pool, load.grounds
@@ -327,6 +354,6 @@ def _state_rules(load: Load) -> None:
         "memory",
         None,
         "weights, adapter, optimizer and live activations, without XLA's workspace",
-        "a model of the compiled steps, pipelines/common/memory.py; within a factor of 2 of the CPU compiler's account "
+        "a model of the compiled steps, models/memory.py; within a factor of 2 of the CPU compiler's account "
         "of small shapes",
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +18,7 @@ from ntk_jax.errors import UserError
 from ntk_jax.kernels.parameters import split_parameters
 from ntk_jax.kernels.rows import batches_of, frozen_readout, make_step, on_devices
 from ntk_jax.kernels.step import directional_step
+from ntk_jax.models.memory import memory_limit
 from ntk_jax.models.model import Model, load_model
 from ntk_jax.models.peft import load_adapter
 from ntk_jax.parallel.rules import param_shardings, replicate, shard_batch
@@ -193,11 +193,3 @@ def _refuse_too_large(load: Load, mesh: Any) -> None:
             "lower score.batch_tokens and finetune.tokens_per_microbatch, split the weights with mesh.fsdp, or "
             "estimate without --measure"
         )
-
-
-def memory_limit(count: int) -> int | None:
-    """Bytes that jax may use on a device; of the CPU, one of `count` equal parts of the machine's; None: unknown."""
-    device = jax.devices()[0]
-    if device.platform == "cpu":
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // count
-    return (device.memory_stats() or {}).get("bytes_limit")

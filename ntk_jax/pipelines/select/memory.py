@@ -1,5 +1,5 @@
 """Peak memory of a device for each stage: what lies there all the stage long, and the temporaries of its step by the
-formulas of `common.memory`. Activations are not taken as split over the axis `tensor`, so there it is too much."""
+formulas of `models.memory`. Activations are not taken as split over the axis `tensor`, so there it is too much."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import jax
 from ntk_jax.kernels.projections import BLOCK
 from ntk_jax.kernels.rows import layout_for
 from ntk_jax.kernels.sketch import GRADIENT_BYTES
+from ntk_jax.models.memory import Shape, backward_bytes, forward_bytes, score_bytes
 from ntk_jax.parallel.rules import param_shardings
-from ntk_jax.pipelines.common.memory import Shape, backward_bytes, forward_bytes, score_bytes
 from ntk_jax.pipelines.select.align import alignment_layout, directions_at_once
 from ntk_jax.pipelines.select.load import Questions, Volume
 from ntk_jax.pipelines.select.state import SelectRun

@@ -10,7 +10,7 @@
 | embed      | pool, domain, warmup, preselect   | pool.zarr, domain.zarr                                              |
 | losses     | pool, warmup, preselect           | losses.zarr                                                         |
 | pool       | pool                              | account.zarr                                                        |
-| select     | what its methods need             | <method>.jsonl, selection.jsonl                                     |
+| select     | what its methods need             | <method>.jsonl, selection.jsonl, scores.npz, <method>.dropped.jsonl |
 | align      | select, warmup                    | examples.json                                                       |
 | finetune   | domain, select                    | <arm>/adapter, <arm>/history.jsonl, <arm>/summary.json              |
 | evaluate   | finetune                          | results.json, predictions/<arm>/, losses/<arm>/                     |
@@ -68,7 +68,7 @@ def _select_reads(config: Any) -> tuple[str, ...]:
     """The options of methods that are not asked for decide nothing."""
     options = (f"select.{method}" for method in config.select.methods)
     data = (f"data.{key}" for key in ("domain", "pool", "domain_limit", "pool_limit"))
-    return ("seed", *data, "select.count", "select.methods", *options)
+    return ("seed", *data, "select.count", "select.methods", *options, *settings.refines(config))
 
 
 def _final(config: Any) -> tuple[str, ...]:
@@ -225,13 +225,15 @@ PIPELINE = Pipeline(
             name="select",
             title="Selection",
             help="the best N of every method, as records",
-            description="Takes the select.count best by each of select.methods, ties in pool order. Writes "
+            description="Takes the select.count best by each of select.methods, ties in pool order, without what "
+            "select.clean and select.quotas leave out, or the most diverse of them by select.diversity. Writes "
             "select/<method>.jsonl: the records with score, rank and method added; select/selection.jsonl is the first "
-            "method's.",
+            "method's; select/<method>.dropped.jsonl says what was left out and why; select/scores.npz has every method's "
+            "score of every example, for `ntk-jax diagnose`.",
             function=Address(f"{_HERE}.select:select"),
             after=_select_after,
             reads=_select_reads,
-            inputs=("domain",),
+            inputs=("domain", "decontaminate"),
             shows=("report.group_by", "report.useful"),
             check=Address(f"{_HERE}.select:check"),
             check_inputs=Address(f"{_HERE}.select:check_inputs"),

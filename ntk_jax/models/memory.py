@@ -16,7 +16,10 @@ Not in it: XLA's workspace, the runtime's own memory, fragmentation.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+
+import jax
 
 from ntk_jax.models.attention import query_blocks
 from ntk_jax.models.config import ModelConfig
@@ -36,6 +39,19 @@ class Shape:
     rows: int
     length: int
     labels: int = 0
+
+
+def memory_limit(count: int) -> int | None:
+    """Bytes that jax may use on a device; of the CPU, one of `count` equal parts of the machine's; None: unknown."""
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return host_memory() // count
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def host_memory() -> int:
+    """Bytes of the machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def forward_bytes(model: ModelConfig, shape: Shape, size: int) -> float:
@@ -58,6 +74,11 @@ def backward_bytes(model: ModelConfig, shape: Shape, size: int, remat: bool, lat
         return model.num_layers * (2.45 * scores + 2.8 * mlp) + head
     carried = late * float(model.num_layers * shape.rows * shape.length * size * model.hidden_size)
     return carried + max(1.9 * scores + 4.0 * mlp, head)
+
+
+def second_order_bytes(model: ModelConfig, shape: Shape, size: int, remat: bool) -> float:
+    """A forward and a backward pass and the tangents of both along one direction: everything twice."""
+    return 2.0 * backward_bytes(model, shape, size, remat)
 
 
 def _mlp(model: ModelConfig, shape: Shape, size: int) -> float:

@@ -1,0 +1,167 @@
+"""What a score predicts of training: the loss after training on random subsets against the sum of their scores.
+
+The linear datamodeling score (LDS) of TRAK (Park et al., arXiv 2303.14186, after datamodels, arXiv 2202.00622):
+Spearman over subsets S of Σ_{j∈S} s_j with minus the held-out loss after training on S. Here S is trained on beside
+fixed rows, and all scores are held against the same subsets. `ranker_worth` adds the comparison with the metagradient,
+example by example (`metagradient.py`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from ntk_jax.data.batch import TokenRow
+from ntk_jax.errors import UserError
+from ntk_jax.kernels.agreement import spearman, top_overlap
+from ntk_jax.models.model import Model
+from ntk_jax.training.optimizer import TrainConfig
+from ntk_jax.training.order import plan_together
+from ntk_jax.training.unrolled import course, example_losses, held_out_rows, trained
+
+RESAMPLES = 1000
+LEAST = 4  # candidates or subsets for a correlation
+
+
+def random_subsets(candidates: int, count: int, size: int | None, seed: int) -> np.ndarray:
+    """[count, size] ordinals of the candidates of each subset, ascending; size None: half of them, as in TRAK.
+
+    Raises UserError: no subset, or a size that is not between 1 and candidates - 1.
+    """
+    size = max(1, candidates // 2) if size is None else size
+    if count < 1:
+        raise UserError(f"subsets = {count}: at least one subset must be trained on")
+    if not 1 <= size < candidates:
+        raise UserError(
+            f"subsets of {size} of {candidates} candidates do not differ; give a size below the number of candidates"
+        )
+    rng = np.random.default_rng([seed, 0x1D5])
+    return np.stack([np.sort(rng.permutation(candidates)[:size]) for _ in range(count)])
+
+
+def subset_losses(
+    model: Model,
+    candidates: Sequence[TokenRow],
+    held_out: Sequence[TokenRow],
+    subsets: np.ndarray,
+    *,
+    fixed: Sequence[TokenRow] = (),
+    config: TrainConfig,
+    seed: int,
+    row_length: int,
+    mesh: Mesh | None = None,
+    which: Sequence[int] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """([m, H] fp64 summed -log p of each held-out example's labels after training on each subset, [H] their labels).
+
+    Each training starts from the model's adapter and has [*fixed, *the subset], in the seed's order for so many rows:
+    the same order and number of steps for every subset. which: ordinals of the subsets to train on, None: all; shapes
+    are planned for all, so that parts of them give the same numbers at another time.
+
+    Raises UserError: no candidates, subsets of others, no held-out labels, a loss that is not finite, and as `train`.
+    """
+    subsets = np.asarray(subsets)
+    if not len(candidates) or subsets.ndim != 2 or not subsets.size or subsets.max() >= len(candidates):
+        raise UserError(f"subsets must be [m, size] ordinals of the {len(candidates)} candidates")
+    sets = [[*fixed, *(candidates[i] for i in subset)] for subset in subsets]
+    groups = mesh.shape["data"] * mesh.shape["fsdp"] if mesh is not None else 1
+    shapes = plan_together(sets, config, seed=seed, row_length=row_length, groups=groups)
+    held = held_out_rows(held_out, config, row_length, mesh)
+    chosen = range(len(sets)) if which is None else which
+    losses = np.zeros((len(chosen), len(held_out)))
+    for place, number in enumerate(chosen):
+        run = course(model, sets[number], config, seed=seed, row_length=row_length, mesh=mesh, shapes=shapes)
+        losses[place] = example_losses(run, trained(run), held)
+        if not np.isfinite(losses[place]).all():
+            raise UserError(f"training on subset {number} ends in a loss that is not finite; lower the learning rate")
+        if progress:
+            progress(place + 1, len(chosen))
+    return losses, held.labels
+
+
+def lds(
+    scores: Mapping[str, np.ndarray], subsets: np.ndarray, losses: np.ndarray, labels: np.ndarray, *, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """{name: {value, low, high, by_example, scored}} of scores [M], high for what is thought to help.
+
+    value: Spearman over the subsets [m, size] of the summed scores with minus the mean loss a label token; low, high:
+    its 95% bootstrap interval over subsets, whose draws all names share. by_example: the mean over held-out examples of
+    the same with the example's own loss, TRAK's figure where a score is of one example. losses, labels: from
+    `subset_losses`. A score that is not finite counts as the mean of the others; scored: how many are. None where there
+    is no correlation: fewer than four subsets, or all sums alike.
+    """
+    mean = losses.sum(axis=1) / labels.sum()
+    return {name: _of_subsets(values, subsets, mean, losses[:, labels > 0], seed) for name, values in scores.items()}
+
+
+def ranker_worth(
+    scores: Mapping[str, np.ndarray],
+    metagradients: np.ndarray,
+    *,
+    top: int,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """{name: {spearman: {value, low, high}, precision: {value, low, high, chance, top}, scored}} of scores [M] against
+    metagradients [M], whose sign is turned: what lowers the held-out loss is worth something.
+
+    precision: the share of the `top` best by score that are among the `top` best by the metagradient; chance: what a
+    random order has. Both are of the candidates that have a finite score (`scored`), whose best are fewer where they
+    are fewer than `top`. 95% bootstrap intervals over candidates, whose draws all names share as far as the same are
+    scored. Raises UserError: scores of another length, no `top`.
+    """
+    if top < 1:
+        raise UserError(f"top = {top}: at least the best one must be looked at")
+    found = {}
+    for name, values in scores.items():
+        values = np.asarray(values, np.float64)
+        if values.shape != metagradients.shape:
+            raise UserError(f"scores of {name!r} are of shape {list(values.shape)}, not [{len(metagradients)}]")
+        known = np.isfinite(values)
+        found[name] = _of_candidates(values[known], -np.asarray(metagradients, np.float64)[known], top, seed)
+    return found
+
+
+def _of_candidates(values: np.ndarray, worth: np.ndarray, top: int, seed: int) -> dict[str, Any]:
+    top = min(top, len(values))
+    if len(values) < LEAST:
+        nothing = {"value": None, "low": None, "high": None}
+        return {"spearman": nothing, "precision": {**nothing, "chance": None, "top": top}, "scored": len(values)}
+    precision = functools.partial(top_overlap, count=top)
+    chance = {"chance": top / len(values), "top": top}
+    return {
+        "spearman": _interval(spearman, values, worth, seed),
+        "precision": {**_interval(precision, values, worth, seed), **chance},
+        "scored": len(values),
+    }
+
+
+def _of_subsets(
+    values: np.ndarray, subsets: np.ndarray, mean: np.ndarray, losses: np.ndarray, seed: int
+) -> dict[str, Any]:
+    values = np.asarray(values, np.float64)
+    known = np.isfinite(values)
+    nothing = {"value": None, "low": None, "high": None, "by_example": None, "scored": int(known.sum())}
+    if len(subsets) < LEAST or not known.any():
+        return nothing
+    sums = np.where(known, values, values[known].mean())[subsets].sum(axis=1)
+    each = [spearman(sums, -losses[:, example]) for example in range(losses.shape[1])]
+    found = {"by_example": None if np.isnan(each).all() else float(np.nanmean(each)), "scored": int(known.sum())}
+    return {**_interval(spearman, sums, -mean, seed), **found}
+
+
+def _interval(
+    statistic: Callable[[np.ndarray, np.ndarray], float], a: np.ndarray, b: np.ndarray, seed: int
+) -> dict[str, float | None]:
+    """A statistic of pairs [n] with its 95% percentile bootstrap interval over them."""
+    value = statistic(a, b)
+    if np.isnan(value):
+        return {"value": None, "low": None, "high": None}
+    rng = np.random.default_rng([seed, 0xB00])
+    draws = (rng.integers(0, len(a), len(a)) for _ in range(RESAMPLES))
+    low, high = np.nanquantile([statistic(a[d], b[d]) for d in draws], [0.025, 0.975])
+    return {"value": value, "low": float(low), "high": float(high)}

@@ -1,0 +1,163 @@
+"""The linear datamodeling score, and what a ranker is worth: trainings on subsets against `train`, and figures against
+plain arithmetic."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_reference import random_rows, tiny_model
+from metagradient_reference import labels, summed_losses
+from scipy.stats import spearmanr
+
+from ntk_jax.errors import UserError
+from ntk_jax.models.model import with_lora
+from ntk_jax.parallel.mesh import make_mesh
+from ntk_jax.training.datamodels import lds, random_subsets, ranker_worth, subset_losses
+from ntk_jax.training.optimizer import TrainConfig
+from ntk_jax.training.train import train
+
+LENGTH = 32
+CONFIG = TrainConfig(epochs=1, learning_rate=1e-2, batch_size=3, tokens_per_microbatch=64)
+
+
+@functools.cache
+def data():
+    rows = [row for row in random_rows(80, seed=5) if row.span[:-1].any()]
+    return {"fixed": rows[:2], "candidates": rows[2:10], "held_out": rows[10:14]}
+
+
+def measured(subsets, model=None, **options):
+    arguments = {"config": CONFIG, "seed": 3, "row_length": LENGTH, "fixed": data()["fixed"]} | options
+    return subset_losses(model or tiny_model(), data()["candidates"], data()["held_out"], subsets, **arguments)
+
+
+def test_the_losses_are_those_of_trainings(tmp_path):
+    subsets = random_subsets(8, 3, 4, 0)
+    losses, counts = measured(subsets)
+    assert losses.shape == (3, 4) and counts.tolist() == labels(data()["held_out"]).tolist()
+    for number, subset in enumerate(subsets):
+        rows = [*data()["fixed"], *(data()["candidates"][i] for i in subset)]
+        lora = train(tiny_model(), rows, CONFIG, folder=tmp_path / str(number), seed=3, row_length=LENGTH).lora
+        expected = summed_losses(tiny_model(), with_lora(tiny_model(), lora).lora, data()["held_out"])
+        np.testing.assert_allclose(losses[number], expected, rtol=1e-4)
+
+
+def test_a_part_of_the_subsets_gives_the_same_numbers():
+    """What a run that was killed goes on with."""
+    subsets = random_subsets(8, 4, 3, 1)
+    whole, _ = measured(subsets)
+    parts = [measured(subsets, which=[i])[0] for i in (3, 0)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole[[3, 0]])
+
+
+def test_a_mesh_does_not_matter():
+    subsets = random_subsets(8, 2, 4, 0)
+    config = TrainConfig(epochs=1, learning_rate=1e-2, batch_size=3, tokens_per_microbatch=8 * LENGTH)
+    found, _ = measured(subsets, config=config, mesh=make_mesh(data=4, fsdp=2))
+    np.testing.assert_allclose(found, measured(subsets)[0], rtol=1e-3)
+
+
+@settings(max_examples=25, deadline=None)
+@given(candidates=st.integers(2, 30), count=st.integers(1, 9), seed=st.integers(0, 99), share=st.floats(0.01, 0.99))
+def test_subsets(candidates, count, seed, share):
+    size = min(candidates - 1, max(1, int(share * candidates)))
+    subsets = random_subsets(candidates, count, size, seed)
+    assert subsets.shape == (count, size) and (np.diff(subsets, axis=1) > 0).all()
+    assert subsets.min() >= 0 and subsets.max() < candidates
+    np.testing.assert_array_equal(subsets, random_subsets(candidates, count, size, seed))
+    more = random_subsets(candidates, count + 1, size, seed)  # more of them begin with the same
+    np.testing.assert_array_equal(more[:count], subsets)
+
+
+def made(candidates=12, subsets=30, examples=3, seed=0):
+    rng = np.random.default_rng(seed)
+    effect = rng.normal(size=(candidates, examples))
+    chosen = random_subsets(candidates, subsets, None, seed)
+    counts = np.array([2, 3, 5][:examples])
+    losses = 50.0 - effect[chosen].sum(axis=1) + 0.3 * rng.normal(size=(subsets, examples))
+    return effect, chosen, losses, counts
+
+
+def test_lds_is_the_rank_correlation_of_sums():
+    effect, subsets, losses, counts = made()
+    scores = effect.sum(axis=1)
+    found = lds({"good": scores, "bad": -scores, "flat": np.ones(12)}, subsets, losses, counts)
+    sums = np.array([sum(scores[j] for j in subset) for subset in subsets])
+    expected = spearmanr(sums, -losses.sum(axis=1) / counts.sum()).statistic
+    assert found["good"]["value"] == pytest.approx(expected) and expected > 0.8
+    assert found["good"]["low"] < expected < found["good"]["high"] <= 1.0
+    each = np.mean([spearmanr(sums, -losses[:, e]).statistic for e in range(3)])
+    assert found["good"]["by_example"] == pytest.approx(each)
+    assert found["bad"]["value"] == pytest.approx(-expected)
+    assert found["flat"] == {"value": None, "low": None, "high": None, "by_example": None, "scored": 12}
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 1000), factor=st.floats(0.1, 50), shift=st.floats(-5, 5))
+def test_lds_knows_no_scale(seed, factor, shift):
+    """All subsets are of one size: a shift of all scores moves every sum alike."""
+    effect, subsets, losses, counts = made(seed=seed, subsets=8)
+    scores = np.round(effect[:, 0], 3)
+    a = lds({"a": scores}, subsets, losses, counts)["a"]["value"]
+    b = lds({"a": factor * scores + shift}, subsets, losses, counts)["a"]["value"]
+    assert a == pytest.approx(b, abs=0.05)  # sums that are equal but for rounding may change places
+
+
+def test_scores_that_are_missing_count_as_the_mean():
+    effect, subsets, losses, counts = made()
+    scores = effect[:, 0].copy()
+    scores[[1, 4]] = np.nan, np.inf
+    filled = np.where(np.isfinite(scores), scores, scores[np.isfinite(scores)].mean())
+    found = lds({"a": scores, "b": filled, "none": np.full(12, np.nan)}, subsets, losses, counts)
+    assert found["a"]["value"] == found["b"]["value"] and found["a"]["scored"] == 10 and found["b"]["scored"] == 12
+    assert found["none"]["value"] is None and found["none"]["scored"] == 0
+    few = lds({"a": effect[:, 0]}, subsets[:3], losses[:3], counts)
+    assert few["a"]["value"] is None
+
+
+def test_worth_of_rankers():
+    rng = np.random.default_rng(1)
+    derivative = rng.normal(size=40)
+    near = -derivative + 0.3 * rng.normal(size=40)
+    missing = near.copy()
+    missing[:10] = np.nan
+    found = ranker_worth({"exact": -derivative, "near": near, "missing": missing}, derivative, top=8, seed=5)
+    exact = found["exact"]
+    assert exact["spearman"] == {"value": 1.0, "low": 1.0, "high": 1.0} and exact["scored"] == 40
+    assert exact["precision"]["value"] == 1.0 and exact["precision"]["chance"] == 0.2
+    assert found["near"]["spearman"]["value"] == pytest.approx(spearmanr(near, -derivative).statistic)
+    best = [set(np.argsort(-values)[:8]) for values in (near, -derivative)]
+    assert found["near"]["precision"]["value"] == len(best[0] & best[1]) / 8
+    low, high = (found["near"]["spearman"][end] for end in ("low", "high"))
+    assert low < found["near"]["spearman"]["value"] < high
+    assert found["missing"]["scored"] == 30 and found["missing"]["precision"]["chance"] == 8 / 30
+    assert found["missing"]["spearman"]["value"] == pytest.approx(spearmanr(near[10:], -derivative[10:]).statistic)
+
+
+def test_fewer_candidates_than_the_top():
+    values = np.array([3.0, 1.0, 2.0, 0.5, np.nan])
+    found = ranker_worth({"a": values, "none": np.full(5, np.nan)}, -values, top=100)
+    assert found["a"]["precision"]["top"] == 4 and found["a"]["precision"]["value"] == 1.0
+    assert found["a"]["precision"]["chance"] == 1.0
+    assert found["none"]["spearman"]["value"] is None and found["none"]["scored"] == 0
+
+
+def test_mistakes():
+    for size in (0, 8, 9):
+        with pytest.raises(UserError, match=f"subsets of {size} of 8 candidates do not differ"):
+            random_subsets(8, 4, size, 0)
+    with pytest.raises(UserError, match="subsets = 0"):
+        random_subsets(8, 0, 4, 0)
+    with pytest.raises(UserError, match="ordinals of the 8 candidates"):
+        measured(np.array([[0, 8]]))
+    with pytest.raises(UserError, match="ends in a loss that is not finite; lower the learning rate"):
+        config = TrainConfig(epochs=1, learning_rate=1e30, batch_size=3, tokens_per_microbatch=64)
+        measured(random_subsets(8, 1, 4, 0), config=config)
+    with pytest.raises(UserError, match=r"scores of 'a' are of shape \[3\], not \[5\]"):
+        ranker_worth({"a": np.ones(3)}, np.ones(5), top=1)
+    with pytest.raises(UserError, match="top = 0"):
+        ranker_worth({"a": np.ones(5)}, np.ones(5), top=0)
