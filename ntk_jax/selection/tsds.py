@@ -20,8 +20,8 @@ replacement in proportion to the probabilities, by the run's seed, or with `samp
 fewer than `count` have a probability above 0, those nearest to one domain example follow.
 
 Source: the embeddings that the stage embed stored. Cost: N m D products for the neighbours, and on the device u² D for
-the densities of the u ≤ m k different ones (a minute for some 40,000 with D 512 on a busy core); fewer `neighbours` make
-u smaller. Two readings of the pool's embeddings. Memory: some 120 m k bytes, and 4 u D, these on the device too.
+the densities of the u ≤ m k different ones (a minute for some 40,000 with D 512 on a busy core); fewer `neighbours`
+make u smaller. Two readings of the pool's embeddings. Memory: some 120 m k bytes, and 4 u D, these on the device too.
 """
 
 from __future__ import annotations
