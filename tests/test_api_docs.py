@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("small_steps")
 WITH_EXAMPLE = [
     *("directional_scores", "evaluate", "finetune", "logits", "mean_gradient", "ntk", "rank_sketches"),
     *("select", "sketch", "stability", "token_rows", "Span", "load_model", "merge_adapter", "read_records"),
-    *("sample", "log_likelihoods"),
+    *("sample", "log_likelihoods", "embeddings", "losses", "decontaminate", "near_duplicates", "diversify"),
 ]
 
 

@@ -75,8 +75,28 @@ class TestSelecting:
         assert nj.select(None, 1, by="low_rank", components=pieces, options={"by": "energy"}).order.tolist() == [2]
         assert nj.select(None, 2, by="votes", votes=([1, -1, 3], [0.0, 0.0, 0.0])).order.tolist() == [2, 0]
 
+    def test_by_embeddings_and_losses(self, model):
+        rows = [{"input_ids": r.ids, "span": r.span} for r in random_rows(5)]
+        made = nj.embeddings(model, rows), nj.embeddings(model, rows[3:4])
+        for by in ("embedding", "tsds"):
+            assert nj.select(None, 1, by=by, embeddings=made, options={"alpha": 1.0} if by == "tsds" else {}).order == [
+                3
+            ]
+        made[0][3] = np.nan
+        assert 3 not in nj.select(None, 4, by="embedding", embeddings=made).order, "it has none"
+        other = nj.with_lora(model, jax.tree.map(lambda leaf: 2 * leaf, model.lora))
+        both = nj.losses(model, rows), nj.losses(other, rows)
+        share = (both[0] - both[1]) / both[0]
+        assert nj.select(None, 2, by="paths", losses=both).order.tolist() == np.argsort(-share)[:2].tolist()
+        lowest = nj.select(None, 1, by="perplexity", losses=both, options={"take": "lowest", "of": "warm"})
+        assert lowest.order == [both[1].argmin()]
+        spans = nj.token_rows(model, rows)
+        assert nj.select(self.SCORES, 2, by="kernel_residual", rows=spans).order.shape == (2,)
+
     def test_mistakes(self, model):
         few = {"prompt": "a", "response": "b"}
+        one, broken = np.ones((5, 3)), np.ones((5, 3))
+        broken[2] = 0
         for message, arguments in (
             ("'best' is not a ranker; there are: kernel, sketch, ", {"by": "best"}),
             ("the ranker kernel has no option 'by'; its options: none", {"options": {"by": "max"}}),
@@ -87,6 +107,12 @@ class TestSelecting:
             ("the ranker bm25 reads the pool's records; give pool", {"by": "bm25", "domain": [few]}),
             ("not of one pool: 5 scores, 2 votes", {"votes": ([1, 1], [0, 0])}),
             ("count = 9 is larger than the pool", {"count": 9}),
+            ("the ranker paths needs losses", {"by": "paths"}),
+            ("not of one pool: 5 scores, 5 losses before, 4 losses after", {"losses": (np.ones(5), np.ones(4))}),
+            (r"shapes \(5,\) and \(5, 3\); give", {"by": "tsds", "embeddings": (one[:, 0], one)}),
+            (r"shapes \(5, 3\) and \(2, 4\); give", {"by": "tsds", "embeddings": (one, np.ones((2, 4)))}),
+            ("pool example number 2: its embedding is zero", {"by": "tsds", "embeddings": (broken, one)}),
+            ("some scored examples have no response length", {"by": "kernel_residual"}),
             (r"scores have shape \(5, 1\)", {"scores": self.SCORES[:, None]}),
             ("nothing says how many examples there are", {"scores": None}),
         ):  # fmt: skip

@@ -42,6 +42,7 @@ from ntk_jax.pipelines.common.shape import abstract_model
 from ntk_jax.pipelines.select import measure, memory
 from ntk_jax.pipelines.select.config import SelectConfig
 from ntk_jax.pipelines.select.state import SelectRun
+from ntk_jax.selection.rankers import RANKERS
 from ntk_jax.training.loss import loss_sum
 from ntk_jax.training.optimizer import TrainConfig
 from ntk_jax.training.order import count_seen, count_steps, step_indices
@@ -293,8 +294,12 @@ def test_a_pipeline_without_costs_is_refused_in_a_line(tmp_path: Path, capsys: p
 
 
 def test_every_stage_of_every_way_to_select_states_its_cost() -> None:
-    every = ["kernel", "sketch", "less", "low_rank", "votes", "bm25", "dsir", "random", "length_matched"]
-    for methods in (every, ["bm25", "random"], ["sketch"], ["less"], ["low_rank"], ["votes"]):
+    every = list(RANKERS)
+    for methods in (
+        every,
+        ["bm25", "random"],
+        *([one] for one in ("sketch", "less", "low_rank", "votes", "embedding", "paths")),
+    ):
         one = config(select={"methods": methods}, sketch={"dim": 64}, evaluate={"arms": None}, report={"examples": 3})
         if methods == ["bm25", "random"]:
             one = changed(one, preselect={"method": "none"})

@@ -20,10 +20,11 @@ from small_tokenizers import byte_tokenizer
 import ntk_jax as nj
 from ntk_jax.data.tokens import encode
 from ntk_jax.errors import UserError
-from ntk_jax.evaluation.loss import compare_losses, held_out_losses
+from ntk_jax.evaluation.loss import compare_losses, held_out_losses, mean_losses, refuse_nonfinite
 from ntk_jax.evaluation.packed import row_length_of
 from ntk_jax.evaluation.tasks import comparison, metrics_of, read_tasks
 from ntk_jax.parallel.mesh import make_mesh
+from ntk_jax.parallel.rules import param_shardings
 
 MODEL = replace(tiny_model(vocab_size=300), tokenizer=byte_tokenizer())
 PLAIN = {"id": "p", "source": "s", "prompt": "Why?", "response": "Because."}
@@ -70,6 +71,38 @@ def test_several_devices_and_progress() -> None:
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5) and a["tokens"] == b["tokens"]
     assert [done for done, _ in calls] == sorted({done for done, _ in calls}) and calls[-1] == (40, 40)
     assert len(calls) > 2 and one["tokens"] == many["tokens"] and one["flops"] > 0
+
+
+def test_mean_losses_of_rows_of_one_shape() -> None:
+    """Rows of a fixed length give the same losses; a row without a label is named."""
+    records = [record(i, "ab" * (i % 5 + 1), "xyz" * (i % 3 + 1)) for i in range(9)]
+    rows = [encode(one, MODEL.tokenizer) for one in records]
+    found = mean_losses(MODEL, rows, 256, row_length=128)
+    np.testing.assert_allclose(found, [direct(one) for one in records], rtol=2e-5)
+    assert mean_losses(MODEL, []).shape == (0,)
+    silent = replace(rows[3], span=np.zeros(len(rows[3].ids), bool), id="quiet")
+    with pytest.raises(UserError, match="example quiet has no response token, so no loss; give it a response"):
+        mean_losses(MODEL, [*rows[:3], silent])
+
+
+def test_a_loss_that_is_not_finite_names_its_example() -> None:
+    """Of rows that are packed together, all of which it spoils."""
+    rows = [encode(record(i, "ab", "c" if i else "~"), MODEL.tokenizer) for i in (2, 0, 1)]
+    token = next(iter(set(rows[1].ids.tolist()) - set(rows[0].ids.tolist())))
+    broken = replace(MODEL, base={**MODEL.base, "embed": MODEL.base["embed"].at[token].set(jnp.nan)})
+    values = mean_losses(broken, rows)
+    with pytest.raises(UserError, match=r"^example e0: its loss under the warm model is not finite \(\d of 3 so\)"):
+        refuse_nonfinite(broken, rows, values, "under the warm model")
+    refuse_nonfinite(MODEL, rows, mean_losses(MODEL, rows))
+
+
+@pytest.mark.parametrize("sizes", [(8, 1), (2, 4)], ids=["data", "fsdp"])
+def test_mean_losses_on_meshes(sizes: tuple[int, int]) -> None:
+    rows = [encode(record(i, "ab" * (i % 5 + 1), "xyz" * (i % 3 + 1)), MODEL.tokenizer) for i in range(20)]
+    mesh = make_mesh(*sizes)
+    spread = replace(MODEL, base=jax.device_put(MODEL.base, param_shardings(MODEL.base, mesh)))
+    one, many = mean_losses(MODEL, rows, 256), mean_losses(spread, rows, 512, mesh, row_length=64)
+    np.testing.assert_allclose(many, one, rtol=1e-5)
 
 
 def test_what_is_too_long_is_left_out_or_cut_and_counted() -> None:

@@ -23,7 +23,7 @@ from ntk_jax.kernels.names import OBJECTIVES
 from ntk_jax.kernels.objectives import LABEL_AWARE, LINEAR, Objective, head_coherence
 from ntk_jax.kernels.parameters import refuse_fresh_lora, split_parameters
 from ntk_jax.kernels.rows import Layout, batches_of, frozen_readout, layout_for, make_step
-from ntk_jax.kernels.score import directional_scores, mean_hidden_states
+from ntk_jax.kernels.score import directional_scores, mean_hidden_states, pooled_hidden_states
 from ntk_jax.kernels.step import directional_step, gradient_step
 from ntk_jax.models.attention_kernel import Kernel
 from ntk_jax.models.decoder import hidden_states
@@ -316,6 +316,55 @@ def test_mean_hidden_state_comes_from_the_same_pass():
         model.graphdef, model.lora, model.base, ids, jnp.arange(ids.shape[1])[None], jnp.ones_like(ids)
     )
     np.testing.assert_allclose(fused[3], np.asarray(direct)[0].mean(axis=0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ("llama", "qwen2"))
+@pytest.mark.parametrize(
+    ("pooling", "over"), [("mean", "all"), ("position", "all"), ("mean", "response"), ("position", "response")]
+)
+def test_pooled_hidden_states_are_those_of_each_example_alone(family, pooling, over):
+    """Σ w_i h_i / Σ w_i, as plainly as can be, over the states of one unpadded example."""
+    model, pool = tiny_model(family), random_rows(9, seed=21)
+    found = pooled_hidden_states(model, pool, LAYOUT, pooling=pooling, over=over)
+    for row, pooled in zip(pool, found, strict=True):
+        ids = jnp.asarray(row.ids)[None]
+        states = hidden_states(
+            model.graphdef, model.lora, model.base, ids, jnp.arange(ids.shape[1])[None], jnp.ones_like(ids)
+        )
+        total, weights = np.zeros(model.config.hidden_size), 0.0
+        for number, state in enumerate(np.asarray(states, np.float64)[0], start=1):
+            if over == "all" or row.span[number - 1]:
+                weight = number if pooling == "position" else 1
+                total, weights = total + weight * state, weights + weight
+        np.testing.assert_allclose(pooled, total / weights, rtol=1e-4, atol=1e-5)
+    alone = pooled_hidden_states(model, pool, dataclasses.replace(LAYOUT, packed=False), pooling=pooling, over=over)
+    np.testing.assert_allclose(alone, found, rtol=1e-4, atol=1e-5)
+    if (pooling, over) == ("mean", "all"):
+        np.testing.assert_array_equal(found, mean_hidden_states(model, pool, LAYOUT))
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 4, 1)], ids=["data", "fsdp"])
+def test_pooled_hidden_states_of_one_and_eight_devices_agree(sizes):
+    model, pool, mesh = tiny_model(), random_rows(12, seed=22), make_mesh(*sizes)
+    spread = dataclasses.replace(
+        model,
+        base=jax.device_put(model.base, param_shardings(model.base, mesh)),
+        lora=jax.device_put(model.lora, param_shardings(model.lora, mesh)),
+    )
+    one = pooled_hidden_states(model, pool, LAYOUT, pooling="position", over="response")
+    many = pooled_hidden_states(
+        spread, pool, dataclasses.replace(LAYOUT, mesh=mesh), pooling="position", over="response"
+    )
+    np.testing.assert_allclose(many, one, rtol=1e-4, atol=1e-5)
+
+
+def test_a_pooled_state_that_is_not_finite_names_the_example():
+    model, pool = tiny_model(), random_rows(3, seed=23)
+    token = int(pool[1].ids[-1])
+    first = next(row for row in pool if token in row.ids)
+    broken = dataclasses.replace(model, base={**model.base, "embed": model.base["embed"].at[token].set(jnp.nan)})
+    with pytest.raises(UserError, match=f"example {first.id}: its hidden state is not finite"):
+        pooled_hidden_states(broken, pool, LAYOUT, pooling="position")
 
 
 def test_adam_preconditioned_direction():

@@ -630,6 +630,22 @@ def test_an_estimate_of_disk_is_near_what_the_run_wrote(inputs, finished):
     assert 1 / 1.5 < found["total"]["disk"] / sum(sizes.values()) < 1.5
 
 
+def test_the_domain_keeps_its_share_of_every_step(inputs):
+    """A mixture and the mean over examples, through the run: the same steps for every arm, and an exact account."""
+    changes = {"mixture": "domain_share", "domain_share": 0.5, "loss": "example_mean"}
+    config = tiny_run_config(inputs, "mixed", select={"methods": ["random"]}, finetune=changes)
+    found = json.loads((run(config) / "evaluate" / "results.json").read_text())["arms"]
+    trained = {arm["name"]: arm for arm in found if arm["steps"]}
+    assert len({arm["steps"] for arm in trained.values()}) == 1
+    assert 0 < trained["random"]["domain_label_tokens"] < trained["random"]["label_tokens"]
+    assert trained["domain"]["domain_label_tokens"] == trained["domain"]["label_tokens"]
+    estimated = {(row["stage"], row["part"]): row for row in estimate_run(PIPELINE, config)["stages"]}
+    for arm in ("domain", "random"):
+        assert estimated["finetune", arm]["tokens"] == pytest.approx(trained[arm]["tokens"], rel=0.2)
+    summary = atomic.read_json(Path(config.out) / "finetune" / "random" / "summary.json")
+    assert (summary["mixture"], summary["loss"]) == ("domain_share", "example_mean")
+
+
 def test_an_arm_of_a_file_is_trained_with_the_same_budget(inputs):
     """Any JSONL selected elsewhere."""
     path = inputs / "elsewhere.jsonl"

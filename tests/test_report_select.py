@@ -332,6 +332,34 @@ def test_unequal_label_tokens_are_warned_of(run: Path) -> None:
     assert notice is not None and "10% of them the domain's" in notice.cases[1]
 
 
+def test_a_mean_over_examples_has_no_unequal_lessons(run: Path) -> None:
+    edit(
+        run / "plan.json",
+        lambda p: p["pipelines"]["select"]["config"].setdefault("finetune", {}).update(loss="example_mean"),
+    )
+    assert warned(run, "unequal numbers") is None
+
+
+def test_it_is_said_where_the_domain_alone_wins(run: Path) -> None:
+    no_collapse(run)
+    paired(run, pair("kernel", "domain", "normalized", 0.05, 0.02, 0.08))
+    assert warned(run, "domain alone wins") is None
+    paired(
+        run,
+        pair("kernel", "domain", "normalized", -0.05, -0.08, -0.02),
+        pair("domain", "random", "raw", 0.04, 0.01, 0.07),
+        pair("base", "domain", "raw", -0.2, -0.3, -0.1),
+    )
+    everywhere(
+        run,
+        "The domain alone wins",
+        "“domain + kernel” minus “domain only”: accuracy, normalized, −5.0 points [−8.0, −2.0].",
+        "“domain + random” minus “domain only”: accuracy, raw, −4.0 points [−7.0, −1.0].",
+    )
+    notice = warned(run, "domain alone wins")
+    assert notice is not None and len(notice.cases) == 2  # the base model is no arm that anything was added to
+
+
 def test_the_equal_control_is_named(run: Path) -> None:
     arm = {"name": "length_matched", "title": "domain + random of equal length"}
     edit(run / "plan.json", lambda p: p["pipelines"]["select"]["facts"]["arms"].append(arm))

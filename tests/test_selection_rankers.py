@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from ntk_jax.errors import UserError
 from ntk_jax.selection import bm25, length_matched
-from ntk_jax.selection.ranker import Candidates, Checkpoint, Components, Ranker, Sketches
+from ntk_jax.selection.ranker import Candidates, Checkpoint, Components, Embeddings, Ranker, Sketches
 from ntk_jax.selection.rankers import RANKERS
 from ntk_jax.selection.sketch_store import create_sketches
 from ntk_jax.selection.votes import Votes, keep_most_voted
@@ -67,6 +67,9 @@ def everything(tmp_path_factory) -> Candidates:
     votes = rng.integers(0, 4, SIZE)
     votes[~usable] = -1
     pool = [record(" ".join(rng.choice(WORDS, 6)), str(rng.choice(WORDS))) for _ in range(SIZE)]
+    embedded = rng.standard_normal((len(places), WIDTH)).astype(np.float16)
+    losses = rng.gamma(2.0, size=(2, SIZE)).astype(np.float32)
+    losses[:, [0, 7, 29]] = np.nan
     candidates = Candidates(
         count=COUNT,
         seed=3,
@@ -98,6 +101,10 @@ def everything(tmp_path_factory) -> Candidates:
             for number, weight in enumerate((0.75, 0.25))
         ],
         votes=(votes, rng.random(SIZE).astype(np.float32)),
+        embeddings=Embeddings(
+            lambda: iter(np.split(embedded, [5, 5, 20])), places, rng.standard_normal((3, WIDTH)).astype(np.float16)
+        ),
+        losses=(losses[0], losses[1]),
     )
     return dataclasses.replace(candidates, selected=earlier_selections(candidates))
 
@@ -123,9 +130,8 @@ class TestEveryRanker:
         np.testing.assert_array_equal(first.scores, again.scores)
 
     def test_it_uses_only_what_it_says_it_needs(self, everything: Candidates, ranker: Ranker):
-        absent = {
-            name: None for name in {"scores", "sketches", "components", "checkpoints", "votes"} - set(ranker.needs)
-        }
+        what = {"scores", "sketches", "components", "checkpoints", "votes", "embeddings", "losses"}
+        absent = {name: None for name in what - set(ranker.needs)}
         bare = dataclasses.replace(everything, **absent)
         expected = ranker.rank(everything, ranker.options())
         np.testing.assert_array_equal(ranker.rank(bare, ranker.options()).order, expected.order)
@@ -154,6 +160,10 @@ def test_labels():
     options = {name: ranker.options() for name, ranker in RANKERS.items()}
     found = {name: RANKERS[name].label_of(options[name], {"objective": "probe"}) for name in RANKERS}
     assert found["kernel"] == "ntk:probe" and found["sketch"] == "sketch:cosine" and found["random"] == "random"
+    assert found["embedding"] == "embedding:round_robin" and found["perplexity"] == "perplexity:middle"
+    assert found["kernel_residual"] == "residual:probe", (
+        "no exact score: the report takes what begins with ntk: for one"
+    )
 
 
 def bare(count: int, size: int, **more) -> Candidates:

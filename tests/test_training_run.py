@@ -15,6 +15,7 @@ import pytest
 from kernel_reference import random_rows, tiny_model
 
 from ntk_jax.data.batch import TokenRow
+from ntk_jax.data.packing import pad
 from ntk_jax.errors import UserError
 from ntk_jax.models.model import random_model
 from ntk_jax.parallel.mesh import make_mesh
@@ -46,8 +47,6 @@ def one_device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
 
 def test_accumulated_steps_equal_steps_on_one_big_batch(one_device: Trained) -> None:
     """The whole training written out: one padded batch a step, the token mean, plain optax."""
-    from ntk_jax.data.packing import pad
-
     model = tiny_model()
     optimizer = make_optimizer(settings_of(CONFIG))
     lora, state = model.lora, optimizer.init(model.lora)
@@ -67,6 +66,32 @@ def test_accumulated_steps_equal_steps_on_one_big_batch(one_device: Trained) -> 
         lora, state, loss = big_step(lora, state, batch, rate)
         assert one_device.history[step]["loss"] == pytest.approx(float(loss), rel=1e-5)
     assert largest_difference(one_device.lora, lora) < 1e-5
+
+
+def test_a_mean_over_examples(tmp_path: Path) -> None:
+    """Every example counts as much as any other, however long, over microbatches and devices: written out."""
+    config = replace(CONFIG, loss="example_mean")
+    model = tiny_model()
+    optimizer = make_optimizer(settings_of(config))
+    lora, state = model.lora, optimizer.init(model.lora)
+
+    @jax.jit
+    def mean_of_means(lora: Any, batches: Any) -> Any:
+        each = [loss_sum(model.graphdef, lora, model.base, b)[0] / (b.label_segment > 0).sum() for b in batches]
+        return sum(each) / len(each)
+
+    found = run(tmp_path / "one", config)
+    for step, rate in enumerate(learning_rates(config, 3)):
+        rows = step_rows(ROWS, step, config, 1)
+        assert len({int(row.span[:-1].sum()) for row in rows}) > 1
+        batches = [next(pad([row], row_length=16, rows_per_batch=1)).batch for row in rows]
+        loss, gradient = jax.value_and_grad(mean_of_means)(lora, batches)
+        updates, state = optimizer.update(gradient, state, lora)
+        lora = jax.tree.map(lambda leaf, update, rate=rate: leaf + rate * update, lora, updates)
+        assert found.history[step]["loss"] == pytest.approx(float(loss), rel=1e-5)
+    assert largest_difference(found.lora, lora) < 1e-5
+    assert largest_difference(run(tmp_path / "eight", config, mesh=make_mesh(8)).lora, lora) < 2e-5
+    assert largest_difference(run(tmp_path / "tokens").lora, lora) > 1e-4  # it is another training
 
 
 def test_devices_do_not_matter(tmp_path: Path, one_device: Trained) -> None:

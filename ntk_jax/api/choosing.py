@@ -12,7 +12,7 @@ from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.records import Record
 from ntk_jax.data.sources import count_records, read_records
 from ntk_jax.errors import UserError
-from ntk_jax.selection.ranker import Candidates, Checkpoint, Components, Ranking, Sketches
+from ntk_jax.selection.ranker import Candidates, Checkpoint, Components, Embeddings, Ranking, Sketches
 from ntk_jax.selection.rankers import make_options, ranker_of
 from ntk_jax.storage.arrays import Store
 
@@ -30,6 +30,8 @@ def select(
     components: tuple[Any, Any, Any] | None = None,
     checkpoints: Sequence[tuple[Store, Store, float]] | None = None,
     votes: tuple[np.ndarray, np.ndarray] | None = None,
+    embeddings: tuple[np.ndarray, np.ndarray] | None = None,
+    losses: tuple[np.ndarray, np.ndarray] | None = None,
     selected: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Ranking:
@@ -39,10 +41,10 @@ def select(
         scores: [N], from `directional_scores`; NaN is an example without a score. None for rankers that look at none.
         count: how many to select.
         by: the ranker, one of `RANKERS`: `kernel` (the largest scores), `sketch`, `less`, `low_rank`, `votes`,
-            `bm25`, `dsir`, `random`, `length_matched`.
+            `kernel_residual`, `embedding`, `tsds`, `perplexity`, `paths`, `bm25`, `dsir`, `random`, `length_matched`.
         options: its options, such as `{"by": "max"}` for `sketch`; what is not given has its default.
         rows: the pool's examples from `token_rows`: None marks those that may not be selected. Without them that is
-            whatever has no score. `length_matched` takes the lengths of responses from them.
+            whatever has no score. `length_matched` and `kernel_residual` take the lengths of responses from them.
         pool, domain: for `bm25`, records or what `read_records` takes; the pool is streamed twice.
         sketches: for `sketch`, the open stores of pool and domain from `sketch(..., out=)`.
         components: for `low_rank`, [N, k] scores along k directions from `directional_scores`, NaN without one; [k]
@@ -50,6 +52,10 @@ def select(
         checkpoints: for `less`, of each checkpoint the open stores of pool and domain and its weight, such as those
             below `less/` of a run; `domain` has the domain's records, for their subtasks.
         votes: for `votes`, [N] votes (-1: may not be selected) and [N] mean similarity, which decides between equals.
+        embeddings: for `embedding` and `tsds`, those of pool [N, D] and domain [m, D], as from `embeddings`; a row of
+            NaN is an example that may not be selected.
+        losses: for `perplexity` and `paths`, those of the pool before and after a warm-up, [N] each, as from `losses`;
+            NaN is an example without one.
         selected: for `length_matched`, the selections of other rankers by name, places best first. One that is not here
             is made first, with that ranker's default options.
         seed: of what is drawn.
@@ -78,28 +84,26 @@ def select(
     known = None if scores is None else np.asarray(scores, np.float32)
     if known is not None and known.ndim != 1:
         raise UserError(f"scores have shape {known.shape}; give one score an example, [N]")
+    near = None if embeddings is None else _embeddings(*map(np.asarray, embeddings))
     steps = [Checkpoint(Sketches(a, b, np.arange(a.rows)), weight) for a, b, weight in checkpoints or ()] or None
     along = None if components is None else Components(*(np.asarray(part) for part in components))
     values = known if along is None or known is not None else along.values[:, 0]
     stores = sketches or (None if steps is None else (steps[0].sketches.pool, steps[0].sketches.domain))
-    size = _size(values, rows, pool, stores, votes)
+    size = _size(values, rows, pool, stores, votes, embeddings, losses)
     earlier = {name: np.asarray(order) for name, order in (selected or {}).items()}
     for other in set(ranker.after(options)) - set(earlier):
         if other == by:
             raise UserError(f"the ranker {by} cannot look at its own selection; name another")
         made = select(
             scores, count, by=other, rows=rows, pool=pool, domain=domain, sketches=sketches, components=components,
-            checkpoints=checkpoints, votes=votes, selected=earlier, seed=seed,
+            checkpoints=checkpoints, votes=votes, embeddings=embeddings, losses=losses, selected=earlier, seed=seed,
         )  # fmt: skip
         earlier[other] = made.order
-    length, span = np.zeros(size, np.int32), np.zeros(size, np.int32)
-    for place, row in enumerate(rows or ()):
-        if row is not None:
-            length[place], span[place] = len(row.ids), int(row.span.sum())
+    length, span = _lengths(size, rows)
     candidates = Candidates(
         count=count,
         seed=seed,
-        usable=_usable(size, values, rows, stores, votes),
+        usable=_usable(size, values, rows, stores, votes, embeddings, losses),
         length=length,
         span=span,
         records=lambda: _records(pool, by),
@@ -110,6 +114,8 @@ def select(
         components=along,
         checkpoints=steps,
         votes=None if votes is None else (np.asarray(votes[0]), np.asarray(votes[1], np.float32)),
+        embeddings=near,
+        losses=None if losses is None else (np.asarray(losses[0], np.float32), np.asarray(losses[1], np.float32)),
     )
     return ranker.rank(candidates, options)
 
@@ -120,6 +126,8 @@ def _size(
     pool: Any,
     sketches: tuple[Store, Store] | None,
     votes: tuple[np.ndarray, np.ndarray] | None,
+    embeddings: tuple[np.ndarray, np.ndarray] | None,
+    losses: tuple[np.ndarray, np.ndarray] | None,
 ) -> int:
     """N, on which all that is given must agree. Files are counted only where nothing else says how many there are."""
     sizes = {
@@ -127,6 +135,9 @@ def _size(
         "rows": None if rows is None else len(rows),
         "sketches": None if sketches is None else sketches[0].rows,
         "votes": None if votes is None else len(votes[0]),
+        "embeddings": None if embeddings is None else len(embeddings[0]),
+        "losses before": None if losses is None else len(losses[0]),
+        "losses after": None if losses is None else len(losses[1]),
     }
     given = {name: size for name, size in sizes.items() if size is not None}
     if not given:
@@ -138,12 +149,23 @@ def _size(
     return next(iter(given.values()))
 
 
+def _lengths(size: int, rows: Sequence[TokenRow | None] | None) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of whole examples and of their responses, [N] each, 0 where not known."""
+    length, span = np.zeros(size, np.int32), np.zeros(size, np.int32)
+    for place, row in enumerate(rows or ()):
+        if row is not None:
+            length[place], span[place] = len(row.ids), int(row.span.sum())
+    return length, span
+
+
 def _usable(
     size: int,
     scores: np.ndarray | None,
     rows: Sequence[TokenRow | None] | None,
     sketches: tuple[Store, Store] | None,
     votes: tuple[np.ndarray, np.ndarray] | None,
+    embeddings: tuple[np.ndarray, np.ndarray] | None,
+    losses: tuple[np.ndarray, np.ndarray] | None,
 ) -> np.ndarray:
     """[N] bool. Rows know best; what was not scored may still be drawn at random where they are given."""
     if rows is not None:
@@ -155,7 +177,20 @@ def _usable(
         usable &= sketches[0].read("status") == KEPT
     if votes is not None:
         usable &= np.asarray(votes[0]) >= 0
+    if embeddings is not None:
+        usable &= ~np.isnan(embeddings[0]).all(axis=1)
+    if losses is not None:
+        usable &= ~(np.isnan(losses[0]) | np.isnan(losses[1]))
     return usable
+
+
+def _embeddings(pool: np.ndarray, domain: np.ndarray) -> Embeddings:
+    if pool.ndim != 2 or domain.ndim != 2 or pool.shape[1] != domain.shape[1]:
+        raise UserError(
+            f"the embeddings of pool and domain have shapes {pool.shape} and {domain.shape}; give [N, D] and [m, D] of "
+            "one model"
+        )
+    return Embeddings(lambda: iter((pool,)), np.arange(len(pool)), domain)
 
 
 def _records(pool: Any, ranker: str) -> Iterator[Record]:

@@ -42,6 +42,7 @@ class Batch:
     that have a next token in their own segment; G is rounded up so that few shapes compile.
     branches: [B, T] int32 or None: tokens of branch b > 0 see branch 0 (the shared prompt) and their
     own branch only; how all answers of a multiple-choice question share one prompt.
+    label_weight: float32 like the label arrays, or None: what a label's loss is multiplied by in training.
     """
 
     tokens: Any
@@ -52,6 +53,7 @@ class Batch:
     label_target: Any
     label_segment: Any
     branches: Any = None
+    label_weight: Any = None
 
 
 @dataclass(frozen=True)

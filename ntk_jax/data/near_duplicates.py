@@ -82,6 +82,7 @@ def shingles(text: str, words: int) -> np.ndarray:
     return np.unique(run_hashes(found, min(words, len(found)))) if len(found) else np.zeros(0, np.uint64)
 
 
+@functools.cache
 def bands(threshold: float, permutations: int) -> tuple[int, int]:
     """(bands, numbers in a band): as many numbers as leave a chance of 99% that two texts just at the threshold share a
     band; what shares one by accident is compared, and found unlike."""
@@ -100,6 +101,15 @@ def band_keys(signatures: np.ndarray, band: int, threshold: float) -> np.ndarray
     keys = np.full(len(signatures), band + 1, np.uint64)
     for place in range(band * rows, (band + 1) * rows):
         keys = mix(keys ^ signatures[:, place].astype(np.uint64))
+    return keys
+
+
+def keys_of_bands(signature: np.ndarray, threshold: float) -> np.ndarray:
+    """The `band_keys` of one text in all bands: [bands] uint64. signature: [permutations] uint32."""
+    count, rows = bands(threshold, len(signature))
+    keys = np.arange(1, count + 1, dtype=np.uint64)
+    for numbers in signature[: count * rows].reshape(count, rows).T:
+        keys = mix(keys ^ numbers.astype(np.uint64))
     return keys
 
 

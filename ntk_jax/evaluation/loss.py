@@ -69,7 +69,7 @@ def held_out_losses(
         rendering=rendering,
     )
     rows = [row for row in encoded if isinstance(row, TokenRow)]
-    values = iter(_mean_losses(model, rows, batch_tokens, mesh, progress))
+    values = iter(mean_losses(model, rows, batch_tokens, mesh, progress))
     losses: list[Loss] = []
     for record, count, row in zip(records, counts, encoded, strict=True):
         if isinstance(row, Dropped):
@@ -99,17 +99,47 @@ def _labels(row: TokenRow) -> int:
     return int(np.count_nonzero(row.span[:-1]))
 
 
-def _mean_losses(
-    model: Model, rows: Sequence[TokenRow], batch_tokens: int, mesh: Mesh | None, progress: Progress | None
+def mean_losses(
+    model: Model,
+    rows: Sequence[TokenRow],
+    batch_tokens: int = 8192,
+    mesh: Mesh | None = None,
+    progress: Progress | None = None,
+    *,
+    row_length: int | None = None,
 ) -> np.ndarray:
-    """[N] float64, nats a token."""
+    """[N] float64, nats a token: the mean of −log p over the labels of each row's span.
+
+    row_length: positions of a packed row, a multiple of 64, for lists that shall share their compiled shapes; None: as
+    long as the longest row asks for. Cost: 2 P FLOPs a token and 2 V D a label.
+    Raises UserError: a row without a label (it is named).
+    """
     if not rows:
         return np.zeros(0)
-    length = row_length_of(max(len(row.ids) for row in rows))
+    labels = np.array([_labels(row) for row in rows])
+    if not labels.all():
+        number = int(np.argmin(labels))
+        raise UserError(
+            f"example {rows[number].id or f'number {number}'} has no response token, so no loss; give it a response, "
+            "or leave it out"
+        )
+    length = row_length or row_length_of(max(len(row.ids) for row in rows))
     batches = pack(rows, **batch_shape(length, batch_tokens, mesh))
     finished = (lambda done: progress(done, len(rows))) if progress is not None else None
     sums = log_prob_sums(model, batches, len(rows), mesh=mesh, finished=finished)
-    return -sums.astype(np.float64) / [_labels(row) for row in rows]
+    return -sums.astype(np.float64) / labels
+
+
+def refuse_nonfinite(model: Model, rows: Sequence[TokenRow], values: np.ndarray, under: str = "") -> None:
+    """Raises UserError naming the first row whose loss of `values` [N], from `mean_losses`, is not finite."""
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):  # what is not finite spreads over its packed row: alone, each names itself
+        alone = (int(i) for i in bad)
+        first = next((i for i in alone if not np.isfinite(mean_losses(model, [rows[i]])).all()), int(bad[0]))
+        raise UserError(
+            f"example {rows[first].id or f'number {first}'}: its loss {under + ' ' if under else ''}is not finite "
+            f"({len(bad)} of {len(rows)} so); check the weights with `ntk-jax doctor`, or compute in float32"
+        )
 
 
 def compare_losses(

@@ -6,6 +6,7 @@ by segment; the primal pass also yields the mean hidden state that the pre-selec
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ import numpy as np
 
 from ntk_jax.data.batch import Batch, TokenRow
 from ntk_jax.errors import UserError
+from ntk_jax.kernels.names import Over, Pooling
 from ntk_jax.kernels.objectives import Objective
 from ntk_jax.kernels.parameters import Tree, split_parameters
 from ntk_jax.kernels.rows import Layout, batches_of, frozen_readout, make_step, on_devices
@@ -83,16 +85,40 @@ def mean_hidden_states(
     model: Model, rows: Sequence[TokenRow], layout: Layout, *, progress: Callable[[int, int], None] | None = None
 ) -> np.ndarray:
     """[N, D] fp32: the mean over an example's tokens of the final hidden state (arXiv 2511.07380, stage 1)."""
+    return pooled_hidden_states(model, rows, layout, progress=progress)
+
+
+def pooled_hidden_states(
+    model: Model,
+    rows: Sequence[TokenRow],
+    layout: Layout,
+    *,
+    pooling: Pooling = "mean",
+    over: Over = "all",
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """[N, D] fp32: Σ w_i h_i / Σ w_i of an example's final hidden states h_1 ... h_T, one forward pass, 2 P a token.
+
+    pooling: `mean`, w_i = 1, or `position`, w_i = i, so that later tokens, which have read more, count more
+    (Muennighoff, SGPT, arXiv 2202.08904; RDS+, arXiv 2503.01807). over: `all` tokens of the example, or the
+    `response`: the positions of its span, with i still counted from the example's beginning.
+
+    Raises UserError: a state that is not finite (naming the example).
+    """
     objective = Objective("sum_logits")
     step = make_step(model, objective, layout, "lora")  # nothing is differentiated, so an adapter need not be there
     hidden = np.zeros((len(rows), model.config.hidden_size), np.float32)
 
     def compute(batch: Batch) -> jax.Array:
-        return pooled_step(step, model.lora, {"base": model.base}, batch)
+        return pooled_step(step, model.lora, {"base": model.base}, batch, pooling, over)
 
     for index, pooled in _one_behind(compute, rows, layout, objective, progress):
         hidden[index[index >= 0]] = on_host(pooled)[index >= 0]
-    _refuse_nonfinite(hidden, rows)
+    bad = np.flatnonzero(~np.isfinite(hidden).all(axis=1))
+    if len(bad) and layout.packed:  # what is not finite spreads over its packed row: alone, each names itself
+        alone = dataclasses.replace(layout, packed=False)
+        hidden[bad] = pooled_hidden_states(model, [rows[int(i)] for i in bad], alone, pooling=pooling, over=over)
+    _refuse_nonfinite(hidden, rows, "hidden state")
     return hidden
 
 
@@ -182,11 +208,11 @@ def _refuse_unusable(norms: jax.Array) -> None:
         raise UserError(f"{which} holds NaN or Inf, or its norm leaves the range of fp32; compute it anew in float32")
 
 
-def _refuse_nonfinite(values: np.ndarray, rows: Sequence[TokenRow]) -> None:
+def _refuse_nonfinite(values: np.ndarray, rows: Sequence[TokenRow], what: str = "score") -> None:
     bad = np.flatnonzero(~np.isfinite(values).all(axis=-1))
     if len(bad):
         name = rows[int(bad[0])].id or f"number {int(bad[0])}"
         raise UserError(
-            f"example {name}: its score is not finite ({len(bad)} of {len(rows)} so); check the weights with "
+            f"example {name}: its {what} is not finite ({len(bad)} of {len(rows)} so); check the weights with "
             "`ntk-jax doctor`, or compute in float32"
         )

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ntk_jax.data.batch import Batch
+from ntk_jax.kernels.names import Over, Pooling
 from ntk_jax.kernels.objectives import Objective, example_values, readout, segment_members
 from ntk_jax.kernels.parameters import Tree, join_parameters
 from ntk_jax.models.attention_kernel import Kernel
@@ -116,11 +117,18 @@ def directional_step(
     return paired, pooled
 
 
-@functools.partial(jax.jit, static_argnames="step")
-def pooled_step(step: Step, theta: Tree, rest: Tree, batch: Batch) -> jax.Array:
-    """[B, S, D] fp32 mean final hidden state of each segment (one forward pass): what the votes compare."""
+@functools.partial(jax.jit, static_argnames=("step", "pooling", "over"))
+def pooled_step(
+    step: Step, theta: Tree, rest: Tree, batch: Batch, pooling: Pooling = "mean", over: Over = "all"
+) -> jax.Array:
+    """[B, S, D] fp32 final hidden states of each segment, averaged (one forward pass): what votes and embeddings
+    compare. pooling, over: as `kernels.score.pooled_hidden_states` says."""
     lora, base = join_parameters(theta, rest, step.parameters)
     hidden = hidden_states(step.graphdef, lora, base, batch.tokens, batch.positions, batch.segments, dtype=step.dtype)
-    members = segment_members(batch.segments, step.max_segments)
-    total = jnp.einsum("bts,btd->bsd", members, hidden.astype(jnp.float32))
-    return total / jnp.maximum(members.sum(axis=1), 1.0)[..., None]
+    weights = segment_members(batch.segments, step.max_segments)
+    if over == "response":
+        weights = weights * batch.span[..., None]
+    if pooling == "position":  # positions restart at 0 in each segment
+        weights = weights * (batch.positions[..., None] + 1)
+    total = jnp.einsum("bts,btd->bsd", weights, hidden.astype(jnp.float32), precision="highest")
+    return total / jnp.maximum(weights.sum(axis=1), 1.0)[..., None]

@@ -83,10 +83,10 @@ def importance(
     return Importance(np.log(counts[0]) - np.log(counts[1]), longest, mean)
 
 
-def gumbel(count: int, seed: int) -> np.ndarray:
+def gumbel(count: int, seed: int, stream: int = _STREAM) -> np.ndarray:
     """[count] Gumbel noise: the largest of log w + this are a sample without replacement in proportion to w
-    (Efraimidis & Spirakis, Weighted random sampling with a reservoir, 2006)."""
-    return np.random.default_rng([seed, _STREAM]).gumbel(size=count)
+    (Efraimidis & Spirakis, Weighted random sampling with a reservoir, 2006). stream: each use has its own."""
+    return np.random.default_rng([seed, stream]).gumbel(size=count)
 
 
 def rank(candidates: Candidates, options: DsirOptions) -> Ranking:

@@ -50,6 +50,16 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Embeddings:
+    """The embeddings of pool and domain. blocks: streams the pool's rows [n, D], in order and anew at each call.
+    places: [n] ascending places in the pool of these rows. domain: [m, D]. All of any norm and float dtype."""
+
+    blocks: Callable[[], Iterator[np.ndarray]]
+    places: np.ndarray
+    domain: np.ndarray
+
+
+@dataclass(frozen=True)
 class Candidates:
     """What a ranker may look at. N is the number of pool examples of the run, and a place is an index below it.
 
@@ -57,8 +67,8 @@ class Candidates:
     int32, tokens of the whole example and of its response, 0 where not usable. records: streams all N records in order,
     anew at each call. domain: the domain's usable records. selected: what earlier rankers of the same run selected,
     places best first, by the ranker's name. scores: [N] fp32 exact kernel scores, NaN where there is none. sketches,
-    components, checkpoints, votes: what those stages stored. Of these and of the scores only what the ranker `needs` is
-    there; the others are None.
+    components, checkpoints, votes, embeddings, losses: what those stages stored. Of these and of the scores only what
+    the ranker `needs` is there; the others are None.
     """
 
     count: int
@@ -74,6 +84,8 @@ class Candidates:
     components: Components | None = None
     checkpoints: Sequence[Checkpoint] | None = None
     votes: tuple[np.ndarray, np.ndarray] | None = None  # [N] votes (-1 where not usable) and [N] mean similarity
+    embeddings: Embeddings | None = None
+    losses: tuple[np.ndarray, np.ndarray] | None = None  # [N] nats a token, base and warmed up, NaN where there is none
     progress: Callable[[int, int], None] = lambda done, total: None
 
 
@@ -91,8 +103,9 @@ class Ranker:
 
     name: what it is asked for by, and the name of its files. title: for people. help: what it does, with its paper.
     rank: the function. options: the dataclass of its settings, each a `setting` with a default. needs: what of
-    `scores`, `sketches`, `components`, `checkpoints`, `votes` must be there, and so what is computed before it. after:
-    the rankers whose selections it looks at, by its options. label: what a selected record says in "method"; settings:
+    `scores`, `sketches`, `components`, `checkpoints`, `votes`, `embeddings`, `losses` must be there, and so what is
+    computed before it. after: the rankers whose selections it looks at, by its options. label: what a selected record
+    says in "method"; settings:
     {"objective": ...}.
     """
 

@@ -7,7 +7,22 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from ntk_jax.errors import UserError
-from ntk_jax.selection import bm25, dsir, kernel, length_matched, less, low_rank, random, sketch, votes
+from ntk_jax.selection import (
+    bm25,
+    dsir,
+    embedding,
+    kernel,
+    kernel_residual,
+    length_matched,
+    less,
+    low_rank,
+    paths,
+    perplexity,
+    random,
+    sketch,
+    tsds,
+    votes,
+)
 from ntk_jax.selection.ranker import Ranker
 
 RANKERS: dict[str, Ranker] = {
@@ -18,6 +33,11 @@ RANKERS: dict[str, Ranker] = {
         less.RANKER,
         low_rank.RANKER,
         votes.RANKER,
+        kernel_residual.RANKER,
+        embedding.RANKER,
+        tsds.RANKER,
+        perplexity.RANKER,
+        paths.RANKER,
         bm25.RANKER,
         dsir.RANKER,
         random.RANKER,

@@ -15,7 +15,7 @@ import numpy as np
 from ntk_jax.data.batch import PackedBatch, TokenRow
 from ntk_jax.errors import UserError
 from ntk_jax.training.optimizer import TrainConfig
-from ntk_jax.training.order import Shapes, count_seen, count_steps, microbatches, plan_shapes, step_rows
+from ntk_jax.training.order import Shapes, count_seen, count_steps, microbatches, plan_shapes, step_indices, step_rows
 
 
 class Feed(Protocol):
@@ -67,6 +67,10 @@ class Examples:
         return plan_shapes(
             self.rows, config, steps=self.steps, seed=self.seed, row_length=self.row_length, groups=groups
         )
+
+    def ordinals(self, step: int) -> np.ndarray:
+        """Which of the rows a step has, in the order in which `PackedBatch.index` counts them."""
+        return step_indices(step, len(self.rows), self.config.batch_size, self.seed)
 
     def step(self, step: int, shapes: Shapes) -> tuple[list[TokenRow], list[PackedBatch]]:
         chosen = step_rows(self.rows, step, self.config, self.seed)

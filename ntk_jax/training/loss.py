@@ -5,12 +5,14 @@ The LM head meets only the label positions: they are gathered first, and the [B,
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ntk_jax.data.batch import Batch
+from ntk_jax.data.batch import Batch, PackedBatch
 from ntk_jax.models.decoder import hidden_states
 from ntk_jax.models.head import head_matrix, target_log_probs, target_log_probs_and_greedy
 
@@ -51,7 +53,8 @@ def label_states(graphdef: Any, lora: Any, base: Any, batch: Batch, dtype: Any, 
 def loss_sum(
     graphdef: Any, lora: Any, base: Any, batch: Batch, *, dtype: Any = jnp.float32, remat: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """Sum of -log p over the batch's labels (scalar), and the first slot whose value is not finite (-1: none).
+    """Sum of -log p over the batch's labels (scalar), each times its weight where the batch has weights, and the first
+    slot whose value is not finite (-1: none).
 
     The slot is a flat index into the label arrays. The sum, not the mean, is differentiated: microbatches of one
     optimiser step then add up to exactly the token mean of the whole step, whatever their sizes.
@@ -59,4 +62,21 @@ def loss_sum(
     log_probs = label_log_probs(graphdef, lora, base, batch, dtype=dtype, remat=remat)
     broken = ~jnp.isfinite(log_probs).reshape(-1)
     first = jnp.where(jnp.any(broken), jnp.argmax(broken), -1).astype(jnp.int32)
+    if batch.label_weight is not None:
+        log_probs = log_probs * batch.label_weight
     return -jnp.sum(log_probs), first
+
+
+def weighing_examples(packed: PackedBatch) -> PackedBatch:
+    """The batch with weights under which every example counts as much as any other: 1 / its number of labels.
+
+    label arrays: [groups, M] or [B, G], as `label_log_probs` takes them.
+    """
+    batch = packed.batch
+    groups, (rows, length) = batch.label_position.shape[0], batch.tokens.shape
+    used = batch.label_segment > 0
+    row = np.arange(groups)[:, None] * (rows // groups) + batch.label_position // length
+    example = np.where(used, row * (packed.index.shape[1] + 1) + batch.label_segment, 0)
+    labels = np.bincount(example.ravel(), weights=used.ravel())
+    weight = np.where(used, 1.0 / np.maximum(labels[example], 1.0), 0.0).astype(np.float32)
+    return replace(packed, batch=replace(batch, label_weight=weight))

@@ -29,6 +29,7 @@ class TrainConfig:
     beta1: float = 0.9
     beta2: float = 0.999
     max_grad_norm: float = 1.0  # 0: no clipping
+    loss: Literal["token_mean", "example_mean"] = "token_mean"  # over all label tokens of a step, or over its examples
     tokens_per_microbatch: int = 8192  # over all devices
     checkpoint_every: int = 50  # optimiser steps
 
@@ -57,6 +58,8 @@ def check_config(config: TrainConfig, where: str = "training") -> None:
         raise UserError(f"{where}: epochs = 0 trains nothing; give a larger value or set max_steps")
     if config.schedule not in ("linear", "cosine", "constant"):
         raise UserError(f"{where}: schedule = {config.schedule!r} is not one of linear, cosine, constant")
+    if config.loss not in ("token_mean", "example_mean"):
+        raise UserError(f"{where}: loss = {config.loss!r} is not one of token_mean, example_mean")
 
 
 def learning_rates(config: TrainConfig, steps: int) -> np.ndarray:

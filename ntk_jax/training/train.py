@@ -29,7 +29,7 @@ from ntk_jax.parallel.rules import param_shardings, shard_batch
 from ntk_jax.training.checkpoints import Checkpoints, Entry, training_key
 from ntk_jax.training.feed import Feed, examples_of
 from ntk_jax.training.flops import training_flops
-from ntk_jax.training.loss import loss_sum
+from ntk_jax.training.loss import loss_sum, weighing_examples
 from ntk_jax.training.optimizer import (
     OptimizerSettings,
     TrainConfig,
@@ -109,9 +109,10 @@ def train(
 ) -> Trained:
     """Trains on `rows` and returns the trained parameters; called again after a kill, it goes on to the same bits.
 
-    The loss is the mean of -log p over the label tokens of the optimiser batch (response tokens only, by the
-    rows' span). rows: examples, whose order is the seed's; or a feed, which has its own steps and its own order, and
-    of which `epochs`, `max_steps` and `batch_size` of the config are not asked. row_length: positions of a packed row.
+    The loss is the mean of -log p over the label tokens of the optimiser batch (response tokens only, by the rows'
+    span), or with `config.loss` example_mean the mean over its examples of each one's mean. rows: examples, whose order
+    is the seed's; or a feed, which has its own steps and its own order, and of which `epochs`, `max_steps` and
+    `batch_size` of the config are not asked. row_length: positions of a packed row.
     parameters: "lora", "all" (adapter and base, or the base alone where there is no adapter), or a
     pattern over names as in `kernels.parameters`; not the adapters of some layers, whose result would be no adapter.
     folder: receives checkpoints/ and history.jsonl. progress(done, total, note) is called once a step,
@@ -154,7 +155,7 @@ def train(
         trainable = place(trainable, placed)
         frozen = place(frozen, _by_part(frozen, mesh))
     static = _Static(model.graphdef, dtype, remat, parameters, settings_of(config), shardings)
-    rates = learning_rates(config, steps)
+    rates, by_example = learning_rates(config, steps), config.loss == "example_mean"
 
     checkpoints = Checkpoints(folder, key)
     # The mesh in force lets the model pin its activations to the rows.
@@ -170,12 +171,14 @@ def train(
         pending: _Pending | None = None
         for step in range(first, steps):
             chosen, packed = feed.step(step, shapes)
+            if by_example:
+                packed = [weighing_examples(microbatch) for microbatch in packed]
             for number, microbatch in enumerate(packed):
                 batch = microbatch.batch if mesh is None else shard_batch(microbatch.batch, mesh)
                 carry = _accumulate(static, trainable, frozen, batch, np.int32(number), carry)
-            labels = np.float32(_count_labels(packed))
+            weights = sum(int(np.any(row.span[:-1])) for row in chosen) if by_example else _count_labels(packed)
             trainable, optimizer_state, carry, metrics = _update(
-                static, trainable, optimizer_state, carry, labels, rates[step]
+                static, trainable, optimizer_state, carry, np.float32(weights), rates[step]
             )
             if pending is not None:
                 _read(pending, history, rates, steps, progress)

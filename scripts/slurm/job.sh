@@ -28,8 +28,8 @@ Option             Variable            Meaning
 --config FILE      NTK_CONFIG          the config
 --out DIR          NTK_OUT             the run directory, on a file system that all nodes see, or gs://... or s3://...
 --shards N                             of one stage, compute only shard i of N, i being the array task's index
---merge STAGE                          first put the shards of this stage together: preselect, score, sketch or pool;
-                                       repeat it for several
+--merge STAGE                          first put the shards of this stage together: preselect, score, sketch,
+                                       embed, losses or pool; repeat it for several
 --setup FILE       NTK_SETUP           a shell file to source first: module load, the virtual environment
 --max-requeues N   NTK_MAX_REQUEUES    give up after so many returns to the queue (default 50)
 --dry-run                              print the commands, run nothing

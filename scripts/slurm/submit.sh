@@ -14,8 +14,8 @@ Usage: scripts/slurm/submit.sh --config FILE --shards N [OPTIONS] [-- --key=valu
 Submits, each job depending on the one before:
   1. warmup, and gradient (with select.methods kernel)
   2. preselect, an array of shards, then its merge (with preselect.method votes, or select.methods votes)
-  3. score (with select.methods kernel), and sketch (with select.methods sketch), an array of shards each; pool, if
-     neither of these nor preselect looks at the pool
+  3. what select.methods need of score, sketch, embed and losses, an array of shards each; pool, if neither of these
+     nor preselect looks at the pool
   4. the merge of the shards, select, and align
   5. finetune, evaluate and report
 The config says which of these there are: ntk_jax must be installed here too. Each job computes with the model, and gets
@@ -177,7 +177,7 @@ merges=()
 for stage in "${sharded[@]}"; do
   submit "$stage" "$array" "${many[@]}" -- --shards "$shards" "$stage"
   if [ "$stage" = preselect ]; then
-    # score and sketch need it closed; its merge counts the votes, for which the model runs once more over the domain
+    # the stages after it need it closed; its merge counts the votes, for which the model runs once more over the domain
     submit preselect-merge "${one[@]}" -- --merge preselect
   else
     merges+=(--merge "$stage")

@@ -112,6 +112,10 @@ class TrainSection:
     beta1: Fraction = setting(0.9, "decay of Adam's first moment; below 1")
     beta2: Fraction = setting(0.999, "decay of Adam's second moment; below 1")
     max_grad_norm: NotNegative = setting(1.0, "the gradient is clipped to this norm; 0: no clipping")
+    loss: Literal["token_mean", "example_mean"] = setting(
+        "token_mean",
+        "mean over the label tokens of a step, where long responses weigh more, or over its examples, each by its mean",
+    )
     tokens_per_microbatch: Count = setting(8192, "gradient accumulation: a step runs as many microbatches as it needs")
     checkpoint_every: Count = setting(50, "optimiser steps between two checkpoints")
 

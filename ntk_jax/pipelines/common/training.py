@@ -10,8 +10,9 @@ from ntk_jax.training.optimizer import TrainConfig, check_config
 
 
 def train_config(section: TrainSection, **changes: Any) -> TrainConfig:
-    """The trainer's settings of a section; changes: instead of the section's own."""
-    return TrainConfig(**{**dataclasses.asdict(section), **changes})
+    """The trainer's settings of a section, which may have more than these; changes: instead of the section's own."""
+    names = [field.name for field in dataclasses.fields(TrainSection)]
+    return TrainConfig(**{**{name: getattr(section, name) for name in names}, **changes})
 
 
 def check_training(section: TrainSection, where: str, **changes: Any) -> None:

@@ -17,7 +17,6 @@ from ntk_jax.kernels.parameters import Tree, join_parameters, split_parameters
 from ntk_jax.models.model import Model
 from ntk_jax.parallel import hosts
 from ntk_jax.pipelines.common.examples import Encoder, none_usable
-from ntk_jax.pipelines.common.sections import TrainSection
 from ntk_jax.pipelines.common.tensorboard import followed
 from ntk_jax.pipelines.common.training import check_training, train_config
 from ntk_jax.pipelines.common.weights import check_parameters, start_of, trained_model
@@ -38,12 +37,12 @@ def check(config: QuestionConfig) -> None:
     check_parameters(config.train.parameters, config.model.quantization, "train")
     if config.train.tokens is not None and config.train.max_steps is not None:
         raise UserError("train.tokens and train.max_steps both say how long to train; leave one of them out")
-    check_training(_plain(config), "train")
+    check_training(config.train, "train")
 
 
 def settings_of(config: QuestionConfig, **changes: Any) -> TrainConfig:
     """The trainer's settings."""
-    return train_config(_plain(config), **changes)
+    return train_config(config.train, **changes)
 
 
 def train(run: QuestionRun, folder: Path) -> Facts:
@@ -159,9 +158,3 @@ def row_length(rows: Sequence[TokenRow]) -> int:
     """Positions of a packed row that holds any of these."""
     longest = max(len(row.ids) for row in rows)
     return -(-longest // 64) * 64
-
-
-def _plain(config: QuestionConfig) -> Any:
-    """The section as other pipelines have it."""
-    values = {field.name: getattr(config.train, field.name) for field in dataclasses.fields(TrainSection)}
-    return TrainSection(**values)

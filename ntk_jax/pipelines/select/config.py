@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from ntk_jax.kernels.names import Over, Pooling
 from ntk_jax.pipelines.common.sections import (
     DataSection,
     DevicesSection,
@@ -20,6 +21,9 @@ from ntk_jax.pipelines.common.sections import (
     ShapeSection,
     TrainSection,
 )
+from ntk_jax.selection.clean import CleanOptions
+from ntk_jax.selection.diversity import DiversityOptions
+from ntk_jax.selection.quotas import QuotaOptions
 from ntk_jax.selection.rankers import RANKERS
 from ntk_jax.settings import Count, Fraction, Positive, Range, section, setting
 
@@ -69,6 +73,16 @@ class SketchSection:
 
 
 @dataclass(frozen=True)
+class EmbeddingSection:
+    """The embeddings that the methods embedding and tsds compare: hidden states behind the last layer, averaged. The
+    defaults are those of RDS+ (arXiv 2503.01807)."""
+
+    model: Literal["base", "warm"] = setting("base", "the model as it is, or with the warm-up's adapter")
+    pooling: Pooling = setting("position", "the i-th token counts i times, or all alike (mean)")
+    span: Over = setting("all", "all tokens of an example, or the positions that predict its response")
+
+
+@dataclass(frozen=True)
 class _Select:
     """How the selection is made: the best N by each method, ties by pool order."""
 
@@ -78,6 +92,9 @@ class _Select:
         f"{', '.join(RANKERS)}",
     )
     count: Count = setting(9000, "N, examples of each selection")
+    clean: CleanOptions = section(CleanOptions)
+    quotas: QuotaOptions = section(QuotaOptions)
+    diversity: DiversityOptions = section(DiversityOptions)
 
 
 # Each ranker's options are a section under its name, so that a ranker is added in one place (`selection/rankers.py`).
@@ -88,6 +105,23 @@ SelectSection: Any = dataclasses.make_dataclass(
     frozen=True,
     namespace={"__doc__": _Select.__doc__, "__module__": __name__},
 )
+
+
+@dataclass(frozen=True)
+class FinetuneSection(TrainSection):
+    """The training of every arm: all with as many steps, and the domain and what was selected mixed in the same way."""
+
+    mixture: Literal["concat", "domain_share", "selected_then_domain", "replay"] = setting(
+        "concat",
+        "concat: shuffled together; domain_share: so much of every step is the domain; selected_then_domain: in turns; "
+        "replay: in turns, with selected examples among the domain's",
+    )
+    domain_share: Annotated[float, Range(0, 1, open=True)] | None = setting(
+        None, "the domain's share of a step's examples, or of the steps where they take turns; null: of all examples"
+    )
+    replay_share: Annotated[float, Range(0, 1, open=True)] = setting(
+        0.25, "of replay, the share of selected examples in the domain's steps"
+    )
 
 
 @dataclass(frozen=True)
@@ -126,8 +160,9 @@ class SelectConfig:
     score: ScoreSection = section(ScoreSection)
     preselect: PreselectSection = section(PreselectSection)
     sketch: SketchSection = section(SketchSection)
+    embedding: EmbeddingSection = section(EmbeddingSection)
     select: SelectSection = section(SelectSection)
-    finetune: TrainSection = section(TrainSection)
+    finetune: FinetuneSection = section(FinetuneSection)
     evaluate: EvaluateSection = section(EvaluateSection)
     report: ReportSection = section(ReportSection)
     estimate: EstimateSection = section(EstimateSection)
@@ -146,8 +181,28 @@ def rankers_of(config: SelectConfig) -> list[str]:
 
 
 def needed(config: SelectConfig, what: str) -> bool:
-    """Whether a method of this run needs `scores`, `sketches` or `votes`."""
+    """Whether a method of this run needs `scores`, `sketches`, `votes`, `embeddings` or `losses`."""
     return any(what in RANKERS[method].needs for method in config.select.methods if method in RANKERS)
+
+
+def cleans(config: SelectConfig) -> bool:
+    """Whether anything is left out of selections for what its text or its sketch holds."""
+    clean = config.select.clean
+    return bool(clean.decontaminate) or clean.near_duplicates is not None or clean.cosine is not None
+
+
+def diversifies(config: SelectConfig, method: str) -> bool:
+    """Whether a method's selection is made of its best candidates by what they cover together."""
+    part = config.select.diversity
+    matched = bool(RANKERS[method].after(getattr(config.select, method)))
+    return part.method != "none" and (method in part.methods if part.methods is not None else not matched)
+
+
+def refines(config: SelectConfig) -> tuple[str, ...]:
+    """The sections by which selections differ from the best N of each method."""
+    part = config.select
+    used = {"clean": cleans(config), "quotas": part.quotas.on, "diversity": part.diversity.method != "none"}
+    return tuple(f"select.{name}" for name, on in used.items() if on)
 
 
 def arms_of(config: SelectConfig) -> tuple[str, ...]:

@@ -3,6 +3,7 @@ memory of a device, and the files that are left."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -21,10 +22,19 @@ from ntk_jax.pipelines.common.training import train_config
 from ntk_jax.pipelines.select.account import ARRAYS
 from ntk_jax.pipelines.select.align import directions_at_once
 from ntk_jax.pipelines.select.arms import arms
-from ntk_jax.pipelines.select.config import checkpoints_kept, keeps_checkpoints, resolved_votes
+from ntk_jax.pipelines.select.config import (
+    FinetuneSection,
+    checkpoints_kept,
+    cleans,
+    diversifies,
+    keeps_checkpoints,
+    resolved_votes,
+)
 from ntk_jax.pipelines.select.load import Load, Questions
 from ntk_jax.pipelines.select.memory import peak_memory, recomputes
 from ntk_jax.report.amounts import metric
+from ntk_jax.selection.diversity import diversity_flops
+from ntk_jax.training.blend import phases_of
 from ntk_jax.training.checkpoints import KEPT
 from ntk_jax.training.flops import forward_flops, gradient_flops, matrix_parameters, score_flops, training_flops
 from ntk_jax.training.order import count_seen, count_steps
@@ -101,6 +111,27 @@ def sketch(load: Load) -> Cost:
     return Cost((work,), Disk(stored + SMALL))
 
 
+def embed(load: Load) -> Cost:
+    """A forward pass over candidates and domain, without the head."""
+    run, pool, domain, count = load.run, load.pool, load.domain, candidates(load)
+    tokens, width = count * pool.tokens + domain.total, run.model.base.config.hidden_size
+    flops = forward_flops(run.model.base.config, round(tokens), lora_parameters=run.model.adapter_size)
+    work = Work(count + domain.count, tokens, flops, flops / pool.fill, memory=_memory(load, "embed"))
+    row, size = 2.0 * width + ACCOUNT_BYTES, run.config.score.block_examples
+    stored = store_bytes(count, size, row) + store_bytes(domain.count, min(size, round(domain.count)), row)
+    return Cost((work,), Disk(stored + SMALL))
+
+
+def losses(load: Load) -> Cost:
+    """A forward pass over the candidates with each of two models, and the head at the responses."""
+    run, count = load.run, candidates(load)
+    tokens, labels = count * load.pool.tokens, count * load.pool.responses
+    once = forward_flops(run.model.base.config, round(tokens), round(labels), lora_parameters=run.model.adapter_size)
+    work = Work(2 * count, 2 * tokens, 2 * once, 2 * once / load.pool.fill, memory=_memory(load, "losses"))
+    disk = store_bytes(count, run.config.score.block_examples, 8.0 + ACCOUNT_BYTES)
+    return Cost((work,), Disk(disk + SMALL))
+
+
 def pool(load: Load) -> Cost:
     """Tokenizing alone: nothing for the device."""
     return Cost((), Disk(store_bytes(load.pool.records, load.run.config.score.block_examples, ACCOUNT_BYTES) + SMALL))
@@ -111,6 +142,7 @@ def select(load: Load) -> Cost:
     config = load.run.config
     records = (len(config.select.methods) + 1) * config.select.count * (load.pool.bytes + _SELECTED)
     _state_selected(load)
+    _state_refined(load)
     return Cost((), Disk(records + 40 * min(1500, load.pool.count) + 2 * SMALL))
 
 
@@ -166,7 +198,7 @@ def _evaluation(load: Load, found: Questions, number: int) -> Work:
 
 
 def candidates(load: Load) -> float:
-    """Usable examples that are scored or sketched."""
+    """Usable examples that are scored, sketched, embedded or measured."""
     if load.run.config.preselect.method == "none":
         return load.pool.count
     return min(load.pool.count, resolved_votes(load.run.config)["preselect.keep"])
@@ -229,9 +261,15 @@ def _training(
 ) -> Work:
     """A training on the domain and `extra` pool examples; steps: instead of what the section says."""
     run, domain, pool, count = load.run, load.domain, load.pool, round(load.domain.count) + extra
-    tokens = (domain.count * domain.tokens + extra * pool.tokens) / max(count, 1)
-    responses = (domain.count * domain.responses + extra * pool.responses) / max(count, 1)
     seen = count_seen(count, train_config(section) if steps is None else train_config(section, max_steps=steps))
+    share = domain.count / max(count, 1)
+    if isinstance(section, FinetuneSection) and extra and steps is not None:
+        mixed = section.mixture, round(domain.count), extra, section.batch_size, steps
+        if phases := phases_of(*mixed, section.domain_share, section.replay_share):
+            seen = sum(many * (own + chosen) for many, own, chosen in phases)
+            share = sum(many * own for many, own, _ in phases) / seen
+    tokens = share * domain.tokens + (1 - share) * pool.tokens
+    responses = share * domain.responses + (1 - share) * pool.responses
     remat, size = recomputes(run), run.model.adapter_size
     flops = training_flops(
         run.model.base.config, round(seen * tokens), round(seen * responses), remat, lora_parameters=size
@@ -279,6 +317,23 @@ def _state_selected(load: Load) -> None:
     names = ["selected examples", *(["candidates"] if config.preselect.method == "votes" else [])]
     for name, number in zip(names, (config.select.count, candidates(load)), strict=False):
         load.grounds.assume(name, number, "as long as the pool on average", "longer or shorter ones may be preferred")
+
+
+def _state_refined(load: Load) -> None:
+    """What cleaning and diversity take beside the device."""
+    config, grounds = load.run.config, load.grounds
+    if cleans(config):
+        grounds.assume(
+            "examples left out", 0, "not counted", "few beside those selected; a line of some 200 bytes each"
+        )
+    part = config.select.diversity
+    methods = [method for method in config.select.methods if diversifies(config, method)]
+    if methods:
+        number = min(math.ceil(part.candidates * config.select.count), round(load.pool.count))
+        flops = len(methods) * diversity_flops(part.method, config.select.count, number, part.dim)
+        size = (12.0 if part.method == "dpp" else 4.0) * number * part.dim
+        text = f"{metric(flops, 'FLOP')} and {metric(size, 'B')} on the host, not counted among the device's"
+        grounds.known("diversity", flops, text, f"{number:,} candidates a method, selection/diversity.py")
 
 
 def _state_rules(load: Load) -> None:

@@ -10,6 +10,7 @@ from ntk_jax.data.formats import Reading
 from ntk_jax.data.sources import read
 from ntk_jax.engine.clock import Clock
 from ntk_jax.engine.stage import Facts
+from ntk_jax.errors import UserError
 from ntk_jax.models.peft import save_adapter
 from ntk_jax.parallel import hosts
 from ntk_jax.pipelines.common.examples import none_usable
@@ -21,6 +22,7 @@ from ntk_jax.pipelines.select.arms import Arm, arms
 from ntk_jax.pipelines.select.config import SelectConfig
 from ntk_jax.pipelines.select.state import SelectRun
 from ntk_jax.storage.atomic import make_folder, write_json
+from ntk_jax.training.blend import blend, domain_labels, phases_of
 from ntk_jax.training.checkpoints import discard_checkpoints
 from ntk_jax.training.order import count_steps
 from ntk_jax.training.train import train
@@ -29,7 +31,13 @@ from ntk_jax.training.train import train
 def check(config: SelectConfig) -> None:
     """Raises UserError for arms that do not exist, or settings that cannot be trained with."""
     arms_module.check(config)
-    check_training(config.finetune, "finetune")
+    section = config.finetune
+    check_training(section, "finetune")
+    size = section.batch_size
+    try:  # the sets' sizes are not known here; with these, only the section itself can be refused
+        phases_of(section.mixture, size, size, size, 2, section.domain_share, section.replay_share)
+    except UserError as error:
+        raise UserError(f"finetune.{error}") from None
 
 
 def check_inputs(run: SelectRun, closing: bool) -> None:
@@ -58,11 +66,23 @@ def _train(run: SelectRun, arm: Arm, place: Path, steps: int) -> None:
     name = f"finetune/{arm.name}"
     clock, base, domain = Clock(run.job.folder, name), run.model.base, run.domain.rows
     progress = clock.ticking(run.job.progress(f"finetune {arm.name}", steps, "steps"))
-    extra = _rows(run, arm)
+    extra, section = _rows(run, arm), run.config.finetune
+    settings = train_config(section, max_steps=steps)
+    feed = blend(
+        domain,
+        extra,
+        section.mixture,
+        settings,
+        steps=steps,
+        seed=run.config.seed,
+        row_length=run.row_length,
+        domain_share=section.domain_share,
+        replay_share=section.replay_share,
+    )
     trained = train(
         base,
-        domain + extra,
-        train_config(run.config.finetune, max_steps=steps),
+        feed,
+        settings,
         folder=place,
         seed=run.config.seed,
         row_length=run.row_length,
@@ -71,7 +91,6 @@ def _train(run: SelectRun, arm: Arm, place: Path, steps: int) -> None:
     )
     assert base.lora_config is not None  # a run always has an adapter
     save_adapter(place / "adapter", trained.lora, base.lora_config, base.config, run.config.model.path)
-    share = _label_tokens(domain) / max(_label_tokens(domain) + _label_tokens(extra), 1)
     summary: dict[str, Any] = {
         "title": arm.title,
         "examples": len(domain) + len(extra),
@@ -79,9 +98,10 @@ def _train(run: SelectRun, arm: Arm, place: Path, steps: int) -> None:
         "steps": trained.steps,
         "tokens": trained.tokens,
         "label_tokens": trained.label_tokens,
-        # The loss is a mean over label tokens: this is the domain's part of what is learnt. Passes over the data are
-        # whole but for the last, so its share of the data is its share of the training.
-        "domain_label_tokens": round(share * trained.label_tokens),
+        # Where the loss is a mean over label tokens, this is the domain's part of what is learnt.
+        "domain_label_tokens": domain_labels(feed, domain),
+        "mixture": section.mixture if extra else "domain alone",
+        "loss": section.loss,
         "flops": trained.flops,
         "seconds": clock.seconds(),
         "final_loss": trained.history[-1]["loss"],
@@ -102,7 +122,3 @@ def _rows(run: SelectRun, arm: Arm) -> list[TokenRow]:
     if not found.rows:
         raise none_usable("evaluate.arms", f"the examples of {path}", found.statistics)
     return found.rows
-
-
-def _label_tokens(rows: list[TokenRow]) -> int:
-    return sum(int(row.span.sum()) for row in rows)

@@ -49,6 +49,7 @@ def resident(run: SelectRun, stage: str) -> float:
         "subspace": subspace.GRADIENT_BYTES + 2.0 * channels * theta * DIRECTIONS_AT_ONCE,
         "low_rank": 2 * channels * theta * run.config.select.low_rank.components,
         "align": 2 * channels * theta * directions_at_once(run),
+        "losses": low,  # the warmed-up adapter beside the model's own
     }
     return weights(run) + low + extra.get(stage, 0.0)
 
@@ -95,9 +96,10 @@ def shape_of(run: SelectRun, stage: str, pool: Volume, questions: Questions) -> 
     rows = layouts.get(stage, lambda: run.layout)().rows_per_batch // shards
     if stage in ("sketch", "less"):
         rows = min(rows, max(1, GRADIENT_BYTES // (4 * _gradient_size(run, stage))))
-    if (run.objective.is_linear and stage != "less") or stage == "preselect":
+    labelled = ("less", "losses")  # whatever the objective
+    if stage in ("preselect", "embed") or (run.objective.is_linear and stage not in labelled):
         return Shape(rows, run.row_length)
-    share = round(run.row_length * pool.span / pool.tokens)
+    share = round(run.row_length * (pool.responses if stage == "losses" else pool.span) / pool.tokens)
     return Shape(rows, run.row_length, rows * min(run.row_length, 1 << max(share - 1, 0).bit_length()))
 
 
@@ -105,7 +107,7 @@ def temporaries(run: SelectRun, stage: str, shape: Shape) -> float:
     """Bytes of the step's temporaries, by the formulas above."""
     model, channels = run.model.base.config, run.objective.channels
     size = run.model.base.dtype.itemsize
-    if stage in ("preselect", "evaluate"):
+    if stage in ("preselect", "embed", "losses", "evaluate"):
         return forward_bytes(model, shape, size)
     if stage in ("warmup", "finetune"):
         return backward_bytes(model, shape, size, recomputes(run))

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from ntk_jax.data.account import KEPT
-from ntk_jax.data.batch import TokenRow
 from ntk_jax.engine.blocks import Progress, fill_blocks
 from ntk_jax.engine.clock import Clock
 from ntk_jax.errors import UserError
@@ -16,8 +15,9 @@ from ntk_jax.kernels.score import mean_hidden_states
 from ntk_jax.pipelines.common.arrays import load_arrays, save_arrays
 from ntk_jax.pipelines.select.account import ARRAYS, Accounts, data_of, facts_of_families
 from ntk_jax.pipelines.select.config import SelectConfig, resolved_votes
+from ntk_jax.pipelines.select.hidden import unit_hidden
 from ntk_jax.pipelines.select.state import SelectRun
-from ntk_jax.selection.votes import count_votes, keep_most_voted, unit_rows
+from ntk_jax.selection.votes import count_votes, keep_most_voted
 from ntk_jax.storage.arrays import create, read
 from ntk_jax.storage.atomic import write_json
 from ntk_jax.training.flops import forward_flops
@@ -45,13 +45,7 @@ def preselect(run: SelectRun, folder: Path) -> dict[str, Any] | None:
 
     def compute(block: int, records: list[Any], progress: Progress) -> dict[str, np.ndarray]:
         encoded = list(run.encoder.rows(records, "response"))
-        account = accounts.of(block, encoded)
-        hidden = np.zeros((len(encoded), width), np.float16)
-        rows = [row for _, row in encoded if isinstance(row, TokenRow)]
-        if rows:
-            pooled = mean_hidden_states(model, rows, run.layout, progress=progress)
-            hidden[account["status"] == KEPT] = unit_rows(pooled).astype(np.float16)
-        return {"hidden": hidden, **account}
+        return {"hidden": unit_hidden(model, encoded, run.layout, progress), **accounts.of(block, encoded)}
 
     fill_blocks(
         store,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import shutil
 from collections import Counter, defaultdict
@@ -17,19 +18,22 @@ from ntk_jax.engine.stage import Facts
 from ntk_jax.errors import UserError
 from ntk_jax.parallel import hosts
 from ntk_jax.pipelines.common.arrays import load_arrays
-from ntk_jax.pipelines.select import less, low_rank, preselect, score, tokenize
+from ntk_jax.pipelines.select import clean, less, losses, low_rank, preselect, score, tokenize
 from ntk_jax.pipelines.select.account import families_of, spearman
+from ntk_jax.pipelines.select.clean import Refinement
 from ntk_jax.pipelines.select.config import SelectConfig, counts_votes, needed, rankers_of
+from ntk_jax.pipelines.select.embed import open_embeddings
 from ntk_jax.pipelines.select.preselect import candidates_of
 from ntk_jax.pipelines.select.state import SelectRun
-from ntk_jax.selection.ranker import Candidates, Checkpoint, Components, Ranking, Sketches
+from ntk_jax.selection.ranker import Candidates, Checkpoint, Components, Embeddings, Ranking, Sketches
 from ntk_jax.selection.rankers import RANKERS
 from ntk_jax.selection.records import record_line, selected_records
 from ntk_jax.selection.sketch_store import open_sketches
 from ntk_jax.storage.arrays import open_store, read
 from ntk_jax.storage.atomic import write_json, write_lines
 
-READ_THE_POOL = ("scores", "sketches", "components", "checkpoints")  # what is needed where a stage keeps an account
+# What is needed where a stage keeps an account of the pool.
+READ_THE_POOL = ("scores", "sketches", "components", "checkpoints", "embeddings", "losses")
 SHOWN = 1500  # points of a scatter: enough to see a length effect, few enough to draw
 
 
@@ -49,6 +53,7 @@ def check(config: SelectConfig) -> None:
                     f"select.methods: {method} looks at the selection of {other}; add {other} to the list, or name "
                     f"another in select.{method}"
                 )
+    clean.check(config)
 
 
 def check_inputs(run: SelectRun, closing: bool) -> None:
@@ -56,6 +61,7 @@ def check_inputs(run: SelectRun, closing: bool) -> None:
     names (a misspelt one would be counted as never selected); or the domain cannot be read."""
     score.check_pool(run)
     _ = run.domain
+    clean.check_inputs(run)
     group_by, families = run.config.report.group_by, set(run.pool.census.families)
     if group_by != "auto" and families == {"(none)"}:
         raise UserError(f"report.group_by = {group_by}: no record of data.pool has this key; correct it")
@@ -67,7 +73,7 @@ def check_inputs(run: SelectRun, closing: bool) -> None:
 
 def select(run: SelectRun, folder: Path) -> Facts:
     """Writes <method>.jsonl for every method (the records with score, rank and method added), selection.jsonl (the
-    first method's) and summary.json."""
+    first method's), summary.json, and where anything may be left out <method>.dropped.jsonl."""
     config, pool = run.config, _Pool(run)
     if config.select.count > pool.usable.sum():
         raise UserError(
@@ -75,9 +81,9 @@ def select(run: SelectRun, folder: Path) -> Facts:
             "lower it or add data"
         )
     rankings: dict[str, Ranking] = {}
+    refinement = Refinement(run, pool.usable, pool.groups, pool._sketches)
     for method in rankers_of(config):
-        options = getattr(config.select, method)
-        rankings[method] = RANKERS[method].rank(pool.candidates(method, rankings), options)
+        rankings[method] = refinement.select(method, pool.candidates(method, rankings))
     wanted = np.unique(np.concatenate([ranking.order for ranking in rankings.values()]))
     records: dict[int, Record] = dict(zip(wanted.tolist(), run.pool.records(run.pool.ordinals[wanted]), strict=True))
     methods = config.select.methods
@@ -88,7 +94,11 @@ def select(run: SelectRun, folder: Path) -> Facts:
         write_lines(folder / f"{method}.jsonl", (record_line(record) for record in found))
     hosts.broadcast(lambda: str(shutil.copyfile(folder / f"{methods[0]}.jsonl", folder / "selection.jsonl")))
     write_json(folder / "domain.json", run.domain.account(run.model.base.tokenizer))
-    write_json(folder / "summary.json", _summary(run, pool, {method: rankings[method] for method in methods}))
+    refinement.write(folder)
+    summary = _summary(run, pool, {method: rankings[method] for method in methods}) | refinement.pool_facts()
+    for method, facts in refinement.facts.items():
+        summary["by_method"][method] |= {"refined": facts}
+    write_json(folder / "summary.json", summary)
     return {"count": config.select.count}
 
 
@@ -107,6 +117,15 @@ class _Pool:
         # Pre-selection leaves scores for some places only; the rest of the account is of all.
         places = np.searchsorted(run.pool.ordinals, candidates_of(run))
         self.scores: np.ndarray | None = None
+        self._embeddings: Embeddings | None = None
+        self._losses: tuple[np.ndarray, np.ndarray] | None = None
+        if needed(config, "embeddings"):
+            home = folder / "embed"
+            store, self._embeddings = open_embeddings(home, places)
+        if needed(config, "losses"):
+            home = folder / "losses"
+            store = open_store(home / losses.STORE)
+            self._losses = losses.losses_at(store, places, size)
         if needed(config, "scores"):
             home = folder / "score"
             store = open_store(home / score.STORE)
@@ -136,7 +155,11 @@ class _Pool:
             store = open_store(home / tokenize.STORE)
         self.usable = read(store, "status") == KEPT
         self.length, self.span = read(store, "length"), read(store, "span")
-        self.families = families_of(store, run.pool)
+        self.families, self._store = families_of(store, run.pool), store
+
+    def groups(self, key: str) -> list[str]:
+        """The group of each place by a key of the records, as `report.group_by` names one."""
+        return families_of(self._store, dataclasses.replace(self._run.pool, group_by=key))
 
     def candidates(self, method: str, rankings: dict[str, Ranking]) -> Candidates:
         """What a ranker may look at."""
@@ -155,6 +178,8 @@ class _Pool:
             checkpoints=self._checkpoints if "checkpoints" in needs else None,
             components=self._components if "components" in needs else None,
             votes=self._votes if "votes" in needs else None,
+            embeddings=self._embeddings if "embeddings" in needs else None,
+            losses=self._losses if "losses" in needs else None,
             progress=_when_called(lambda: run.job.progress(f"rank by {method}", None, "examples")),
         )
 

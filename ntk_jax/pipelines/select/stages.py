@@ -10,8 +10,10 @@
 | subspace   | domain, warmup                    | gram.zarr, spectrum.npz, directions.safetensors                     |
 | low_rank   | pool, subspace, preselect         | scores.zarr                                                         |
 | less       | pool, domain, warmup, preselect   | <checkpoint>/pool.zarr, <checkpoint>/domain.zarr                    |
+| embed      | pool, domain, warmup, preselect   | pool.zarr, domain.zarr                                              |
+| losses     | pool, warmup, preselect           | losses.zarr                                                         |
 | pool       | pool                              | account.zarr                                                        |
-| select     | what its methods need             | <method>.jsonl, selection.jsonl                                     |
+| select     | what its methods need             | <method>.jsonl, selection.jsonl, <method>.dropped.jsonl             |
 | align      | select, warmup                    | examples.json                                                       |
 | finetune   | domain, select                    | <arm>/adapter, <arm>/history.jsonl, <arm>/summary.json              |
 | evaluate   | finetune                          | results.json, predictions/<arm>/, losses/<arm>/                     |
@@ -35,6 +37,8 @@ _GRADIENT = tuple(
 )
 _SKETCHED = tuple(f"score.{key}" for key in ("objective", "span", "normalize", "parameters", "probes", "batch_tokens"))
 
+_STANDALONE = ("seed", "score.batch_tokens", "score.block_examples")  # of a stage that may stand before all
+
 
 def _after_preselect(*others: str) -> Any:
     """Builds on these, and on pre-selection where there is one."""
@@ -57,6 +61,17 @@ def _pool_reads(config: Any) -> tuple[str, ...]:
     return ("seed", *selecting_reads(config), "data.pool", "data.pool_limit", "score.span", "score.block_examples")
 
 
+def _embed_after(config: Any) -> tuple[str, ...]:
+    """The base model's embeddings need no warm-up."""
+    return _after_preselect(*(("warmup",) if config.embedding.model == "warm" else ()))(config)
+
+
+def _embed_reads(config: Any) -> tuple[str, ...]:
+    own = ("data.domain", "data.domain_limit", "embedding")
+    found: tuple[str, ...] = _reads_candidates(*_STANDALONE, *selecting_reads(config), *own)(config)
+    return found
+
+
 def _select_after(config: Any) -> tuple[str, ...]:
     """What the methods of a run need."""
     found = [
@@ -64,6 +79,8 @@ def _select_after(config: Any) -> tuple[str, ...]:
         *(["sketch"] if settings.needed(config, "sketches") else []),
         *(["low_rank"] if settings.needed(config, "components") else []),
         *(["less"] if settings.needed(config, "checkpoints") else []),
+        *(["embed"] if settings.needed(config, "embeddings") else []),
+        *(["losses"] if settings.needed(config, "losses") else []),
         *(["preselect"] if settings.counts_votes(config) else []),
     ]
     return tuple(found) or ("pool",)
@@ -73,7 +90,7 @@ def _select_reads(config: Any) -> tuple[str, ...]:
     """The options of methods that are not asked for decide nothing."""
     options = (f"select.{method}" for method in config.select.methods)
     data = (f"data.{key}" for key in ("domain", "pool", "domain_limit", "pool_limit"))
-    return ("seed", *data, "select.count", "select.methods", *options)
+    return ("seed", *data, "select.count", "select.methods", *options, *settings.refines(config))
 
 
 def _final(config: Any) -> tuple[str, ...]:
@@ -229,6 +246,38 @@ PIPELINE = Pipeline(
             cost=Address(f"{_HERE}.costs_gradients:less"),
         ),
         Stage(
+            name="embed",
+            title="Embedding",
+            help="averaged hidden states of pool and domain, in zarr stores",
+            description="An embedding of every candidate and of every domain example: hidden states behind the last "
+            "layer, averaged as the section embedding says. Reads preselect/, and warmup/ with embedding.model warm; "
+            "writes embed/pool.zarr and embed/domain.zarr block by block. The methods embedding and tsds select by "
+            "them.",
+            function=Address(f"{_HERE}.embed:embed"),
+            after=_embed_after,
+            reads=_embed_reads,
+            inputs=selecting_inputs("domain", "pool"),
+            stores=lambda config: ("pool.zarr", "domain.zarr"),
+            check_inputs=Address(f"{_HERE}.embed:check_inputs"),
+            cost=Address(f"{_HERE}.costs:embed"),
+        ),
+        Stage(
+            name="losses",
+            title="Losses",
+            help="the loss of every candidate before and after the warm-up",
+            description="The loss of every candidate's response, nats a token, under the model as it is and under the "
+            "warmed-up one. Reads warmup/ and preselect/; writes losses/losses.zarr block by block. The methods "
+            "perplexity and paths select by them.",
+            function=Address(f"{_HERE}.losses:losses"),
+            after=_after_preselect("warmup"),
+            reads=_reads_candidates("score.batch_tokens", "score.block_examples"),
+            inputs=("pool",),
+            stores=lambda config: ("losses.zarr",),
+            check=Address(f"{_HERE}.losses:check"),
+            check_inputs=Address(f"{_HERE}.score:check_pool"),
+            cost=Address(f"{_HERE}.costs:losses"),
+        ),
+        Stage(
             name="pool",
             title="Pool",
             help="lengths of the pool, for methods that need no model",
@@ -245,13 +294,14 @@ PIPELINE = Pipeline(
             name="select",
             title="Selection",
             help="the best N of every method, as records",
-            description="Takes the select.count best by each of select.methods, ties in pool order. Writes "
+            description="Takes the select.count best by each of select.methods, ties in pool order, without what "
+            "select.clean and select.quotas leave out, or the most diverse of them by select.diversity. Writes "
             "select/<method>.jsonl: the records with score, rank and method added; select/selection.jsonl is the first "
-            "method's.",
+            "method's; select/<method>.dropped.jsonl says what was left out and why.",
             function=Address(f"{_HERE}.select:select"),
             after=_select_after,
             reads=_select_reads,
-            inputs=("domain",),
+            inputs=("domain", "decontaminate"),
             shows=("report.group_by", "report.useful"),
             check=Address(f"{_HERE}.select:check"),
             check_inputs=Address(f"{_HERE}.select:check_inputs"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from ntk_jax.data.formats import AUTO, Reading
 from ntk_jax.data.sources import source_hashes
 from ntk_jax.engine.stage import Job
 from ntk_jax.errors import UserError
@@ -24,6 +25,7 @@ from ntk_jax.pipelines.common.reading import reading_of
 from ntk_jax.pipelines.select import proxy
 from ntk_jax.pipelines.select.config import SelectConfig
 from ntk_jax.pipelines.select.proxy import has_proxy, in_words, selecting_config, selecting_model, sentence
+from ntk_jax.selection.clean import AUTO as AUTO_FILES
 from ntk_jax.storage.hashing import sha256_file
 
 
@@ -111,6 +113,7 @@ def input_hashes(config: SelectConfig) -> dict[str, Any]:
         "pool": lambda: source_hashes(config.data.pool, reading_of(config, "data")),
         "evaluate": lambda: source_hashes(evaluation_files(config), reading_of(config, "evaluate")),
         "arms": lambda: _arm_hashes(config),
+        "decontaminate": lambda: _item_hashes(config),
     }
 
 
@@ -127,6 +130,24 @@ def _direction_hash(direction: str) -> dict[str, str]:
     if not Path(direction).is_file():
         raise UserError(f"score.direction = {direction!r} is neither mean_gradient, adam nor an existing file")
     return {direction: sha256_file(Path(direction))}
+
+
+def evaluation_items_of(config: SelectConfig) -> list[tuple[str, Reading]]:
+    """(file, how it is read) of all whose items may not be selected."""
+    named = config.select.clean.decontaminate
+    own = reading_of(config, "evaluate")
+    found = dict.fromkeys(config.evaluate.files, own) if AUTO_FILES in named else {}
+    return [
+        *found.items(),
+        *((file, AUTO) for file in dict.fromkeys(named) if file != AUTO_FILES and file not in found),
+    ]
+
+
+def _item_hashes(config: SelectConfig) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for file, reading in evaluation_items_of(config):
+        found |= source_hashes((file,), reading)
+    return found
 
 
 def _arm_hashes(config: SelectConfig) -> dict[str, str]:

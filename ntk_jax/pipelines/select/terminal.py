@@ -26,6 +26,7 @@ from ntk_jax.pipelines.select.report.findings import (
 from ntk_jax.pipelines.select.report.generated import WHAT as GENERATED
 from ntk_jax.pipelines.select.report.generated import generated_differences, generated_rows
 from ntk_jax.pipelines.select.report.losses import WHAT, WORDS, loss_differences, loss_rows
+from ntk_jax.pipelines.select.report.refined import left_out_line
 from ntk_jax.pipelines.select.report.run import KINDS, NAME, Arm, SelectRun, select_run
 from ntk_jax.pipelines.select.report.selection import chosen, family_rows, family_shares
 from ntk_jax.pipelines.select.report.verdict import verdict
@@ -231,6 +232,8 @@ def selection_lines(run: SelectRun) -> str:
             [*row, signed(f.get("spearman_span_length")), *([percent(f.get("useful_share"))] if useful else [])]
         )
     lines += align(rows, rules_before={1})
+    if left := left_out_line(run):
+        lines += textwrap.wrap(left, WIDTH)
     lines += ["", *_family_lines(run)]
     costs = [found for _, found in stage_costs(run)]
     if costs:

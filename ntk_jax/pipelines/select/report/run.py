@@ -147,7 +147,11 @@ def select_run(directory: RunDirectory) -> SelectRun:
         for arm in arms
     }
     # Where votes pre-select, the scoring stages see only what was left.
-    stages = [stage for stage in ("preselect", "score", "sketch", "low_rank", "less", "pool") if plan.has(stage)]
+    stages = [
+        stage
+        for stage in ("preselect", "score", "sketch", "low_rank", "less", "embed", "losses", "pool")
+        if plan.has(stage)
+    ]
     pool = (directory.json(f"{stage}/data.json") for stage in stages)
     return SelectRun(
         directory=directory,

@@ -7,6 +7,7 @@ from typing import Any
 
 from ntk_jax.pipelines.select.report.findings import pool_sentence, useful_sentence
 from ntk_jax.pipelines.select.report.layout import section
+from ntk_jax.pipelines.select.report.refined import left_out
 from ntk_jax.pipelines.select.report.run import SelectRun
 from ntk_jax.report.amounts import NOTHING, count, finite, general, percent, signed, times
 from ntk_jax.report.layout import Cell, Section, Table
@@ -20,7 +21,17 @@ def families(run: SelectRun) -> Section:
     rows = family_rows(run)
     if not rows:
         missing = run.directory.missing("select", "selection")
-        return section("families", "Selection", missing=missing, lead="", methods=None, first=None, rest=None, label="")
+        return section(
+            "families",
+            "Selection",
+            missing=missing,
+            lead="",
+            methods=None,
+            first=None,
+            rest=None,
+            label="",
+            left_out=None,
+        )
     shares = family_shares(run, rows)
     order = sorted(range(len(rows)), key=lambda i: (-shares[i][1], -shares[i][0], str(rows[i]["name"])))
     useful = useful_families(run)
@@ -39,6 +50,7 @@ def families(run: SelectRun) -> Section:
         methods=_methods(run),
         first=Table(header, [lines[i] for i in first], "Families, most selected first", text_columns=2),
         rest=Table(header, [lines[i] for i in rest], "The other families", text_columns=2) if rest else None,
+        left_out=left_out(run),
         label=f"{len(rest)} more families, {count(few)} selected from them",
     )
 

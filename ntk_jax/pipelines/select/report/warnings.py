@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from ntk_jax.data.templates import REWRITTEN, SPELLS_CONTROL
-from ntk_jax.pipelines.select.report.findings import Collapse, collapses, leading_arm
+from ntk_jax.pipelines.select.report.findings import Collapse, accuracy_differences, bracket, collapses, leading_arm
+from ntk_jax.pipelines.select.report.losses import loss_differences
 from ntk_jax.pipelines.select.report.run import SelectRun
 from ntk_jax.report.amounts import count, finite, general, percent, signed, times
 from ntk_jax.report.layout import Notice
@@ -30,6 +31,7 @@ def warnings(run: SelectRun) -> list[Notice]:
     if broken:
         text = "These accuracies say how common one label is, not what the model knows."
         found.append(Notice("evaluation", "Predictions collapsed onto one label", text, tuple(_cases(run, broken))))
+    found += _domain_alone(run)
     found += _budget(run)
     found += _cut_questions(run)
     found += _cut_examples(run)
@@ -56,8 +58,29 @@ def domain_share(trained: dict[str, Any]) -> float | None:
     return None if own is None or not total else own / total
 
 
+def _domain_alone(run: SelectRun) -> list[Notice]:
+    """The arms that were trained on more than the domain, and did worse than the domain alone for as many steps."""
+    cases: dict[str, list[str]] = {}
+    for what, found in (("accuracy", accuracy_differences(run)), ("held-out loss", loss_differences(run))):
+        for d in found:
+            pair = d if d.b == "domain" else d.turned()
+            if pair.b == "domain" and pair.a != "base" and pair.sign < 0:
+                cases.setdefault(run.title(pair.a), []).append(f"{what}, {d.kind.replace('_', ' ')}, {bracket(pair)}")
+    if not cases:
+        return []
+    text = (
+        "For as many steps, the domain alone did better: what was added cost more than it brought. Fewer examples "
+        "(select.count), or a training that keeps the domain's weight (finetune.mixture: domain_share, "
+        "selected_then_domain), may change that."
+    )
+    lines = tuple(f"“{title}” minus “{run.title('domain')}”: {'; '.join(found)}." for title, found in cases.items())
+    return [Notice("evaluation", "The domain alone wins", text, lines)]
+
+
 def _budget(run: SelectRun) -> list[Notice]:
     """Equal numbers of examples are not equal lessons: the training loss is a mean over label tokens."""
+    if run.setting("finetune", "loss") == "example_mean":
+        return []
     leading = leading_arm(run) or next((a for a in run.arms if a.name not in ("base", "domain")), None)
     if leading is None or leading.name in ("base", "domain"):
         return []

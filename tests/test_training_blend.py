@@ -1,0 +1,141 @@
+"""Mixtures of a domain and a selection: what each step holds, in which proportion, and that all of it is arithmetic."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kernel_reference import random_rows, tiny_model
+
+from ntk_jax.data.batch import TokenRow
+from ntk_jax.errors import UserError
+from ntk_jax.parallel.mesh import make_mesh
+from ntk_jax.training.blend import MIXTURES, Blend, blend, domain_labels, phases_of
+from ntk_jax.training.feed import Examples
+from ntk_jax.training.optimizer import TrainConfig
+from ntk_jax.training.train import Trained, train
+
+ROWS = random_rows(22, seed=5, lengths=(5, 12, 16))
+DOMAIN = [replace(row, id=f"d-{n}") for n, row in enumerate(ROWS[:6])]
+SELECTED = [replace(row, id=f"s-{n}") for n, row in enumerate(ROWS[6:])]
+CONFIG = TrainConfig(max_steps=8, batch_size=6, learning_rate=1e-2, tokens_per_microbatch=32)
+
+
+def made(mixture: str, domain: list[TokenRow] = DOMAIN, selected: list[TokenRow] = SELECTED, **shares: Any) -> Any:
+    return blend(domain, selected, mixture, CONFIG, steps=8, seed=3, row_length=16, **shares)
+
+
+def steps_of(feed: Any) -> list[list[str]]:
+    shapes = feed.shapes(CONFIG, 1)
+    return [[row.id for row in feed.step(step, shapes)[0]] for step in range(feed.steps)]
+
+
+def of_domain(step: list[str]) -> int:
+    return sum(name.startswith("d-") for name in step)
+
+
+def test_concat_is_the_plain_list() -> None:
+    """The training of before, to the bit: the same feed."""
+    feed = made("concat")
+    assert isinstance(feed, Examples) and feed.steps == 8
+    assert [row.id for row in feed.rows] == [row.id for row in [*DOMAIN, *SELECTED]]
+
+
+def test_a_share_of_every_step() -> None:
+    assert [of_domain(step) for step in steps_of(made("domain_share", domain_share=0.5))] == [3] * 8
+    default = steps_of(made("domain_share"))  # 6 of 22 examples: 1.6 of 6
+    assert [of_domain(step) for step in default] == [2] * 8 and all(len(step) == 6 for step in default)
+    assert [of_domain(step) for step in steps_of(made("domain_share", domain_share=0.01))] == [1] * 8  # at least one
+
+
+def test_in_turns() -> None:
+    assert [of_domain(step) for step in steps_of(made("selected_then_domain"))] == [0] * 6 + [6] * 2  # 6 of 22 of 8
+    assert [of_domain(step) for step in steps_of(made("selected_then_domain", domain_share=0.5))] == [0] * 4 + [6] * 4
+    found = steps_of(made("replay", domain_share=0.5, replay_share=0.3))
+    assert [of_domain(step) for step in found] == [0] * 4 + [4] * 4 and {len(step) for step in found} == {6}
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_epochs_are_whole(mixture: str) -> None:
+    """No example of a set is read again before all others of its set were read."""
+    names = [name for step in steps_of(made(mixture, domain_share=0.5)) for name in step]
+    for kind, size in (("d-", len(DOMAIN)), ("s-", len(SELECTED))):
+        counts = Counter(name for name in names if name.startswith(kind))
+        assert len(counts) == min(size, sum(counts.values())) and max(counts.values()) - min(counts.values()) <= 1
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_without_a_selection_it_is_the_domain_for_as_many_steps(mixture: str) -> None:
+    found = steps_of(made(mixture, selected=[]))
+    assert len(found) == 8 and all(name.startswith("d-") for step in found for name in step)
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_label_tokens_of_the_domain_are_counted_exactly(mixture: str) -> None:
+    feed, labels = made(mixture), {row.id: int(row.span[:-1].sum()) for row in DOMAIN}
+    assert domain_labels(feed, DOMAIN) == sum(labels.get(name, 0) for step in steps_of(feed) for name in step) > 0
+
+
+@given(
+    domain=st.integers(1, 50),
+    selected=st.integers(1, 200),
+    size=st.integers(2, 64),
+    steps=st.integers(2, 40),
+    share=st.none() | st.floats(0.01, 0.99),
+    mixture=st.sampled_from(MIXTURES[1:]),
+)
+def test_phases_make_up_the_training(
+    domain: int, selected: int, size: int, steps: int, share: float | None, mixture: str
+) -> None:
+    phases = phases_of(mixture, domain, selected, size, steps, share, 0.25)
+    assert sum(many for many, _, _ in phases) == steps
+    assert all(own + chosen == min(size, domain + selected) for _, own, chosen in phases)
+    assert sum(many * own for many, own, _ in phases) and sum(many * chosen for many, _, chosen in phases)
+
+
+def fit(folder: Path, **changes: Any) -> Trained:
+    options: dict[str, Any] = dict(folder=folder, seed=1, row_length=16) | changes
+    config = options.pop("config", replace(CONFIG, checkpoint_every=1))
+    return train(tiny_model(), made("replay", domain_share=0.5), config, **options)
+
+
+def test_a_resumed_training_gives_the_same_bits_on_any_devices(tmp_path: Path) -> None:
+    def stop(done: int, total: int, note: str) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    whole = fit(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "cut", progress=stop)
+    cut = fit(tmp_path / "cut")
+    eight = fit(tmp_path / "eight", mesh=make_mesh(8))
+    for a, b, c in zip(*map(jax.tree.leaves, (whole.lora, cut.lora, eight.lora)), strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_allclose(a, c, atol=2e-5)
+
+
+def test_another_mixture_is_another_training(tmp_path: Path) -> None:
+    """A checkpoint of one is not gone on from with another."""
+    fit(tmp_path)
+    with pytest.raises(UserError, match="come from a training with other examples"):
+        train(tiny_model(), made("replay", domain_share=0.4), CONFIG, folder=tmp_path, seed=1, row_length=16)
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(UserError, match="mixture = 'both' is not one of concat, domain_share"):
+        made("both")
+    for share in (0.0, 1.0):
+        with pytest.raises(UserError, match="outside"):
+            made("domain_share", domain_share=share)
+    with pytest.raises(UserError, match="cannot hold examples of both"):
+        blend(DOMAIN, SELECTED, "domain_share", replace(CONFIG, batch_size=1), steps=2, seed=0, row_length=16)
+    with pytest.raises(UserError, match="empty"):
+        made("domain_share", domain=[])
+    assert isinstance(made("replay"), Blend)
