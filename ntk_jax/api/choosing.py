@@ -99,10 +99,7 @@ def select(
             checkpoints=checkpoints, votes=votes, embeddings=embeddings, losses=losses, selected=earlier, seed=seed,
         )  # fmt: skip
         earlier[other] = made.order
-    length, span = np.zeros(size, np.int32), np.zeros(size, np.int32)
-    for place, row in enumerate(rows or ()):
-        if row is not None:
-            length[place], span[place] = len(row.ids), int(row.span.sum())
+    length, span = _lengths(size, rows)
     candidates = Candidates(
         count=count,
         seed=seed,
@@ -150,6 +147,15 @@ def _size(
     if len(set(given.values())) > 1:
         raise UserError("they are not of one pool: " + ", ".join(f"{size} {name}" for name, size in given.items()))
     return next(iter(given.values()))
+
+
+def _lengths(size: int, rows: Sequence[TokenRow | None] | None) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of whole examples and of their responses, [N] each, 0 where not known."""
+    length, span = np.zeros(size, np.int32), np.zeros(size, np.int32)
+    for place, row in enumerate(rows or ()):
+        if row is not None:
+            length[place], span[place] = len(row.ids), int(row.span.sum())
+    return length, span
 
 
 def _usable(
