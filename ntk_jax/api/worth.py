@@ -108,8 +108,9 @@ def lds(
 ) -> dict[str, dict[str, Any]]:
     """The linear datamodeling score of scores (TRAK, arXiv 2303.14186): what they foresee of training on subsets.
 
-    The model is fine-tuned on [*fixed, *subset] for random subsets of the candidates, the same for all scores; the
-    result is Spearman's rank correlation of the subsets' summed scores with minus the held-out loss after training.
+    The model is fine-tuned as by `finetune` on [*fixed, *candidates], with the candidates of a random subset left in
+    their batches and the others left out; the subsets are the same for all scores. The result is Spearman's rank
+    correlation of the subsets' summed scores with minus the held-out loss after training.
 
     Args:
         model, candidates, held_out, fixed, training, span, dtype, seed, mesh: as in `metagradient`; the seed draws the

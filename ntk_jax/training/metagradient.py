@@ -148,7 +148,8 @@ def metagradient(
         if firsts:
             kept = list(_again(run, _to_device(firsts.pop(first)), range(first, stop), factors, said))
         for step in reversed(range(first, stop)):
-            pulled = _back(run, *_to_device(kept.pop()), step, factors, pulled, values)
+            state, gradient = _to_device(kept.pop())
+            pulled = _back(run, state, gradient, step, factors, pulled, values)
             said("way back")
     values = values[len(fixed) :]
     if not np.isfinite(values).all():

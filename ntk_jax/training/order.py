@@ -9,7 +9,7 @@ is a mean over the step's tokens, so the examples of a tiny step would count for
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -46,7 +46,7 @@ def step_indices(step: int, examples: int, batch_size: int, seed: int) -> np.nda
     """Ordinals of the examples of `step`, [<= batch_size]."""
     per_epoch = -(-examples // batch_size)
     epoch, part = divmod(step, per_epoch)
-    return np.array_split(_epoch_order(examples, seed, epoch), per_epoch)[part]
+    return np.array_split(epoch_order(examples, seed, epoch), per_epoch)[part]
 
 
 def count_seen(examples: int, config: TrainConfig) -> int:
@@ -71,8 +71,8 @@ def plan_shapes(
     would waste 7 of them in microbatches of 8, and is better off with 5. Labels: the most that a group has there;
     a rare step with more compiles its own shape.
     """
-    counts = [_label_counts(step_rows(rows, i, config, seed), row_length) for i in range(min(steps, PLANNED_STEPS))]
-    return shapes_for(counts, row_length=row_length, tokens=config.tokens_per_microbatch, groups=groups)
+    found = (step_rows(rows, step, config, seed) for step in range(min(steps, PLANNED_STEPS)))
+    return plan_steps(found, config, row_length=row_length, groups=groups)
 
 
 def plan_together(
@@ -80,11 +80,13 @@ def plan_together(
 ) -> Shapes:
     """One shape for trainings on several sets of examples, so that one program serves all. Every step is looked at: the
     shape then is the same whichever of them are trained on."""
-    counts = [
-        _label_counts(step_rows(rows, step, config, seed), row_length)
-        for rows in sets
-        for step in range(count_steps(len(rows), config))
-    ]
+    found = (step_rows(rows, step, config, seed) for rows in sets for step in range(count_steps(len(rows), config)))
+    return plan_steps(found, config, row_length=row_length, groups=groups)
+
+
+def plan_steps(steps: Iterable[Sequence[TokenRow]], config: TrainConfig, *, row_length: int, groups: int = 1) -> Shapes:
+    """As `plan_shapes`, from the examples of some steps."""
+    counts = [[_labels(row) for row in _pack(rows, row_length)] for rows in steps]
     return shapes_for(counts, row_length=row_length, tokens=config.tokens_per_microbatch, groups=groups)
 
 
@@ -160,11 +162,6 @@ def _most_labels(counts: Sequence[int], hands: list[list[int]]) -> int:
     return -(-most // unit) * unit
 
 
-def _label_counts(rows: Sequence[TokenRow], row_length: int) -> list[int]:
-    """Labels of each packed row of a step."""
-    return [_labels(row) for row in _pack(rows, row_length)]
-
-
 def _labels(row: PackedBatch) -> int:
     return int(np.count_nonzero(row.batch.label_segment))
 
@@ -175,5 +172,6 @@ def _pack(rows: Sequence[TokenRow], row_length: int) -> Iterator[PackedBatch]:
 
 
 @functools.lru_cache(maxsize=2)
-def _epoch_order(examples: int, seed: int, epoch: int) -> np.ndarray:
+def epoch_order(examples: int, seed: int, epoch: int) -> np.ndarray:
+    """[examples] one seeded permutation an epoch."""
     return np.random.default_rng([seed, epoch]).permutation(examples)
