@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -55,7 +56,7 @@ def metagradient(
 
     Returns:
         `Metagradients`: values [N] fp64 in nats, negative where a candidate helps, NaN where the span leaves it out;
-        seen [N], how often it was trained on; before and after, the held-out loss; losses [K] of the steps.
+        seen [N], how often it was trained on; before and after, the held-out loss; losses [K] of the steps; flops.
 
     Raises:
         UserError: no candidates, no held-out labels, no adapter, too little memory (saying what to lower), what is not
@@ -87,7 +88,7 @@ def metagradient(
     )
     seen = np.zeros(len(given.examples), np.int64)
     seen[given.places] = result.seen
-    return Metagradients(given.spread(result.values), seen, result.before, result.after, result.losses)
+    return dataclasses.replace(result, values=given.spread(result.values), seen=seen)
 
 
 def lds(
