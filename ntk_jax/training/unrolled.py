@@ -117,8 +117,10 @@ def course(
     remat: bool | None = None,
 ) -> Course:
     """The training of the model's adapter, as it is, on rows. Arguments as of `train`. Raises UserError: as `train` for
-    its settings and rows, no adapter."""
+    its settings and rows, no adapter, a loss that is a mean over examples."""
     check_config(config)
+    if config.loss != "token_mean":
+        raise UserError(f"loss = {config.loss}: only trainings by token_mean are differentiated; use that")
     if not model.lora:
         raise UserError(f"{model.name} has no LoRA adapter; pass lora= or adapter= to load_model")
     feed = examples_of(rows, config, seed, row_length)
