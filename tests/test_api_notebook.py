@@ -66,6 +66,13 @@ class TestSelecting:
             nj.sketch(model, part, dim=256, out=tmp_path / name) for name, part in (("p", rows), ("t", rows[3:4]))
         ]
         assert nj.select(None, 1, by="sketch", sketches=stores, options={"by": "max"}).order.tolist() == [3]
+        steps = [(*stores, 0.5), (*stores, 0.5)]
+        domain = [{"prompt": "p", "response": "r"}]
+        assert nj.select(None, 1, by="less", checkpoints=steps, domain=domain).order.tolist() == [3]
+        along = np.array([[1.0, 0.0], [np.nan, np.nan], [0.0, -3.0]])
+        pieces = (along, [2.0, 1.0], [1.0, 0.5])
+        assert nj.select(None, 1, by="low_rank", components=pieces).order.tolist() == [0]
+        assert nj.select(None, 1, by="low_rank", components=pieces, options={"by": "energy"}).order.tolist() == [2]
         assert nj.select(None, 2, by="votes", votes=([1, -1, 3], [0.0, 0.0, 0.0])).order.tolist() == [2, 0]
 
     def test_by_embeddings_and_losses(self, model):

@@ -156,6 +156,28 @@ def test_other_ways_to_select() -> None:
     assert sketch["flops_with_padding"] == pytest.approx(440 * 64 * gradient + 440 * 2 * lora * 64)  # one a row of 64
 
 
+def test_rankers_by_gradients_of_single_examples() -> None:
+    """400 candidates of 20 tokens and a domain of 40; a quarter are labels that meet a head of 100 × 8."""
+    trunk, lora = 1440, ground(estimate_run(config()), "parameters")["value"]["lora"]
+    options = {"less": {"checkpoints": 3}, "low_rank": {"components": 5}, "count": 80}
+    found = estimate_run(
+        config(select={"methods": ["less", "low_rank"], **options}, evaluate={"arms": ["base"]}, sketch={"dim": 64})
+    )
+    gradient = 6 * trunk + 8 * lora
+    less = stage(found, "less")
+    labels = 440 * 5
+    each = 8800 * gradient + labels * 3 * 2 * 800 + 440 * 2 * lora * 64
+    assert less["examples"] == 3 * 440 and less["tokens"] == 3 * 8800
+    assert less["flops"] == pytest.approx(3 * each)
+    # All gradients of so small a domain are held at once, so that the Gram matrix takes each once.
+    # Directions come four and one together: a forward pass each, and for each direction another and a backward pass.
+    forward, backward = 2 * trunk + 2 * lora, 4 * trunk + 6 * lora
+    made = 800 * (2 * forward + 5 * backward)
+    assert stage(found, "subspace")["flops"] == pytest.approx(800 * gradient + made)
+    assert stage(found, "low_rank")["flops"] == 8000 * ((1 + 5) * 2 * trunk + 2 * (1 + 2 * 5) * lora)
+    assert found["disk"]["less"]["kept"] > 3 * 440 * 64 * 2
+
+
 @pytest.mark.parametrize("settings", [{"epochs": 3.0}, {"epochs": 0.4}, {"max_steps": 0}, {"max_steps": 17}])
 @pytest.mark.parametrize("examples", [1, 8, 23, 64])
 def test_examples_seen(settings: dict[str, Any], examples: int) -> None:
@@ -273,7 +295,7 @@ def test_a_pipeline_without_costs_is_refused_in_a_line(tmp_path: Path, capsys: p
 
 def test_every_stage_of_every_way_to_select_states_its_cost() -> None:
     every = list(RANKERS)
-    for methods in (every, ["bm25", "random"], ["sketch"], ["votes"], ["embedding"], ["paths"]):
+    for methods in (every, ["bm25", "random"], ["sketch"], ["less"], ["low_rank"], ["votes"], ["embedding"], ["paths"]):
         one = config(select={"methods": methods}, sketch={"dim": 64}, evaluate={"arms": None}, report={"examples": 3})
         if methods == ["bm25", "random"]:
             one = changed(one, preselect={"method": "none"})

@@ -128,3 +128,5 @@ def test_no_domain_and_another_number_of_rows():
     for rows in (2, 4):
         with pytest.raises(UserError, match="there are 3 places and another number of embeddings"):
             rank(candidates_of(np.eye(4)[:rows], np.eye(4), 1, places=np.arange(3)), EmbeddingOptions())
+    with pytest.raises(UserError, match="there are 3 places and another number of embeddings"):
+        rank(candidates_of(np.eye(4), np.eye(4), 1, places=np.arange(3), cuts=[3]), EmbeddingOptions())

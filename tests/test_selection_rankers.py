@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from ntk_jax.errors import UserError
 from ntk_jax.selection import bm25, length_matched
-from ntk_jax.selection.ranker import Candidates, Embeddings, Ranker, Sketches
+from ntk_jax.selection.ranker import Candidates, Checkpoint, Components, Embeddings, Ranker, Sketches
 from ntk_jax.selection.rankers import RANKERS
 from ntk_jax.selection.sketch_store import create_sketches
 from ntk_jax.selection.votes import Votes, keep_most_voted
@@ -84,6 +84,22 @@ def everything(tmp_path_factory) -> Candidates:
             sketch_store(folder / "domain", rng, 3, np.zeros(3, bool)),
             places,
         ),
+        components=Components(
+            np.where(np.isnan(scores)[:, None], np.nan, rng.standard_normal((SIZE, 2))).astype(np.float32),
+            np.array([2.0, 0.5]),
+            np.array([0.7, 0.1]),
+        ),
+        checkpoints=[
+            Checkpoint(
+                Sketches(
+                    sketch_store(folder / f"pool{number}", rng, len(places), dropped),
+                    sketch_store(folder / f"domain{number}", rng, 1, np.zeros(1, bool)),
+                    places,
+                ),
+                weight,
+            )
+            for number, weight in enumerate((0.75, 0.25))
+        ],
         votes=(votes, rng.random(SIZE).astype(np.float32)),
         embeddings=Embeddings(
             lambda: iter(np.split(embedded, [5, 5, 20])), places, rng.standard_normal((3, WIDTH)).astype(np.float16)
@@ -114,7 +130,8 @@ class TestEveryRanker:
         np.testing.assert_array_equal(first.scores, again.scores)
 
     def test_it_uses_only_what_it_says_it_needs(self, everything: Candidates, ranker: Ranker):
-        absent = {name: None for name in {"scores", "sketches", "votes", "embeddings", "losses"} - set(ranker.needs)}
+        every = {"scores", "sketches", "components", "checkpoints", "votes", "embeddings", "losses"}
+        absent = {name: None for name in every - set(ranker.needs)}
         bare = dataclasses.replace(everything, **absent)
         expected = ranker.rank(everything, ranker.options())
         np.testing.assert_array_equal(ranker.rank(bare, ranker.options()).order, expected.order)
@@ -196,6 +213,77 @@ def test_sketches_are_ranked_by_place_in_the_pool(everything: Candidates, by: st
         np.testing.assert_allclose(found.scores[sketches.places[kept]], cosines[kept], rtol=1e-5, atol=1e-6)
     if by != "round_robin":
         assert (np.diff(found.scores[found.order]) <= 0).all()
+
+
+def test_low_rank_is_its_two_formulas():
+    values = np.array([[1, 2], [-3, 0], [np.nan, np.nan], [0, -4]], np.float32)
+    components = Components(values, np.array([2.0, 0.5]), np.array([1.0, -1.0]))
+    ranker = RANKERS["low_rank"]
+    mean = ranker.rank(bare(2, 4, components=components), ranker.options())
+    np.testing.assert_array_equal(mean.scores, np.array([-1, -3, np.nan, 4], np.float32))
+    assert mean.order.tolist() == [3, 0]
+    energy = ranker.rank(bare(2, 4, components=components), ranker.options(by="energy"))
+    np.testing.assert_array_equal(energy.scores, np.array([4, 18, np.nan, 8], np.float32))
+    assert energy.order.tolist() == [1, 3]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> list[Checkpoint]:
+    """Two, of nine pool rows in blocks of four, one of them dropped, and five domain rows."""
+    rng, folder, dropped = np.random.default_rng(1), tmp_path_factory.mktemp("checkpoints"), np.arange(9) == 4
+
+    def one(number: int, weight: float) -> Checkpoint:
+        pool = sketch_store(folder / f"pool{number}", rng, 9, dropped)
+        domain = sketch_store(folder / f"domain{number}", rng, 5, np.zeros(5, bool))
+        return Checkpoint(Sketches(pool, domain, np.arange(9)), weight)
+
+    return [one(0, 0.8), one(1, 0.2)]
+
+
+@pytest.mark.parametrize("by", ["subtask", "mean", "max"])
+def test_less_adds_cosines_over_checkpoints_and_takes_the_best_group(checkpoints, by):
+    """One pair at a time, as the formula is written."""
+    tasks = ["a", "b", "a", "b", "b"]
+    domain = [{**record("x"), "task": task} for task in tasks]
+    groups = {"subtask": [[0, 2], [1, 3, 4]], "mean": [[0, 1, 2, 3, 4]], "max": [[0], [1], [2], [3], [4]]}[by]
+    expected = np.full(9, np.nan)
+    for x in range(9):
+        if x != 4:
+            per_group = []
+            for group in groups:
+                total = 0.0
+                for one in checkpoints:
+                    pool, targets = one.sketches.pool.read("sketch"), one.sketches.domain.read("sketch")
+                    total += one.weight * np.mean([float(pool[x] @ targets[t]) for t in group])
+                per_group.append(total)
+            expected[x] = max(per_group)
+    ranker = RANKERS["less"]
+    usable = np.arange(9) != 4
+    found = ranker.rank(bare(3, 9, usable=usable, domain=domain, checkpoints=checkpoints), ranker.options(by=by))
+    np.testing.assert_allclose(found.scores, expected, rtol=1e-5, atol=1e-6)
+    assert found.order.tolist() == np.argsort(-np.nan_to_num(expected, nan=-9), kind="stable")[:3].tolist()
+
+
+def test_less_of_a_domain_without_gradients(tmp_path):
+    store = sketch_store(tmp_path / "pool", np.random.default_rng(0), 3, np.zeros(3, bool))
+    facts = {"seed": 0, "examples": "none"}
+    empty = create_sketches(tmp_path / "domain", 2, 4, dim=WIDTH, dtype="float32", longest_id=2, facts=facts)
+    arrays = {name: np.zeros((2, *array.shape[1:]), array.dtype.numpy_dtype) for name, array in empty.arrays.items()}
+    write_block(empty, 0, arrays)
+    candidates = bare(
+        1, 3, domain=[record("x")] * 2, checkpoints=[Checkpoint(Sketches(store, empty, np.arange(3)), 1.0)]
+    )
+    with pytest.raises(UserError, match="the gradients of all domain examples are zero, so every score would be 0"):
+        RANKERS["less"].rank(candidates, RANKERS["less"].options())
+
+
+def test_less_of_a_key_that_no_record_has_or_of_another_domain(checkpoints):
+    ranker = RANKERS["less"]
+    with pytest.raises(UserError, match="group_by = topic: no record of the domain has this key"):
+        candidates = bare(1, 9, domain=[record("x")] * 5, checkpoints=checkpoints)
+        ranker.rank(candidates, ranker.options(group_by="topic"))
+    with pytest.raises(UserError, match="holds 5 examples of the domain, which has 2"):
+        ranker.rank(bare(1, 9, domain=[record("x")] * 2, checkpoints=checkpoints), ranker.options())
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.records import Record
 from ntk_jax.data.sources import count_records, read_records
 from ntk_jax.errors import UserError
-from ntk_jax.selection.ranker import Candidates, Embeddings, Ranking, Sketches
+from ntk_jax.selection.ranker import Candidates, Checkpoint, Components, Embeddings, Ranking, Sketches
 from ntk_jax.selection.rankers import make_options, ranker_of
 from ntk_jax.storage.arrays import Store
 
@@ -27,6 +27,8 @@ def select(
     pool: Any = None,
     domain: Any = None,
     sketches: tuple[Store, Store] | None = None,
+    components: tuple[Any, Any, Any] | None = None,
+    checkpoints: Sequence[tuple[Store, Store, float]] | None = None,
     votes: tuple[np.ndarray, np.ndarray] | None = None,
     embeddings: tuple[np.ndarray, np.ndarray] | None = None,
     losses: tuple[np.ndarray, np.ndarray] | None = None,
@@ -38,13 +40,17 @@ def select(
     Args:
         scores: [N], from `directional_scores`; NaN is an example without a score. None for rankers that look at none.
         count: how many to select.
-        by: the ranker, one of `RANKERS`: `kernel` (the largest scores), `sketch`, `votes`, `kernel_residual`,
-            `embedding`, `tsds`, `perplexity`, `paths`, `bm25`, `dsir`, `random`, `length_matched`.
+        by: the ranker, one of `RANKERS`: `kernel` (the largest scores), `sketch`, `less`, `low_rank`, `votes`,
+            `kernel_residual`, `embedding`, `tsds`, `perplexity`, `paths`, `bm25`, `dsir`, `random`, `length_matched`.
         options: its options, such as `{"by": "max"}` for `sketch`; what is not given has its default.
         rows: the pool's examples from `token_rows`: None marks those that may not be selected. Without them that is
             whatever has no score. `length_matched` and `kernel_residual` take the lengths of responses from them.
         pool, domain: for `bm25`, records or what `read_records` takes; the pool is streamed twice.
         sketches: for `sketch`, the open stores of pool and domain from `sketch(..., out=)`.
+        components: for `low_rank`, [N, k] scores along k directions from `directional_scores`, NaN without one; [k]
+            mean energies σ_k² / m of the domain's m gradients along these; [k] the mean gradient's coordinates.
+        checkpoints: for `less`, of each checkpoint the open stores of pool and domain and its weight, such as those
+            below `less/` of a run; `domain` has the domain's records, for their subtasks.
         votes: for `votes`, [N] votes (-1: may not be selected) and [N] mean similarity, which decides between equals.
         embeddings: for `embedding` and `tsds`, those of pool [N, D] and domain [m, D], as from `embeddings`; a row of
             NaN is an example that may not be selected.
@@ -79,24 +85,25 @@ def select(
     if known is not None and known.ndim != 1:
         raise UserError(f"scores have shape {known.shape}; give one score an example, [N]")
     near = None if embeddings is None else _embeddings(*map(np.asarray, embeddings))
-    size = _size(known, rows, pool, sketches, votes, embeddings, losses)
+    steps = [Checkpoint(Sketches(a, b, np.arange(a.rows)), weight) for a, b, weight in checkpoints or ()] or None
+    along = None if components is None else Components(*(np.asarray(part) for part in components))
+    values = known if along is None or known is not None else along.values[:, 0]
+    stores = sketches or (None if steps is None else (steps[0].sketches.pool, steps[0].sketches.domain))
+    size = _size(values, rows, pool, stores, votes, embeddings, losses)
     earlier = {name: np.asarray(order) for name, order in (selected or {}).items()}
     for other in set(ranker.after(options)) - set(earlier):
         if other == by:
             raise UserError(f"the ranker {by} cannot look at its own selection; name another")
         made = select(
-            scores, count, by=other, rows=rows, pool=pool, domain=domain, sketches=sketches, votes=votes,
-            embeddings=embeddings, losses=losses, selected=earlier, seed=seed,
+            scores, count, by=other, rows=rows, pool=pool, domain=domain, sketches=sketches, components=components,
+            checkpoints=checkpoints, votes=votes, embeddings=embeddings, losses=losses, selected=earlier, seed=seed,
         )  # fmt: skip
         earlier[other] = made.order
-    length, span = np.zeros(size, np.int32), np.zeros(size, np.int32)
-    for place, row in enumerate(rows or ()):
-        if row is not None:
-            length[place], span[place] = len(row.ids), int(row.span.sum())
+    length, span = _lengths(size, rows)
     candidates = Candidates(
         count=count,
         seed=seed,
-        usable=_usable(size, known, rows, sketches, votes, embeddings, losses),
+        usable=_usable(size, values, rows, stores, votes, embeddings, losses),
         length=length,
         span=span,
         records=lambda: _records(pool, by),
@@ -104,6 +111,8 @@ def select(
         selected=earlier,
         scores=known,
         sketches=None if sketches is None else Sketches(*sketches, np.arange(size)),
+        components=along,
+        checkpoints=steps,
         votes=None if votes is None else (np.asarray(votes[0]), np.asarray(votes[1], np.float32)),
         embeddings=near,
         losses=None if losses is None else (np.asarray(losses[0], np.float32), np.asarray(losses[1], np.float32)),
@@ -138,6 +147,15 @@ def _size(
     if len(set(given.values())) > 1:
         raise UserError("they are not of one pool: " + ", ".join(f"{size} {name}" for name, size in given.items()))
     return next(iter(given.values()))
+
+
+def _lengths(size: int, rows: Sequence[TokenRow | None] | None) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of whole examples and of their responses, [N] each, 0 where not known."""
+    length, span = np.zeros(size, np.int32), np.zeros(size, np.int32)
+    for place, row in enumerate(rows or ()):
+        if row is not None:
+            length[place], span[place] = len(row.ids), int(row.span.sum())
+    return length, span
 
 
 def _usable(

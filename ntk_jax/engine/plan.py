@@ -162,7 +162,7 @@ def _fingerprint(
     and those of the stages it builds on; and its own settings that only decide what it shows."""
     settings = flatten(to_tree(config)) | (pipeline.resolved(config) if pipeline.resolved else {})
     stages = [pipeline.stage(stage) for stage in (*pipeline.before(config, name), name)]
-    kinds = dict.fromkeys(kind for stage in stages for kind in stage.inputs)
+    kinds = dict.fromkeys(kind for stage in stages for kind in stage.kinds(config))
     decides = _chosen(settings, [key for stage in stages for key in stage.keys(config)])
     hashes = {f"input.{kind}.{path}": digest for kind in kinds for path, digest in inputs[kind].items()}
     shown = _chosen(settings, pipeline.stage(name).shows)
@@ -176,6 +176,6 @@ def _chosen(settings: Mapping[str, Any], sections: Any) -> dict[str, Any]:
 
 def _input_hashes(pipeline: Pipeline, config: Any, stages: tuple[str, ...]) -> dict[str, dict[str, str]]:
     """SHA-256 of every input of these stages, by kind and path."""
-    kinds = dict.fromkeys(kind for name in stages for kind in pipeline.stage(name).inputs)
+    kinds = dict.fromkeys(kind for name in stages for kind in pipeline.stage(name).kinds(config))
     ways: Mapping[str, Callable[[], dict[str, str]]] = pipeline.inputs(config)
     return {kind: ways[kind]() for kind in kinds}

@@ -49,8 +49,8 @@ class Stage:
     stage stays open. state: what `Pipeline.open` made.
     after(config) -> names of the stages it builds on.
     reads: sections or keys of the config that decide its results and those of the stages after it (or a function of the
-    config that gives them). inputs: kinds of
-    files that do likewise. shows: keys that decide only what it writes for people: when one of them changes the stage
+    config that gives them). inputs: kinds of files that do likewise (or such a function).
+    shows: keys that decide only what it writes for people: when one of them changes the stage
     is run again over what is there, and no stage after it is touched.
     stores(config) -> names of the array stores whose blocks several processes may fill (`--shard`).
     check(config) raises UserError for settings that cannot work. check_inputs(state, closing) reads what later stages
@@ -65,12 +65,16 @@ class Stage:
     function: Address
     after: Callable[[Any], tuple[str, ...]] = nothing
     reads: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ()
-    inputs: tuple[str, ...] = ()
+    inputs: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ()
     shows: tuple[str, ...] = ()
     stores: Callable[[Any], tuple[str, ...]] = nothing
     check: Address | None = None
     check_inputs: Address | None = None
     cost: Address | None = None
+
+    def kinds(self, config: Any) -> tuple[str, ...]:
+        """The kinds of files that decide its results under this config."""
+        return self.inputs(config) if callable(self.inputs) else self.inputs
 
     def keys(self, config: Any) -> tuple[str, ...]:
         """What it reads of this config."""

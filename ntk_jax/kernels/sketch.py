@@ -61,11 +61,13 @@ def sketch_batches(
     *,
     parameters: str = "lora",
     budget: int = GRADIENT_BYTES,
+    feature: Callable[[Tree], Tree] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(ordinals [b], sketches [b, K] fp32, norms [b] fp32) of batches of rows, in order; all of them as `sketches`.
 
     norms: ‖g(x)‖ itself, not estimated; under `probe` the root of the mean over channels of ‖g_c(x)‖².
+    feature: what of the gradients, leaves [B, C, ...], is sketched in their place, of the same shapes.
     budget: bytes of a batch's gradients on a device. A row's sketch does not depend on it, beyond rounding.
     A batch is given out when the next one is already on its way, so that the device computes while the host stores.
     """
@@ -77,6 +79,8 @@ def sketch_batches(
     done = 0
     waiting: tuple[np.ndarray, jax.Array, jax.Array] | None = None
     for batch in itertools.chain(example_gradients(model, rows, objective, layout, parameters=parameters), [None]):
+        if batch and feature:
+            batch = batch[0], feature(batch[1])
         ahead = batch and (batch[0], *_of_channels(projection, batch[1], objective.channels))
         if waiting:
             found = _read(rows, *waiting)

@@ -72,6 +72,24 @@ def gradient_step(step: Step, theta: Tree, rest: Tree, read: jax.Array | None, b
 
 
 @functools.partial(jax.jit, static_argnames="step")
+def weighted_gradient_step(
+    step: Step, theta: Tree, rest: Tree, read: jax.Array | None, weights: jax.Array, batch: Batch
+) -> Tree:
+    """Leaves [k, C, ...] fp32: Σ_x w_k(x) ∇θ s_c(θ; x) over the batch's examples for each of k weightings, [B, S, k]
+    weights. One forward pass serves all, and a backward pass each; no gradient of a single example is ever there."""
+    _, pull_back = jax.vjp(lambda theta: _values(step, theta, rest, read, batch, remat=True)[0], theta)
+
+    def one(number: jax.Array) -> Tree:
+        weighting, channel = jnp.divmod(number, step.objective.channels)
+        own = jnp.take(weights, weighting, axis=-1)[..., None]  # [B, S, 1]
+        return pull_back(own * (jnp.arange(step.objective.channels) == channel))[0]
+
+    count = weights.shape[-1]
+    found = jax.lax.map(one, jnp.arange(count * step.objective.channels))
+    return jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]).astype(jnp.float32), found)
+
+
+@functools.partial(jax.jit, static_argnames="step")
 def directional_step(
     step: Step, theta: Tree, rest: Tree, read: jax.Array | None, directions: Tree, batch: Batch
 ) -> tuple[jax.Array, jax.Array | None]:

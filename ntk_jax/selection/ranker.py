@@ -42,6 +42,24 @@ class Embeddings:
 
 
 @dataclass(frozen=True)
+class Components:
+    """Scores along the main directions of the domain's gradients. values: [N, k] fp32, NaN where there is none.
+    energies: [k], σ_k² / m; mean: [k], the coordinates of the domain's mean gradient."""
+
+    values: np.ndarray
+    energies: np.ndarray
+    mean: np.ndarray
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Sketches at a checkpoint of the warm-up. weight: its share of the score; over all checkpoints they add to 1."""
+
+    sketches: Sketches
+    weight: float
+
+
+@dataclass(frozen=True)
 class Candidates:
     """What a ranker may look at. N is the number of pool examples of the run, and a place is an index below it.
 
@@ -49,8 +67,8 @@ class Candidates:
     int32, tokens of the whole example and of its response, 0 where not usable. records: streams all N records in order,
     anew at each call. domain: the domain's usable records. selected: what earlier rankers of the same run selected,
     places best first, by the ranker's name. scores: [N] fp32 exact kernel scores, NaN where there is none. sketches,
-    votes, embeddings, losses: what those stages stored. Of the last five only what the ranker `needs` is there; the
-    others are None.
+    components, checkpoints, votes, embeddings, losses: what those stages stored. Of these and of the scores only what
+    the ranker `needs` is there; the others are None.
     """
 
     count: int
@@ -63,6 +81,8 @@ class Candidates:
     selected: Mapping[str, np.ndarray] = field(default_factory=dict)
     scores: np.ndarray | None = None
     sketches: Sketches | None = None
+    components: Components | None = None
+    checkpoints: Sequence[Checkpoint] | None = None
     votes: tuple[np.ndarray, np.ndarray] | None = None  # [N] votes (-1 where not usable) and [N] mean similarity
     embeddings: Embeddings | None = None
     losses: tuple[np.ndarray, np.ndarray] | None = None  # [N] nats a token, base and warmed up, NaN where there is none
@@ -83,8 +103,9 @@ class Ranker:
 
     name: what it is asked for by, and the name of its files. title: for people. help: what it does, with its paper.
     rank: the function. options: the dataclass of its settings, each a `setting` with a default. needs: what of
-    `scores`, `sketches`, `votes`, `embeddings`, `losses` must be there, and so what is computed before it. after: the
-    rankers whose selections it looks at, by its options. label: what a selected record says in "method"; settings:
+    `scores`, `sketches`, `components`, `checkpoints`, `votes`, `embeddings`, `losses` must be there, and so what is
+    computed before it. after: the rankers whose selections it looks at, by its options. label: what a selected record
+    says in "method"; settings:
     {"objective": ...}.
     """
 

@@ -14,6 +14,8 @@ from ntk_jax.selection import (
     kernel,
     kernel_residual,
     length_matched,
+    less,
+    low_rank,
     paths,
     perplexity,
     random,
@@ -28,6 +30,8 @@ RANKERS: dict[str, Ranker] = {
     for ranker in (
         kernel.RANKER,
         sketch.RANKER,
+        less.RANKER,
+        low_rank.RANKER,
         votes.RANKER,
         kernel_residual.RANKER,
         embedding.RANKER,

@@ -4,7 +4,7 @@
 |---------------|--------------------------------------------------------------------------------------------|
 | `mean`        | mean ⟨z, z_t⟩: the kernel's estimate; what `score` computes exactly                         |
 | `cosine`      | mean cos(z, z_t): no example counts more for having a large gradient                       |
-| `max`         | max cos(z, z_t): near to one target is enough (LESS, arXiv 2402.04333, takes such a maximum) |
+| `max`         | max cos(z, z_t): near to one target is enough                                         |
 | `round_robin` | targets take turns, each takes its best remaining example by cosine                        |
 
 Source: the stores of sketches of pool and domain (`sketch_store.py`), unit rows and their norms. Cost: N m K products
@@ -203,7 +203,7 @@ def _label(options: Any, settings: Mapping[str, Any]) -> str:
 RANKER = Ranker(
     name="sketch",
     title="gradient sketches",
-    help="nearness of projected gradients to those of the domain's examples (LESS, arXiv 2402.04333, is by: max)",
+    help="nearness of projected gradients to those of the domain's examples",
     rank=rank,
     options=SketchOptions,
     needs=("sketches",),

@@ -35,6 +35,7 @@ from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.tokens import Dropped
 from ntk_jax.errors import UserError
 from ntk_jax.kernels.objectives import Objective
+from ntk_jax.kernels.parameters import Tree
 from ntk_jax.kernels.projections import Projection
 from ntk_jax.kernels.rows import Layout
 from ntk_jax.kernels.sketch import sketch_batches
@@ -114,10 +115,11 @@ def sketch_block(
     projection: Projection,
     *,
     parameters: str,
+    feature: Callable[[Tree], Tree] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, np.ndarray]:
     """The arrays of a block but for `ordinal` and the account. encoded: (id, token row or why there is none) of its
-    examples.
+    examples. feature: as of `sketch_batches`.
 
     Raises UserError: K larger than P, or a gradient that is not finite (naming the example).
     """
@@ -125,7 +127,9 @@ def sketch_block(
     sketch = np.zeros((len(encoded), projection.dim), store.arrays["sketch"].dtype.numpy_dtype)
     sketch_norm, norm = (np.zeros(len(encoded), np.float32) for _ in range(2))
     rows = [row for _, row in encoded if isinstance(row, TokenRow)]
-    batches = sketch_batches(model, rows, objective, layout, projection, parameters=parameters, progress=progress)
+    batches = sketch_batches(
+        model, rows, objective, layout, projection, parameters=parameters, feature=feature, progress=progress
+    )
     for places, z, exact in batches if rows else ():
         lengths = np.sqrt(np.square(z, dtype=np.float64).sum(axis=1))
         sketch[kept[places]] = z / np.where(lengths > 0, lengths, 1.0)[:, None].astype(np.float32)

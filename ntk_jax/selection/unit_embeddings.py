@@ -40,9 +40,9 @@ def unit_blocks(candidates: Candidates, found: Embeddings) -> Iterator[np.ndarra
     seen = 0
     for block in found.blocks():
         places = found.places[seen : seen + len(block)]
-        if len(places) < len(block):
-            break
         seen += len(block)
+        if len(places) < len(block):  # more than there are places
+            break
         kept = candidates.usable[places]
         rows = np.asarray(block, np.float32)[kept]
         bad = _unusable(rows)

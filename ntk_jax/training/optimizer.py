@@ -131,15 +131,26 @@ def _clip_by_global_norm(limit: float) -> optax.GradientTransformation:
 @jax.jit
 def second_moment(optimizer_state: Any, beta2: float) -> Any:
     """Adam's v / (1 - beta2^t), float32, a pytree like the trained parameters, read from the optax state."""
-    adam = next(
-        state
-        for state in jax.tree.leaves(optimizer_state, is_leaf=lambda node: isinstance(node, optax.ScaleByAdamState))
-        if isinstance(state, optax.ScaleByAdamState)
-    )
+    adam = _adam_state(optimizer_state)
     correction = 1.0 - jnp.asarray(beta2, jnp.float32) ** adam.count.astype(jnp.float32)
     # Before the first step v is 0 and so is the correction: keep 0 instead of 0 / 0.
     correction = jnp.where(adam.count > 0, correction, 1.0)
     return jax.tree.map(lambda v: v.astype(jnp.float32) / correction, adam.nu)
+
+
+def adam_moments(optimizer_state: Any) -> dict[str, Any]:
+    """{"m", "v"}: Adam's moments as the optax state holds them, without bias correction, each a pytree like the trained
+    parameters."""
+    adam = _adam_state(optimizer_state)
+    return {"m": adam.mu, "v": adam.nu}
+
+
+def _adam_state(optimizer_state: Any) -> optax.ScaleByAdamState:
+    return next(
+        state
+        for state in jax.tree.leaves(optimizer_state, is_leaf=lambda node: isinstance(node, optax.ScaleByAdamState))
+        if isinstance(state, optax.ScaleByAdamState)
+    )
 
 
 def _decayed(parameters: Any) -> Any:

@@ -33,6 +33,7 @@ from ntk_jax.training.loss import loss_sum, weighing_examples
 from ntk_jax.training.optimizer import (
     OptimizerSettings,
     TrainConfig,
+    adam_moments,
     check_config,
     learning_rates,
     make_optimizer,
@@ -104,6 +105,7 @@ def train(
     remat: bool | None = None,
     keep_steps: Collection[int] = (),
     keep: Callable[[int, Tree], None] | None = None,
+    keep_moments: bool = False,
 ) -> Trained:
     """Trains on `rows` and returns the trained parameters; called again after a kill, it goes on to the same bits.
 
@@ -119,7 +121,8 @@ def train(
     FLOPs, are what a device runs out of. The given model is left untouched.
     keep(step, trained parameters): called after each of `keep_steps` (from 1), before that step's checkpoint is
     written: a resumed training calls it again for steps that may not have been kept, and for no others. They lie on the
-    devices and are gone after the call: what should stay is copied.
+    devices and are gone after the call: what should stay is copied. keep_moments: they come as {"parameters", "m",
+    "v"}, with Adam's moments without bias correction, each shaped like the parameters.
 
     Raises `UserError`: no rows, no labels, a row longer than row_length, no adapter under parameters="lora",
     a loss or gradient that is not finite (naming step and example), a folder of another training, a full disk.
@@ -183,7 +186,8 @@ def train(
             if keep is not None and step + 1 in keep_steps:
                 _read(pending, history, rates, steps, progress)  # what is kept holds no NaN either
                 pending = None
-                keep(step + 1, trainable)
+                kept = {"parameters": trainable, **adam_moments(optimizer_state)} if keep_moments else trainable
+                keep(step + 1, kept)
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == steps:
                 if pending is not None:
                     _read(pending, history, rates, steps, progress)  # a checkpoint never holds a NaN

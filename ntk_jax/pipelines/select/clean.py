@@ -207,14 +207,14 @@ class Refinement:
         if looked.items:
             found.append(Leaks(looked.items, looked.overlap))
         if clean.near_duplicates is not None:
-            domain = looked.domain_signatures() if clean.against_domain else None
+            domain = looked.domain_signatures if clean.against_domain else None
             found.append(
                 NearTexts(
                     clean.near_duplicates, looked.signature, looked.name, permutations=clean.permutations, domain=domain
                 )
             )
         if clean.cosine is not None:
-            vectors = looked.domain_vectors() if clean.against_domain else None
+            vectors = looked.domain_vectors if clean.against_domain else None
             found.append(NearVectors(clean.cosine, looked.vector, looked.name, domain=vectors))
         if self._groups is not None:
             caps = {name: math.ceil(most * wider) for name, most in self._caps.items()}

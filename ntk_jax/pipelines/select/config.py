@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -16,6 +18,7 @@ from ntk_jax.pipelines.common.sections import (
     ModelSection,
     ReportSection,
     ScoreSection,
+    ShapeSection,
     TrainSection,
 )
 from ntk_jax.selection.clean import CleanOptions
@@ -23,6 +26,25 @@ from ntk_jax.selection.diversity import DiversityOptions
 from ntk_jax.selection.quotas import QuotaOptions
 from ntk_jax.selection.rankers import RANKERS
 from ntk_jax.settings import Count, Fraction, Positive, Range, section, setting
+
+
+@dataclass(frozen=True)
+class ProxySection:
+    """A smaller model that selects in place of `model`, which is then fine-tuned and evaluated. Its LoRA is of the
+    shape that `lora` says; how texts become tokens is otherwise as in `model`."""
+
+    path: str | None = setting(None, "a Hugging Face directory, a hub id, or builtin:model; null: model itself selects")
+    adapter: str | None = setting(None, "a PEFT directory of the proxy to start from instead of fresh LoRA")
+    dtype: Literal["float32", "bfloat16"] = setting("float32", "type of its computation and frozen weights")
+    quantization: Literal["int8", "float8_e4m3fn"] | None = setting(
+        None, "hold its layers' frozen matrices in 8 bits; null: as dtype"
+    )
+    max_length: Annotated[int, Range(2)] | None = setting(
+        None, "its tokens of an example; longer ones are dropped or truncated, as model.overflow says; null: as model's"
+    )
+    template: Literal["auto", "chat", "plain"] = setting("auto", "as model.template, of its tokenizer")
+    template_options: Mapping[str, Any] | None = setting(None, "as model.template_options, of its template")
+    ignore_config_keys: tuple[str, ...] = setting((), "as model.ignore_config_keys, of its config.json")
 
 
 @dataclass(frozen=True)
@@ -106,6 +128,7 @@ class FinetuneSection(TrainSection):
 class EstimateSection(DevicesSection):
     """`ntk-jax estimate`: what to take for files, weights and devices that are not here. What is here is counted."""
 
+    proxy_shape: ShapeSection = section(ShapeSection)
     pool_examples: Count | None = setting(None, "examples in all pool files")
     domain_examples: Count | None = setting(None, "examples in all domain files")
     tokens_per_example: Positive | None = setting(None, "mean tokens of prompt and response, after truncation")
@@ -130,6 +153,7 @@ class SelectConfig:
     out: str = setting("", "the run directory: a folder, gs://BUCKET/FOLDER or s3://BUCKET/FOLDER")
     seed: Annotated[int, Range(0, 2**32 - 1)] = setting(0, "seed of everything random")
     model: ModelSection = section(ModelSection)
+    proxy: ProxySection = section(ProxySection)
     lora: LoRASection = section(LoRASection)
     data: DataSection = section(DataSection)
     warmup: TrainSection = section(TrainSection)
@@ -191,7 +215,8 @@ def arms_of(config: SelectConfig) -> tuple[str, ...]:
 
 def shown_examples(config: SelectConfig) -> bool:
     """Whether selected examples are shown beside a domain example: by the kernel, so where a warm-up is made."""
-    return config.report.examples > 0 and (needed(config, "scores") or needed(config, "sketches"))
+    by_gradients = ("scores", "sketches", "components", "checkpoints")
+    return config.report.examples > 0 and any(needed(config, what) for what in by_gradients)
 
 
 def resolved_votes(config: SelectConfig) -> dict[str, int]:
@@ -201,6 +226,28 @@ def resolved_votes(config: SelectConfig) -> dict[str, int]:
         return {}
     keep = part.keep or 4 * config.select.count
     return {"preselect.keep": keep, "preselect.neighbours": part.neighbours or max(1, keep // 4)}
+
+
+def resolved(config: SelectConfig) -> dict[str, int]:
+    """All settings whose default is computed, where they are used."""
+    less = {"select.less.checkpoints": checkpoints_kept(config)} if keeps_checkpoints(config) else {}
+    return resolved_votes(config) | less
+
+
+def keeps_checkpoints(config: SelectConfig) -> bool:
+    """Whether the warm-up keeps checkpoints with Adam's moments on its way."""
+    return needed(config, "checkpoints")
+
+
+def checkpoints_kept(config: SelectConfig) -> int:
+    """How many: select.less.checkpoints, by default one at the end of each epoch, or 4 where steps are counted."""
+    epochs = 4 if config.warmup.max_steps is not None else math.ceil(config.warmup.epochs)
+    return config.select.less.checkpoints or max(1, epochs)
+
+
+def less_stores(config: SelectConfig) -> tuple[str, ...]:
+    """The stores of the stage less, two a checkpoint, below its folder."""
+    return tuple(f"{n}/{kind}.zarr" for n in range(1, checkpoints_kept(config) + 1) for kind in ("domain", "pool"))
 
 
 def counts_votes(config: SelectConfig) -> bool:

@@ -22,7 +22,14 @@ from ntk_jax.pipelines.common.training import train_config
 from ntk_jax.pipelines.select.account import ARRAYS
 from ntk_jax.pipelines.select.align import directions_at_once
 from ntk_jax.pipelines.select.arms import arms
-from ntk_jax.pipelines.select.config import FinetuneSection, cleans, diversifies, resolved_votes
+from ntk_jax.pipelines.select.config import (
+    FinetuneSection,
+    checkpoints_kept,
+    cleans,
+    diversifies,
+    keeps_checkpoints,
+    resolved_votes,
+)
 from ntk_jax.pipelines.select.load import Load, Questions
 from ntk_jax.pipelines.select.memory import peak_memory, recomputes
 from ntk_jax.report.amounts import metric
@@ -32,8 +39,8 @@ from ntk_jax.training.checkpoints import KEPT
 from ntk_jax.training.flops import forward_flops, gradient_flops, matrix_parameters, score_flops, training_flops
 from ntk_jax.training.order import count_seen, count_steps
 
-_ACCOUNT = sum(np.dtype(dtype).itemsize for _, dtype in ARRAYS.values())  # bytes of what is kept of an example
-_SMALL = 4096  # the JSON files of a stage: fingerprint, manifest, checksums, summary
+ACCOUNT_BYTES = sum(np.dtype(dtype).itemsize for _, dtype in ARRAYS.values())  # bytes of what is kept of an example
+SMALL = 4096  # the JSON files of a stage: fingerprint, manifest, checksums, summary
 _ARRAY = 1500  # zarr's description of an array, with some others beside those of the account
 _STEP = 170  # a line of history.jsonl
 _SELECTED = 90  # what a selection adds to a record: score, rank, method
@@ -46,16 +53,18 @@ def warmup(load: Load) -> Cost:
     """A training on the domain; its files are an adapter and Adam's second moments."""
     section, low = load.run.config.warmup, _adapter_bytes(load)
     if section.max_steps == 0:
-        return Cost((), Disk(low + _SMALL))
+        return Cost((), Disk(low + SMALL))
     steps = count_steps(round(load.domain.count), train_config(section))
     work = _training(load, "warmup", section, 0, None)
-    return Cost((work,), Disk(2 * low + _STEP * steps + _SMALL, _checkpoint_bytes(load)))
+    config = load.run.config
+    kept = 3 * low * checkpoints_kept(config) if keeps_checkpoints(config) else 0.0  # an adapter and two moments each
+    return Cost((work,), Disk(2 * low + kept + _STEP * steps + SMALL, _checkpoint_bytes(load)))
 
 
 def gradient(load: Load) -> Cost:
     """A backward pass over the domain."""
     run, domain = load.run, load.domain
-    disk = Disk(run.objective.channels * 4.0 * _theta_size(load) + _SMALL)
+    disk = Disk(run.objective.channels * 4.0 * _theta_size(load) + SMALL)
     if run.config.score.direction not in ("mean_gradient", "adam"):  # a file: read, not computed
         return Cost((), disk)
     flops = _gradient_flops(load, domain.total, domain.count * domain.span)
@@ -71,15 +80,15 @@ def preselect(load: Load) -> Cost:
     trunk = forward_flops(base.config, round(tokens), lora_parameters=run.model.adapter_size)
     cosines = 2.0 * load.domain.count * pool.count * width
     work = Work(pool.count, tokens, trunk + cosines, trunk / pool.fill + cosines, memory=_memory(load, "preselect"))
-    disk = _blocks(pool.records, run.config.score.block_examples, 2.0 * width + _ACCOUNT) + 20 * pool.records
-    return Cost((work,), Disk(disk + _SMALL))
+    disk = store_bytes(pool.records, run.config.score.block_examples, 2.0 * width + ACCOUNT_BYTES) + 20 * pool.records
+    return Cost((work,), Disk(disk + SMALL))
 
 
 def score(load: Load) -> Cost:
     """A forward pass with one tangent, over the candidates."""
     count = candidates(load)
-    disk = _blocks(count, load.run.config.score.block_examples, 4.0 + _ACCOUNT)
-    return Cost((_score(load, count),), Disk(disk + _SMALL))
+    disk = store_bytes(count, load.run.config.score.block_examples, 4.0 + ACCOUNT_BYTES)
+    return Cost((_score(load, count),), Disk(disk + SMALL))
 
 
 def sketch(load: Load) -> Cost:
@@ -94,12 +103,12 @@ def sketch(load: Load) -> Cost:
     padded = _gradient_flops(load, examples * run.row_length, spans)
     work = Work(examples, tokens, flops + project, padded + project, "backward", _memory(load, "sketch"))
     section = run.config.sketch
-    row = section.dim * np.dtype(section.dtype).itemsize + 8.0 + _ACCOUNT
+    row = section.dim * np.dtype(section.dtype).itemsize + 8.0 + ACCOUNT_BYTES
     stored = sum(
-        _blocks(number, min(section.block_examples, round(number)), row + ids)
+        store_bytes(number, min(section.block_examples, round(number)), row + ids)
         for number, ids in ((count, pool.id_bytes), (domain.count, domain.id_bytes))
     )
-    return Cost((work,), Disk(stored + _SMALL))
+    return Cost((work,), Disk(stored + SMALL))
 
 
 def embed(load: Load) -> Cost:
@@ -108,9 +117,9 @@ def embed(load: Load) -> Cost:
     tokens, width = count * pool.tokens + domain.total, run.model.base.config.hidden_size
     flops = forward_flops(run.model.base.config, round(tokens), lora_parameters=run.model.adapter_size)
     work = Work(count + domain.count, tokens, flops, flops / pool.fill, memory=_memory(load, "embed"))
-    row, size = 2.0 * width + _ACCOUNT, run.config.score.block_examples
-    stored = _blocks(count, size, row) + _blocks(domain.count, min(size, round(domain.count)), row)
-    return Cost((work,), Disk(stored + _SMALL))
+    row, size = 2.0 * width + ACCOUNT_BYTES, run.config.score.block_examples
+    stored = store_bytes(count, size, row) + store_bytes(domain.count, min(size, round(domain.count)), row)
+    return Cost((work,), Disk(stored + SMALL))
 
 
 def losses(load: Load) -> Cost:
@@ -119,13 +128,13 @@ def losses(load: Load) -> Cost:
     tokens, labels = count * load.pool.tokens, count * load.pool.responses
     once = forward_flops(run.model.base.config, round(tokens), round(labels), lora_parameters=run.model.adapter_size)
     work = Work(2 * count, 2 * tokens, 2 * once, 2 * once / load.pool.fill, memory=_memory(load, "losses"))
-    disk = _blocks(count, run.config.score.block_examples, 8.0 + _ACCOUNT)
-    return Cost((work,), Disk(disk + _SMALL))
+    disk = store_bytes(count, run.config.score.block_examples, 8.0 + ACCOUNT_BYTES)
+    return Cost((work,), Disk(disk + SMALL))
 
 
 def pool(load: Load) -> Cost:
     """Tokenizing alone: nothing for the device."""
-    return Cost((), Disk(_blocks(load.pool.records, load.run.config.score.block_examples, _ACCOUNT) + _SMALL))
+    return Cost((), Disk(store_bytes(load.pool.records, load.run.config.score.block_examples, ACCOUNT_BYTES) + SMALL))
 
 
 def select(load: Load) -> Cost:
@@ -134,7 +143,7 @@ def select(load: Load) -> Cost:
     records = (len(config.select.methods) + 1) * config.select.count * (load.pool.bytes + _SELECTED)
     _state_selected(load)
     _state_refined(load)
-    return Cost((), Disk(records + 40 * min(1500, load.pool.count) + 2 * _SMALL))
+    return Cost((), Disk(records + 40 * min(1500, load.pool.count) + 2 * SMALL))
 
 
 def align(load: Load) -> Cost:
@@ -154,19 +163,21 @@ def align(load: Load) -> Cost:
         "backward",
         _memory(load, "align"),
     )
-    return Cost((work,), Disk(shown * (pool.bytes + domain.bytes + 200) + _SMALL))
+    return Cost((work,), Disk(shown * (pool.bytes + domain.bytes + 200) + SMALL))
 
 
 def finetune(load: Load) -> Cost:
     """A training of every arm but the base, all with the same number of steps."""
+    load = load.target
     config, low = load.run.config, _adapter_bytes(load)
     steps = count_steps(round(load.domain.count) + config.select.count, train_config(config.finetune))
     works = tuple(_finetunings(load, steps))
-    return Cost(works, Disk(len(works) * (low + _STEP * steps + _SMALL), _checkpoint_bytes(load)))
+    return Cost(works, Disk(len(works) * (low + _STEP * steps + SMALL), _checkpoint_bytes(load)))
 
 
 def evaluate(load: Load) -> Cost:
     """Every arm reads every question, and every held-out example, once, and writes its answers."""
+    load = load.target
     number, asked, held_out, generated = len(arms(load.run.config)), load.questions, load.held_out, load.generated
     lines = number * (asked.count * (_PREDICTED + 2 * asked.bytes) + held_out.count * _LOSS)
     lines += number * generated.count * (_LOSS + _BYTES_PER_TOKEN * generated.labels)
@@ -174,7 +185,7 @@ def evaluate(load: Load) -> Cost:
     works = {part: _evaluation(load, found, number) for part, found in parts.items() if found.count}
     if len(works) > 1:
         works = {part: replace(work, part=part) for part, work in works.items()}
-    return Cost(tuple(works.values()), Disk(lines + _SMALL * (1 + sum(found.files for found in parts.values()))))
+    return Cost(tuple(works.values()), Disk(lines + SMALL * (1 + sum(found.files for found in parts.values()))))
 
 
 def _evaluation(load: Load, found: Questions, number: int) -> Work:
@@ -222,7 +233,8 @@ def notes(load: Load, rate: Rate | None) -> tuple[dict[str, Any], list[str]]:
         "reported": reported,
         "objective": config.score.objective,
     }
-    return {"model": config.model.path, "whole_pool": values}, [
+    proxy = {"proxy": config.model.path} if load.other else {}
+    return {"model": load.target.run.config.model.path, **proxy, "whole_pool": values}, [
         text + "." + (f" {reported.rstrip('.')}." if reported else "")
     ]
 
@@ -283,7 +295,7 @@ def _checkpoint_bytes(load: Load) -> float:
     return (KEPT + 1) * 3 * _adapter_bytes(load)
 
 
-def _blocks(rows: float, block: int, row: float) -> float:
+def store_bytes(rows: float, block: int, row: float) -> float:
     """Bytes of a store: the last block is as long as the others on disk."""
     return -(-round(rows) // max(block, 1)) * block * row + _ARRAY * len(ARRAYS)
 

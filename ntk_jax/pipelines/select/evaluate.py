@@ -31,6 +31,7 @@ def check_inputs(run: SelectRun, closing: bool) -> None:
 
 def evaluate(run: SelectRun, folder: Path) -> Facts:
     """Writes what `evaluate_arms` does, for the arms of `evaluate.arms`."""
+    run = run.target
     found = {arm.name: arm for arm in arms(run.config)}
 
     def model_of(name: str) -> Model:

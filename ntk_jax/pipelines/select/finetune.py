@@ -41,7 +41,8 @@ def check(config: SelectConfig) -> None:
 
 
 def check_inputs(run: SelectRun, closing: bool) -> None:
-    """Raises UserError: the domain or the file of an arm cannot be read, or has no usable example."""
+    """Raises UserError: the domain or the file of an arm cannot be read, or has no usable example. Where a proxy
+    selects, by its tokens: the other model is not loaded before its turn."""
     _ = run.domain
     for arm in arms(run.config):
         if arm.file:
@@ -51,6 +52,7 @@ def check_inputs(run: SelectRun, closing: bool) -> None:
 def finetune(run: SelectRun, folder: Path) -> Facts:
     """Writes <arm>/adapter, <arm>/history.jsonl and <arm>/summary.json for every arm but `base`; an arm whose
     summary is there is not trained again."""
+    run = run.target
     section, domain = run.config.finetune, run.domain.rows
     steps = count_steps(len(domain) + run.config.select.count, train_config(section))
     trained = [arm for arm in arms(run.config) if arm.trained]

@@ -3,6 +3,7 @@ here."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from ntk_jax.pipelines.common.evaluated_reads import NONE, Questions, count_ques
 from ntk_jax.pipelines.common.pool_run import pool_run
 from ntk_jax.pipelines.common.shape import abstract_model
 from ntk_jax.pipelines.select.config import SelectConfig
+from ntk_jax.pipelines.select.proxy import has_proxy, in_words, selecting_config, sentence
 from ntk_jax.pipelines.select.state import SelectRun
 
 MAX_SEGMENTS = 16  # examples a packed row holds at most, as `kernels.rows.Layout` has it
@@ -57,7 +59,8 @@ class Volume:
 
 @dataclass(frozen=True)
 class Load:
-    """The run as its stages know it, with shapes for weights, and what it reads."""
+    """The run as its stages know it, with shapes for weights, and what it reads; of the model that selects. What is
+    evaluated is read by the model that is trained."""
 
     run: SelectRun
     pool: Volume
@@ -66,6 +69,12 @@ class Load:
     held_out: Questions
     generated: Questions
     grounds: Grounds
+    other: Load | None = None
+
+    @property
+    def target(self) -> Load:
+        """That of the model that is trained and evaluated: this one, unless a proxy selects."""
+        return self.other or self
 
     @property
     def devices(self) -> int:
@@ -79,14 +88,40 @@ def load(config: SelectConfig, grounds: Grounds) -> Load:
 
     Raises UserError: a number that is neither here nor given, a damaged file, fewer pool examples than are selected.
     """
-    run = pool_run(SelectRun, config, Job(Path(config.out), Progress), abstract_model(config, grounds))
-    found = Load(run, pool_examples(run, grounds), domain_examples(run, grounds), *evaluated(run, grounds), grounds)
+    found = _load(config, grounds) if not has_proxy(config) else _load_both(config, grounds)
     if config.select.count > found.pool.records:
         raise UserError(
             f"select.count = {config.select.count} is larger than the pool ({found.pool.records} examples); lower it "
             "or add data"
         )
     return found
+
+
+def _load(config: SelectConfig, grounds: Grounds, *, evaluates: bool = True) -> Load:
+    run = pool_run(SelectRun, config, Job(Path(config.out), Progress), abstract_model(config, grounds))
+    asked = evaluated(run, grounds) if evaluates else (NONE, NONE, NONE)
+    return Load(run, pool_examples(run, grounds), domain_examples(run, grounds), *asked, grounds)
+
+
+def _load_both(config: SelectConfig, grounds: Grounds) -> Load:
+    """What a proxy reads and computes with, and beside it the same of the model that is trained, whose grounds say of
+    what they are."""
+    grounds.known("proxy", config.proxy.path, sentence(config), "proxy.path")
+    try:
+        found = _load(selecting_config(config), grounds, evaluates=False)
+    except UserError as error:
+        raise in_words(error) from None
+    for place, ground in enumerate(grounds.found):
+        if ground.name == "model shape":
+            source = ground.source.replace("estimate.shape", "estimate.proxy_shape")
+            grounds.found[place] = dataclasses.replace(ground, source=source)
+    own = Grounds()
+    other = _load(config, own)
+    said = {(ground.name, ground.text) for ground in grounds.found}
+    for ground in own.found:
+        if (ground.name, ground.text) not in said:
+            grounds.found.append(dataclasses.replace(ground, name=f"trained model: {ground.name}"))
+    return dataclasses.replace(found, other=other)
 
 
 def pool_examples(run: SelectRun, grounds: Grounds) -> Volume:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -86,11 +87,13 @@ class Looked:
             pool = self._run.pool
             yield from zip(ordered, pool.records(pool.ordinals[np.array(ordered)]), strict=True)
 
+    @functools.cached_property
     def domain_signatures(self) -> dict[str, np.ndarray]:
         """{id: signature} of the domain's records."""
         hashing = self.hashing or MinHash()
         return {str(record["id"]): signature(text_of(record), hashing) for record in self._run.domain.records}
 
+    @functools.cached_property
     def domain_vectors(self) -> dict[str, np.ndarray]:
         """{id: columns of the sketch, of norm 1} of the domain's examples."""
         if self._sketches is None:

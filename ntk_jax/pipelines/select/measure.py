@@ -42,17 +42,20 @@ def measured_rate(load: Load, grounds: Grounds) -> Rate:
 
     Raises UserError: the devices do not fit the mesh, or the model does not fit their memory by `memory.py`.
     """
-    run = load.run
-    mesh = mesh_of(run.config.mesh)
-    _refuse_too_large(load, mesh)
-    model = _model(run, mesh, grounds)
-    real = SelectRun(run.config, run.job, RunModel(lambda: mesh, lambda _: model), run.pool)
-    rows = random_rows(real, load)
+    mesh = mesh_of(load.run.config.mesh)
     count, kind = 1 if mesh is None else mesh.size, jax.devices()[0].device_kind
-    rates = {}
-    for name, made in (("score", score_once(real, rows)), ("training", train_once(real, rows))):
-        once, tokens, flops = made
+    steps = {"score": (load, "score", score_once), "training": (load.target, "finetune", train_once)}
+    for part, stage, _ in steps.values():
+        _refuse_too_large(part, mesh, stage)
+    rates, real, measured = {}, None, None
+    for name, (part, _, made) in steps.items():
+        if part is not measured:  # another model only where a proxy selects; the one before it is let go of
+            real = None
+            real, measured = _real(part, mesh, grounds), part
+        assert real is not None
+        once, tokens, flops = made(real, random_rows(real, part))
         taken = _time(once)
+        del once
         rates[name] = flops / taken / count
         text = f"{tokens / taken:,.0f} tokens/s, {rates[name] / 1e12:.4g} TFLOP/s a device"
         grounds.known(f"{name} step", rates[name], text, f"measured here, {count} × {kind}, {tokens:,} tokens a step")
@@ -60,6 +63,12 @@ def measured_rate(load: Load, grounds: Grounds) -> Rate:
     if peak:
         grounds.known("peak memory of these steps", peak, f"{peak / 1e9:.1f} GB", "as the device counts it")
     return Rate(rates["score"], rates["training"], kind)
+
+
+def _real(load: Load, mesh: Any, grounds: Grounds) -> SelectRun:
+    """The run with weights."""
+    run, model = load.run, _model(load.run, mesh, grounds)
+    return SelectRun(run.config, run.job, RunModel(lambda: mesh, lambda _: model), run.pool)
 
 
 def random_rows(run: SelectRun, load: Load) -> list[TokenRow]:
@@ -182,10 +191,10 @@ def random_weights(shapes: Any, mesh: Any) -> Any:
     return jax.tree.unflatten(structure, jax.jit(draw_all, out_shardings=places)(jax.random.key(0)))
 
 
-def _refuse_too_large(load: Load, mesh: Any) -> None:
+def _refuse_too_large(load: Load, mesh: Any, stage: str) -> None:
     abstract, run = load.run.model, load.run
     here = SelectRun(run.config, run.job, RunModel(lambda: mesh, lambda _: abstract.base), run.pool)
-    need = max(peak_memory(here, stage, load.pool, load.questions) for stage in ("score", "finetune"))
+    need = peak_memory(here, stage, load.pool, load.questions)
     limit = memory_limit(1 if mesh is None else mesh.size)
     if limit is not None and need > limit:
         raise UserError(

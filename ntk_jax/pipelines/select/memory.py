@@ -7,13 +7,16 @@ import math
 
 import jax
 
+from ntk_jax.kernels.low_rank import DIRECTIONS_AT_ONCE
 from ntk_jax.kernels.projections import BLOCK
 from ntk_jax.kernels.rows import layout_for
 from ntk_jax.kernels.sketch import GRADIENT_BYTES
 from ntk_jax.models.memory import Shape, backward_bytes, forward_bytes, score_bytes
 from ntk_jax.parallel.rules import param_shardings
+from ntk_jax.pipelines.select import subspace
 from ntk_jax.pipelines.select.align import alignment_layout, directions_at_once
 from ntk_jax.pipelines.select.load import Questions, Volume
+from ntk_jax.pipelines.select.low_rank import scoring_layout
 from ntk_jax.pipelines.select.state import SelectRun
 
 
@@ -41,6 +44,10 @@ def resident(run: SelectRun, stage: str) -> float:
         "gradient": 2 * channels * theta,  # the sum, and a batch's part
         "score": 2 * channels * theta,  # the direction, and it scaled to norm 1
         "sketch": 12.0 * BLOCK * run.config.sketch.dim,  # signs, and what they are made from
+        "less": 12.0 * BLOCK * run.config.sketch.dim
+        + 3 * low,  # signs; a checkpoint's adapter, and Adam's moments there
+        "subspace": subspace.GRADIENT_BYTES + 2.0 * channels * theta * DIRECTIONS_AT_ONCE,
+        "low_rank": 2 * channels * theta * run.config.select.low_rank.components,
         "align": 2 * channels * theta * directions_at_once(run),
         "losses": low,  # the warmed-up adapter beside the model's own
     }
@@ -81,13 +88,15 @@ def shape_of(run: SelectRun, stage: str, pool: Volume, questions: Questions) -> 
         layout = layout_for(length, run.config.score.batch_tokens, run.model.mesh)
         rows = layout.rows_per_batch // shards
         return Shape(rows, length, round(rows * length * questions.labels / max(questions.tokens, 1)))
-    layout = alignment_layout(run) if stage == "align" else run.layout
-    rows = layout.rows_per_batch // shards
-    if stage == "sketch":
-        theta = run.theta
-        size = 4 * run.objective.channels * sum(leaf.size for leaf in jax.tree.leaves(theta))
-        rows = min(rows, max(1, GRADIENT_BYTES // size))
-    if stage in ("preselect", "embed") or (run.objective.is_linear and stage != "losses"):
+    layouts = {
+        "align": lambda: alignment_layout(run),
+        "low_rank": lambda: scoring_layout(run, run.config.select.low_rank.components),
+        "subspace": lambda: subspace.gram_layout(run),
+    }
+    rows = layouts.get(stage, lambda: run.layout)().rows_per_batch // shards
+    if stage in ("sketch", "less"):
+        rows = min(rows, max(1, GRADIENT_BYTES // (4 * _gradient_size(run, stage))))
+    if (run.objective.is_linear and stage not in ("less", "losses")) or stage in ("preselect", "embed"):
         return Shape(rows, run.row_length)
     share = round(run.row_length * (pool.responses if stage == "losses" else pool.span) / pool.tokens)
     return Shape(rows, run.row_length, rows * min(run.row_length, 1 << max(share - 1, 0).bit_length()))
@@ -106,8 +115,16 @@ def temporaries(run: SelectRun, stage: str, shape: Shape) -> float:
         return score_bytes(model, shape, size, channels, kernel)
     if stage == "align":  # the domain along several directions at once
         return score_bytes(model, shape, size, directions_at_once(run) * channels, kernel)
-    backward = backward_bytes(model, shape, size, True, run.differentiated["late"])
-    if stage == "sketch":  # every row has an adapter of its own, and a gradient, of which two batches are alive
-        theta = run.theta
-        backward += 4.0 * shape.rows * (1 + 2 * channels) * sum(leaf.size for leaf in jax.tree.leaves(theta))
-    return backward
+    if stage == "low_rank":
+        return score_bytes(model, shape, size, run.config.select.low_rank.components * channels, kernel)
+    backward = backward_bytes(model, shape, size, True, 1.0 if stage == "less" else run.differentiated["late"])
+    # Every row has an adapter of its own, and a gradient, of which two batches are alive; under less also its update.
+    alive = {"sketch": 1 / channels + 2, "subspace": 1 / channels + 2, "less": 4}
+    return backward + 4.0 * shape.rows * alive.get(stage, 0) * _gradient_size(run, stage)
+
+
+def _gradient_size(run: SelectRun, stage: str) -> int:
+    """Numbers in the gradient of an example, over all channels."""
+    if stage == "less":
+        return run.model.adapter_size
+    return run.objective.channels * sum(leaf.size for leaf in jax.tree.leaves(run.theta))

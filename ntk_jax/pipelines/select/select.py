@@ -20,20 +20,22 @@ from ntk_jax.parallel import hosts
 from ntk_jax.pipelines.common.arrays import load_arrays
 from ntk_jax.pipelines.common.rankings import FILE as RANKINGS
 from ntk_jax.pipelines.common.rankings import save_rankings
-from ntk_jax.pipelines.select import clean, losses, preselect, score, tokenize
+from ntk_jax.pipelines.select import clean, less, losses, low_rank, preselect, score, tokenize
 from ntk_jax.pipelines.select.account import families_of, spearman
 from ntk_jax.pipelines.select.clean import Refinement
 from ntk_jax.pipelines.select.config import SelectConfig, counts_votes, needed, rankers_of
 from ntk_jax.pipelines.select.embed import open_embeddings
 from ntk_jax.pipelines.select.preselect import candidates_of
 from ntk_jax.pipelines.select.state import SelectRun
-from ntk_jax.selection.ranker import Candidates, Embeddings, Ranking, Sketches
+from ntk_jax.selection.ranker import Candidates, Checkpoint, Components, Embeddings, Ranking, Sketches
 from ntk_jax.selection.rankers import RANKERS
 from ntk_jax.selection.records import record_line, selected_records
 from ntk_jax.selection.sketch_store import open_sketches
 from ntk_jax.storage.arrays import open_store, read
 from ntk_jax.storage.atomic import write_json, write_lines
 
+# What is needed where a stage keeps an account of the pool.
+READ_THE_POOL = ("scores", "sketches", "components", "checkpoints", "embeddings", "losses")
 SHOWN = 1500  # points of a scatter: enough to see a length effect, few enough to draw
 
 
@@ -73,7 +75,7 @@ def check_inputs(run: SelectRun, closing: bool) -> None:
 
 def select(run: SelectRun, folder: Path) -> Facts:
     """Writes <method>.jsonl for every method (the records with score, rank and method added), selection.jsonl (the
-    first method's), scores.npz (every method's scores of all, for `diagnose.rankings`), summary.json, and where anything
+    first method's), scores.npz (every method's scores, for `diagnose.rankings`), summary.json, and where anything
     may be left out <method>.dropped.jsonl."""
     config, pool = run.config, _Pool(run)
     if config.select.count > pool.usable.sum():
@@ -149,13 +151,21 @@ class _Pool:
             home = folder / "sketch"
             store = open_sketches(home / "pool.zarr")
             self._sketches = Sketches(store, open_sketches(home / "domain.zarr"), places)
+        self._components: Components | None = None
+        if needed(config, "components"):
+            store = open_store(folder / "low_rank" / low_rank.STORE)
+            self._components = low_rank.components_of(folder, size, places)
+        self._checkpoints: list[Checkpoint] | None = None
+        if needed(config, "checkpoints"):
+            self._checkpoints = less.checkpoints_of(run, places)
+            store = self._checkpoints[0].sketches.pool
         self._votes: tuple[np.ndarray, np.ndarray] | None = None
         if counts_votes(config):
             home = folder / "preselect"
             store = open_store(home / preselect.STORE)
             votes = load_arrays(home / preselect.RESULT)
             self._votes = votes["votes"], votes["similarity"]
-        elif not any(needed(config, what) for what in ("scores", "sketches", "embeddings", "losses")):
+        elif not any(needed(config, what) for what in READ_THE_POOL):
             home = folder / "pool"
             store = open_store(home / tokenize.STORE)
         self.usable = read(store, "status") == KEPT
@@ -180,6 +190,8 @@ class _Pool:
             selected={name: ranking.order for name, ranking in rankings.items()},
             scores=self.scores if "scores" in needs else None,
             sketches=self._sketches if "sketches" in needs else None,
+            checkpoints=self._checkpoints if "checkpoints" in needs else None,
+            components=self._components if "components" in needs else None,
             votes=self._votes if "votes" in needs else None,
             embeddings=self._embeddings if "embeddings" in needs else None,
             losses=self._losses if "losses" in needs else None,

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ntk_jax.data.account import ACCOUNT, KEPT, account_of
+from ntk_jax.data.records import Record
 from ntk_jax.engine.blocks import Progress, Read, fill_blocks
 from ntk_jax.engine.clock import Clock
 from ntk_jax.errors import UserError
-from ntk_jax.kernels.objectives import head_coherence
-from ntk_jax.kernels.parameters import refuse_fresh_lora
+from ntk_jax.kernels.objectives import Objective, head_coherence
+from ntk_jax.kernels.parameters import Tree, refuse_fresh_lora
 from ntk_jax.kernels.projections import Projection, check_width, projection_flops
 from ntk_jax.kernels.rows import layout_for
 from ntk_jax.models.head import head_matrix
+from ntk_jax.models.model import Model
 from ntk_jax.pipelines.select.account import ARRAYS, Accounts, data_of, facts_of_families
 from ntk_jax.pipelines.select.config import SelectConfig
 from ntk_jax.pipelines.select.preselect import candidates_of
@@ -59,30 +62,49 @@ def sketch(run: SelectRun, folder: Path) -> dict[str, Any] | None:
     facts = sketch_facts(
         run.warm, run.objective, run.projection, span=section.span, parameters=section.parameters, examples=None
     )
-    targets = _create(run, folder, "domain", len(records), longest_id(record["id"] for record in records), facts)
-    pool = _create(run, folder, "pool", len(ordinals), run.pool.census.longest_id, facts)
-
-    def domain_blocks(blocks: frozenset[int]) -> Any:
-        return ((block, records[slice(*targets.block_range(block))]) for block in sorted(blocks))
-
-    def domain_account(block: int, encoded: Sequence[Any]) -> dict[str, np.ndarray]:
-        return {"ordinal": np.arange(*targets.block_range(block)), **account_of([row for _, row in encoded])}
-
-    size = pool.block_rows
-    accounts = Accounts(pool, ordinals)
-    _fill(run, targets, "sketch domain", domain_blocks, domain_account, clock)
-    _fill(run, pool, "sketch", lambda blocks: run.pool.blocks(ordinals, blocks, size), accounts.of, clock)
+    examples = read_json(folder / "fingerprint.json", dict)["fingerprint"]
+    targets = create_domain(run, folder / "domain.zarr", records, examples, facts)
+    pool = create_pool(run, folder / "pool.zarr", ordinals, examples, facts)
+    how = Sketcher(run.warm, run.objective, section.parameters)
+    fill_domain(run, targets, records, how, section.span, clock, "sketch domain")
+    fill_pool(run, pool, ordinals, how, section.span, clock, "sketch")
     if run.job.shard is not None:  # the stage stays open, even where one shard is all of it
         return None
     return _summarize(run, folder, pool, targets, clock)
 
 
-def _create(run: SelectRun, folder: Path, kind: str, rows: int, longest: int, facts: Mapping[str, Any]) -> Store:
+@dataclass(frozen=True)
+class Sketcher:
+    """How an example becomes its sketch: the gradient of the objective with respect to these parameters of the model,
+    or what `feature` makes of it, projected as the run projects."""
+
+    model: Model
+    objective: Objective
+    parameters: str
+    feature: Callable[[Tree], Tree] | None = None
+
+
+def create_domain(
+    run: SelectRun, place: Path, records: Sequence[Record], fingerprint: Mapping[str, Any], facts: Mapping[str, Any]
+) -> Store:
+    """The store of the domain's sketches at a place, to be filled or gone on with. fingerprint: of the stage."""
+    examples = _examples(fingerprint, "domain")
+    return _create(run, place, len(records), longest_id(r["id"] for r in records), {**facts, "examples": examples})
+
+
+def create_pool(
+    run: SelectRun, place: Path, ordinals: np.ndarray, fingerprint: Mapping[str, Any], facts: Mapping[str, Any]
+) -> Store:
+    """The store of the candidates' sketches, likewise; it keeps their account too."""
+    examples = _examples(fingerprint, "pool") | facts_of_families(place, run.pool)
+    longest = run.pool.census.longest_id
+    return _create(run, place, len(ordinals), longest, {**facts, "examples": examples}, ARRAYS)
+
+
+def _create(
+    run: SelectRun, place: Path, rows: int, longest: int, facts: Mapping[str, Any], account: Mapping[str, Any] = ACCOUNT
+) -> Store:
     section = run.config.sketch
-    place = folder / f"{kind}.zarr"
-    examples = _examples(read_json(folder / "fingerprint.json", dict)["fingerprint"], kind)
-    if kind == "pool":
-        examples |= facts_of_families(place, run.pool)
     return create_sketches(
         place,
         rows,
@@ -90,33 +112,64 @@ def _create(run: SelectRun, folder: Path, kind: str, rows: int, longest: int, fa
         dim=section.dim,
         dtype=section.dtype,
         longest_id=longest,
-        facts={**facts, "examples": examples},
-        account=ARRAYS if kind == "pool" else ACCOUNT,
+        facts=facts,
+        account=account,
     )
 
 
 def _examples(fingerprint: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """What the stage's fingerprint says of the examples and of how they became tokens."""
     tokens = tuple(f"model.{key}" for key in ("max_length", "overflow", "template", "add_eos", "control_tokens"))
-    kept = (f"input.{kind}.", f"data.{kind}_limit", *tokens, *(("preselect.",) if kind == "pool" else ()))
+    kept = (f"input.{kind}.", f"data.{kind}_limit", *tokens, "proxy.", *(("preselect.",) if kind == "pool" else ()))
     return {key: value for key, value in fingerprint.items() if key.startswith(kept)}
 
 
-def _fill(run: SelectRun, store: Store, title: str, read_blocks: Read, account: Account, clock: Clock) -> None:
+def fill_domain(
+    run: SelectRun, store: Store, records: Sequence[Record], how: Sketcher, span: str, clock: Clock, title: str
+) -> None:
+    """Fills the domain's store block by block. title: of the progress."""
+
+    def blocks(wanted: frozenset[int]) -> Any:
+        return ((block, records[slice(*store.block_range(block))]) for block in sorted(wanted))
+
+    def account(block: int, encoded: Sequence[Any]) -> dict[str, np.ndarray]:
+        return {"ordinal": np.arange(*store.block_range(block)), **account_of([row for _, row in encoded])}
+
+    _fill(run, store, how, span, title, blocks, account, clock)
+
+
+def fill_pool(
+    run: SelectRun, store: Store, ordinals: np.ndarray, how: Sketcher, span: str, clock: Clock, title: str
+) -> None:
+    """Fills the candidates' store likewise."""
+    size, accounts = store.block_rows, Accounts(store, ordinals)
+    _fill(run, store, how, span, title, lambda wanted: run.pool.blocks(ordinals, wanted, size), accounts.of, clock)
+
+
+def _fill(
+    run: SelectRun,
+    store: Store,
+    how: Sketcher,
+    span: str,
+    title: str,
+    read_blocks: Read,
+    account: Account,
+    clock: Clock,
+) -> None:
     """account: the arrays of what became of a block's examples."""
-    section = run.config.score
-    layout = layout_for(run.config.model.max_length, section.batch_tokens, run.model.mesh, packed=False)
+    layout = layout_for(run.config.model.max_length, run.config.score.batch_tokens, run.model.mesh, packed=False)
 
     def compute(block: int, records: list[Any], progress: Progress) -> dict[str, np.ndarray]:
-        encoded = list(run.encoder.rows(records, section.span))
+        encoded = list(run.encoder.rows(records, span))
         found = sketch_block(
             store,
             [(record["id"], row) for record, row in encoded],
-            run.warm,
-            run.objective,
+            how.model,
+            how.objective,
             layout,
             run.projection,
-            parameters=section.parameters,
+            parameters=how.parameters,
+            feature=how.feature,
             progress=progress,
         )
         return {**found, **account(block, encoded)}
@@ -150,7 +203,7 @@ def _summarize(run: SelectRun, folder: Path, pool: Store, targets: Store, clock:
         "dim": run.projection.dim,
         "tokens": tokens,
         "flops": gradients + examples * channels * projection_flops(run.projection, run.theta),
-        "bytes": _bytes(pool) + _bytes(targets),
+        "bytes": stored_bytes(pool) + stored_bytes(targets),
         "seconds": clock.seconds(),
         "rho": head_coherence(head_matrix(run.model.base.base)),
     }
@@ -158,7 +211,7 @@ def _summarize(run: SelectRun, folder: Path, pool: Store, targets: Store, clock:
     return {"scored": summary["scored"], "targets": summary["targets"]}
 
 
-def _bytes(store: Store) -> int:
+def stored_bytes(store: Store) -> int:
     """Of all arrays; the last block of each is as long as the others on disk."""
     rows = store.blocks * store.block_rows
     return sum(

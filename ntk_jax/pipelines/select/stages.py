@@ -9,6 +9,9 @@
 | sketch     | pool, domain, warmup, preselect   | pool.zarr, domain.zarr                                              |
 | embed      | pool, domain, warmup, preselect   | pool.zarr, domain.zarr                                              |
 | losses     | pool, warmup, preselect           | losses.zarr                                                         |
+| subspace   | domain, warmup                    | gram.zarr, spectrum.npz, directions.safetensors                     |
+| low_rank   | pool, subspace, preselect         | scores.zarr                                                         |
+| less       | pool, domain, warmup, preselect   | <checkpoint>/pool.zarr, <checkpoint>/domain.zarr                    |
 | pool       | pool                              | account.zarr                                                        |
 | select     | what its methods need             | <method>.jsonl, selection.jsonl, scores.npz, <method>.dropped.jsonl |
 | align      | select, warmup                    | examples.json                                                       |
@@ -23,6 +26,7 @@ from typing import Any
 from ntk_jax.engine.stage import Address, Pipeline, Stage
 from ntk_jax.pipelines.common.sections import evaluation_reads
 from ntk_jax.pipelines.select import config as settings
+from ntk_jax.pipelines.select.proxy import selecting_inputs, selecting_reads
 
 _HERE = "ntk_jax.pipelines.select"
 # No gradient depends on how the score computes attention; a score does, by rounding, as on its batch_tokens.
@@ -32,8 +36,6 @@ _GRADIENT = tuple(
     + ("block_examples",)
 )
 _SKETCHED = tuple(f"score.{key}" for key in ("objective", "span", "normalize", "parameters", "probes", "batch_tokens"))
-
-_STANDALONE = ("seed", "model", "score.batch_tokens", "score.block_examples")  # of a stage that may stand before all
 
 
 def _after_preselect(*others: str) -> Any:
@@ -52,6 +54,22 @@ def _embed_after(config: Any) -> tuple[str, ...]:
     return _after_preselect(*(("warmup",) if config.embedding.model == "warm" else ()))(config)
 
 
+def _embed_reads(config: Any) -> tuple[str, ...]:
+    """It may be the first stage of all."""
+    own = ("seed", *selecting_reads(config), "score.batch_tokens", "score.block_examples", "embedding")
+    return tuple(_reads_candidates(*own, "data.domain", "data.domain_limit")(config))
+
+
+def _warmup_reads(config: Any) -> tuple[str, ...]:
+    """What it keeps on its way is asked for by one ranker only."""
+    kept = ("select.less.checkpoints",) if settings.keeps_checkpoints(config) else ()
+    return ("seed", *selecting_reads(config), "lora", "data.domain", "data.domain_limit", "warmup", *kept)
+
+
+def _pool_reads(config: Any) -> tuple[str, ...]:
+    return ("seed", *selecting_reads(config), "data.pool", "data.pool_limit", "score.span", "score.block_examples")
+
+
 def _select_after(config: Any) -> tuple[str, ...]:
     """What the methods of a run need."""
     found = [
@@ -59,6 +77,8 @@ def _select_after(config: Any) -> tuple[str, ...]:
         *(["sketch"] if settings.needed(config, "sketches") else []),
         *(["embed"] if settings.needed(config, "embeddings") else []),
         *(["losses"] if settings.needed(config, "losses") else []),
+        *(["low_rank"] if settings.needed(config, "components") else []),
+        *(["less"] if settings.needed(config, "checkpoints") else []),
         *(["preselect"] if settings.counts_votes(config) else []),
     ]
     return tuple(found) or ("pool",)
@@ -88,8 +108,8 @@ PIPELINE = Pipeline(
     open=Address(f"{_HERE}.state:open_run"),
     inputs=Address(f"{_HERE}.state:input_hashes"),
     final=_final,
-    check=Address("ntk_jax.pipelines.common.checks:check_model_and_data"),
-    resolved=settings.resolved_votes,
+    check=Address(f"{_HERE}.state:check_settings"),
+    resolved=settings.resolved,
     facts=Address(f"{_HERE}.arms:facts"),
     part=Address(f"{_HERE}.report:part"),
     beside=Address("ntk_jax.pipelines.common.tensorboard:write_events"),
@@ -109,8 +129,8 @@ PIPELINE = Pipeline(
             description="Fine-tunes a LoRA adapter on the domain examples, so that the kernel is taken at a point that "
             "has learnt from the domain. Reads data.domain and the section warmup; writes warmup/.",
             function=Address(f"{_HERE}.warmup:warmup"),
-            reads=("seed", "model", "lora", "data.domain", "data.domain_limit", "warmup"),
-            inputs=("model", "domain"),
+            reads=_warmup_reads,
+            inputs=selecting_inputs("domain"),
             check=Address(f"{_HERE}.warmup:check"),
             check_inputs=Address(f"{_HERE}.warmup:check_inputs"),
             cost=Address(f"{_HERE}.costs:warmup"),
@@ -186,8 +206,8 @@ PIPELINE = Pipeline(
             "them.",
             function=Address(f"{_HERE}.embed:embed"),
             after=_embed_after,
-            reads=_reads_candidates(*_STANDALONE, "data.domain", "data.domain_limit", "embedding"),
-            inputs=("model", "domain", "pool"),
+            reads=_embed_reads,
+            inputs=selecting_inputs("domain", "pool"),
             stores=lambda config: ("pool.zarr", "domain.zarr"),
             check_inputs=Address(f"{_HERE}.embed:check_inputs"),
             cost=Address(f"{_HERE}.costs:embed"),
@@ -209,14 +229,61 @@ PIPELINE = Pipeline(
             cost=Address(f"{_HERE}.costs:losses"),
         ),
         Stage(
+            name="subspace",
+            title="Main directions",
+            help="the main directions of the domain's gradients",
+            description="The singular value decomposition of the gradients of the domain's examples, from their Gram "
+            "matrix: select.low_rank.components directions, each a weighted backward pass. Reads warmup/; writes "
+            "subspace/gram.zarr block by block and subspace/directions.safetensors.",
+            function=Address(f"{_HERE}.subspace:subspace"),
+            after=lambda config: ("warmup",),
+            reads=(*_SKETCHED, "select.low_rank.components"),
+            stores=lambda config: ("gram.zarr",),
+            check=Address(f"{_HERE}.subspace:check"),
+            check_inputs=Address(f"{_HERE}.subspace:check_inputs"),
+            cost=Address(f"{_HERE}.costs_gradients:subspace"),
+        ),
+        Stage(
+            name="low_rank",
+            title="Scoring along main directions",
+            help="every candidate along the domain's main directions",
+            description="One forward-mode derivative of every candidate along each direction of subspace/, with one "
+            "primal pass for all. Writes low_rank/scores.zarr block by block. The method low_rank of select.methods "
+            "selects by them.",
+            function=Address(f"{_HERE}.low_rank:low_rank"),
+            after=_after_preselect("subspace"),
+            reads=_reads_candidates("score.attention", "score.block_examples"),
+            inputs=("pool",),
+            stores=lambda config: ("scores.zarr",),
+            check_inputs=Address(f"{_HERE}.score:check_inputs"),
+            cost=Address(f"{_HERE}.costs_gradients:low_rank"),
+        ),
+        Stage(
+            name="less",
+            title="LESS",
+            help="sketches at checkpoints of the warm-up",
+            description="At each checkpoint that the warm-up kept: the Adam update of every candidate and the loss "
+            "gradient of every domain example, projected as the section sketch says. Writes "
+            "less/<checkpoint>/pool.zarr and domain.zarr block by block. The method less of select.methods selects by "
+            "them.",
+            function=Address(f"{_HERE}.less:less"),
+            after=_after_preselect("warmup"),
+            reads=_reads_candidates("score.batch_tokens", "sketch", "select.less.momentum"),
+            inputs=("pool",),
+            stores=settings.less_stores,
+            check=Address(f"{_HERE}.less:check"),
+            check_inputs=Address(f"{_HERE}.less:check_inputs"),
+            cost=Address(f"{_HERE}.costs_gradients:less"),
+        ),
+        Stage(
             name="pool",
             title="Pool",
             help="lengths of the pool, for methods that need no model",
             description="Tokenizes the pool and keeps what became of every example, for runs whose methods look "
             "at texts and lengths only. Writes pool/account.zarr block by block.",
             function=Address(f"{_HERE}.tokenize:tokenize"),
-            reads=("seed", "model", "data.pool", "data.pool_limit", "score.span", "score.block_examples"),
-            inputs=("model", "pool"),
+            reads=_pool_reads,
+            inputs=selecting_inputs("pool"),
             stores=lambda config: ("account.zarr",),
             check_inputs=Address(f"{_HERE}.score:check_pool"),
             cost=Address(f"{_HERE}.costs:pool"),
@@ -228,8 +295,8 @@ PIPELINE = Pipeline(
             description="Takes the select.count best by each of select.methods, ties in pool order, without what "
             "select.clean and select.quotas leave out, or the most diverse of them by select.diversity. Writes "
             "select/<method>.jsonl: the records with score, rank and method added; select/selection.jsonl is the first "
-            "method's; select/<method>.dropped.jsonl says what was left out and why; select/scores.npz has every method's "
-            "score of every example, for `ntk-jax diagnose`.",
+            "method's; select/<method>.dropped.jsonl says what was left out and why; select/scores.npz has all scores, "
+            "for `ntk-jax diagnose`.",
             function=Address(f"{_HERE}.select:select"),
             after=_select_after,
             reads=_select_reads,

@@ -17,19 +17,35 @@ from ntk_jax.kernels.objectives import Objective
 from ntk_jax.kernels.parameters import late_share, split_parameters
 from ntk_jax.kernels.projections import Projection
 from ntk_jax.models.model import Model
+from ntk_jax.pipelines.common.checks import check_model_and_data
 from ntk_jax.pipelines.common.inputs import evaluation_files, model_hashes
+from ntk_jax.pipelines.common.model import RunModel, run_model
 from ntk_jax.pipelines.common.pool_run import PoolRun, pool_run
 from ntk_jax.pipelines.common.reading import reading_of
+from ntk_jax.pipelines.select import proxy
 from ntk_jax.pipelines.select.config import SelectConfig
+from ntk_jax.pipelines.select.proxy import has_proxy, in_words, selecting_config, selecting_model, sentence
 from ntk_jax.selection.clean import AUTO as AUTO_FILES
 from ntk_jax.storage.hashing import sha256_file
 
 
 @dataclass
 class SelectRun(PoolRun):
-    """A run of NTK-Selector."""
+    """A run of NTK-Selector. config, model: those that select."""
 
     config: SelectConfig
+    asked: SelectConfig | None = None  # where a proxy selects: the config as it was given, with the model to be trained
+
+    @functools.cached_property
+    def target(self) -> SelectRun:
+        """The run with the model that is trained and evaluated: this one, unless its model is a proxy, whose weights
+        are then let go of."""
+        if self.asked is None:
+            return self
+        for holder, names in ((self.model, ("base",)), (self, ("warm", "theta", "differentiated"))):
+            for name in names:
+                holder.__dict__.pop(name, None)
+        return pool_run(SelectRun, self.asked, self.job)
 
     @functools.cached_property
     def warm(self) -> Model:
@@ -64,13 +80,34 @@ class SelectRun(PoolRun):
 
 def open_run(config: SelectConfig, job: Job) -> SelectRun:
     """The run of a config."""
-    return pool_run(SelectRun, config, job)
+    if not has_proxy(config):
+        return pool_run(SelectRun, config, job)
+    job.progress("proxy", None, "")(1, 1, sentence(config))
+    selecting = selecting_config(config)
+    model = run_model(selecting)
+    run = pool_run(SelectRun, selecting, job, RunModel(model.make_mesh, functools.partial(_proxy, model)))
+    run.asked = config
+    return run
+
+
+def _proxy(model: RunModel, mesh: jax.sharding.Mesh | None) -> Model:
+    try:
+        return model.load(mesh)
+    except UserError as error:
+        raise in_words(error) from None
+
+
+def check_settings(config: SelectConfig) -> None:
+    """Raises UserError as `check_model_and_data`, or for a proxy without a path."""
+    check_model_and_data(config)
+    proxy.check(config)
 
 
 def input_hashes(config: SelectConfig) -> dict[str, Any]:
     """How the SHA-256 of each kind of input is found."""
     return {
         "model": lambda: model_hashes(config.model),
+        "proxy": lambda: _proxy_hashes(config),
         "direction": lambda: _direction_hash(config.score.direction),
         "domain": lambda: source_hashes(config.data.domain, reading_of(config, "data")),
         "pool": lambda: source_hashes(config.data.pool, reading_of(config, "data")),
@@ -78,6 +115,13 @@ def input_hashes(config: SelectConfig) -> dict[str, Any]:
         "arms": lambda: _arm_hashes(config),
         "decontaminate": lambda: _item_hashes(config),
     }
+
+
+def _proxy_hashes(config: SelectConfig) -> dict[str, str]:
+    try:
+        return model_hashes(selecting_model(config))
+    except UserError as error:
+        raise in_words(error) from None
 
 
 def _direction_hash(direction: str) -> dict[str, str]:

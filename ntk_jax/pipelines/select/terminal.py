@@ -217,6 +217,10 @@ def selection_lines(run: SelectRun) -> str:
     looked = pool_sentence(run)
     of = f" ({looked})" if looked else ""
     lines = [f"Selected {count(summary.get('count'))} of {count(summary.get('pool'))} usable pool examples{of}"]
+    if proxy := run.setting("proxy", "path"):
+        lines.append(
+            f"by {label(proxy)}, in whose tokens lengths are; {label(run.setting('model', 'path'))} is trained"
+        )
     useful = finite(summary.get("useful_share_pool")) is not None
     rows = [["method", "N", "median response", "length rank corr.", *(["useful"] if useful else [])]]
     span, share = summary.get("median_span_pool"), summary.get("useful_share_pool")

@@ -43,22 +43,31 @@ def _facts(run: SelectRun) -> list[Fact]:
     domain += f", data.domain_limit = {count(limit)}" if finite(limit) is not None else ""
     facts = [
         Fact("Model", name(run.setting("model", "path"))),
+        *_proxy(run),
         Fact("Domain", names(run.setting("data", "domain")), domain.removeprefix(", ")),
         Fact("Pool", names(run.setting("data", "pool")), _pool_note(run)),
         Fact("Selected (N)", count(run.summary.get("count", run.setting("select", "count")))),
         Fact("Methods", ", ".join(method.title for method in run.methods) or NOTHING),
     ]
-    if run.plan.has("gradient") or run.plan.has("sketch"):
+    if any(run.plan.has(stage) for stage in ("gradient", "sketch", "subspace")):
         how = [run.setting("score", key) for key in ("normalize", "span")]
         known = [str(value) for value in how if value is not None]
         facts.append(Fact("Objective", run.objective(), " over ".join(known)))
     if run.plan.has("gradient"):
         facts.append(Fact("Direction", run.setting("score", "direction") or NOTHING))
-    if run.plan.has("sketch"):
+    if run.plan.has("sketch") or run.plan.has("less"):
         facts.append(Fact("Sketches", f"K = {count(run.setting('sketch', 'dim'))}"))
     if run.plan.has("preselect"):
         facts.append(Fact("Pre-selection", run.setting("preselect", "method") or NOTHING))
     return [*facts, Fact("Seed", run.plan.config.get("seed", NOTHING))]
+
+
+def _proxy(run: SelectRun) -> list[Fact]:
+    path = run.setting("proxy", "path")
+    if not path:
+        return []
+    itself = "the model itself; " if path == run.setting("model", "path") else ""
+    return [Fact("Selected by", name(path), f"{itself}lengths of the domain and of the pool are in its tokens")]
 
 
 def _pool_note(run: SelectRun) -> str:

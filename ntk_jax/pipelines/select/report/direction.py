@@ -12,7 +12,7 @@ from ntk_jax.report.reading import mapping, numbers
 
 def direction(run: SelectRun) -> Section | None:
     """The section; None where no method ranks by gradients."""
-    stages = [stage for stage in ("gradient", "sketch", "preselect") if run.plan.has(stage)]
+    stages = [stage for stage in ("gradient", "sketch", "subspace", "less", "preselect") if run.plan.has(stage)]
     if not stages:
         return None
     rho, warn = _rho(run)
@@ -27,6 +27,20 @@ def direction(run: SelectRun) -> Section | None:
     if run.plan.has("sketch"):
         targets = run.directory.json("sketch/summary.json").get("targets")
         words.append(f"Sketches compare each example with {count(targets)} of the domain, one by one.")
+    if run.plan.has("subspace"):
+        found = run.directory.json("subspace/summary.json")
+        words.append(
+            f"The {count(found.get('components'))} main directions of the gradients of {count(found.get('examples'))} "
+            f"domain examples hold {percent(finite(found.get('energy_share')))} of their squared norm and "
+            f"{percent(finite(found.get('mean_share')))} of their mean's."
+        )
+    if run.plan.has("less"):
+        found = run.directory.json("less/summary.json")
+        words.append(
+            f"LESS compares Adam updates with {count(found.get('targets'))} loss gradients of the domain at "
+            f"{count(found.get('checkpoints'))} checkpoints of the warm-up, weighted "
+            f"{', '.join(percent(weight) for weight in numbers(found.get('weights')) or [])}."
+        )
     if run.plan.has("preselect"):
         found = run.directory.json("preselect/summary.json")
         if found:

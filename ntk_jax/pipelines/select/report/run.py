@@ -18,6 +18,7 @@ COLORS = ("c-grey", "c-green", "c-blue", "c-orange", "c-purple", "c-red", "c-oli
 KINDS = ("normalized", "raw")  # of likelihood, the one that leads first
 EXACT = "ntk:"  # how the labels of methods begin that rank by exact scores
 SKETCHED = "sketch:"  # and of those that rank by sketches of the same gradients
+LOW_RANK = "low_rank:"  # and by the main directions of these
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,10 @@ class SelectRun:
 
     def rho(self) -> float | None:
         """ρ = ‖Wᵀ1‖² / ‖W‖²_F of the model's head."""
-        found = (self.directory.json(f"{stage}/summary.json").get("rho") for stage in ("score", "gradient", "sketch"))
+        found = (
+            self.directory.json(f"{stage}/summary.json").get("rho")
+            for stage in ("score", "gradient", "sketch", "subspace")
+        )
         return next((r for r in map(finite, found) if r is not None), None)
 
     def objective(self) -> str:
@@ -126,7 +130,7 @@ class SelectRun:
 
     def differentiating(self) -> list[Method]:
         """The methods whose ranking comes from gradients of the objective."""
-        return [m for m in self.methods if m.label.startswith((EXACT, SKETCHED))]
+        return [m for m in self.methods if m.label.startswith((EXACT, SKETCHED, LOW_RANK))]
 
 
 def select_run(directory: RunDirectory) -> SelectRun:
@@ -143,7 +147,11 @@ def select_run(directory: RunDirectory) -> SelectRun:
         for arm in arms
     }
     # Where votes pre-select, the scoring stages see only what was left.
-    stages = [stage for stage in ("preselect", "score", "sketch", "embed", "losses", "pool") if plan.has(stage)]
+    stages = [
+        stage
+        for stage in ("preselect", "score", "sketch", "low_rank", "less", "embed", "losses", "pool")
+        if plan.has(stage)
+    ]
     pool = (directory.json(f"{stage}/data.json") for stage in stages)
     return SelectRun(
         directory=directory,

@@ -66,7 +66,12 @@ def data(run: SelectRun) -> Section:
         missing.append(run.directory.missing("warmup", "domain statistics"))
     if not run.pool_data:
         stage = next(
-            (s for s in ("preselect", "score", "sketch", "embed", "losses", "pool") if run.plan.has(s)), "pool"
+            (
+                s
+                for s in ("preselect", "score", "sketch", "low_rank", "less", "embed", "losses", "pool")
+                if run.plan.has(s)
+            ),
+            "pool",
         )
         missing.append(run.directory.missing(stage, "pool statistics"))
     tables = [table for table in (_account(sets), _lengths(run, sets), _formats(run)) if table.rows]
