@@ -185,7 +185,10 @@ def dry_run(experiment: Experiment, runs: Sequence[Run], until: str | None) -> s
 def _estimated(experiment: Experiment, run: Run, until: str | None) -> tuple[float, str]:
     shared, config = shared_stages(experiment, run), run.config
     asked = [name for name in stages_asked(PIPELINE, config, Command(until=until)) if name not in shared]
-    found = estimate_run(PIPELINE, config)
+    try:
+        found = estimate_run(PIPELINE, config)
+    except UserError as error:  # the queue reports it too, and goes on
+        return 0.0, f"cannot be estimated: {error}"
     flops = sum(row["flops"] for row in found["stages"] if row["stage"] in asked)
     return flops, ", ".join(asked) + (f" (the others from {run.after})" if shared else "")
 

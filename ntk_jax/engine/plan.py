@@ -126,13 +126,18 @@ def make_plan(pipeline: Pipeline, config: Any, command: Command, folder: Path, s
 def same_results(pipeline: Pipeline, a: Any, b: Any) -> tuple[str, ...]:
     """The stages, in order, of which two configs make the same results from the same files: what a run of `b` may take
     over from one of `a`. Everything that these stages build on is among them."""
-    kinds = {kind: dict[str, str]() for stage in pipeline.stages for kind in stage.inputs}
     same: list[str] = []
     for name in (name for name in pipeline.of(b) if name in pipeline.of(a)):
-        before = [pipeline.before(config, name) for config in (a, b)]
-        ones = [_fingerprint(pipeline, config, name, kinds)[0] for config in (a, b)]
+        decided = [
+            (
+                pipeline.before(config, name),
+                [pipeline.stage(stage).kinds(config) for stage in (*pipeline.before(config, name), name)],
+                _fingerprint(pipeline, config, name, {kind: {} for kind in pipeline.inputs(config)})[0],
+            )
+            for config in (a, b)
+        ]
         # A stage may only show what an earlier one is decided by: then it is the earlier one that differs.
-        if before[0] == before[1] and ones[0] == ones[1] and set(before[0]) <= set(same):
+        if decided[0] == decided[1] and set(decided[0][0]) <= set(same):
             same.append(name)
     return tuple(same)
 
