@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from ntk_jax.report.axes import (
     label,
     left_axis,
     line,
+    log_ticks,
     path,
     px,
     svg,
@@ -26,11 +26,13 @@ from ntk_jax.report.markup import Html, tag
 APART = 14.0  # px between two names that are beside each other
 
 
-def forest(rows: Sequence[Mapping[str, Any]], title: str, in_percent: bool) -> Html:
-    """A row an arm with its interval, largest first; grey where the interval holds zero."""
+def forest(
+    rows: Sequence[Mapping[str, Any]], title: str, *, in_percent: bool = False, lowest_first: bool = False
+) -> Html:
+    """A row an arm with its interval, best first; grey where the interval holds zero."""
     scale = 100.0 if in_percent else 1.0
     made = []
-    for row in sorted(rows, key=lambda row: -row["value"]):
+    for row in sorted(rows, key=lambda row: row["value"] if lowest_first else -row["value"]):
         low, high = row["low"], row["high"]
         text = minus(f"{scale * row['value']:+.{1 if in_percent else 3}f}")
         clear = low is not None and (low > 0 or high < 0)
@@ -43,7 +45,7 @@ def forest(rows: Sequence[Mapping[str, Any]], title: str, in_percent: bool) -> H
 def pareto(points: Sequence[tuple[str, float, float]], title: str) -> Html:
     """Gain (y) by the FLOPs of the selection (x, logarithmic; what costs nothing stands at the left end). points:
     (name, FLOPs, gain). Those that nothing cheaper reaches are filled, and joined."""
-    width, height, top, free = 640.0, 300.0, 34.0, 46.0
+    width, height, top, free = 640.0, 300.0, 34.0, 64.0
     costs = sorted(cost for _, cost, _ in points if cost > 0) or [1.0]
     gains = [gain for _, _, gain in points]
     margin = (max(gains) - min(gains)) * 0.1 or 1.0
@@ -51,16 +53,15 @@ def pareto(points: Sequence[tuple[str, float, float]], title: str) -> Html:
     y_values = ticks(y.low, y.high, 5)
     left = max(text_width(text, 11.5) for text in tick_labels(y_values)) + 12
     x = Scale(costs[0] / 1.5, costs[-1] * 1.5, left + free, width - 90, log=True)
-    first, last = math.ceil(math.log10(x.low)), math.floor(math.log10(x.high))
-    x_values = [10.0**e for e in range(first, last + 1)] or [costs[0]]
-    names = [metric(value, "FLOP").removesuffix("FLOP") for value in x_values]
+    x_values = log_ticks(x.low, x.high)
+    names = [metric(value, "FLOP").removesuffix("FLOP").replace(".00", "").replace(".0 ", " ") for value in x_values]
     parts = bottom_axis(x, height, x_values, names, "FLOP of finding the selection", top)
     parts += left_axis(y, left, y_values, tick_labels(y_values), title, width - 90)
-    parts += [label(left + free / 2, height + 16, "none", "tick", "middle")]
+    parts += [label(left + free / 3, height + 16, "none", "tick", "middle")]
     if y.low < 0 < y.high:
         parts.append(line(left, y(0), width - 90, y(0), "reference"))
     best = frontier(points)
-    at = {name: (x(cost) if cost > 0 else left + free / 2, y(gain)) for name, cost, gain in points}
+    at = {name: (x(cost) if cost > 0 else left + free / 3, y(gain)) for name, cost, gain in points}
     edge = sorted(at[name] for name in best)
     if len(edge) > 1:
         parts.append(path(edge, "line thin c-blue"))

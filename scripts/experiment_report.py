@@ -119,7 +119,9 @@ def figures(found: Mapping[str, Any]) -> dict[str, Any]:
             ]
             if rows and measure in ("accuracy", "loss"):
                 about = f"{MEASURES[measure]}, minus {control}"
-                drawn[f"{head}-{measure}-minus-{control}"] = forest(rows, about, measure not in LOSSES)
+                drawn[f"{head}-{measure}-minus-{control}"] = forest(
+                    rows, about, in_percent=measure not in LOSSES, lowest_first=measure in LOSSES
+                )
             if rows and measure in ("accuracy", "loss") and control == "random":
                 points = _points(found, model, variant, rows, -1.0 if measure in LOSSES else 1.0)
                 if points:
@@ -130,7 +132,7 @@ def figures(found: Mapping[str, Any]) -> dict[str, Any]:
             rows = over_runs([row for row in found["worth"] if row["model"] == model], "score", key)
             if rows:
                 shown = [{"arm": name} | one for name, one in rows.items()]
-                drawn[f"{model}-worth-{key}"] = forest(shown, f"{about}, mean over runs", False)
+                drawn[f"{model}-worth-{key}"] = forest(shown, f"{about}, mean over runs")
     return drawn
 
 

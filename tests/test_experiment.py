@@ -211,6 +211,18 @@ def test_an_arm_that_misses_records_is_named(experiment: Experiment, tmp_path: P
     assert str(run.folder / "evaluate") in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["builtin", "real"])
+def test_the_experiments_that_come_with_the_package_can_be(name: str) -> None:
+    found = read_experiment(SCRIPTS.parent / "configs" / "experiments" / f"{name}.yaml")
+    assert len(found.runs) == len(found.models) * len(found.domains) * len(found.seeds) * len(found.variants)
+    for run in found.runs[: 2 * len(found.variants)]:
+        assert {"random", "length_matched"} <= set(run.config.select.methods)
+        assert run.config.evaluate.files and run.config.evaluate.metrics == ("accuracy", "loss")
+        assert run.after is None or "warmup" in shared_stages(found, run)
+    for part in queue.jobs_of(found, found.runs[:1], None)[1:]:
+        assert part.name.startswith("worth/")
+
+
 def test_nothing_finished_is_said(experiment: Experiment, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run is finished yet"):
         write_results(experiment, tmp_path / "report")
@@ -342,6 +354,7 @@ def test_a_queue_that_is_killed_goes_on(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "report" / "results.json").read_text())
     assert len(found["runs"]) == 4 and {row["arm"] for row in found["rows"]} == {"domain", "random"}
     assert {one["runs"] for one in found["estimates"]} == {2}
+    assert all(row["accuracy"] and row["loss"] for row in found["rows"])  # both of a file whose records have choices
     variant = tmp_path / "out" / "runs" / "tiny" / "one" / "seed-0+by_example"
     same = [folder / "select" / "random.jsonl" for folder in (variant, variant.with_name("seed-0"))]
     assert same[0].read_bytes() == same[1].read_bytes()
