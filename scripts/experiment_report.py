@@ -129,9 +129,9 @@ def figures(found: Mapping[str, Any]) -> dict[str, Any]:
                     drawn[f"{head}-{measure}-by-flops"] = pareto(points, about)
     for key, about in (("spearman", "Spearman with the metagradient"), ("lds", "linear datamodeling score")):
         for model in dict.fromkeys(row["model"] for row in found["worth"]):
-            rows = over_runs([row for row in found["worth"] if row["model"] == model], "score", key)
-            if rows:
-                shown = [{"arm": name} | one for name, one in rows.items()]
+            means = over_runs([row for row in found["worth"] if row["model"] == model], "score", key)
+            if means:
+                shown = [{"arm": name} | one for name, one in means.items()]
                 drawn[f"{model}-worth-{key}"] = forest(shown, f"{about}, mean over runs")
     return drawn
 

@@ -323,7 +323,7 @@ def script(path: Path, *options: str) -> list[str]:
 
 
 def test_a_queue_that_is_killed_goes_on(tmp_path: Path) -> None:
-    """Two seeds × two arms and a variant on a tiny model; the first start is killed, what fails is told apart."""
+    """Two seeds × two arms and a variant on a tiny model; the first start is killed, what fails is reported."""
     write_inputs(tmp_path)
     path = written(
         tmp_path,
@@ -336,8 +336,8 @@ def test_a_queue_that_is_killed_goes_on(tmp_path: Path) -> None:
     dry = subprocess.run(script(path, "--dry-run"), capture_output=True, text=True, timeout=300)
     assert "tiny/one/seed-0+by_example" in dry.stdout and "finetune, evaluate (the others from tiny/one/" in dry.stdout
     assert not (tmp_path / "out").exists() and dry.returncode == 0
-    log = (tmp_path / "first.log").open("w")
-    process = subprocess.Popen(script(path, "--only", "one/*"), stdout=log)
+    with (tmp_path / "first.log").open("w") as log:
+        process = subprocess.Popen(script(path, "--only", "one/*"), stdout=log)
     while "start tiny/one/seed-0+" not in (tmp_path / "first.log").read_text():
         assert process.poll() is None, (tmp_path / "first.log").read_text()
         time.sleep(0.2)

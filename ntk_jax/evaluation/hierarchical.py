@@ -68,7 +68,7 @@ def resampled_runs(runs: Runs, *, resamples: int, seed: Sequence[int]) -> Resamp
     Raises UserError: no runs, no examples, runs that do not fit together.
     """
     weighted = _weighted(runs)
-    groups = runs.groups or [None] * len(weighted)
+    groups: Sequence[Sequence[str] | None] = runs.groups or [None] * len(weighted)
     by_run = np.stack([_means(each.sum(axis=0)) for each in weighted])
     count = len(weighted)
     drawn = np.random.default_rng([*seed, count]).integers(0, count, (resamples, max(1, count - 1)))
