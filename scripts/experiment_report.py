@@ -48,7 +48,7 @@ def write_results(experiment: Experiment, folder: Path, *, transfer: bool = Fals
         "rows": rows,
         "estimates": [one for measure in measures for one in estimates(experiment, runs, measure)],
         "worth": worth_rows(experiment, runs),
-        "transfer": transfer_rows(experiment, runs) if transfer else [],
+        "transfer": transfer_rows(experiment) if transfer else [],
     }
     make_folder(folder)
     write_json(folder / "results.json", found)
@@ -82,10 +82,12 @@ def worth_rows(experiment: Experiment, runs: Sequence[Run]) -> list[dict[str, An
     return found
 
 
-def transfer_rows(experiment: Experiment, runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """A row a domain, seed, method and two models: Spearman of the scores of the pool examples that both scored."""
+def transfer_rows(experiment: Experiment) -> list[dict[str, Any]]:
+    """A row a domain, seed, method and two models: Spearman of the scores of the pool examples that both scored. It
+    asks for selections alone, not for evaluations."""
     if len(experiment.models) < 2:
         raise UserError("--transfer compares the scores of different models; the experiment has one")
+    runs = [run for run in experiment.runs if (run.folder / "select" / "manifest.json").exists()]
     places = {(run.model, run.domain, run.seed): run for run in runs if run.variant == BASE}
     known = {key: read_rankings(str(run.folder)) for key, run in places.items()}
     found = []
