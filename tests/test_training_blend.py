@@ -20,6 +20,7 @@ from ntk_jax.parallel.mesh import make_mesh
 from ntk_jax.training.blend import MIXTURES, Blend, blend, domain_labels, phases_of
 from ntk_jax.training.feed import Examples
 from ntk_jax.training.optimizer import TrainConfig
+from ntk_jax.training.order import PLANNED_STEPS
 from ntk_jax.training.train import Trained, train
 
 ROWS = random_rows(22, seed=5, lengths=(5, 12, 16))
@@ -138,4 +139,17 @@ def test_what_is_refused() -> None:
         blend(DOMAIN, SELECTED, "domain_share", replace(CONFIG, batch_size=1), steps=2, seed=0, row_length=16)
     with pytest.raises(UserError, match="empty"):
         made("domain_share", domain=[])
+    for mixture in ("selected_then_domain", "replay"):
+        with pytest.raises(UserError, match=f"{mixture} has two phases, and the training a single step"):
+            blend(DOMAIN, SELECTED, mixture, CONFIG, steps=1, seed=0, row_length=16)
     assert isinstance(made("replay"), Blend)
+
+
+def test_shapes_come_from_the_first_steps_of_each_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training of any length is planned in no more time than that of a list."""
+    feed = blend(DOMAIN, SELECTED, "replay", CONFIG, steps=5000, seed=3, row_length=16, domain_share=0.5)
+    looked: list[int] = []
+    rows_of = Blend.rows_of
+    monkeypatch.setattr(Blend, "rows_of", lambda self, step: looked.append(step) or rows_of(self, step))
+    feed.shapes(CONFIG, 1)
+    assert len(looked) == PLANNED_STEPS and {0, 2500} <= set(looked) and max(looked) < 2500 + PLANNED_STEPS
