@@ -107,24 +107,29 @@ def fit(folder: Path, **changes: Any) -> Trained:
     return train(tiny_model(), made("replay", domain_share=0.5), config, **options)
 
 
-def test_a_resumed_training_gives_the_same_bits_on_any_devices(tmp_path: Path) -> None:
+@pytest.mark.parametrize("loss", ["token_mean", "example_mean"])
+def test_a_resumed_training_gives_the_same_bits_on_any_devices(tmp_path: Path, loss: Any) -> None:
+    config = replace(CONFIG, checkpoint_every=1, loss=loss)
+
     def stop(done: int, total: int, note: str) -> None:
         if done == 5:
             raise KeyboardInterrupt
 
-    whole = fit(tmp_path / "whole")
+    whole = fit(tmp_path / "whole", config=config)
     with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "cut", progress=stop)
-    cut = fit(tmp_path / "cut")
-    eight = fit(tmp_path / "eight", mesh=make_mesh(8))
+        fit(tmp_path / "cut", config=config, progress=stop)
+    cut = fit(tmp_path / "cut", config=config)
+    eight = fit(tmp_path / "eight", config=config, mesh=make_mesh(8))
     for a, b, c in zip(*map(jax.tree.leaves, (whole.lora, cut.lora, eight.lora)), strict=True):
         np.testing.assert_array_equal(a, b)
         np.testing.assert_allclose(a, c, atol=2e-5)
 
 
-def test_another_mixture_is_another_training(tmp_path: Path) -> None:
+def test_another_mixture_or_loss_is_another_training(tmp_path: Path) -> None:
     """A checkpoint of one is not gone on from with another."""
     fit(tmp_path)
+    with pytest.raises(UserError, match="other examples, settings"):
+        fit(tmp_path, config=replace(CONFIG, checkpoint_every=1, loss="example_mean"))
     with pytest.raises(UserError, match="come from a training with other examples"):
         train(tiny_model(), made("replay", domain_share=0.4), CONFIG, folder=tmp_path, seed=1, row_length=16)
 
