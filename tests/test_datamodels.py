@@ -3,6 +3,7 @@ plain arithmetic."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -17,7 +18,9 @@ from ntk_jax.errors import UserError
 from ntk_jax.models.model import with_lora
 from ntk_jax.parallel.mesh import make_mesh
 from ntk_jax.training.datamodels import lds, random_subsets, ranker_worth, subset_losses
+from ntk_jax.training.feed import Examples
 from ntk_jax.training.optimizer import TrainConfig
+from ntk_jax.training.order import microbatches
 from ntk_jax.training.train import train
 
 LENGTH = 32
@@ -35,15 +38,35 @@ def measured(subsets, model=None, **options):
     return subset_losses(model or tiny_model(), data()["candidates"], data()["held_out"], subsets, **arguments)
 
 
+@dataclasses.dataclass(frozen=True)
+class Without(Examples):
+    """The feed of a list, with only some of its rows left in their batches."""
+
+    among: tuple[int, ...] = ()
+
+    def step(self, step, shapes):
+        rows = [self.rows[i] for i in self.ordinals(step) if i in self.among]
+        return rows, microbatches(rows, shapes, self.row_length)
+
+
 def test_the_losses_are_those_of_trainings(tmp_path):
-    subsets = random_subsets(8, 3, 4, 0)
+    """By the trainer proper, reading each batch without what is not in the subset."""
+    subsets = random_subsets(8, 3, 7, 0)
     losses, counts = measured(subsets)
     assert losses.shape == (3, 4) and counts.tolist() == labels(data()["held_out"]).tolist()
+    rows = [*data()["fixed"], *data()["candidates"]]
     for number, subset in enumerate(subsets):
-        rows = [*data()["fixed"], *(data()["candidates"][i] for i in subset)]
-        lora = train(tiny_model(), rows, CONFIG, folder=tmp_path / str(number), seed=3, row_length=LENGTH).lora
+        feed = Without(rows, CONFIG, 3, LENGTH, (0, 1, *(2 + subset).tolist()))
+        lora = train(tiny_model(), feed, CONFIG, folder=tmp_path / str(number), seed=3, row_length=LENGTH).lora
         expected = summed_losses(tiny_model(), with_lora(tiny_model(), lora).lora, data()["held_out"])
         np.testing.assert_allclose(losses[number], expected, rtol=1e-4)
+    assert not np.allclose(losses[0], losses[1])
+
+
+def test_a_step_of_which_nothing_is_left():
+    """Subsets of one of nine, nothing fixed, batches of three: most steps are empty."""
+    losses, _ = measured(random_subsets(8, 2, 1, 0), fixed=())
+    assert np.isfinite(losses).all()
 
 
 def test_a_part_of_the_subsets_gives_the_same_numbers():

@@ -24,6 +24,7 @@ from ntk_jax.kernels.score import directional_scores
 from ntk_jax.models.memory import Shape, second_order_bytes
 from ntk_jax.parallel.mesh import make_mesh
 from ntk_jax.training import metagradient as module
+from ntk_jax.training.flops import training_flops
 from ntk_jax.training.metagradient import metagradient, metagradient_memory
 from ntk_jax.training.optimizer import TrainConfig
 from ntk_jax.training.train import train
@@ -144,6 +145,16 @@ def test_recomputed_layers_and_a_mesh_do_not_matter():
     mesh = make_mesh(data=4, fsdp=2)
     config = dataclasses.replace(CONFIG, tokens_per_microbatch=8 * LENGTH)
     assert_like(found(config=config, mesh=mesh, segments=2).values, expected, 1e-2)
+
+
+def test_flops_are_counted_by_what_is_seen():
+    """Three gradients a step; with segments, of which each is trained through again, four."""
+    rows, config = data()["candidates"], dataclasses.replace(CONFIG, max_steps=None, epochs=2.0)
+    tokens, labels = 2 * sum(len(row.ids) for row in rows), 2 * sum(int(row.span[:-1].sum()) for row in rows)
+    size = sum(leaf.size for leaf in jax.tree.leaves(tiny_model().lora))
+    once = training_flops(tiny_model().config, tokens, labels, lora_parameters=size)
+    assert found(config=config, fixed=()).flops == pytest.approx(3 * once)
+    assert found(config=config, fixed=(), segments=2).flops == pytest.approx(4 * once)
 
 
 def test_what_is_not_trained_on_has_no_derivative():

@@ -67,10 +67,22 @@ def finished(inputs):
 def test_the_selection_is_that_of_a_run_whose_model_is_the_proxy(inputs, finished):
     folder, said = finished
     alone = run(tiny_run_config(inputs, "alone", select=METHODS), until="select")
-    for file in ("selection", "kernel", "sketch", "random"):
+    for file in ("selection", *METHODS["methods"]):
         assert (folder / f"select/{file}.jsonl").read_bytes() == (alone / f"select/{file}.jsonl").read_bytes()
     path, big = inputs / "model", inputs / "big"
     assert ("proxy", f"{path} selects, {big} is fine-tuned and evaluated") in said
+
+
+def test_all_other_ways_to_select_are_the_proxys_too(inputs):
+    every = {"methods": ["less", "low_rank", "embedding", "tsds", "perplexity", "paths", "bm25"], "count": 6,
+             "less": {"checkpoints": 2}, "low_rank": {"components": 2}}  # fmt: skip
+    folders = [run(through(inputs, "every", select=every), until="select"),
+               run(tiny_run_config(inputs, "every_alone", select=every), until="select")]  # fmt: skip
+    for method in every["methods"]:
+        lines = [(folder / f"select/{method}.jsonl").read_bytes() for folder in folders]
+        assert lines[0] == lines[1], method
+    fingerprint = json.loads((folders[0] / "embed/fingerprint.json").read_text())["fingerprint"]
+    assert "proxy.path" in fingerprint and "model.path" not in fingerprint
 
 
 def test_what_is_trained_and_evaluated_is_the_model(inputs, finished):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -55,7 +56,7 @@ def metagradient(
 
     Returns:
         `Metagradients`: values [N] fp64 in nats, negative where a candidate helps, NaN where the span leaves it out;
-        seen [N], how often it was trained on; before and after, the held-out loss; losses [K] of the steps.
+        seen [N], how often it was trained on; before and after, the held-out loss; losses [K] of the steps; flops.
 
     Raises:
         UserError: no candidates, no held-out labels, no adapter, too little memory (saying what to lower), what is not
@@ -87,7 +88,7 @@ def metagradient(
     )
     seen = np.zeros(len(given.examples), np.int64)
     seen[given.places] = result.seen
-    return Metagradients(given.spread(result.values), seen, result.before, result.after, result.losses)
+    return dataclasses.replace(result, values=given.spread(result.values), seen=seen)
 
 
 def lds(
@@ -108,8 +109,9 @@ def lds(
 ) -> dict[str, dict[str, Any]]:
     """The linear datamodeling score of scores (TRAK, arXiv 2303.14186): what they foresee of training on subsets.
 
-    The model is fine-tuned on [*fixed, *subset] for random subsets of the candidates, the same for all scores; the
-    result is Spearman's rank correlation of the subsets' summed scores with minus the held-out loss after training.
+    The model is fine-tuned as by `finetune` on [*fixed, *candidates], with the candidates of a random subset left in
+    their batches and the others left out; the subsets are the same for all scores. The result is Spearman's rank
+    correlation of the subsets' summed scores with minus the held-out loss after training.
 
     Args:
         model, candidates, held_out, fixed, training, span, dtype, seed, mesh: as in `metagradient`; the seed draws the

@@ -20,7 +20,6 @@ from ntk_jax.errors import UserError
 from ntk_jax.kernels.agreement import spearman, top_overlap
 from ntk_jax.models.model import Model
 from ntk_jax.training.optimizer import TrainConfig
-from ntk_jax.training.order import plan_together
 from ntk_jax.training.unrolled import course, example_losses, held_out_rows, trained
 
 RESAMPLES = 1000
@@ -59,24 +58,24 @@ def subset_losses(
 ) -> tuple[np.ndarray, np.ndarray]:
     """([m, H] fp64 summed -log p of each held-out example's labels after training on each subset, [H] their labels).
 
-    Each training starts from the model's adapter and has [*fixed, *the subset], in the seed's order for so many rows:
-    the same order and number of steps for every subset. which: ordinals of the subsets to train on, None: all; shapes
-    are planned for all, so that parts of them give the same numbers at another time.
+    Each training starts from the model's adapter and is that on [*fixed, *candidates], from whose batches the other
+    candidates are left out; a step is divided by the labels that stay. So every example keeps its place in the order
+    for all subsets, as MAGIC has it (arXiv 2504.16430): shuffled anew, subsets differ by their order at least as much
+    as by their members. which: ordinals of the subsets to train on, None: all.
 
     Raises UserError: no candidates, subsets of others, no held-out labels, a loss that is not finite, and as `train`.
     """
     subsets = np.asarray(subsets)
     if not len(candidates) or subsets.ndim != 2 or not subsets.size or subsets.max() >= len(candidates):
         raise UserError(f"subsets must be [m, size] ordinals of the {len(candidates)} candidates")
-    sets = [[*fixed, *(candidates[i] for i in subset)] for subset in subsets]
-    groups = mesh.shape["data"] * mesh.shape["fsdp"] if mesh is not None else 1
-    shapes = plan_together(sets, config, seed=seed, row_length=row_length, groups=groups)
+    run = course(model, [*fixed, *candidates], config, seed=seed, row_length=row_length, mesh=mesh)
     held = held_out_rows(held_out, config, row_length, mesh)
-    chosen = range(len(sets)) if which is None else which
+    chosen = range(len(subsets)) if which is None else which
     losses = np.zeros((len(chosen), len(held_out)))
     for place, number in enumerate(chosen):
-        run = course(model, sets[number], config, seed=seed, row_length=row_length, mesh=mesh, shapes=shapes)
-        losses[place] = example_losses(run, trained(run), held)
+        among = np.arange(len(fixed) + len(candidates)) < len(fixed)
+        among[len(fixed) + subsets[number]] = True
+        losses[place] = example_losses(run, trained(run, among=among), held)
         if not np.isfinite(losses[place]).all():
             raise UserError(f"training on subset {number} ends in a loss that is not finite; lower the learning rate")
         if progress:

@@ -36,6 +36,7 @@ from ntk_jax.models.memory import Shape, host_memory, memory_limit, second_order
 from ntk_jax.models.model import Model
 from ntk_jax.parallel.hosts import on_host, place
 from ntk_jax.parallel.rules import param_shardings
+from ntk_jax.training.flops import metagradient_flops
 from ntk_jax.training.optimizer import TrainConfig
 from ntk_jax.training.unrolled import (
     Course,
@@ -65,7 +66,8 @@ class Metagradients:
 
     values: [N] fp64, d(held-out loss)/d(weight of the candidate), nats; negative: the candidate helps. seen: [N] how
     often a candidate was trained on; where it is 0 so is the value. before, after: the held-out loss, nats a label.
-    losses: [K] of each step, weighted: the mean over labels, or examples, that the training takes.
+    losses: [K] of each step, weighted: the mean over labels, or examples, that the training takes. flops: by formula
+    (`training/flops.py`), without the held-out examples.
     """
 
     values: np.ndarray
@@ -73,6 +75,7 @@ class Metagradients:
     before: float
     after: float
     losses: np.ndarray
+    flops: float
 
 
 @dataclass(frozen=True)
@@ -147,13 +150,25 @@ def metagradient(
         if firsts:
             kept = list(_again(run, _to_device(firsts.pop(first)), range(first, stop), factors, said))
         for step in reversed(range(first, stop)):
-            pulled = _back(run, *_to_device(kept.pop()), step, factors, pulled, values)
+            state, gradient = _to_device(kept.pop())
+            pulled = _back(run, state, gradient, step, factors, pulled, values)
             said("way back")
     values = values[len(fixed) :]
     if not np.isfinite(values).all():
         raise UserError("derivatives of the training are not finite; lower the learning rate or the number of steps")
     seen = np.bincount(np.concatenate([run.feed.ordinals(step) for step in range(run.steps)]), minlength=len(rows))
-    return Metagradients(values, seen[len(fixed) :], before, after, np.array(losses))
+    tokens, labels = (seen @ np.array(counts) for counts in zip(*map(_counts, rows), strict=True))
+    size = sum(leaf.size for leaf in jax.tree.leaves(run.lora))
+    again = memory.segments > 1
+    flops = metagradient_flops(
+        model.config, int(tokens), int(labels), run.static.remat, lora_parameters=size, again=again
+    )
+    return Metagradients(values, seen[len(fixed) :], before, after, np.array(losses), flops)
+
+
+def _counts(row: TokenRow) -> tuple[int, int]:
+    """(tokens, label tokens)."""
+    return len(row.ids), int(np.count_nonzero(row.span[:-1]))
 
 
 def metagradient_memory(

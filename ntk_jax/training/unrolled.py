@@ -98,13 +98,17 @@ class Course:
         """What the sum of a step is divided by, whatever the weights: its label tokens, or with example_mean its
         examples that have any."""
         if self.feed.config.loss == "token_mean":
-            return np.float32(_labels_of(pieces))
-        return np.float32(sum(len(np.unique(piece.owner[piece.owner >= 0])) for piece in pieces))
+            return np.float32(max(_labels_of(pieces), 1))
+        return np.float32(max(sum(len(np.unique(piece.owner[piece.owner >= 0])) for piece in pieces), 1))
 
-    def pieces(self, step: int) -> list[Piece]:
-        """The microbatches of a step."""
+    def pieces(self, step: int, among: np.ndarray | None = None) -> list[Piece]:
+        """The microbatches of a step; among: [N] bool, the examples that are not left out."""
         feed = self.feed
         ordinals = feed.ordinals(step)
+        if among is not None:
+            ordinals = ordinals[among[ordinals]]
+        if not len(ordinals):
+            return []
         packed = microbatches([feed.rows[i] for i in ordinals], self.shapes, feed.row_length)
         return [_piece(one, self.shapes.groups, ordinals) for one in packed]
 
@@ -127,10 +131,9 @@ def course(
     row_length: int,
     mesh: Mesh | None = None,
     remat: bool | None = None,
-    shapes: Shapes | None = None,
 ) -> Course:
-    """The training of the model's adapter, as it is, on rows. Arguments as of `train`; shapes: instead of those planned
-    for these rows. Raises UserError: as `train` for its settings and rows, no adapter."""
+    """The training of the model's adapter, as it is, on rows. Arguments as of `train`. Raises UserError: as `train` for
+    its settings and rows, no adapter."""
     check_config(config)
     if not model.lora:
         raise UserError(f"{model.name} has no LoRA adapter; pass lora= or adapter= to load_model")
@@ -145,7 +148,7 @@ def course(
         lora, base = place(lora, placed), place(base, param_shardings(base, mesh))
     static = Static(model.graphdef, jnp.dtype(model.dtype), remat, settings_of(config), shardings)
     rates = learning_rates(config, feed.steps)
-    return Course(static, feed, lora, base, shapes or feed.shapes(config, groups), rates, mesh)
+    return Course(static, feed, lora, base, feed.shapes(config, groups), rates, mesh)
 
 
 def start(course: Course) -> State:
@@ -154,22 +157,23 @@ def start(course: Course) -> State:
         return State(course.lora, _begin(course.static, course.lora))
 
 
-def summed_gradient(
-    course: Course, lora: Tree, pieces: Sequence[Piece], weights: np.ndarray
-) -> tuple[Tree, float | jax.Array]:
+def summed_gradient(course: Course, lora: Tree, pieces: Sequence[Piece], weights: np.ndarray) -> tuple[Tree, jax.Array]:
     """(∇ Σ w_j ℓ_j over the pieces' examples, the sum), ℓ_j the summed -log p of an example's labels. weights: [N]."""
     total, loss = None, jnp.zeros(())
     with in_mesh(course.mesh):
         for piece in pieces:
-            (value, _), gradient = _gradient(course.static, lora, course.base, *on_devices(course, piece, weights))
+            value, gradient = _gradient(course.static, lora, course.base, *on_devices(course, piece, weights))
             total = gradient if total is None else _add(total, gradient)
             loss = loss + value
-    return total, loss
+        return (_zeros(lora) if total is None else total), loss
 
 
-def forward(course: Course, state: State, step: int, weights: np.ndarray) -> tuple[State, Tree, jax.Array]:
-    """One step: (the state after it, its summed gradient, its loss as the training's). weights: [N], of all rows."""
-    pieces = course.pieces(step)
+def forward(
+    course: Course, state: State, step: int, weights: np.ndarray, among: np.ndarray | None = None
+) -> tuple[State, Tree, jax.Array]:
+    """One step: (the state after it, its summed gradient, its loss as of the training). weights: [N], of all rows.
+    among: [N] bool, the examples that are not left out, by which alone the step is divided."""
+    pieces = course.pieces(step, among)
     divisor = course.divisor(pieces)
     gradient, loss = summed_gradient(course, state.lora, pieces, weights * course.factors)
     with in_mesh(course.mesh):
@@ -182,12 +186,12 @@ def _labels_of(pieces: Sequence[Piece]) -> int:
     return sum(int(np.count_nonzero(piece.owner >= 0)) for piece in pieces)
 
 
-def trained(course: Course, weights: np.ndarray | None = None) -> Tree:
-    """The adapter after the whole training."""
+def trained(course: Course, weights: np.ndarray | None = None, among: np.ndarray | None = None) -> Tree:
+    """The adapter after the whole training. weights, among: as of `forward`."""
     weights = np.ones(len(course.feed.rows)) if weights is None else weights
     state = start(course)
     for step in range(course.steps):
-        state, _, _ = forward(course, state, step, weights)
+        state, _, _ = forward(course, state, step, weights, among)
     return state.lora
 
 
@@ -261,13 +265,18 @@ _update = functools.partial(jax.jit, static_argnums=0)(updated)
 @functools.partial(jax.jit, static_argnums=0)
 def _gradient(static: Static, lora: Tree, base: Tree, batch: Batch, weights: jax.Array) -> Any:
     loss = functools.partial(weighted_loss, static)
-    value, gradient = jax.value_and_grad(loss, has_aux=True)(lora, base, batch, weights)
+    (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(lora, base, batch, weights)
     return value, pinned(static, gradient)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _log_probs(static: Static, lora: Tree, base: Tree, batch: Batch) -> jax.Array:
     return label_log_probs(static.graphdef, lora, base, batch, dtype=static.dtype)
+
+
+@jax.jit
+def _zeros(tree: Tree) -> Tree:
+    return jax.tree.map(jnp.zeros_like, tree)
 
 
 @jax.jit

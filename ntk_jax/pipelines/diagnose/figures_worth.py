@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ntk_jax.pipelines.diagnose.shown import Parts, Shown, there
-from ntk_jax.report.amounts import count, general, minus, percent, signed
+from ntk_jax.report.amounts import count, general, metric, minus, percent, signed
 from ntk_jax.report.figures import Mark, WhiskerRow, whiskers
 from ntk_jax.report.layout import Table
 
@@ -92,7 +92,8 @@ def _by_candidate(part: dict[str, Any]) -> Shown | None:
         "examples; 95% intervals from a bootstrap over candidates.",
         f"The largest is {best} at {signed(found['spearman']['value'])}, {verdict}; more weight lowers the loss for "
         f"{percent(one['helpful'], 0)} of the candidates. The fine-tuning took it from {general(one['loss_before'])} "
-        f"to {general(one['loss_after'])} nats.",
+        f"to {general(one['loss_after'])} nats; its derivative cost "
+        f"{metric(one['flops'], 'FLOP')}.",
     )
 
 

@@ -111,6 +111,7 @@ def worth(run: DiagnoseRun, folder: Path, warm: Model) -> dict[str, Any]:
             "seen": int((found.seen > 0).sum()),
             "loss_before": found.before,
             "loss_after": found.after,
+            "flops": found.flops,
         },
         "candidates": [
             {"id": name, "metagradient": float(value), "seen": int(times)}
@@ -184,12 +185,11 @@ def _metagradient(
         steps = count_steps(len(fixed) + len(rows), options["config"])
         progress = run.job.progress("metagradient", 2 * steps, "steps")
         found = metagradient(warm, rows, held_out, progress=progress, **options)
-        kept = {name: getattr(found, name) for name in ("values", "seen", "before", "after", "losses")}
+        kept = {name: getattr(found, name) for name in ("values", "seen", "before", "after", "losses", "flops")}
         save_arrays(path, id=np.array([name.encode() for name in ids]), **kept)
     stored = load_arrays(path)
-    return Metagradients(
-        stored["values"], stored["seen"], float(stored["before"]), float(stored["after"]), stored["losses"]
-    )
+    before, after, flops = (float(stored[name]) for name in ("before", "after", "flops"))
+    return Metagradients(stored["values"], stored["seen"], before, after, stored["losses"], flops)
 
 
 def _subsets(count: int, size: int | None, candidates: int, seed: int) -> np.ndarray:

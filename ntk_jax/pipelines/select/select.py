@@ -34,14 +34,8 @@ from ntk_jax.selection.sketch_store import open_sketches
 from ntk_jax.storage.arrays import open_store, read
 from ntk_jax.storage.atomic import write_json, write_lines
 
-READ_THE_POOL = (
-    "scores",
-    "sketches",
-    "components",
-    "checkpoints",
-    "embeddings",
-    "losses",
-)  # what is needed where a stage keeps an account
+# What is needed where a stage keeps an account of the pool.
+READ_THE_POOL = ("scores", "sketches", "components", "checkpoints", "embeddings", "losses")
 SHOWN = 1500  # points of a scatter: enough to see a length effect, few enough to draw
 
 

@@ -295,7 +295,7 @@ PIPELINE = Pipeline(
             description="Takes the select.count best by each of select.methods, ties in pool order, without what "
             "select.clean and select.quotas leave out, or the most diverse of them by select.diversity. Writes "
             "select/<method>.jsonl: the records with score, rank and method added; select/selection.jsonl is the first "
-            "method's; select/<method>.dropped.jsonl says what was left out and why; select/scores.npz has every score, "
+            "method's; select/<method>.dropped.jsonl says what was left out and why; select/scores.npz has all scores, "
             "for `ntk-jax diagnose`.",
             function=Address(f"{_HERE}.select:select"),
             after=_select_after,
