@@ -68,6 +68,7 @@ def ours(folder: Path, fresh: bool, clip: float) -> tuple[np.ndarray, float]:
         return [{"input_ids": row.ids.tolist(), "span": row.span.astype(int).tolist()} for row in rows]
 
     found = nj.metagradient(model, plain(pool), plain(held_out), training=training, seed=SEED)
+    assert model.lora_config is not None
     save_adapter(folder / "adapter", model.lora, model.lora_config, model.config, model.name)
     task = {
         "model": str(resolve("builtin:model")),

@@ -67,9 +67,12 @@ def test_in_fp32(double):
     assert_like(result.values, np.array(double["plain"]), 0.02)
 
 
-def test_the_training_is_that_of_train(tmp_path):
+@pytest.mark.parametrize("loss", ["token_mean", "example_mean"])
+def test_the_training_is_that_of_train(tmp_path, loss):
     """Fresh adapter, several epochs, several microbatches a step, clipping: to the rounding of fp32."""
-    config = TrainConfig(epochs=3, learning_rate=1e-2, batch_size=5, weight_decay=0.1, tokens_per_microbatch=64)
+    config = TrainConfig(
+        epochs=3, learning_rate=1e-2, batch_size=5, weight_decay=0.1, tokens_per_microbatch=64, loss=loss
+    )
     rows = [*data()["fixed"], *data()["candidates"]]
     theirs = train(fresh_model(), rows, config, folder=tmp_path, seed=SEED, row_length=LENGTH)
     ours = trained(course(fresh_model(), rows, config, seed=SEED, row_length=LENGTH))
@@ -111,6 +114,21 @@ def test_of_one_step_it_is_the_first_order_kernel():
     labels = [sum(int(row.span[:-1].sum()) for row in part) for part in (held_out, rows)]
     expected = -kernel * len(held_out) / labels[0] / labels[1] * config.learning_rate / 1e-8
     assert_like(result.values, expected, 1e-3)
+
+
+def test_of_a_mean_over_examples():
+    """Where every step has all N examples, of L_j labels each, the mean over examples is the mean over labels with
+    weights that are Σ L / (N L_j) times as large."""
+    rows = data()["candidates"]
+    labels = np.array([int(row.span[:-1].sum()) for row in rows])
+    assert len(set(labels.tolist())) > 2
+    times = labels.sum() / (len(rows) * labels)
+    whole = dataclasses.replace(CONFIG, batch_size=len(rows))
+    by_label = found(config=whole, fixed=(), weights=WEIGHTS * times)
+    by_example = found(config=dataclasses.replace(whole, loss="example_mean"), fixed=(), weights=WEIGHTS)
+    assert by_example.after == pytest.approx(by_label.after, rel=1e-6)
+    assert_like(by_example.values, by_label.values * times, 1e-2)
+    assert np.abs(times - 1).max() > 0.2  # another loss than that over labels
 
 
 @settings(max_examples=6, deadline=None)

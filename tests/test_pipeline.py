@@ -646,6 +646,15 @@ def test_the_domain_keeps_its_share_of_every_step(inputs):
     assert (summary["mixture"], summary["loss"]) == ("domain_share", "example_mean")
 
 
+@pytest.mark.parametrize("mixture", ["selected_then_domain", "replay"])
+def test_turns_in_a_single_step_are_refused_before_anything_is_computed(inputs, mixture):
+    changes = {"mixture": mixture, "max_steps": 1}
+    config = tiny_run_config(inputs, f"one-step-{mixture}", select={"methods": ["random"]}, finetune=changes)
+    with pytest.raises(UserError, match=rf"^finetune\.mixture = {mixture} has two phases.* a single step"):
+        run(config)
+    assert not (Path(config.out) / "select").exists()
+
+
 def test_an_arm_of_a_file_is_trained_with_the_same_budget(inputs):
     """Any JSONL selected elsewhere."""
     path = inputs / "elsewhere.jsonl"

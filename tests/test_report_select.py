@@ -360,6 +360,25 @@ def test_it_is_said_where_the_domain_alone_wins(run: Path) -> None:
     assert notice is not None and len(notice.cases) == 2  # the base model is no arm that anything was added to
 
 
+def test_a_domain_that_collapsed_has_won_nothing(run: Path) -> None:
+    no_collapse(run)
+    paired(run, *(pair("kernel", "domain", kind, -0.05, -0.08, -0.02) for kind in ("normalized", "raw")))
+    predict(run, "domain", "fear", 628, "anger", ("normalized",))
+    notice = warned(run, "domain alone wins")
+    assert notice is not None and len(notice.cases) == 1
+    assert notice.cases[0] == "“domain + kernel” minus “domain only”: accuracy, raw, −5.0 points [−8.0, −2.0]."
+    predict(run, "domain", "fear", 628, "anger", ("normalized", "raw"))
+    assert warned(run, "domain alone wins") is None
+
+
+def test_generated_answers_say_too_where_the_domain_alone_wins(run: Path) -> None:
+    no_collapse(run)
+    paired(run)
+    found = {"a": "kernel", "b": "domain", "difference": -0.05, "low": -0.08, "high": -0.02}
+    edit(run / "evaluate/results.json", lambda r: r.update(generated={"tasks": [], "average": {}, "paired": [found]}))
+    everywhere(run, "minus “domain only”: generated answers, −5.0 points [−8.0, −2.0].")
+
+
 def test_the_equal_control_is_named(run: Path) -> None:
     arm = {"name": "length_matched", "title": "domain + random of equal length"}
     edit(run / "plan.json", lambda p: p["pipelines"]["select"]["facts"]["arms"].append(arm))

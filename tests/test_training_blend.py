@@ -20,6 +20,7 @@ from ntk_jax.parallel.mesh import make_mesh
 from ntk_jax.training.blend import MIXTURES, Blend, blend, domain_labels, phases_of
 from ntk_jax.training.feed import Examples
 from ntk_jax.training.optimizer import TrainConfig
+from ntk_jax.training.order import PLANNED_STEPS
 from ntk_jax.training.train import Trained, train
 
 ROWS = random_rows(22, seed=5, lengths=(5, 12, 16))
@@ -106,24 +107,29 @@ def fit(folder: Path, **changes: Any) -> Trained:
     return train(tiny_model(), made("replay", domain_share=0.5), config, **options)
 
 
-def test_a_resumed_training_gives_the_same_bits_on_any_devices(tmp_path: Path) -> None:
+@pytest.mark.parametrize("loss", ["token_mean", "example_mean"])
+def test_a_resumed_training_gives_the_same_bits_on_any_devices(tmp_path: Path, loss: Any) -> None:
+    config = replace(CONFIG, checkpoint_every=1, loss=loss)
+
     def stop(done: int, total: int, note: str) -> None:
         if done == 5:
             raise KeyboardInterrupt
 
-    whole = fit(tmp_path / "whole")
+    whole = fit(tmp_path / "whole", config=config)
     with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "cut", progress=stop)
-    cut = fit(tmp_path / "cut")
-    eight = fit(tmp_path / "eight", mesh=make_mesh(8))
+        fit(tmp_path / "cut", config=config, progress=stop)
+    cut = fit(tmp_path / "cut", config=config)
+    eight = fit(tmp_path / "eight", config=config, mesh=make_mesh(8))
     for a, b, c in zip(*map(jax.tree.leaves, (whole.lora, cut.lora, eight.lora)), strict=True):
         np.testing.assert_array_equal(a, b)
         np.testing.assert_allclose(a, c, atol=2e-5)
 
 
-def test_another_mixture_is_another_training(tmp_path: Path) -> None:
+def test_another_mixture_or_loss_is_another_training(tmp_path: Path) -> None:
     """A checkpoint of one is not gone on from with another."""
     fit(tmp_path)
+    with pytest.raises(UserError, match="other examples, settings"):
+        fit(tmp_path, config=replace(CONFIG, checkpoint_every=1, loss="example_mean"))
     with pytest.raises(UserError, match="come from a training with other examples"):
         train(tiny_model(), made("replay", domain_share=0.4), CONFIG, folder=tmp_path, seed=1, row_length=16)
 
@@ -138,4 +144,17 @@ def test_what_is_refused() -> None:
         blend(DOMAIN, SELECTED, "domain_share", replace(CONFIG, batch_size=1), steps=2, seed=0, row_length=16)
     with pytest.raises(UserError, match="empty"):
         made("domain_share", domain=[])
+    for mixture in ("selected_then_domain", "replay"):
+        with pytest.raises(UserError, match=f"{mixture} has two phases, and the training a single step"):
+            blend(DOMAIN, SELECTED, mixture, CONFIG, steps=1, seed=0, row_length=16)
     assert isinstance(made("replay"), Blend)
+
+
+def test_shapes_come_from_the_first_steps_of_each_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training of any length is planned in no more time than that of a list."""
+    feed = blend(DOMAIN, SELECTED, "replay", CONFIG, steps=5000, seed=3, row_length=16, domain_share=0.5)
+    looked: list[int] = []
+    rows_of = Blend.rows_of
+    monkeypatch.setattr(Blend, "rows_of", lambda self, step: looked.append(step) or rows_of(self, step))
+    feed.shapes(CONFIG, 1)
+    assert len(looked) == PLANNED_STEPS and {0, 2500} <= set(looked) and max(looked) < 2500 + PLANNED_STEPS

@@ -26,7 +26,7 @@ from ntk_jax.data.batch import PackedBatch, TokenRow
 from ntk_jax.errors import UserError
 from ntk_jax.training.feed import Examples, Feed, examples_of
 from ntk_jax.training.optimizer import TrainConfig
-from ntk_jax.training.order import Shapes, epoch_order, microbatches, plan_steps
+from ntk_jax.training.order import PLANNED_STEPS, Shapes, epoch_order, microbatches, plan_steps
 
 MixtureName = Literal["concat", "domain_share", "selected_then_domain", "replay"]
 MIXTURES: tuple[str, ...] = get_args(MixtureName)
@@ -58,8 +58,10 @@ class Blend:
             _plain(rows, self.seed, self.row_length).identify(digest)
 
     def shapes(self, config: TrainConfig, groups: int) -> Shapes:
-        """As a `Feed`, from a look at steps of every phase."""
-        found = (self.rows_of(step) for start, stop in self._ranges() for step in range(start, stop))
+        """As a `Feed`, from a look at the first steps of every phase, in all as many as `plan_shapes` looks at."""
+        most = PLANNED_STEPS // len(self.phases)
+        looked = (step for start, stop in self._ranges() for step in range(start, min(stop, start + most)))
+        found = (self.rows_of(step) for step in looked)
         return plan_steps(found, config, row_length=self.row_length, groups=groups)
 
     def step(self, step: int, shapes: Shapes) -> tuple[list[TokenRow], list[PackedBatch]]:
@@ -132,7 +134,8 @@ def phases_of(
     domain, selected: sizes of the sets. domain_share: the domain's part of each step's examples (`domain_share`), or of
     the steps (the two mixtures in turns); None: its part of all examples. replay_share: of the last steps of `replay`,
     the part that is selected examples.
-    Raises UserError: no such mixture, a share outside (0, 1), a step too small to hold both sets.
+    Raises UserError: no such mixture, a share outside (0, 1), a step too small to hold both sets, a single step, in
+    which they cannot take turns.
     """
     if mixture not in MIXTURES:
         raise UserError(f"mixture = {mixture!r} is not one of {', '.join(MIXTURES)}")
@@ -148,9 +151,11 @@ def phases_of(
     own = min(max(round(share * size), 1), size - 1)
     if mixture == "domain_share":
         return ((steps, own, size - own),)
-    last = min(max(round(share * steps), 1), max(steps - 1, 1))
+    if steps < 2:
+        raise UserError(f"mixture = {mixture} has two phases, and the training a single step; train for more steps")
+    last = min(max(round(share * steps), 1), steps - 1)
     replayed = min(max(round(replay_share * size), 1), size - 1) if mixture == "replay" else 0
-    return tuple(phase for phase in ((steps - last, 0, size), (last, size - replayed, replayed)) if phase[0])
+    return (steps - last, 0, size), (last, size - replayed, replayed)
 
 
 def domain_labels(feed: Feed, domain: Sequence[TokenRow]) -> int:

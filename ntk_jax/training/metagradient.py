@@ -48,7 +48,6 @@ from ntk_jax.training.unrolled import (
     forward,
     held_out_rows,
     in_mesh,
-    labels_of,
     on_devices,
     pinned,
     start,
@@ -67,8 +66,8 @@ class Metagradients:
 
     values: [N] fp64, d(held-out loss)/d(weight of the candidate), nats; negative: the candidate helps. seen: [N] how
     often a candidate was trained on; where it is 0 so is the value. before, after: the held-out loss, nats a label.
-    losses: [K] of each step, nats a label of the step (weighted). flops: by formula (`training/flops.py`), without the
-    held-out examples.
+    losses: [K] of each step, weighted: the mean over labels, or examples, that the training takes. flops: by formula
+    (`training/flops.py`), without the held-out examples.
     """
 
     values: np.ndarray
@@ -286,14 +285,14 @@ def _back(
 ) -> tuple[Tree, list[jax.Array]]:
     """The cotangent before a step of that behind it; adds the step's part to values [all rows]."""
     pieces = run.pieces(step)
-    labels = np.float32(labels_of(pieces))
+    divisor, weights = run.divisor(pieces), weights * run.factors
     with in_mesh(run.mesh):
         lora, moving, direction = _pull(
-            run.static, state.lora, state.moments, gradient, labels, run.rates[step], pulled
+            run.static, state.lora, state.moments, gradient, divisor, run.rates[step], pulled
         )
         for piece in pieces:
             lora, change = _second(run.static, state.lora, run.base, *on_devices(run, piece, weights), direction, lora)
-            values -= piece.by_example(change, len(values))
+            values -= piece.by_example(change, len(values)) * run.factors
     return lora, moving
 
 

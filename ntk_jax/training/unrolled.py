@@ -2,9 +2,10 @@
 short trainings on parts of one set.
 
 What `train` does step by step (order, batches, loss, optimiser, rates), without checkpoints and with a weight for every
-example. The weight multiplies an example's summed loss; the step is divided by the labels of all its examples, whatever
-their weights. So a derivative by a weight is that of adding or taking away the example's own gradient, and not also
-that of making all the others count for more.
+example. The weight multiplies an example's summed loss (its mean loss, where the training's loss is example_mean); the
+step is divided by the labels of all its examples (or by their number), whatever their weights. So a derivative by a
+weight is that of adding or taking away the example's own gradient, and not also that of making all the others count for
+more.
 """
 
 from __future__ import annotations
@@ -85,6 +86,21 @@ class Course:
     def steps(self) -> int:
         return self.feed.steps
 
+    @functools.cached_property
+    def factors(self) -> np.ndarray:
+        """[N] what an example's summed loss is multiplied by in a step: 1, or with example_mean 1 / its labels."""
+        if self.feed.config.loss == "token_mean":
+            return np.ones(len(self.feed.rows))
+        labels = np.array([np.count_nonzero(row.span[:-1]) for row in self.feed.rows])
+        return np.asarray(1.0 / np.maximum(labels, 1))
+
+    def divisor(self, pieces: Sequence[Piece]) -> np.float32:
+        """What the sum of a step is divided by, whatever the weights: its label tokens, or with example_mean its
+        examples that have any."""
+        if self.feed.config.loss == "token_mean":
+            return np.float32(max(_labels_of(pieces), 1))
+        return np.float32(max(sum(len(np.unique(piece.owner[piece.owner >= 0])) for piece in pieces), 1))
+
     def pieces(self, step: int, among: np.ndarray | None = None) -> list[Piece]:
         """The microbatches of a step; among: [N] bool, the examples that are not left out."""
         feed = self.feed
@@ -117,10 +133,8 @@ def course(
     remat: bool | None = None,
 ) -> Course:
     """The training of the model's adapter, as it is, on rows. Arguments as of `train`. Raises UserError: as `train` for
-    its settings and rows, no adapter, a loss that is a mean over examples."""
+    its settings and rows, no adapter."""
     check_config(config)
-    if config.loss != "token_mean":
-        raise UserError(f"loss = {config.loss}: only trainings by token_mean are differentiated; use that")
     if not model.lora:
         raise UserError(f"{model.name} has no LoRA adapter; pass lora= or adapter= to load_model")
     feed = examples_of(rows, config, seed, row_length)
@@ -157,17 +171,17 @@ def summed_gradient(course: Course, lora: Tree, pieces: Sequence[Piece], weights
 def forward(
     course: Course, state: State, step: int, weights: np.ndarray, among: np.ndarray | None = None
 ) -> tuple[State, Tree, jax.Array]:
-    """One step: (the state after it, its summed gradient, its loss in nats a label). weights: [N], of all rows. among:
-    [N] bool, the examples that are not left out, by whose labels alone the step is divided."""
+    """One step: (the state after it, its summed gradient, its loss as of the training). weights: [N], of all rows.
+    among: [N] bool, the examples that are not left out, by which alone the step is divided."""
     pieces = course.pieces(step, among)
-    labels = np.float32(max(labels_of(pieces), 1))
-    gradient, loss = summed_gradient(course, state.lora, pieces, weights)
+    divisor = course.divisor(pieces)
+    gradient, loss = summed_gradient(course, state.lora, pieces, weights * course.factors)
     with in_mesh(course.mesh):
-        lora, moments = _update(course.static, state.lora, state.moments, gradient, labels, course.rates[step])
-    return State(lora, moments), gradient, loss / labels
+        lora, moments = _update(course.static, state.lora, state.moments, gradient, divisor, course.rates[step])
+    return State(lora, moments), gradient, loss / divisor
 
 
-def labels_of(pieces: Sequence[Piece]) -> int:
+def _labels_of(pieces: Sequence[Piece]) -> int:
     """Label tokens."""
     return sum(int(np.count_nonzero(piece.owner >= 0)) for piece in pieces)
 
@@ -234,7 +248,7 @@ def weighted_loss(
 
 
 def updated(static: Static, lora: Tree, moments: Any, gradient: Tree, labels: Any, rate: Any) -> tuple[Tree, Any]:
-    """(the adapter, the optimiser's state) after one update. gradient: summed over `labels` labels."""
+    """(the adapter, the optimiser's state) after one update. gradient: summed; `labels`: what it is divided by."""
     gradient = jax.tree.map(lambda leaf: leaf / labels, gradient)
     updates, moments = _optimizer(static).update(gradient, moments, lora)
     return optax.apply_updates(lora, jax.tree.map(lambda leaf: rate * leaf, updates)), moments

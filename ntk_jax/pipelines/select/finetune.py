@@ -19,7 +19,7 @@ from ntk_jax.pipelines.common.tensorboard import followed
 from ntk_jax.pipelines.common.training import check_training, train_config
 from ntk_jax.pipelines.select import arms as arms_module
 from ntk_jax.pipelines.select.arms import Arm, arms
-from ntk_jax.pipelines.select.config import SelectConfig
+from ntk_jax.pipelines.select.config import FinetuneSection, SelectConfig
 from ntk_jax.pipelines.select.state import SelectRun
 from ntk_jax.storage.atomic import make_folder, write_json
 from ntk_jax.training.blend import blend, domain_labels, phases_of
@@ -33,20 +33,26 @@ def check(config: SelectConfig) -> None:
     arms_module.check(config)
     section = config.finetune
     check_training(section, "finetune")
-    size = section.batch_size
-    try:  # the sets' sizes are not known here; with these, only the section itself can be refused
-        phases_of(section.mixture, size, size, size, 2, section.domain_share, section.replay_share)
-    except UserError as error:
-        raise UserError(f"finetune.{error}") from None
+    # The sets' sizes are not known here; with these, only the section itself can be refused.
+    _check_mixture(section, (section.batch_size, section.batch_size), 2)
 
 
 def check_inputs(run: SelectRun, closing: bool) -> None:
-    """Raises UserError: the domain or the file of an arm cannot be read, or has no usable example. Where a proxy
-    selects, by its tokens: the other model is not loaded before its turn."""
-    _ = run.domain
+    """Raises UserError: the domain or the file of an arm cannot be read, or has no usable example; a training too short
+    for the mixture. Where a proxy selects, by its tokens: the other model is not loaded before its turn."""
+    section, sizes = run.config.finetune, (len(run.domain.rows), run.config.select.count)
+    _check_mixture(section, sizes, count_steps(sum(sizes), train_config(section)))
     for arm in arms(run.config):
         if arm.file:
             _rows(run, arm)
+
+
+def _check_mixture(section: FinetuneSection, sizes: tuple[int, int], steps: int) -> None:
+    """Raises UserError as `phases_of`. sizes: of the domain and a selection."""
+    try:
+        phases_of(section.mixture, *sizes, section.batch_size, steps, section.domain_share, section.replay_share)
+    except UserError as error:
+        raise UserError(f"finetune.{error}") from None
 
 
 def finetune(run: SelectRun, folder: Path) -> Facts:

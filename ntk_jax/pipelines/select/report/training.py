@@ -31,7 +31,8 @@ def training(run: SelectRun) -> Section:
         (
             "loss",
             "Loss",
-            "loss is the mean −log p of a response token in nats; arms with different data are not comparable by it.",
+            "loss is the mean −log p of a response token in nats, over all tokens of a step or, with loss: "
+            "example_mean, over its examples; arms with different data are not comparable by it.",
         ),
         ("grad_norm", "Gradient norm", "spikes or growth point to an unstable learning rate."),
     ):

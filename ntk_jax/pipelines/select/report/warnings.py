@@ -6,7 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from ntk_jax.data.templates import REWRITTEN, SPELLS_CONTROL
-from ntk_jax.pipelines.select.report.findings import Collapse, accuracy_differences, bracket, collapses, leading_arm
+from ntk_jax.pipelines.select.report.findings import (
+    Collapse,
+    accuracy_differences,
+    bracket,
+    collapsed_in,
+    collapses,
+    leading_arm,
+)
+from ntk_jax.pipelines.select.report.generated import generated_differences
 from ntk_jax.pipelines.select.report.losses import loss_differences
 from ntk_jax.pipelines.select.report.run import SelectRun
 from ntk_jax.report.amounts import count, finite, general, percent, signed, times
@@ -31,7 +39,7 @@ def warnings(run: SelectRun) -> list[Notice]:
     if broken:
         text = "These accuracies say how common one label is, not what the model knows."
         found.append(Notice("evaluation", "Predictions collapsed onto one label", text, tuple(_cases(run, broken))))
-    found += _domain_alone(run)
+    found += _domain_alone(run, broken)
     found += _budget(run)
     found += _cut_questions(run)
     found += _cut_examples(run)
@@ -58,14 +66,21 @@ def domain_share(trained: dict[str, Any]) -> float | None:
     return None if own is None or not total else own / total
 
 
-def _domain_alone(run: SelectRun) -> list[Notice]:
-    """The arms that were trained on more than the domain, and did worse than the domain alone for as many steps."""
+def _domain_alone(run: SelectRun, broken: list[Collapse]) -> list[Notice]:
+    """The arms that were trained on more than the domain, and did worse than the domain alone for as many steps. A
+    domain that collapsed onto one label has won nothing."""
     cases: dict[str, list[str]] = {}
-    for what, found in (("accuracy", accuracy_differences(run)), ("held-out loss", loss_differences(run))):
+    measures = {
+        "accuracy": [d for d in accuracy_differences(run) if "domain" not in {c.arm for c in collapsed_in(d, broken)}],
+        "held-out loss": loss_differences(run),
+        "generated answers": generated_differences(run),
+    }
+    for what, found in measures.items():
         for d in found:
             pair = d if d.b == "domain" else d.turned()
             if pair.b == "domain" and pair.a != "base" and pair.sign < 0:
-                cases.setdefault(run.title(pair.a), []).append(f"{what}, {d.kind.replace('_', ' ')}, {bracket(pair)}")
+                kind = "" if what == "generated answers" else f"{d.kind.replace('_', ' ')}, "
+                cases.setdefault(run.title(pair.a), []).append(f"{what}, {kind}{bracket(pair)}")
     if not cases:
         return []
     text = (
