@@ -237,15 +237,16 @@ def test_another_key_for_families_needs_no_scores(inputs):
     assert (folder / "score" / "manifest.json").stat().st_mtime_ns == before
 
 
-def test_the_pool_is_parsed_twice(inputs, monkeypatch):
-    """Once whole, to check it, and once to be scored; what is selected is found by its place."""
+def test_the_pool_is_parsed_three_times(inputs, monkeypatch):
+    """Once whole, to check it, once to be scored, and once for the ids beside the scores; what is selected is found by
+    its place."""
     from ntk_jax.data import files
 
     parsed, real = [], files._parse_line
     monkeypatch.setattr(files, "_parse_line", lambda path, *rest: (parsed.append(path.name), real(path, *rest))[1])
     run(tiny_run_config(inputs, "parsed"), until="select")
     # and the records of two selections of six, one to show, and the first one to recognise the format
-    assert parsed.count("pool.jsonl") <= 2 * 43 + 12 + 1 + 8
+    assert parsed.count("pool.jsonl") <= 3 * 43 + 12 + 1 + 8
 
 
 def test_how_attention_is_computed_makes_scores_stale_and_no_gradient(inputs):

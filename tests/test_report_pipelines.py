@@ -95,7 +95,7 @@ def test_a_diagnosis_alone(tmp_path: Path) -> None:
 
 
 def test_the_figures_of_a_diagnosis_stand_alone(tmp_path: Path) -> None:
-    assert set(DIAGNOSES) == {"stability", "cross_output", "prediction", "audit", "regression"}
+    assert set(DIAGNOSES) == {"stability", "cross_output", "prediction", "audit", "regression", "worth"}
     (shown,) = figures({"cross_output": CROSS_OUTPUT, "audit": {"skipped": "x"}})
     assert shown.key == "cross_output" and standalone(shown.drawing).startswith("<svg")
     diagnosis(tmp_path)
