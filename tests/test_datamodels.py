@@ -138,6 +138,8 @@ def test_scores_that_are_missing_count_as_the_mean():
     found = lds({"a": scores, "b": filled, "none": np.full(12, np.nan)}, subsets, losses, counts)
     assert found["a"]["value"] == found["b"]["value"] and found["a"]["scored"] == 10 and found["b"]["scored"] == 12
     assert found["none"]["value"] is None and found["none"]["scored"] == 0
+    scores[3:] = np.nan
+    assert lds({"three": scores}, subsets, losses, counts)["three"]["value"] is None, "three scores rank no subsets"
     few = lds({"a": effect[:, 0]}, subsets[:3], losses[:3], counts)
     assert few["a"]["value"] is None
 

@@ -173,6 +173,16 @@ def test_a_score_of_which_nothing_is_known_has_no_figure():
     assert worth_figures({"worth": worth}) == []
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "said"), [(0.1, 0.5, "is above zero"), (-0.1, 0.5, "holds zero"), (-0.5, -0.1, "is below zero")]
+)
+def test_the_verdict_on_the_best_score(finished, low, high, said):
+    worth = load(finished, "worth")
+    worth["scores"] = {"kernel": {**worth["scores"]["kernel"], "spearman": {"value": low, "low": low, "high": high}}}
+    shown = next(one for one in worth_figures({"worth": worth}) if one.key == "worth_metagradient")
+    assert f"its interval {said};" in shown.found
+
+
 def test_runs_that_cannot_be_compared(inputs, ranked, tmp_path):
     with pytest.raises(UserError, match="is no folder; give the run directory"):
         read_rankings(str(tmp_path / "nothing"))

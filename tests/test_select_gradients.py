@@ -320,6 +320,10 @@ def test_the_warm_up_depends_on_checkpoints_only_where_they_are_asked_for(finish
             {"select": {**LESS["select"], "methods": ["low_rank"], "low_rank": {"components": 9}}},
             "select.low_rank.components = 9 is more than the 8 usable examples of data.domain",
         ),
+        (
+            {"select": {**LESS["select"], "less": {"checkpoints": 2, "group_by": "topic"}}},
+            "select.less.group_by = topic: no record of the domain has this key",
+        ),
         ({"warmup": {"learning_rate": 0.0}}, "less weights checkpoints by the learning rate"),
         ({"sketch": {"dim": 8192}}, "dim = 8192 is larger than the"),
         ({"score": {"direction": "adam"}}, "score.direction = adam has no say in low_rank"),

@@ -59,15 +59,15 @@ def rank(candidates: Candidates, options: LessOptions) -> Ranking:
     """
     checkpoints = needed(candidates.checkpoints, "checkpoints", "less")
     places = checkpoints[0].sketches.places
-    groups = _groups(candidates.domain, options)
+    groups = groups_of(candidates.domain, options)
     scores = np.full(len(candidates.usable), np.nan, np.float32)
     found = np.concatenate([np.zeros(0, np.float32), *_scores(checkpoints, groups, candidates.usable[places])])
     scores[places[_ranked(checkpoints, candidates.usable[places])]] = found
     return Ranking(scores, top_places(scores, candidates.usable, candidates.count))
 
 
-def _groups(domain: Sequence[Record], options: LessOptions) -> np.ndarray:
-    """[m] the number of each domain example's group."""
+def groups_of(domain: Sequence[Record], options: LessOptions) -> np.ndarray:
+    """[m] the number of each domain example's group. Raises UserError: a key for subtasks that no example has."""
     if options.by == "max":
         return np.arange(len(domain))
     names = ["" if options.by == "mean" else family_of(record, options.group_by) for record in domain]

@@ -92,7 +92,8 @@ def lds(
     its 95% bootstrap interval over subsets, whose draws all names share. by_example: the mean over held-out examples of
     the same with the example's own loss, TRAK's figure where a score is of one example. losses, labels: from
     `subset_losses`. A score that is not finite counts as the mean of the others; scored: how many are. None where there
-    is no correlation: fewer than four subsets, or all sums alike.
+    is no correlation: fewer than four subsets, fewer than four scores where there are more candidates, or all sums
+    alike.
     """
     mean = losses.sum(axis=1) / labels.sum()
     return {name: _of_subsets(values, subsets, mean, losses[:, labels > 0], seed) for name, values in scores.items()}
@@ -145,7 +146,7 @@ def _of_subsets(
     values = np.asarray(values, np.float64)
     known = np.isfinite(values)
     nothing = {"value": None, "low": None, "high": None, "by_example": None, "scored": int(known.sum())}
-    if len(subsets) < LEAST or not known.any():
+    if len(subsets) < LEAST or known.sum() < min(LEAST, len(values)):
         return nothing
     sums = np.where(known, values, values[known].mean())[subsets].sum(axis=1)
     each = [spearman(sums, -losses[:, example]) for example in range(losses.shape[1])]

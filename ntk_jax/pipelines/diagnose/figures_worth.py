@@ -79,8 +79,7 @@ def _by_candidate(part: dict[str, Any]) -> Shown | None:
         return None
     one = part[METAGRADIENT]
     best, found = known[0]
-    low = found["spearman"]["low"]
-    verdict = "its interval is above zero" if low is not None and low > 0 else "its interval holds zero"
+    verdict = _against_zero(found["spearman"])
     return Shown(
         "worth_metagradient",
         "Which score ranks examples by their worth?",
@@ -95,6 +94,12 @@ def _by_candidate(part: dict[str, Any]) -> Shown | None:
         f"to {general(one['loss_after'])} nats; its derivative cost "
         f"{metric(one['flops'], 'FLOP')}.",
     )
+
+
+def _against_zero(found: dict[str, Any]) -> str:
+    if found["low"] > 0:
+        return "its interval is above zero"
+    return "its interval is below zero" if found["high"] < 0 else "its interval holds zero"
 
 
 def _by_subset(part: dict[str, Any]) -> Shown | None:

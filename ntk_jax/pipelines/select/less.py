@@ -40,6 +40,7 @@ from ntk_jax.pipelines.select.sketch import (
 )
 from ntk_jax.pipelines.select.state import SelectRun
 from ntk_jax.pipelines.select.warmup import trajectory_file
+from ntk_jax.selection.less import groups_of
 from ntk_jax.selection.ranker import Checkpoint, Sketches
 from ntk_jax.selection.sketch_store import open_sketches, sketch_facts
 from ntk_jax.storage.arrays import Store, done_blocks, read
@@ -68,10 +69,15 @@ def check(config: SelectConfig) -> None:
 
 
 def check_inputs(run: SelectRun, closing: bool) -> None:
-    """Raises UserError: K is larger than the adapter, or a bad pool or domain."""
+    """Raises UserError: K is larger than the adapter, a bad pool or domain, or subtasks of a key that the domain
+    lacks."""
     check_width(run.projection, run.model.base.lora)
     check_pool(run)
-    _ = run.domain
+    if "less" in run.config.select.methods:
+        try:
+            groups_of(run.domain.records, run.config.select.less)
+        except UserError as error:
+            raise UserError(f"select.less.{error}") from None
 
 
 def less(run: SelectRun, folder: Path) -> dict[str, Any] | None:
