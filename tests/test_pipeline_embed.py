@@ -254,6 +254,17 @@ def test_what_the_selections_depend_on(inputs: Path) -> None:
     assert keys("tsds")["select.tsds.alpha"] == 0.5 and "select.tsds.alpha" not in keys("embedding")
 
 
+@pytest.mark.parametrize("span", ["last", "all"])
+def test_lengths_are_those_of_responses_whatever_is_scored(inputs: Path, span: str) -> None:
+    sections = {"methods": ["bm25", "length_matched"], "length_matched": {"to": "bm25"}}
+    found = []
+    for out, score in (("by-response", {}), (f"by-{span}", {"score": {"span": span}})):
+        place = run(tiny_run_config(inputs, out, select=sections, **score), until="select") / "select"
+        summary = json.loads((place / "summary.json").read_text())
+        found.append(((place / "length_matched.jsonl").read_bytes(), summary["median_span_pool"]))
+    assert found[0] == found[1] and found[0][1] > 1
+
+
 def test_mistakes(inputs: Path) -> None:
     with pytest.raises(
         UserError, match="paths ranks by what the warm-up takes away.*set it higher, or leave paths out"

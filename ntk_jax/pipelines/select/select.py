@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ntk_jax.data.account import KEPT
+from ntk_jax.data.batch import TokenRow
 from ntk_jax.data.records import Record
 from ntk_jax.engine.stage import Facts
 from ntk_jax.errors import UserError
@@ -31,7 +32,7 @@ from ntk_jax.selection.ranker import Candidates, Checkpoint, Components, Embeddi
 from ntk_jax.selection.rankers import RANKERS
 from ntk_jax.selection.records import record_line, selected_records
 from ntk_jax.selection.sketch_store import open_sketches
-from ntk_jax.storage.arrays import open_store, read
+from ntk_jax.storage.arrays import Store, open_store, read
 from ntk_jax.storage.atomic import write_json, write_lines
 
 # What is needed where a stage keeps an account of the pool.
@@ -169,7 +170,7 @@ class _Pool:
             home = folder / "pool"
             store = open_store(home / tokenize.STORE)
         self.usable = read(store, "status") == KEPT
-        self.length, self.span = read(store, "length"), read(store, "span")
+        self.length, self.span = read(store, "length"), _response_lengths(run, store)
         self.families, self._store = families_of(store, run.pool), store
 
     def groups(self, key: str) -> list[str]:
@@ -197,6 +198,21 @@ class _Pool:
             losses=self._losses if "losses" in needs else None,
             progress=_when_called(lambda: run.job.progress(f"rank by {method}", None, "examples")),
         )
+
+
+def _response_lengths(run: SelectRun, store: Store) -> np.ndarray:
+    """[N] tokens of each response. Where the score looks at other positions a store counts those, and the pool is
+    tokenized once more: controls and residuals by length are by the response's, whatever was scored."""
+    if run.config.score.span == "response":
+        return read(store, "span")
+    ordinals, size = run.pool.ordinals, run.config.score.block_examples
+    found = np.zeros(len(ordinals), np.int32)
+    progress: Callable[..., None] = run.job.progress("response lengths", len(ordinals), "examples")
+    for block, records in run.pool.blocks(ordinals, range(-(-len(ordinals) // size)), size):
+        for place, (_, row) in enumerate(run.encoder.rows(records, "response"), block * size):
+            found[place] = row.span.sum() if isinstance(row, TokenRow) else 0
+        progress(min((block + 1) * size, len(ordinals)), len(ordinals))
+    return found
 
 
 def _when_called(make: Callable[[], Callable[..., None]]) -> Callable[..., None]:
