@@ -214,6 +214,7 @@ def test_a_run_over_another_pool(inputs, ranked, tmp_path):
     )  # fmt: skip
     with pytest.raises(UserError, match="knows none of the .* candidates by their ids"):
         run(config, pipeline="diagnose", progress=quiet)
+    assert not (inputs / "another/diagnose").exists(), "said before any fine-tuning"
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,6 @@ from ntk_jax.models.lora import initial_lora
 from ntk_jax.models.model import Model, computing_in, with_lora
 from ntk_jax.models.peft import load_adapter_like, save_adapter
 from ntk_jax.pipelines.common.arrays import load_arrays, save_arrays
-from ntk_jax.pipelines.common.rankings import read_rankings
 from ntk_jax.pipelines.common.reading import reading_of
 from ntk_jax.pipelines.common.training import check_training, train_config
 from ntk_jax.pipelines.diagnose.audit import audit
@@ -47,7 +46,7 @@ from ntk_jax.pipelines.diagnose.figures import DIAGNOSES, figures
 from ntk_jax.pipelines.diagnose.prediction import objectives_of, prediction
 from ntk_jax.pipelines.diagnose.regression import regression
 from ntk_jax.pipelines.diagnose.state import DiagnoseRun
-from ntk_jax.pipelines.diagnose.worth import check_worth, worth
+from ntk_jax.pipelines.diagnose.worth import check_rankings, check_worth, worth
 from ntk_jax.report.figures_matrix import standalone
 from ntk_jax.storage.atomic import make_folder, read_json, write_json, write_text
 from ntk_jax.storage.reading import parse_json
@@ -103,8 +102,7 @@ def check_inputs(run: DiagnoseRun, closing: bool) -> None:
         read_tasks(run.config.evaluate.files, reading=reading_of(run.config, "evaluate"))
     if run.config.diagnose.adapters:
         _given(run)
-    for place in run.config.diagnose.rankings:
-        read_rankings(place)
+    check_rankings(run)
 
 
 def diagnose(run: DiagnoseRun, folder: Path) -> dict[str, Any]:

@@ -67,6 +67,13 @@ def check_worth(config: DiagnoseConfig) -> None:
     check_config(settings_of(config), "diagnose.worth")
 
 
+def check_rankings(run: DiagnoseRun) -> None:
+    """Raises UserError: a run of diagnose.rankings that cannot be read, or knows none of the candidates."""
+    rankings = [read_rankings(place) for place in run.config.diagnose.rankings]
+    if rankings:
+        _candidates(run, rankings)
+
+
 def settings_of(config: DiagnoseConfig) -> TrainConfig:
     """The fine-tuning whose derivative is taken."""
     section = config.diagnose
