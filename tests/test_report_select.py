@@ -332,6 +332,15 @@ def test_unequal_label_tokens_are_warned_of(run: Path) -> None:
     assert notice is not None and "10% of them the domain's" in notice.cases[1]
 
 
+def test_it_is_said_where_an_arm_was_not_trained_on_all_that_it_was_given(run: Path) -> None:
+    title = "Arms were not trained on all that they were given"
+    assert warned(run, title) is None, "nothing was left out, or an older run did not say"
+    edit(run / "evaluate/results.json", lambda r: r["arms"][2].update(dropped={"too long": 1_018}))
+    notice = warned(run, title)
+    assert notice is not None and len(notice.cases) == 1
+    assert notice.cases[0].startswith("“domain + kernel”: without 1,018 too long; ")
+
+
 def test_a_mean_over_examples_has_no_unequal_lessons(run: Path) -> None:
     edit(
         run / "plan.json",

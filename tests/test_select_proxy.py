@@ -73,6 +73,17 @@ def test_the_selection_is_that_of_a_run_whose_model_is_the_proxy(inputs, finishe
     assert ("proxy", f"{path} selects, {big} is fine-tuned and evaluated") in said
 
 
+def test_what_is_too_long_for_the_model_is_counted(inputs):
+    """An arm's file, chosen for another model, of which one record does not fit into this one's length."""
+    pool = [json.loads(line) for line in (inputs / "pool.jsonl").read_text().splitlines()]
+    (inputs / "arm.jsonl").write_text("".join(json.dumps(record) + "\n" for record in [*pool[:3], pool[-1]]))
+    arms = {"arms": [f"file:{inputs / 'arm.jsonl'}"], "files": [str(inputs / "test.jsonl")]}
+    select = {"methods": ["bm25"], "count": 6}
+    folder = run(tiny_run_config(inputs, "short", select=select, evaluate=arms))
+    found = json.loads((folder / "evaluate/results.json").read_text())["arms"][0]
+    assert found["dropped"] == {"too long": 1} and found["examples"] == 8 + 3
+
+
 def test_all_other_ways_to_select_are_the_proxys_too(inputs):
     every = {"methods": ["less", "low_rank", "embedding", "tsds", "perplexity", "paths", "bm25"], "count": 6,
              "less": {"checkpoints": 2}, "low_rank": {"components": 2}}  # fmt: skip

@@ -14,7 +14,7 @@ from ntk_jax.pipelines.select.config import SelectConfig
 from ntk_jax.pipelines.select.state import SelectRun
 from ntk_jax.storage.atomic import read_json
 
-FACTS = ("title", "examples", "steps", "tokens", "label_tokens", "domain_label_tokens", "flops")
+FACTS = ("title", "examples", "dropped", "steps", "tokens", "label_tokens", "domain_label_tokens", "flops")
 
 
 def check(config: SelectConfig) -> None:
@@ -44,6 +44,6 @@ def evaluate(run: SelectRun, folder: Path) -> Facts:
 
 def _arm_facts(run: SelectRun, arm: Arm) -> dict[str, Any]:
     if not arm.trained:
-        return {"name": arm.name, "title": arm.title, **dict.fromkeys(FACTS[1:], 0)}
+        return {"name": arm.name, "title": arm.title, **dict.fromkeys(FACTS[1:], 0), "dropped": {}}
     facts = read_json(run.job.folder / "finetune" / arm.name / "summary.json", dict)
-    return {"name": arm.name, **{key: facts[key] for key in FACTS}}
+    return {"name": arm.name, **{key: facts[key] for key in FACTS if key in facts}}

@@ -72,7 +72,7 @@ def _train(run: SelectRun, arm: Arm, place: Path, steps: int) -> None:
     name = f"finetune/{arm.name}"
     clock, base, domain = Clock(run.job.folder, name), run.model.base, run.domain.rows
     progress = clock.ticking(run.job.progress(f"finetune {arm.name}", steps, "steps"))
-    extra, section = _rows(run, arm), run.config.finetune
+    (extra, dropped), section = _rows(run, arm), run.config.finetune
     settings = train_config(section, max_steps=steps)
     feed = blend(
         domain,
@@ -100,6 +100,7 @@ def _train(run: SelectRun, arm: Arm, place: Path, steps: int) -> None:
     summary: dict[str, Any] = {
         "title": arm.title,
         "examples": len(domain) + len(extra),
+        "dropped": dropped,
         "examples_seen": trained.examples,
         "steps": trained.steps,
         "tokens": trained.tokens,
@@ -116,15 +117,15 @@ def _train(run: SelectRun, arm: Arm, place: Path, steps: int) -> None:
     discard_checkpoints(place)
 
 
-def _rows(run: SelectRun, arm: Arm) -> list[TokenRow]:
-    """The pool examples an arm is trained on, in rank order."""
+def _rows(run: SelectRun, arm: Arm) -> tuple[list[TokenRow], dict[str, int]]:
+    """(the pool examples an arm is trained on, in rank order, {reason: how many of those given cannot be used})."""
     if arm.file:
         path, reading = arm.file, reading_of(run.config, "data").for_patterns
     elif arm.method:
         path, reading = str(run.job.folder / "select" / f"{arm.method}.jsonl"), Reading("records")
     else:
-        return []
+        return [], {}
     found = run.encoder.encode(list(read(path, reading)))
     if not found.rows:
         raise none_usable("evaluate.arms", f"the examples of {path}", found.statistics)
-    return found.rows
+    return found.rows, found.statistics.to_dict()["dropped"]

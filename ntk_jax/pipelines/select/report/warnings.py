@@ -43,6 +43,7 @@ def warnings(run: SelectRun) -> list[Notice]:
     found += _budget(run)
     found += _cut_questions(run)
     found += _cut_examples(run)
+    found += _left_out(run)
     found += _changed_words(run)
     found += _rho(run)
     found += _lengths(run)
@@ -176,6 +177,21 @@ def _cut_examples(run: SelectRun) -> Iterator[Notice]:
             yield Notice("data", f"Much of the {name} was dropped", text)
     if cut:
         yield Notice("data", "Examples were truncated", "They are longer than model.max_length.", tuple(cut))
+
+
+def _left_out(run: SelectRun) -> list[Notice]:
+    """Arms that were given more than could be trained on, as where a proxy selects what is too long for the model."""
+    cases = []
+    for arm in run.arms:
+        trained = run.trained.get(arm.name, {})
+        dropped = {why: n for why, n in sorted(mapping(trained.get("dropped")).items()) if finite(n)}
+        if dropped:
+            reasons = ", ".join(f"{count(n)} {why}" for why, n in dropped.items())
+            cases.append(f"“{arm.title}”: without {reasons}; {count(trained.get('examples'))} with the domain's.")
+    if not cases:
+        return []
+    text = "As the model that is trained reads them they cannot be used (model.max_length, model.overflow)."
+    return [Notice("data", "Arms were not trained on all that they were given", text, tuple(cases))]
 
 
 def _changed_words(run: SelectRun) -> list[Notice]:
