@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import measurement as ms
-from experiment_plan import BASE, Experiment, Run, merged, read_experiment, shared_stages
+from experiment_plan import BASE, Experiment, Run, mark_path, merged, read_experiment, shared_stages
 
 from ntk_jax.engine.estimate import estimate_run
 from ntk_jax.engine.plan import Command, stages_asked
@@ -173,6 +173,8 @@ def dry_run(experiment: Experiment, runs: Sequence[Run], until: str | None) -> s
         if key not in known:
             known[key] = _estimated(experiment, run, until)
         flops, about = known[key]
+        if flops and run.after:
+            about += f" (the others from {run.after})"
         total += flops
         state = "finished" if finished(experiment.out, _job(experiment, run, until)) else "to do"
         lines.append(f"{run.name}  {metric(flops, 'FLOP')}  {about}  [{state}]")
@@ -190,16 +192,11 @@ def _estimated(experiment: Experiment, run: Run, until: str | None) -> tuple[flo
     except UserError as error:  # the queue reports it too, and goes on
         return 0.0, f"cannot be estimated: {error}"
     flops = sum(row["flops"] for row in found["stages"] if row["stage"] in asked)
-    return flops, ", ".join(asked) + (f" (the others from {run.after})" if shared else "")
+    return flops, ", ".join(asked)
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # The queue
-
-
-def mark_path(out: Path, name: str) -> Path:
-    """Where it is kept that a process ended well."""
-    return out / "done" / f"{name}.json"
 
 
 def finished(out: Path, job: Job) -> bool:

@@ -107,6 +107,11 @@ def read_experiment(path: Path, overrides: Sequence[str] = (), out: Path | None 
     return Experiment(place, tuple(runs), *names, None if worth is None else merged(worth))
 
 
+def mark_path(out: Path, name: str) -> Path:
+    """Where it is kept that a process ended well, and with which config."""
+    return out / "done" / f"{name}.json"
+
+
 def shared_stages(experiment: Experiment, run: Run) -> tuple[str, ...]:
     """The stages that a variant takes over from the run it starts from."""
     return same_results(PIPELINE, experiment.run(run.after).config, run.config) if run.after else ()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiment_plan import BASE, Experiment, Run
+from experiment_plan import BASE, Experiment, Run, mark_path
 
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.bootstrap import groups_of
@@ -56,8 +56,15 @@ class Part:
 
 
 def done_runs(experiment: Experiment) -> list[Run]:
-    """The runs whose evaluation is finished."""
-    return [run for run in experiment.runs if (run.folder / "evaluate" / "manifest.json").exists()]
+    """The runs whose evaluation is finished, and was not made for other settings than the experiment now has."""
+    found = [run for run in experiment.runs if (run.folder / "evaluate" / "manifest.json").exists()]
+    return [run for run in found if not _of_other_settings(experiment, run)]
+
+
+def _of_other_settings(experiment: Experiment, run: Run) -> bool:
+    """A run that was made by hand has no mark, and is taken for what its folder is named."""
+    mark = mark_path(experiment.out, run.name)
+    return mark.exists() and read_json(mark, dict).get("config") != run.fingerprint
 
 
 def rows_of(run: Run) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ import experiment as queue  # noqa: E402
 from experiment_figures import frontier  # noqa: E402
 from experiment_plan import Experiment, Run, merged, read_experiment, shared_stages  # noqa: E402
 from experiment_report import over_runs, write_results  # noqa: E402
-from experiment_results import parts_of, rows_of, selection_flops  # noqa: E402
+from experiment_results import done_runs, parts_of, rows_of, selection_flops  # noqa: E402
 
 EFFECT = {"base": 0.2, "domain": 0.4, "length_matched": 0.5, "random": 0.5, "kernel": 0.8}
 QUESTIONS = 60
@@ -92,6 +92,11 @@ def made_up(run: Run, effect: dict[str, float] = EFFECT) -> None:
     ids, order = [f"p{n}" for n in range(30)], np.argsort(-scores)[:6]
     save_rankings(run.folder / "select" / "scores.npz", ids, np.arange(30), {"kernel": Ranking(scores, order)})
     commit(run.folder / "select", {}, {})
+
+
+@pytest.fixture
+def inputs_of_runs(tmp_path: Path) -> None:
+    write_inputs(tmp_path)
 
 
 @pytest.fixture
@@ -221,6 +226,24 @@ def test_the_experiments_that_come_with_the_package_can_be(name: str) -> None:
         assert run.after is None or "warmup" in shared_stages(found, run)
     for part in queue.jobs_of(found, found.runs[:1], None)[1:]:
         assert part.name.startswith("worth/")
+
+
+def test_results_of_other_settings_are_missing(experiment: Experiment, tmp_path: Path) -> None:
+    """A run that fails because its settings were changed leaves the results of the old ones in its folder."""
+    for run in experiment.runs:
+        made_up(run)
+        mark = queue.mark_path(experiment.out, run.name)
+        write_json(make_folder(mark.parent) / mark.name, {"config": run.fingerprint, "until": None})
+    assert done_runs(experiment) == list(experiment.runs)
+    changed = read_experiment(written(tmp_path, overrides={"finetune.max_steps": 5}))
+    assert changed.out == experiment.out and done_runs(changed) == []
+
+
+def test_the_dry_run_names_what_each_variant_starts_from(experiment: Experiment, inputs_of_runs: None) -> None:
+    lines = queue.dry_run(experiment, experiment.runs, None).splitlines()
+    for run, line in zip(experiment.runs, lines, strict=False):
+        assert line.startswith(f"{run.name}  ")
+        assert (f"(the others from {run.after})" in line) == (run.after is not None)
 
 
 def test_nothing_finished_is_said(experiment: Experiment, tmp_path: Path) -> None:
