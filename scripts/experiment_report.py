@@ -161,7 +161,8 @@ def markdown(found: Mapping[str, Any], drawn: Sequence[str]) -> str:
         "",
         f"In brackets {100 * found['confidence']:.0f}% intervals over seeds × examples ({found['resamples']:,} "
         "resamples; ntk_jax/evaluation/hierarchical.py); they say nothing of domains that are not here, and "
-        "are not corrected for the number of arms; behind them the number of seeds. Differences are paired over "
+        "are not corrected for the number of arms; behind them the number of seeds: of one seed they are over examples "
+        "alone, and another seed may say otherwise. Differences are paired over "
         "seeds and examples. Lower losses are better.",
     ]
     for model, variant in groups(found):

@@ -187,6 +187,7 @@ def test_tables_and_figures_of_known_effects(experiment: Experiment, tmp_path: P
     expected = hierarchical_interval([by_hand.of(0).minus(by_hand.of(1))], 0.95)
     assert {key: of("kernel", "random", "one", "loss")[key] for key in expected} == pytest.approx(expected)
     text = (tmp_path / "report" / "results.md").read_text()
+    assert "of one seed they are over examples alone" in text
     assert (
         "### Accuracy by raw likelihood, minus random (paired)" in text
         and "| kernel | 14 | 3 | 100 | 40 | 25% |" in text

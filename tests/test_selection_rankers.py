@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ntk_jax as nj
 from ntk_jax.errors import UserError
 from ntk_jax.selection import bm25, length_matched
 from ntk_jax.selection.ranker import Candidates, Checkpoint, Components, Embeddings, Ranker, Sketches
@@ -225,6 +226,12 @@ def test_low_rank_is_its_two_formulas():
     energy = ranker.rank(bare(2, 4, components=components), ranker.options(by="energy"))
     np.testing.assert_array_equal(energy.scores, np.array([4, 18, np.nan, 8], np.float32))
     assert energy.order.tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("shapes", [((3, 2), (2,), (3,)), ((3,), (2,), (2,)), ((3, 2), (1,), (1,)), ((3, 1), (), ())])
+def test_components_that_do_not_fit_together_are_refused_from_python(shapes):
+    with pytest.raises(UserError, match=r"components have shapes .*; give scores \[N, k\]"):
+        nj.select(None, 1, by="low_rank", components=tuple(np.ones(shape) for shape in shapes))
 
 
 @pytest.fixture(scope="module")

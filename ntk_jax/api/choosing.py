@@ -86,7 +86,7 @@ def select(
         raise UserError(f"scores have shape {known.shape}; give one score an example, [N]")
     near = None if embeddings is None else _embeddings(*map(np.asarray, embeddings))
     steps = [Checkpoint(Sketches(a, b, np.arange(a.rows)), weight) for a, b, weight in checkpoints or ()] or None
-    along = None if components is None else Components(*(np.asarray(part) for part in components))
+    along = None if components is None else _components(*map(np.asarray, components))
     values = known if along is None or known is not None else along.values[:, 0]
     stores = sketches or (None if steps is None else (steps[0].sketches.pool, steps[0].sketches.domain))
     size = _size(values, rows, pool, stores, votes, embeddings, losses)
@@ -182,6 +182,15 @@ def _usable(
     if losses is not None:
         usable &= ~(np.isnan(losses[0]) | np.isnan(losses[1]))
     return usable
+
+
+def _components(values: np.ndarray, energies: np.ndarray, mean: np.ndarray) -> Components:
+    if values.ndim != 2 or not energies.shape == mean.shape == values.shape[1:]:
+        raise UserError(
+            f"components have shapes {values.shape}, {energies.shape} and {mean.shape}; give scores [N, k] along k "
+            "directions, and of each direction its energy [k] and the mean's coordinate [k]"
+        )
+    return Components(values, energies, mean)
 
 
 def _embeddings(pool: np.ndarray, domain: np.ndarray) -> Embeddings:
