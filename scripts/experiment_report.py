@@ -45,6 +45,7 @@ def write_results(experiment: Experiment, folder: Path, *, transfer: bool = Fals
         "missing": [run.name for run in experiment.runs if run not in runs],
         "confidence": CONFIDENCE,
         "resamples": RESAMPLES,
+        "matched": sorted({run.config.select.length_matched.to for run in runs}),
         "rows": rows,
         "estimates": [one for measure in measures for one in estimates(experiment, runs, measure)],
         "worth": worth_rows(experiment, runs),
@@ -165,6 +166,12 @@ def markdown(found: Mapping[str, Any], drawn: Sequence[str]) -> str:
         "alone, and another seed may say otherwise. Differences are paired over "
         "seeds and examples. Lower losses are better.",
     ]
+    if any(row["arm"] == "length_matched" for row in found["rows"]):
+        lines += [
+            "",
+            f"length_matched has the response lengths of what {', '.join(found['matched'])} selected: for other arms "
+            "it is one more random draw, and no control of their lengths.",
+        ]
     for model, variant in groups(found):
         lines += ["", f"## {model}" + ("" if variant == BASE else f", {variant}")]
         for measure in MEASURES:

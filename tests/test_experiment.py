@@ -188,6 +188,7 @@ def test_tables_and_figures_of_known_effects(experiment: Experiment, tmp_path: P
     assert {key: of("kernel", "random", "one", "loss")[key] for key in expected} == pytest.approx(expected)
     text = (tmp_path / "report" / "results.md").read_text()
     assert "of one seed they are over examples alone" in text
+    assert "length_matched has the response lengths of what kernel selected" in text
     assert (
         "### Accuracy by raw likelihood, minus random (paired)" in text
         and "| kernel | 14 | 3 | 100 | 40 | 25% |" in text
