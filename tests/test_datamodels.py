@@ -163,6 +163,13 @@ def test_worth_of_rankers():
     assert found["missing"]["spearman"]["value"] == pytest.approx(spearmanr(near[10:], -derivative[10:]).statistic)
 
 
+@pytest.mark.parametrize("count", [9, 10])
+def test_a_few_in_perfect_order_have_no_interval(count):
+    values = np.arange(float(count))
+    found = ranker_worth({"a": values}, -values, top=2)["a"]["spearman"]
+    assert found["value"] == 1.0 and found["low"] == found["high"] == (None if count < 10 else 1.0)
+
+
 def test_fewer_candidates_than_the_top():
     values = np.array([3.0, 1.0, 2.0, 0.5, np.nan])
     found = ranker_worth({"a": values, "none": np.full(5, np.nan)}, -values, top=100)

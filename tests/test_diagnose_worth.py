@@ -181,6 +181,14 @@ def test_the_verdict_on_the_best_score(finished, low, high, said):
     worth["scores"] = {"kernel": {**worth["scores"]["kernel"], "spearman": {"value": low, "low": low, "high": high}}}
     shown = next(one for one in worth_figures({"worth": worth}) if one.key == "worth_metagradient")
     assert f"its interval {said};" in shown.found
+    few = {**worth["scores"]["kernel"], "spearman": {"value": 1.0, "low": None, "high": None}}
+    both = {"few": few, **worth["scores"]}
+    shown = next(one for one in worth_figures({"worth": {**worth, "scores": both}}) if one.key == "worth_metagradient")
+    assert "The largest is kernel at" in shown.found
+    shown = next(
+        one for one in worth_figures({"worth": {**worth, "scores": {"few": few}}}) if one.key == "worth_metagradient"
+    )
+    assert "few at +1.00, of too few candidates for an interval" in shown.found
 
 
 def test_runs_that_cannot_be_compared(inputs, ranked, tmp_path):

@@ -276,7 +276,7 @@ class TestMistakes:
         [
             ("nowhere.jsonl", {"clean": {"decontaminate": ["nowhere.jsonl"]}}),
             ("none of 12 evaluation items has", {"clean": {"decontaminate": ["auto"], "shortest": 13}}),
-            ("no record of data.pool has auto = bal; groups are ball", {"quotas": {"groups": {"bal": 1}}}),
+            ("no record of data.pool has task or source = bal; groups are ball", {"quotas": {"groups": {"bal": 1}}}),
             (
                 "quotas leave 12 examples for a selection of 22; they hold back .*web 3 of",
                 {"quotas": {"groups": {"web": 3, "ball": 3, "sums": 3, "long": 3}}},

@@ -24,6 +24,7 @@ from ntk_jax.training.unrolled import course, example_losses, held_out_rows, tra
 
 RESAMPLES = 1000
 LEAST = 4  # candidates or subsets for a correlation
+ENOUGH = 10  # of them for an interval: resamples of a few pairs in order are all in order, and look certain
 
 
 def random_subsets(candidates: int, count: int, size: int | None, seed: int) -> np.ndarray:
@@ -92,8 +93,8 @@ def lds(
     its 95% bootstrap interval over subsets, whose draws all names share. by_example: the mean over held-out examples of
     the same with the example's own loss, TRAK's figure where a score is of one example. losses, labels: from
     `subset_losses`. A score that is not finite counts as the mean of the others; scored: how many are. None where there
-    is no correlation: fewer than four subsets, fewer than four scores where there are more candidates, or all sums
-    alike.
+    is no correlation (low and high of fewer than ten subsets): fewer than four subsets, fewer than four scores where
+    there are more candidates, or all sums alike.
     """
     mean = losses.sum(axis=1) / labels.sum()
     return {name: _of_subsets(values, subsets, mean, losses[:, labels > 0], seed) for name, values in scores.items()}
@@ -112,7 +113,7 @@ def ranker_worth(
     precision: the share of the `top` best by score that are among the `top` best by the metagradient; chance: what a
     random order has. Both are of the candidates that have a finite score (`scored`), whose best are fewer where they
     are fewer than `top`. 95% bootstrap intervals over candidates, whose draws all names share as far as the same are
-    scored. Raises UserError: scores of another length, no `top`.
+    scored; no interval (None) of fewer than ten. Raises UserError: scores of another length, no `top`.
     """
     if top < 1:
         raise UserError(f"top = {top}: at least the best one must be looked at")
@@ -157,10 +158,10 @@ def _of_subsets(
 def _interval(
     statistic: Callable[[np.ndarray, np.ndarray], float], a: np.ndarray, b: np.ndarray, seed: int
 ) -> dict[str, float | None]:
-    """A statistic of pairs [n] with its 95% percentile bootstrap interval over them."""
+    """A statistic of pairs [n] with its 95% percentile bootstrap interval over them, where they are enough for one."""
     value = statistic(a, b)
-    if np.isnan(value):
-        return {"value": None, "low": None, "high": None}
+    if np.isnan(value) or len(a) < ENOUGH:
+        return {"value": None if np.isnan(value) else value, "low": None, "high": None}
     rng = np.random.default_rng([seed, 0xB00])
     draws = (rng.integers(0, len(a), len(a)) for _ in range(RESAMPLES))
     low, high = np.nanquantile([statistic(a[d], b[d]) for d in draws], [0.025, 0.975])

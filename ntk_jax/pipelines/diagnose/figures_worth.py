@@ -78,7 +78,7 @@ def _by_candidate(part: dict[str, Any]) -> Shown | None:
     if not known:
         return None
     one = part[METAGRADIENT]
-    best, found = known[0]
+    best, found = next((one for one in known if one[1]["spearman"]["low"] is not None), known[0])
     verdict = _against_zero(found["spearman"])
     return Shown(
         "worth_metagradient",
@@ -97,6 +97,8 @@ def _by_candidate(part: dict[str, Any]) -> Shown | None:
 
 
 def _against_zero(found: dict[str, Any]) -> str:
+    if found["low"] is None:
+        return "of too few candidates for an interval"
     if found["low"] > 0:
         return "its interval is above zero"
     return "its interval is below zero" if found["high"] < 0 else "its interval holds zero"

@@ -275,8 +275,9 @@ def _refuse_unknown(config: SelectConfig, groups: Sequence[str]) -> None:
     known = dict.fromkeys(groups)
     unknown = sorted(set(config.select.quotas.groups or {}) - set(known))
     if unknown:
+        key = "task or source" if config.select.quotas.by == "auto" else config.select.quotas.by
         raise UserError(
-            f"select.quotas.groups: no record of data.pool has {config.select.quotas.by} = {unknown[0]}; groups are "
+            f"select.quotas.groups: no record of data.pool has {key} = {unknown[0]}; groups are "
             f"{', '.join(sorted(known)[:8])}"
         )
 
