@@ -75,6 +75,13 @@ class TestSelecting:
         assert nj.select(None, 1, by="low_rank", components=pieces, options={"by": "energy"}).order.tolist() == [2]
         assert nj.select(None, 2, by="votes", votes=([1, -1, 3], [0.0, 0.0, 0.0])).order.tolist() == [2, 0]
 
+    def test_what_cannot_be_meant_is_refused(self, model):
+        records = [{"prompt": "A cat", "response": "purrs"}, {"prompt": "A dog", "response": "barks"}]
+        with pytest.raises(nj.UserError, match="pooling = 'max' is not one of mean, position"):
+            nj.embeddings(model, records, pooling="max")
+        with pytest.raises(nj.UserError, match="order names a place twice"):
+            nj.near_duplicates(records, order=[0, 1, 0])
+
     def test_by_embeddings_and_losses(self, model):
         rows = [{"input_ids": r.ids, "span": r.span} for r in random_rows(5)]
         made = nj.embeddings(model, rows), nj.embeddings(model, rows[3:4])

@@ -90,7 +90,7 @@ def near_duplicates(
 
     Raises:
         UserError: as `read_records`; a threshold outside (0, 1], words or permutations below 1, or an order that names
-            what is not there.
+            what is not there, or a place twice.
 
     Example:
         >>> import ntk_jax as nj
@@ -113,6 +113,8 @@ def near_duplicates(
     outside = places[(places < 0) | (places >= len(ids))]
     if len(outside):
         raise UserError(f"order names the place {outside[0]}, and there are {len(ids)} examples")
+    if len(np.unique(places)) < len(places):
+        raise UserError("order names a place twice, which would be a duplicate of itself; give each place once")
     check = NearTexts(threshold, signatures.__getitem__, ids.__getitem__, permutations=permutations, domain=known)
     return walk(places, None, [check]).drops
 

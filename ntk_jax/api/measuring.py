@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import jax
 import numpy as np
 
 from ntk_jax.api.inputs import SpanLike, encoded
+from ntk_jax.errors import UserError
 from ntk_jax.evaluation.loss import mean_losses, refuse_nonfinite
 from ntk_jax.kernels.names import Pooling
 from ntk_jax.kernels.rows import layout_for
@@ -34,7 +37,7 @@ def embeddings(
         [N, D] fp32 in the order given, of any norm; NaN for an example that the span leaves out.
 
     Raises:
-        UserError: an example that cannot be used, or a state that is not finite (naming the example).
+        UserError: another pooling, an example that cannot be used, or a state that is not finite (naming the example).
 
     Example:
         >>> import ntk_jax as nj
@@ -44,6 +47,8 @@ def embeddings(
         >>> nj.select(None, 1, by="embedding", embeddings=both).order.tolist()
         [1]
     """
+    if pooling not in get_args(Pooling):
+        raise UserError(f"pooling = {pooling!r} is not one of {', '.join(get_args(Pooling))}")
     model = computing_in(model, dtype)
     given = encoded(model, examples, span)
     layout = layout_for(given.longest, batch_tokens, mesh)
