@@ -76,6 +76,10 @@ def main() -> None:
     if options.jobs < 1:
         raise UserError("--jobs is at least 1")
     experiment = read_experiment(options.experiment, sys.argv[place + 1 :], options.out)
+    if options.transfer and (not options.report or len(experiment.models) < 2):
+        raise UserError(
+            "--transfer compares the scores of different models in the report; give --report and two models"
+        )
     runs = [run for run in experiment.runs if fnmatch.fnmatch(run.name, f"*{options.only}*")]
     if not runs:
         raise UserError(f"--only {options.only}: no run has this; names are such as {experiment.runs[0].name}")

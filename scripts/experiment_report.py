@@ -36,7 +36,8 @@ LEAST = 3  # examples that a rank correlation is taken of
 def write_results(experiment: Experiment, folder: Path, *, transfer: bool = False) -> str:
     """Writes the report; what was written, in a line. Raises UserError: nothing is finished, a damaged result."""
     runs = done_runs(experiment)
-    if not runs:
+    compared = transfer_rows(experiment) if transfer else []
+    if not runs and not compared:
         raise UserError("--report: no run is finished yet, so there is nothing to report; see OUT/logs for why")
     rows = [row for run in runs for row in rows_of(run)]
     measures = [measure for measure in MEASURES if any(row[measure] for row in rows)]
@@ -49,7 +50,7 @@ def write_results(experiment: Experiment, folder: Path, *, transfer: bool = Fals
         "rows": rows,
         "estimates": [one for measure in measures for one in estimates(experiment, runs, measure)],
         "worth": worth_rows(experiment, runs),
-        "transfer": transfer_rows(experiment) if transfer else [],
+        "transfer": compared,
     }
     make_folder(folder)
     write_json(folder / "results.json", found)

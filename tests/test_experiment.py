@@ -248,6 +248,16 @@ def test_the_dry_run_names_what_each_variant_starts_from(experiment: Experiment,
         assert (f"(the others from {run.after})" in line) == (run.after is not None)
 
 
+@pytest.mark.parametrize("options", [["--transfer"], ["--transfer", "--report", "report"]])
+def test_a_comparison_that_cannot_be_is_said_before_the_queue_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["experiment.py", str(written(tmp_path)), *options])
+    with pytest.raises(UserError, match="--transfer compares the scores of different models"):
+        queue.main()
+    assert not (tmp_path / "out").exists()
+
+
 def test_nothing_finished_is_said(experiment: Experiment, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run is finished yet"):
         write_results(experiment, tmp_path / "report")
@@ -283,6 +293,20 @@ def test_worth_and_transfer_are_tabulated(tmp_path: Path) -> None:
     made_up(one_model.runs[0])
     with pytest.raises(UserError, match="the experiment has one"):
         write_results(one_model, tmp_path / "report", transfer=True)
+
+
+def test_selections_alone_are_compared_before_anything_is_evaluated(tmp_path: Path) -> None:
+    model = str(tmp_path / "model")
+    experiment = read_experiment(written(tmp_path, models={"a": model, "b": model}, variants={}))
+    for run in experiment.runs:
+        made_up(run)
+        (run.folder / "evaluate" / "manifest.json").unlink()  # as `--until select` leaves it
+    write_results(experiment, tmp_path / "report", transfer=True)
+    found = json.loads((tmp_path / "report" / "results.json").read_text())
+    assert len(found["transfer"]) == 4 and found["runs"] == [] and found["estimates"] == []
+    assert "Spearman over the pool" in (tmp_path / "report" / "results.md").read_text()
+    with pytest.raises(UserError, match="no run is finished yet"):
+        write_results(experiment, tmp_path / "report")
 
 
 def test_means_over_runs_have_t_intervals() -> None:
