@@ -1,0 +1,100 @@
+"""The scores of a finished run against the metagradient of some of its candidates, and nothing else of a diagnosis.
+
+    python scripts/worth_of_run.py runs/mine --candidates 96 --domain 16 --held-out 40 --out worth.json
+
+`ntk-jax diagnose` does the same beside stability, subsets and figures; where a model takes a second for an example this
+alone is minutes. Candidates are a seeded sample of those that any method of the run has a score for; they are
+fine-tuned on beside domain examples, one pass from the warm-up's adapter with the settings of `warmup`. Held out are
+records of the first of `evaluate.files`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+import ntk_jax as nj
+from ntk_jax.data.sources import sample_indices
+from ntk_jax.pipelines.common.rankings import read_rankings
+from ntk_jax.training.datamodels import ranker_worth
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("run", type=Path)
+    for name, default, about in (
+        ("candidates", 96, "pool examples"),
+        ("domain", 16, "domain examples trained on beside them"),
+        ("held-out", 40, "records whose loss is measured"),
+        ("batch", 16, "examples of a step"),
+        ("top", 10, "N of the precision of the top"),
+        ("seed", 0, "of the samples and the order"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, help=about)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    config = yaml.safe_load((options.run / "config.yaml").read_text(encoding="utf8"))
+    ranked = read_rankings(str(options.run))
+    model = nj.load_model(config["model"]["path"], adapter=str(options.run / "warmup" / "adapter"))
+    candidates = sampled_candidates(options, config, ranked)
+    domain = sampled(config["data"]["domain"], options.domain, options.seed)
+    held_out = sampled(config["evaluate"]["files"][:1], options.held_out, options.seed)
+    kept = {key: config["warmup"][key] for key in ("learning_rate", "tokens_per_microbatch")}
+    training = nj.TrainConfig(epochs=1, batch_size=options.batch, **kept)
+    begun = time.monotonic()
+    found = nj.metagradient(
+        model,
+        candidates,
+        held_out,
+        fixed=domain,
+        training=training,
+        seed=options.seed,
+        progress=lambda done, total, note: print(f"{done}/{total} {note}", flush=True),
+    )
+    scores: dict[str, Any] = ranked.of([record["id"] for record in candidates])
+    scores["response characters"] = np.array([float(len(record["response"])) for record in candidates])
+    worth = ranker_worth(scores, found.values, top=options.top, seed=options.seed)
+    result = {
+        "run": str(options.run),
+        "options": {key: value for key, value in vars(options).items() if key not in ("run", "out")},
+        "training": dataclasses.asdict(training),
+        "loss": {"before": found.before, "after": found.after},
+        "helpful": float((found.values < 0).mean()),
+        "flops": found.flops,
+        "seconds": time.monotonic() - begun,
+        "scores": worth,
+        "candidates": [
+            {"id": record["id"], "task": record.get("task"), "metagradient": value}
+            for record, value in zip(candidates, found.values.tolist(), strict=True)
+        ],
+    }
+    options.out.write_text(json.dumps(result, indent=1), encoding="utf8")
+    print(json.dumps({key: result[key] for key in ("loss", "helpful", "seconds", "scores")}, indent=1))
+
+
+def sampled_candidates(options: argparse.Namespace, config: dict[str, Any], ranked: Any) -> list[dict[str, Any]]:
+    """Of those that any method has a score for, in pool order."""
+    known = np.any([np.isfinite(values) for values in ranked.scores.values()], axis=0)
+    ids = [name for name, place in ranked.place.items() if known[place]]
+    chosen = sample_indices(len(ids), options.candidates, options.seed)
+    wanted = set(ids if chosen is None else [ids[i] for i in chosen])
+    files = (record for pattern in config["data"]["pool"] for record in nj.read_records(pattern))
+    return [dict(record) for record in files if record["id"] in wanted]
+
+
+def sampled(files: list[str], count: int, seed: int) -> list[dict[str, Any]]:
+    """A seeded sample of the records of some files."""
+    records = [dict(record) for file in files for record in nj.read_records(file)]
+    chosen = sample_indices(len(records), count, seed)
+    return records if chosen is None else [records[i] for i in chosen]
+
+
+if __name__ == "__main__":
+    main()
