@@ -371,6 +371,7 @@ def script(path: Path, *options: str) -> list[str]:
     return [sys.executable, str(SCRIPTS / "experiment.py"), str(path), *options]
 
 
+@pytest.mark.slow
 def test_a_queue_that_is_killed_goes_on(tmp_path: Path) -> None:
     """Two seeds × two arms and a variant on a tiny model; the first start is killed, what fails is reported."""
     write_inputs(tmp_path)

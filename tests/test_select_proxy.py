@@ -127,7 +127,7 @@ def test_another_model_recomputes_nothing_that_selects(inputs):
     run(through(inputs, "swapped", model="other"), until="finetune")
     with pytest.raises(UserError, match=r"swapped/finetune was made from something else: .* is another"):
         run(through(inputs, "swapped"), until="finetune")
-    with pytest.raises(UserError, match=r"swapped/warmup was made from something else: input\.proxy"):
+    with pytest.raises(UserError, match=r"swapped/warmup was made from something else: .* is another"):
         run(through(inputs, "swapped", model="other", proxy={"path": str(inputs / "other")}), until="select")
 
 

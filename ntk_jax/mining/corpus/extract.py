@@ -11,7 +11,7 @@ import contextlib
 import importlib.util
 import json
 import os
-import select
+import selectors
 import signal
 import subprocess
 import sys
@@ -19,6 +19,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 import ntk_jax
 from ntk_jax.errors import UserError
@@ -132,7 +133,7 @@ def _ask(process: subprocess.Popen[bytes], page: bytes, charset: str | None, dea
     left = memoryview(SIZES.pack(len(name), len(page)) + name + page)
     assert process.stdin
     while left:
-        if not select.select([], [process.stdin], [], max(deadline - time.monotonic(), 0))[1]:
+        if not _ready(process.stdin, selectors.EVENT_WRITE, deadline):
             return None
         try:
             left = left[os.write(process.stdin.fileno(), left[:65536]) :]
@@ -143,12 +144,20 @@ def _ask(process: subprocess.Popen[bytes], page: bytes, charset: str | None, dea
     return _receive(process, deadline)
 
 
+def _ready(pipe: IO[bytes], event: int, deadline: float) -> bool:
+    """Whether it can be read or written before the deadline. `select.select` knows no descriptor above 1,023, which a
+    process with many open stores has."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(pipe, event)
+        return bool(selector.select(max(deadline - time.monotonic(), 0)))
+
+
 def _receive(process: subprocess.Popen[bytes], deadline: float) -> bytes | None:
     """One answer: its length, and so many bytes."""
     assert process.stdout
     found, want = bytearray(), LENGTH.size
     while len(found) < want:
-        if not select.select([process.stdout], [], [], max(deadline - time.monotonic(), 0))[0]:
+        if not _ready(process.stdout, selectors.EVENT_READ, deadline):
             return None
         piece = os.read(process.stdout.fileno(), 1 << 20)
         if not piece:
