@@ -121,6 +121,18 @@ def test_candidates_out_of_what_runs_selected(inputs, settings, ranked):
     assert "LDS" in "\n".join(worth_lines({"worth": worth})) and len(worth_figures({"worth": worth})) == 1
 
 
+def test_a_fine_tuning_from_a_fresh_adapter(inputs, settings, finished):
+    """The same candidates with the same scores, which are the warm adapter's; another worth."""
+    options = {**settings, "worth_start": "fresh", "worth_subsets": 0}
+    fresh, warm = load(diagnosed(inputs, "fresh", diagnose=options), "worth"), load(finished, "worth")
+    assert fresh["start"] == "fresh" and warm["start"] == "warm"
+    assert fresh["metagradient"]["loss_before"] > warm["metagradient"]["loss_before"]  # B = 0: the base model
+    assert [one["id"] for one in fresh["candidates"]] == [one["id"] for one in warm["candidates"]]
+    assert fresh["scores"].keys() == warm["scores"].keys()
+    values = [[one["metagradient"] for one in worth["candidates"]] for worth in (fresh, warm)]
+    assert np.isfinite(values).all() and (np.abs(np.subtract(*values)) > 0).all()
+
+
 def test_without_runs_and_without_evaluation_files(inputs):
     """Held out are domain examples; none of them is trained on."""
     options = {**WORTH, "held_out": 4, "worth_domain": 100, "worth_subsets": 0}

@@ -55,6 +55,10 @@ class DiagnoseSection:
     worth_from: Literal["pool", "selected"] = setting(
         "pool", "what they are a sample of: the pool, or all that the methods of diagnose.rankings selected"
     )
+    worth_start: Literal["warm", "fresh"] = setting(
+        "warm",
+        "where this fine-tuning starts: the warm adapter, at which scores are taken, or a fresh one, as trainings do",
+    )
     worth_domain: Natural = setting(32, "domain examples that are trained on beside them, none whose loss is measured")
     worth_epochs: Positive = setting(1.0, "passes of this fine-tuning, with the other settings of warmup")
     worth_batch: Count = setting(16, "examples per optimiser step of it")

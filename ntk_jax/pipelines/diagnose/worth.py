@@ -1,10 +1,11 @@
 """What scores are worth: each against the derivative of the held-out loss through a whole fine-tuning, and against the
 losses after fine-tuning on random subsets.
 
-Candidates are a seeded sample of the pool, or of what the compared runs selected. From the warm adapter the model is
-fine-tuned on them beside domain examples, with the settings of warmup; `training/metagradient.py` says what each
-candidate's weight does to the held-out loss, `training/datamodels.py` what scores foresee of subsets. Scores are those
-of the runs in diagnose.rankings, by the examples' ids, and the objectives of diagnose.objectives at the warm adapter.
+Candidates are a seeded sample of the pool, or of what the compared runs selected. From the warm adapter, or a fresh
+one, the model is fine-tuned on them beside domain examples, with the settings of warmup;
+`training/metagradient.py` says what each candidate's weight does to the held-out loss, `training/datamodels.py` what
+scores foresee of subsets. Scores are those of the runs in diagnose.rankings, by the examples' ids, and the objectives
+of diagnose.objectives at the warm adapter.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from ntk_jax.data.sources import sample_indices
 from ntk_jax.errors import UserError
 from ntk_jax.kernels.direction import mean_gradient
 from ntk_jax.kernels.score import directional_scores
-from ntk_jax.models.model import Model
+from ntk_jax.models.lora import initial_lora
+from ntk_jax.models.model import Model, with_lora
 from ntk_jax.pipelines.common.arrays import load_arrays, save_arrays
 from ntk_jax.pipelines.common.examples import none_usable
 from ntk_jax.pipelines.common.rankings import Rankings, read_rankings
@@ -97,9 +99,12 @@ def worth(run: DiagnoseRun, folder: Path, warm: Model) -> dict[str, Any]:
     held_out, source = held_out_of(run)
     fixed = _fixed(run, held_out)
     home = make_folder(folder / "worth")
-    found = _metagradient(run, home, warm, ids, rows, held_out, fixed)
+    start = warm
+    if section.worth_start == "fresh":
+        start = with_lora(warm, initial_lora(run.model.base.lora, seed))
+    found = _metagradient(run, home, start, ids, rows, held_out, fixed)
     subsets = _subsets(section.worth_subsets, section.worth_subset_size, len(rows), seed)
-    losses, labels = _losses(run, home, warm, rows, held_out, fixed, subsets)
+    losses, labels = _losses(run, home, start, rows, held_out, fixed, subsets)
 
     places, scores = _scores(run, warm, records, rows, rankings)
     top = section.worth_top or max(1, len(rows) // 10)
@@ -125,6 +130,7 @@ def worth(run: DiagnoseRun, folder: Path, warm: Model) -> dict[str, Any]:
             for name, value, times in zip(ids, found.values, found.seen, strict=True)
         ],
         "from": section.worth_from,
+        "start": section.worth_start,
         "fixed": len(fixed),
         "held_out": {"source": source, "examples": len(held_out)},
         "steps": steps,
@@ -179,7 +185,7 @@ def _options(run: DiagnoseRun, fixed: list[TokenRow]) -> dict[str, Any]:
 def _metagradient(
     run: DiagnoseRun,
     home: Path,
-    warm: Model,
+    start: Model,
     ids: list[str],
     rows: list[TokenRow],
     held_out: list[TokenRow],
@@ -191,7 +197,7 @@ def _metagradient(
         options = _options(run, fixed)
         steps = count_steps(len(fixed) + len(rows), options["config"])
         progress = run.job.progress("metagradient", 2 * steps, "steps")
-        found = metagradient(warm, rows, held_out, progress=progress, **options)
+        found = metagradient(start, rows, held_out, progress=progress, **options)
         kept = {name: getattr(found, name) for name in ("values", "seen", "before", "after", "losses", "flops")}
         save_arrays(path, id=np.array([name.encode() for name in ids]), **kept)
     stored = load_arrays(path)
@@ -208,7 +214,7 @@ def _subsets(count: int, size: int | None, candidates: int, seed: int) -> np.nda
 def _losses(
     run: DiagnoseRun,
     home: Path,
-    warm: Model,
+    model: Model,
     rows: list[TokenRow],
     held_out: list[TokenRow],
     fixed: list[TokenRow],
@@ -223,7 +229,7 @@ def _losses(
             which = range(start, min(start + TOGETHER, len(subsets)))
             after = functools.partial(shifted, progress, start, len(subsets))
             losses, labels = subset_losses(
-                warm, rows, held_out, subsets, which=which, progress=after, **_options(run, fixed)
+                model, rows, held_out, subsets, which=which, progress=after, **_options(run, fixed)
             )
             save_arrays(path, losses=losses, labels=labels, subsets=subsets[which.start : which.stop])
         stored = load_arrays(path)
