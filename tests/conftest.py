@@ -16,7 +16,8 @@ import pytest
 import ntk_jax as nj  # sets XLA's flags before the first computation
 
 ROOT = Path(__file__).resolve().parent.parent
-jax.config.update("jax_platforms", "cpu")
+# NTK_JAX_TEST_PLATFORM=cuda: on a GPU, what does not need several devices.
+jax.config.update("jax_platforms", os.environ.get("NTK_JAX_TEST_PLATFORM", "cpu"))
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 # Tests compile much and compute little: these settings leave less than half of the time. NTK_JAX_TEST_OPTIMIZED=1
