@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import functools
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ import measurement as ms
 import numpy as np
 
 from ntk_jax.data.batch import Batch
+from ntk_jax.errors import UserError
 from ntk_jax.kernels.direction import mean_gradient
 from ntk_jax.kernels.objectives import Objective
 from ntk_jax.kernels.parameters import Tree, split_parameters
@@ -29,6 +31,7 @@ from ntk_jax.kernels.rows import Layout, batches_of, frozen_readout, make_step
 from ntk_jax.kernels.score import directional_scores
 from ntk_jax.kernels.sketch import GRADIENT_BYTES, within_budget
 from ntk_jax.kernels.step import Step, directional_step, gradient_step
+from ntk_jax.models.attention_kernel import Attention
 from ntk_jax.models.config import ModelConfig
 from ntk_jax.models.decoder import abstract_decoder, hidden_states
 from ntk_jax.models.model import Model, computing_in, quantized
@@ -63,6 +66,7 @@ def main() -> None:
     parser = ms.parser(__doc__)
     parser.add_argument("--directions", type=int, default=4, help="m of the score along several directions at once")
     parser.add_argument("--examples", type=int, default=128, help="examples of the length mix (packing, precision)")
+    parser.add_argument("--steps", nargs="+", metavar="STEP", help="of part time: rows besides `forward` and `score`")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure; the rest is null")
     options = parser.parse_args()
     ms.check(options)
@@ -88,15 +92,22 @@ def main() -> None:
 def of_steps(model: Model, options: argparse.Namespace) -> dict[str, Any]:
     """Forward pass, scores, gradients, each compiled alone and called in turn on the same examples."""
     many = f"score, m = {options.directions}"
-    programs = {
-        "forward": forward_program(model, options),
-        "score": score_program(model, options, SUM, 1),
-        many: score_program(model, options, SUM, options.directions),
-        "score, last quarter": score_program(model, options, SUM, 1, f"lora[-{max(1, model.config.num_layers // 4)}:]"),
-        "score, cross_entropy": score_program(model, options, LOSS, 1),
-        "mean gradient": gradient_program(model, options),
-        "per-example gradients": per_example_program(model, options),
+    quarter = f"lora[-{max(1, model.config.num_layers // 4)}:]"
+    made: dict[str, Callable[[], Program]] = {
+        "forward": lambda: forward_program(model, options),
+        "score": lambda: score_program(model, options, SUM, 1),
+        "score, attention kernel": lambda: score_program(model, options, SUM, 1, attention="pallas"),
+        many: lambda: score_program(model, options, SUM, options.directions),
+        "score, last quarter": lambda: score_program(model, options, SUM, 1, quarter),
+        "score, cross_entropy": lambda: score_program(model, options, LOSS, 1),
+        "mean gradient": lambda: gradient_program(model, options),
+        "per-example gradients": lambda: per_example_program(model, options),
     }
+    if unknown := set(options.steps or ()) - set(made):
+        raise UserError(f"--steps {', '.join(sorted(unknown))}: choose from {', '.join(made)}")
+    if jax.default_backend() != "gpu":
+        del made["score, attention kernel"]
+    programs = {name: make() for name, make in made.items() if name in {"forward", "score", *(options.steps or made)}}
     times, _ = ms.in_turns(programs, options.repeats)
     forward = programs["forward"]
     rows, steps = [], {}
@@ -133,7 +144,8 @@ def of_steps(model: Model, options: argparse.Namespace) -> dict[str, Any]:
             }
         )
     ms.print_table(f"Steps over {forward.tokens} tokens in examples of {options.length}", rows)
-    chosen = {"forward": 0, "score": 1, many: options.directions}
+    chosen = {"forward": 0, "score": 1, "score, attention kernel": 1, many: options.directions}
+    chosen = {name: directions for name, directions in chosen.items() if name in programs}
     return {"steps": steps, "roofline": roofline(model, options, programs, times, chosen)}
 
 
@@ -153,7 +165,8 @@ def roofline(
     rows, found = [], {}
     for name, directions in chosen.items():
         program, seconds = programs[name], statistics.median(times[name])
-        flops, moved, optimized = xla_cost(lower, config.num_layers, directions, program.run)
+        counted = xla_cost(lower, config.num_layers, directions, program.run)
+        flops, moved, optimized = counted or (None, None, None)
         nominal = 2.0 * (1 + directions) * ms.sizes(model)["matrix_parameters"] * program.tokens
         context = (options.length + 1) / 2  # mean number of keys that a query may see
         if directions:
@@ -167,24 +180,25 @@ def roofline(
             "formula_flops": formula,
             "xla_flops": flops,
             "xla_flops_optimized": optimized,
-            "xla_flops_over_nominal": flops / nominal,
+            "xla_flops_over_nominal": flops and flops / nominal,
             "xla_bytes": moved,
-            "flops_per_byte": flops / moved,
+            "flops_per_byte": flops and flops / moved,
             "flops_per_second": nominal / seconds,
             "share_of_gemm": nominal / seconds / gemm["best"],
-            "least_seconds_by_gemm": flops / gemm["best"],
-            "least_seconds_by_stream": moved / stream,
+            "least_seconds_by_gemm": (flops or formula) / gemm["best"],
+            "least_seconds_by_stream": moved and moved / stream,
         }
         rows.append(
             {
                 "step": name,
                 "nominal GFLOP": nominal / 1e9,
-                "XLA / nominal": flops / nominal,
-                "XLA GB": moved / 1e9,
-                "FLOP/byte": flops / moved,
+                "formula / nominal": formula / nominal,
+                "XLA / nominal": flops and flops / nominal,
+                "XLA GB": moved and moved / 1e9,
+                "FLOP/byte": flops and flops / moved,
                 "s": seconds,
-                "s by GEMM": flops / gemm["best"],
-                "s by stream": moved / stream,
+                "s by GEMM": (flops or formula) / gemm["best"],
+                "s by stream": moved and moved / stream,
                 "nominal GFLOP/s": nominal / seconds / 1e9,
                 "share of GEMM": nominal / seconds / gemm["best"],
             }
@@ -199,21 +213,25 @@ def roofline(
     }
 
 
-def xla_cost(lower: Any, layers: int, directions: int, whole: Any) -> tuple[float, float, float]:
-    """(FLOPs as traced, bytes as compiled, FLOPs as compiled) of all layers, by XLA's cost analysis.
+def xla_cost(lower: Any, layers: int, directions: int, whole: Any) -> tuple[float, float, float] | None:
+    """(FLOPs as traced, bytes as compiled, FLOPs as compiled) of all layers, by XLA's cost analysis; None where that
+    knows no cost before it compiles, as on a GPU, whose products go to a library that it does not count.
 
     The analysis counts the body of the loop over layers once, whatever their number. So the program is compiled for two
     layers, what lies outside the loop is taken away, and the rest is multiplied. Outside lie the embedding, the last
     norm and the sums: a forward pass of no layer, and as much again for each tangent. FLOPs as compiled may lack
-    products that were handed to a library (cuBLAS), hence those as traced.
+    products that were handed to a library, hence those as traced.
     """
+    two, all_layers = (lower(layers=number, directions=directions) for number in (2, layers))
+    traced = [program.cost_analysis() for program in (two, all_layers)]
+    if not all(traced):
+        return None
 
     def costs(program: Any) -> tuple[float, float]:
         found = program.cost_analysis()
         return float(found["flops"]), float(found["bytes accessed"])
 
     outside = costs(lower(layers=0, directions=0).compile())
-    two, all_layers = (lower(layers=number, directions=directions) for number in (2, layers))
     once, compiled = costs(two.compile()), costs(whole)
 
     def total(around: float, once: float, counted: float) -> float:
@@ -222,9 +240,6 @@ def xla_cost(lower: Any, layers: int, directions: int, whole: Any) -> tuple[floa
         return around + layers * (once - around) if is_once else counted
 
     flops, moved = (total(*numbers) for numbers in zip(outside, once, compiled, strict=True))
-    traced = [program.cost_analysis() for program in (two, all_layers)]
-    if not all(traced):  # a backend may know no cost before it compiles
-        return flops, moved, flops
     return total(outside[0], *(float(found["flops"]) for found in traced)), moved, flops
 
 
@@ -275,10 +290,16 @@ def forward_program(model: Model, options: argparse.Namespace) -> Program:
 
 
 def score_program(
-    model: Model, options: argparse.Namespace, objective: Objective, directions: int, parameters: str = "lora"
+    model: Model,
+    options: argparse.Namespace,
+    objective: Objective,
+    directions: int,
+    parameters: str = "lora",
+    attention: Attention = "xla",
 ) -> Program:
     batch, layout = uniform_batch(model.config, options, objective)
-    step, read = make_step(model, objective, layout, parameters), frozen_readout(model, objective, parameters)
+    step = make_step(model, objective, layout, parameters, attention=attention)
+    read = frozen_readout(model, objective, parameters)
     theta, rest = split_parameters(model, parameters)
     tangents = unit_directions(theta, directions)
     return _program(options, layout.rows_per_batch, directional_step, step, theta, rest, read, tangents, batch)

@@ -19,6 +19,7 @@ Settings behind -- are for all runs.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import fnmatch
 import shutil
@@ -34,6 +35,7 @@ from typing import Any
 import measurement as ms
 from experiment_plan import BASE, Experiment, Run, mark_path, merged, read_experiment, shared_stages
 
+from ntk_jax import cli
 from ntk_jax.engine.estimate import estimate_run
 from ntk_jax.engine.plan import Command, stages_asked
 from ntk_jax.errors import UserError
@@ -44,6 +46,7 @@ from ntk_jax.storage.atomic import make_folder, read_json, write_json
 
 WAIT = 0.2  # seconds between two looks at the processes
 START = "$ ntk-jax "  # before the output of each start
+INTERRUPTED = 130  # the exit code of Ctrl-C
 DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
@@ -66,6 +69,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="in place of the file's")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     parser.add_argument(
+        "--together", action="store_true", help="all in this process: programs that runs share are compiled once"
+    )
+    parser.add_argument(
         "--only", default="", help="runs whose name has this, or fits it (*): MODEL/DOMAIN/seed-N+VARIANT"
     )
     parser.add_argument("--until", help="the last stage of every run")
@@ -73,8 +79,8 @@ def main() -> None:
     parser.add_argument("--report", type=Path, help="a folder for tables and figures of what is finished")
     parser.add_argument("--transfer", action="store_true", help="compare the scores of different models in the report")
     options = parser.parse_args(sys.argv[1:place])
-    if options.jobs < 1:
-        raise UserError("--jobs is at least 1")
+    if options.jobs < 1 or (options.together and options.jobs > 1):
+        raise UserError("--jobs is at least 1, and --together is for one at a time")
     experiment = read_experiment(options.experiment, sys.argv[place + 1 :], options.out)
     if options.transfer and (not options.report or len(experiment.models) < 2):
         raise UserError(
@@ -89,7 +95,8 @@ def main() -> None:
     if options.dry_run:
         print(dry_run(experiment, runs, options.until))
         return
-    failed = work(experiment.out, jobs_of(experiment, runs, options.until), options.jobs)
+    queue = jobs_of(experiment, runs, options.until)
+    failed = work_here(experiment.out, queue) if options.together else work(experiment.out, queue, options.jobs)
     if options.report:
         from experiment_report import write_results
 
@@ -248,6 +255,36 @@ def work(out: Path, jobs: Sequence[Job], at_once: int) -> dict[str, str]:
         for _, process, _ in running.values():
             process.terminate()
             process.wait()
+    return failed
+
+
+def work_here(out: Path, jobs: Sequence[Job]) -> dict[str, str]:
+    """As `work`, one after another in this process, which small models need less time for than for compiling."""
+    waiting = [job for job in jobs if not finished(out, job)]
+    print(f"{len(jobs)} in all, {len(jobs) - len(waiting)} of them finished", flush=True)
+    failed: dict[str, str] = {}
+    for job in waiting:
+        if lost := [name for name in job.after if name in failed]:
+            failed[job.name] = f"not started, because {lost[0]} failed"
+            continue
+        job.prepare()
+        print(f"start {job.name}", flush=True)
+        begin, path = time.monotonic(), log_path(out, job.name)
+        make_folder(path.parent)
+        with path.open("a", encoding="utf8") as log:
+            log.write(f"{START}{' '.join(job.command)}\n")
+            log.flush()
+            with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+                code = cli.main(job.command)
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
+        if code:
+            failed[job.name] = failure(path, code)
+            print(f"FAILED {job.name}: {failed[job.name]}", flush=True)
+        else:
+            make_folder(mark_path(out, job.name).parent)
+            write_json(mark_path(out, job.name), job.mark)
+            print(f"done {job.name} ({time.monotonic() - begin:.0f} s)", flush=True)
     return failed
 
 

@@ -98,7 +98,7 @@ def directional_scores(
 
     Args:
         direction: from `mean_gradient`, `stack_directions`, or anything shaped like the parameters differentiated.
-        attention: `xla`, or on a GPU `pallas`, a kernel that keeps attention's scores out of memory (not measured yet);
+        attention: `xla`, or on a GPU `pallas`, a kernel that keeps attention's scores out of memory;
             `auto` takes it wherever it can run.
         model, examples, objective, span, parameters, normalize, seed, dtype, batch_tokens, mesh: as in `mean_gradient`;
             `probe` needs the same probes and seed.

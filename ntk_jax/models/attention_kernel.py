@@ -11,7 +11,7 @@ be taken off at the end alone, but changes that all keys share may be large, and
 rest. So no score leaves the chip: memory holds q, k, v, o and their tangents, nothing of size T x T, not even a mask.
 
 `models/attention.py` is the same function in plain XLA: the oracle of the tests, and the default, because this kernel
-has never run on a GPU. What is known of it comes from Pallas' interpreter and from lowering.
+was measured on one GPU at one shape (docs/performance.md).
 
 Letters: H head width, N query heads, t and s queries and keys of a block, m directions.
 """
@@ -38,17 +38,16 @@ SMALLEST = 16  # sides of a product on a GPU's matrix units
 
 @dataclass(frozen=True)
 class Kernel:
-    """How the kernel is cut up: static, and powers of two from 16 on. The defaults are to be measured, by
-    `scripts/benchmark_attention.py --kernel sweep`; they are what Triton's compiler (3.9, which needs no GPU) turns
-    into code for an H100 that spills no register, in bf16 at H = 128 (half the warps spill).
+    """How the kernel is cut up: static, and powers of two from 16 on. The defaults are the fastest of four on an H200
+    in bf16 at H = 128 (`scripts/benchmark_attention.py`); other cuts are up to four times slower.
 
     queries, keys: of a block. directions: tangents that one program carries along, sharing its p; each costs registers
     for one more [queries, H] sum, so m of them by default are m programs. warps, stages: Triton's. interpret: run the
     kernel's operations one by one as plain XLA, which any device can, slowly: for tests.
     """
 
-    queries: int = 64
-    keys: int = 32
+    queries: int = 128
+    keys: int = 64
     directions: int = 1
     warps: int = 8
     stages: int = 2
