@@ -181,7 +181,10 @@ def rankers_of(config: SelectConfig) -> list[str]:
 
 
 def needed(config: SelectConfig, what: str) -> bool:
-    """Whether a method of this run needs `scores`, `sketches`, `votes`, `embeddings` or `losses`."""
+    """Whether this run needs `scores`, `sketches`, `votes`, `embeddings` or `losses`: a method of it does, or what is
+    left out is found by them."""
+    if what == "embeddings" and config.select.clean.decontaminate_cosine is not None:
+        return True
     return any(what in RANKERS[method].needs for method in config.select.methods if method in RANKERS)
 
 
