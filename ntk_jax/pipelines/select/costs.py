@@ -287,8 +287,8 @@ def _training(
     if isinstance(section, FinetuneSection) and extra and steps is not None:
         mixed = section.mixture, round(domain.count), extra, section.batch_size, steps
         if phases := phases_of(*mixed, section.domain_share, section.replay_share):
-            seen = sum(many * (own + chosen) for many, own, chosen in phases)
-            share = sum(many * own for many, own, _ in phases) / seen
+            seen = sum(many * size for many, size, _ in phases)
+            share = sum(own for _, _, own in phases) / seen
     tokens = share * domain.tokens + (1 - share) * pool.tokens
     responses = share * domain.responses + (1 - share) * pool.responses
     remat, size = recomputes(run), run.model.adapter_size
