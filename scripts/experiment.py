@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import measurement as ms
-from experiment_plan import BASE, Experiment, Run, mark_path, merged, read_experiment, shared_stages
+from experiment_plan import BASE, Experiment, Run, data_files, mark_path, merged, read_experiment, shared_stages
 
 from ntk_jax import cli
 from ntk_jax.engine.estimate import estimate_run
@@ -129,7 +129,7 @@ def _job(experiment: Experiment, run: Run, until: str | None) -> Job:
         write_json(path, run.tree)
 
     command = ("run", str(path), *(("--until", until) if until else ()))
-    mark = {"config": run.fingerprint, "until": until}
+    mark = {"config": run.fingerprint, "until": until, "data": data_files(run.config)}
     return Job(run.name, command, (run.after,) if run.after else (), prepare, mark)
 
 
@@ -148,7 +148,8 @@ def _worth_job(experiment: Experiment, run: Run) -> Job:
         make_folder(path.parent)
         write_json(path, tree)
 
-    return Job(name, ("diagnose", str(path)), (run.name,), prepare, {"config": tree, "until": None})
+    mark = {"config": tree, "until": None, "data": data_files(run.config)}
+    return Job(name, ("diagnose", str(path)), (run.name,), prepare, mark)
 
 
 def take_over(experiment: Experiment, run: Run) -> None:
@@ -211,12 +212,13 @@ def _estimated(experiment: Experiment, run: Run, until: str | None) -> tuple[flo
 
 
 def finished(out: Path, job: Job) -> bool:
-    """Whether a job ended well with this config, no earlier than it is asked for."""
+    """Whether a job ended well with this config and these data files, no earlier than it is asked for."""
     path = mark_path(out, job.name)
     if not path.exists():
         return False
     mark = read_json(path, dict)
-    return mark["config"] == job.mark["config"] and mark["until"] in (None, job.mark["until"])
+    same = all(mark.get(key) == job.mark.get(key) for key in ("config", "data"))
+    return same and mark["until"] in (None, job.mark["until"])
 
 
 def work(out: Path, jobs: Sequence[Job], at_once: int) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import glob
 import hashlib
 import json
 import re
@@ -16,6 +17,7 @@ import yaml
 from ntk_jax.engine.config import build, read_tree
 from ntk_jax.engine.plan import same_results
 from ntk_jax.errors import UserError
+from ntk_jax.pipelines.common.inputs import evaluation_files
 from ntk_jax.pipelines.select.config import SelectConfig
 from ntk_jax.pipelines.select.stages import PIPELINE
 
@@ -110,6 +112,20 @@ def read_experiment(path: Path, overrides: Sequence[str] = (), out: Path | None 
 def mark_path(out: Path, name: str) -> Path:
     """Where it is kept that a process ended well, and with which config."""
     return out / "done" / f"{name}.json"
+
+
+def data_files(config: SelectConfig) -> dict[str, list[int]]:
+    """{path: [bytes, time of its last change in ns]} of the files that lie here and a run reads records from."""
+    evaluated = evaluation_files(config) if config.evaluate.files else []
+    arms = [arm.removeprefix("file:") for arm in config.evaluate.arms or () if arm.startswith("file:")]
+    found = {}
+    for name in (*config.data.domain, *config.data.pool, *evaluated, *config.select.clean.decontaminate, *arms):
+        path = Path(name).expanduser()
+        inside = path.rglob("*") if path.is_dir() else map(Path, glob.iglob(str(path), recursive=True))
+        for file in [path] if path.is_file() else inside:
+            if file.is_file():
+                found[str(file)] = [file.stat().st_size, file.stat().st_mtime_ns]
+    return dict(sorted(found.items()))
 
 
 def shared_stages(experiment: Experiment, run: Run) -> tuple[str, ...]:

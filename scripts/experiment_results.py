@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiment_plan import BASE, Experiment, Run, mark_path
+from experiment_plan import BASE, Experiment, Run, data_files, mark_path
 
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.bootstrap import groups_of
@@ -64,7 +64,10 @@ def done_runs(experiment: Experiment) -> list[Run]:
 def _of_other_settings(experiment: Experiment, run: Run) -> bool:
     """A run that was made by hand has no mark, and is taken for what its folder is named."""
     mark = mark_path(experiment.out, run.name)
-    return mark.exists() and read_json(mark, dict).get("config") != run.fingerprint
+    if not mark.exists():
+        return False
+    found, data = read_json(mark, dict), data_files(run.config)
+    return found.get("config") != run.fingerprint or found.get("data", data) != data
 
 
 def rows_of(run: Run) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from kernel_reference import random_rows, tiny_model
 from metagradient_reference import labels, summed_losses
 from scipy.stats import spearmanr
 
+import ntk_jax as nj
 from ntk_jax.errors import UserError
 from ntk_jax.models.model import with_lora
 from ntk_jax.parallel.mesh import make_mesh
@@ -193,3 +194,11 @@ def test_mistakes():
         ranker_worth({"a": np.ones(3)}, np.ones(5), top=1)
     with pytest.raises(UserError, match="top = 0"):
         ranker_worth({"a": np.ones(5)}, np.ones(5), top=0)
+
+
+@pytest.mark.parametrize("scores", [["a", "b"], [[1.0], [2.0, 3.0]], [None, {}]])
+def test_scores_that_are_no_numbers(scores):
+    model = nj.load_model("builtin:model", lora=nj.LoRAConfig(rank=2))
+    pool = [{"prompt": f"{n} + 1 =", "response": str(n + 1)} for n in range(2)]
+    with pytest.raises(UserError, match="scores of 'mine' are not numbers; give one for each of the 2 candidates"):
+        nj.lds(model, pool, pool, {"mine": scores})

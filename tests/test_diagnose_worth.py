@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from ntk_jax.pipelines.diagnose.config import DiagnoseSection
 from ntk_jax.pipelines.diagnose.figures_worth import worth_figures, worth_lines, worth_table
 from ntk_jax.pipelines.diagnose.report import terminal
 from ntk_jax.pipelines.diagnose.worth import check_worth
+from ntk_jax.training import metagradient as metagradients
 
 WORTH = {
     **SMALL, "trajectories": 1, "checkpoints": 1, "groups": 0, "regression": False,
@@ -101,6 +103,71 @@ def test_a_killed_diagnosis_goes_on_to_the_same_numbers(inputs, settings, finish
     diagnosed(inputs, "killed", diagnose=settings)
     assert len(calls) == 3 and all(path.read_bytes() == old for path, old in kept.items())
     assert load(inputs / "killed", "worth") == load(finished, "worth")
+
+
+def test_a_metagradient_killed_on_its_way_goes_on(inputs, settings, finished, monkeypatch):
+    """What is left of it is less than all, ends in the same numbers, and leaves nothing behind."""
+    compute, calls, left = module.metagradient, [], []
+
+    def dies(*args, progress, **options):
+        def said(done, total, note):
+            calls.append(total - done)
+            if len(calls) == stop:
+                raise KeyboardInterrupt
+
+        return compute(*args, progress=said, **options)
+
+    options = {**settings, "worth_subsets": 0}
+    stop = 7  # steps there and back are 8
+    monkeypatch.setattr(module, "metagradient", dies)
+    with pytest.raises(KeyboardInterrupt):
+        diagnosed(inputs, "way", diagnose=options)
+    home = inputs / "way/diagnose/worth"
+    assert {path.name for path in (home / "metagradient").iterdir()} >= {"first-000000.npz", "back.npz"}
+    stop, before = -1, len(calls)
+    diagnosed(inputs, "way", diagnose=options)
+    left = len(calls) - before
+    assert 0 < left < before, "of what was done little is done again"
+    assert not (home / "metagradient").exists()
+    found, whole = (load_arrays(place / "metagradient.npz") for place in (home, finished / "diagnose/worth"))
+    assert all((found[name] == whole[name]).all() for name in whole)
+
+
+def test_what_it_costs_is_said_before_anything_is_trained(inputs, ranked, settings):
+    """And what a run knows nothing of; too little memory is refused there."""
+    said = []
+
+    def listening(stage, total, unit):
+        return lambda done, total=None, note="": said.append((stage, note))
+
+    data = {"domain": [str(inputs / "domain.jsonl")], "pool": [str(inputs / "pool.jsonl")], "pool_limit": 20}
+    few = run(tiny_run_config(inputs, "few-said", select={"methods": ["bm25"]}, data=data, seed=9), until="select")
+    config = config_of(inputs, "costs", diagnose={**settings, "rankings": [str(ranked), str(few)]})
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="GB a device.*worth_candidates=0"):
+        patch.setattr(metagradients, "memory_limit", lambda count: 1000)
+        run(config, pipeline="diagnose", progress=listening)
+    assert not (inputs / "costs/diagnose").exists(), "before any fine-tuning"
+    said.clear()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("ntk_jax.pipelines.diagnose.diagnose._trained", interrupt)
+        run(config, pipeline="diagnose", progress=listening)
+    lines = [note for stage, note in said if stage == "worth of scores"]
+    assert (
+        len(lines) == 2
+        and f"{few} has no score of " in lines[0]
+        and " candidates (another data.pool_limit?)" in lines[0]
+    )
+    match = re.match(
+        r"about ([\d.]+) MFLOP for the metagradient of (\d+) steps and (.*) for 6 subsets; .* a device", lines[1]
+    )
+    assert match, lines[1]
+    stored = load_arrays(inputs / "whole/diagnose/worth/metagradient.npz")
+    assert float(match[1]) * 1e6 == pytest.approx(float(stored["flops"]), rel=0.01)
+    assert int(match[2]) == len(stored["losses"])
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
 
 
 def test_the_report_and_the_terminal_say_it(finished):

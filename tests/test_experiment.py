@@ -367,6 +367,35 @@ def test_finished_until_a_stage_is_not_finished(tmp_path: Path) -> None:
         assert queue.finished(tmp_path, asked) is expected
 
 
+def test_changed_data_files_are_not_finished(tmp_path: Path) -> None:
+    """By size and time of change, of files, folders and patterns; nothing else is looked at."""
+    write_inputs(tmp_path)
+    more = tmp_path / "more"
+    (more / "deep").mkdir(parents=True)
+    for name in ("a.jsonl", "deep/b.jsonl"):
+        (more / name).write_text((tmp_path / "pool.jsonl").read_text())
+    data = {"data.pool": [str(tmp_path / "po*.jsonl"), str(more), "builtin:pool"]}
+    experiment = read_experiment(written(tmp_path, overrides=data))
+    (one,) = queue.jobs_of(experiment, experiment.runs[:1], None)
+    names = {str(Path(path).relative_to(tmp_path)) for path in one.mark["data"]}
+    assert names == {"domain.jsonl", "pool.jsonl", "test.jsonl", "more/a.jsonl", "more/deep/b.jsonl"}
+    mark = queue.mark_path(experiment.out, one.name)
+    write_json(make_folder(mark.parent) / mark.name, one.mark)
+
+    def is_finished() -> bool:
+        return queue.finished(experiment.out, queue.jobs_of(experiment, experiment.runs[:1], None)[0])
+
+    assert is_finished()
+    made_up(experiment.runs[0])
+    assert experiment.runs[0] in done_runs(experiment)
+    for path in (tmp_path / "test.jsonl", more / "deep/b.jsonl"):
+        text = path.read_text()
+        path.write_text(text + "\n")
+        assert not is_finished() and experiment.runs[0] not in done_runs(experiment)
+        write_json(mark, queue.jobs_of(experiment, experiment.runs[:1], None)[0].mark)
+        assert is_finished()
+
+
 def script(path: Path, *options: str) -> list[str]:
     return [sys.executable, str(SCRIPTS / "experiment.py"), str(path), *options]
 

@@ -171,6 +171,59 @@ def test_steps_without_any_weight():
     assert result.after != result.before, "decay alone moves the adapter"
 
 
+class _Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("segments", [1, 2])
+def test_what_is_killed_goes_on_to_the_same_numbers(tmp_path, segments):
+    """Killed at every call of progress there and back, each time once more: the same bytes, and less left each time
+    that a segment is done."""
+    config = dataclasses.replace(CONFIG, max_steps=5)
+    whole = found(config=config, segments=segments)
+    for at in range(1, 5 * (1 + segments) + 1):
+        folder, calls, left = tmp_path / str(at), 0, []
+
+        def dies(done, total, note, at=at, left=left):
+            nonlocal calls
+            calls += 1
+            left.append(total - done)
+            if calls == at:
+                raise _Killed
+
+        with pytest.raises(_Killed):
+            found(config=config, segments=segments, keep=folder, progress=dies)
+        after: list[tuple[int, int]] = []
+
+        def said(done, total, note, after=after):
+            after.append((done, total))
+
+        result = found(config=config, segments=segments, keep=folder, progress=said)
+        assert [done for done, _ in after] == list(range(1, after[0][1] + 1))
+        np.testing.assert_array_equal(result.values, whole.values)
+        np.testing.assert_array_equal(result.losses, whole.losses)
+        assert (result.before, result.after, result.flops) == (whole.before, whole.after, whole.flops)
+        assert (result.seen == whole.seen).all() and after[0][1] <= left[-1] + 3 + (3 if segments == 2 else 5)
+    again = found(config=config, segments=segments, keep=tmp_path / "done")
+    np.testing.assert_array_equal(again.values, whole.values)
+
+
+def test_a_damaged_or_strange_trail(tmp_path):
+    config = dataclasses.replace(CONFIG, max_steps=4)
+    found(config=config, keep=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"first-000000.npz", "first-000002.npz", "back.npz"}
+    (tmp_path / "back.npz").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"back.npz is damaged .*; delete .* and run again"):
+        found(config=config, keep=tmp_path)
+    (tmp_path / "back.npz").unlink()
+    first = tmp_path / "first-000002.npz"
+    with np.load(first) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    np.savez(first, **{**arrays, "leaf-0": arrays["leaf-0"][..., :-1]})
+    with pytest.raises(UserError, match="is of another adapter; delete"):
+        found(config=config, keep=tmp_path)
+
+
 def test_progress_counts_to_its_end():
     for segments, times in ((1, 2), (2, 3)):
         said = []

@@ -27,6 +27,7 @@ from ntk_jax.report import amounts
 from ntk_jax.selection.diversity import diversify
 from ntk_jax.selection.text_features import text_features
 from ntk_jax.selection.texts import text_of
+from ntk_jax.storage.arrays import open_store, read
 
 LEAKS = ("leak-0", "leak-1", "leak-2")
 COPIES = {"copy-0": "ball-4", "copy-1": "ball-5", "copy-2": "ball-17"}
@@ -148,6 +149,50 @@ def test_the_whole_pool_is_cleaned_before_anything_is_ranked(inputs):
     assert summary["decontamination"]["pool_dropped"] == 3
 
 
+def test_what_is_like_an_item_by_its_embedding_is_left_out(inputs, whole):
+    """The list names the nearest item and the cosine of their embeddings, taken anew here; all others stay."""
+    every = {"embedding": {"pooling": "mean"}}
+    clean = {"decontaminate": ["auto"], "decontaminate_cosine": 1.0}
+    stored = run(
+        tiny_run_config(inputs, "near-1", select={**BM25, "count": 5, "clean": clean}, **every), until="select"
+    )
+    arrays = {
+        name: open_store(stored / name / f"{what}.zarr") for name, what in (("embed", "pool"), ("items", "items"))
+    }
+    pool, items = (read(store, "embedding").astype(np.float64) for store in arrays.values())
+    norms = np.linalg.norm(pool, axis=1, keepdims=True)
+    cosines = (pool / np.where(norms, norms, 1)) @ (items / np.linalg.norm(items, axis=1, keepdims=True)).T
+    names = [record["id"] for record in lines(inputs / "pool.jsonl")]
+    nearest = {id: (row.max(), int(row.argmax())) for id, row in zip(names, cosines, strict=True)}
+    ranked = sorted((nearest[id][0] for id in whole if id not in LEAKS), reverse=True)
+    threshold = (ranked[9] + ranked[10]) / 2
+    clean["decontaminate_cosine"] = float(threshold)
+    folder = run(tiny_run_config(inputs, "near", select={**BM25, "clean": clean}, **every), until="select")
+    near = {id for id in whole if nearest[id][0] >= threshold} - set(LEAKS)
+    assert len(near) == 10
+    assert ids(folder) == [id for id in whole if id not in near | set(LEAKS)][:22]
+    dropped = {record["id"]: record for record in lines(folder / "select" / "bm25.dropped.jsonl")}
+    assert {id for id, record in dropped.items() if record["reason"] == "contamination"} == set(dropped) & set(LEAKS)
+    for id in set(dropped) - set(LEAKS):
+        cosine, item = nearest[id]
+        found = dropped[id]
+        assert (found["reason"], found["of"]) == ("contamination by embedding", f"jar-{item}")
+        assert found["where"] == str(inputs / "test.jsonl") and found["similarity"] == pytest.approx(cosine, abs=1e-4)
+    said = json.loads((folder / "select" / "summary.json").read_text())["decontamination"]
+    assert said["nearest_cosine"]["largest"] == pytest.approx(max(c for c, _ in nearest.values()), abs=1e-4)
+    assert "Contamination by embedding" in page_of(folder)[1].text
+    clean |= {"whole_pool": True}
+    whole_pool = run(tiny_run_config(inputs, "near-pool", select={**BM25, "clean": clean}, **every), until="select")
+    assert {record["id"] for record in lines(whole_pool / "select" / "pool.dropped.jsonl")} == near | set(LEAKS)
+    assert not set(ids(whole_pool)) & (near | set(LEAKS)) and len(ids(whole_pool)) == 22
+    clean |= {"decontaminate_cosine": 1e-3, "whole_pool": False}
+    with pytest.raises(UserError, match=r"0 examples are left of the 47 that bm25 has.* raise .*decontaminate_cosine"):
+        run(tiny_run_config(inputs, "near-all", select={**BM25, "clean": clean}, **every), until="select")
+    assert "Evaluation items" in json.dumps(
+        estimate_run(PIPELINE, tiny_run_config(inputs, "e", select={**BM25, "clean": clean}))
+    )
+
+
 def test_quotas_take_the_best_of_each_group(inputs, whole):
     folder = selected(inputs, "quotas", quotas={"groups": {"ball": 8, "web": 0.1}})
     source = {record["id"]: record["source"] for record in lines(inputs / "pool.jsonl")}
@@ -253,6 +298,8 @@ class TestMistakes:
             ),
             ("against_domain compares nothing", {"clean": {"against_domain": True}}),
             ("whole_pool looks for evaluation items", {"clean": {"whole_pool": True}}),
+            ("decontaminate_cosine = 1.5: a threshold", {"clean": {"decontaminate_cosine": 1.5}}),
+            ("decontaminate_cosine compares with evaluation items", {"clean": {"decontaminate_cosine": 0.9}}),
             ("auto stands for evaluate.files", {"clean": {"decontaminate": ["auto"]}, "evaluate": {"files": []}}),
             ("select.quotas.most = 2: a share", {"quotas": {"most": 2.0}}),
             ("select.quotas.groups: ball = 'half'", {"quotas": {"groups": {"ball": "half"}}}),
@@ -286,6 +333,12 @@ class TestMistakes:
     def test_inputs_that_cannot_be(self, inputs, message, select):
         self.refused(inputs, message, "bad-inputs", **select)
         assert not (inputs / "bad-inputs" / "pool").exists(), "said before anything is computed"
+
+    def test_a_method_beyond_what_has_embeddings(self, inputs):
+        clean = {"decontaminate": ["auto"], "decontaminate_cosine": 0.9}
+        config = tiny_run_config(inputs, "b", select={**BM25, "clean": clean}, preselect={"method": "votes"})
+        with pytest.raises(UserError, match="bm25 also selects what preselect leaves out"):
+            run(config, until="select")
 
     def test_quotas_that_the_usable_examples_cannot_fill(self, inputs):
         message = r"select.quotas leave 21 examples for a selection of 22; they hold back ball 7 of 20, sums 7 of 20"

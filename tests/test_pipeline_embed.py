@@ -31,7 +31,7 @@ from ntk_jax.report.page import write_report
 from ntk_jax.storage.arrays import open_store, read
 
 ROOT = Path(__file__).resolve().parent.parent
-METHODS = ["embedding", "tsds", "perplexity", "paths", "kernel_residual", "random"]
+METHODS = ["embedding", "tsds", "perplexity", "perplexity_lowest", "paths", "kernel_residual", "random"]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,15 @@ def states_of(model: nj.Model, row: Any) -> np.ndarray:
 
 
 def test_every_method_selects(inputs: Path, selected: Path) -> None:
-    labels = ["embedding:round_robin", "tsds", "perplexity:middle", "paths", "residual:sum_logits", "random"]
+    labels = [
+        "embedding:round_robin",
+        "tsds",
+        "perplexity:middle",
+        "perplexity:lowest",
+        "paths",
+        "residual:sum_logits",
+        "random",
+    ]
     summary = json.loads((selected / "select" / "summary.json").read_text())
     for method, label in zip(METHODS, labels, strict=True):
         found = records_of(selected / "select", method)

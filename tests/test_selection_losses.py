@@ -13,8 +13,9 @@ from scipy.stats import spearmanr
 from ntk_jax.errors import UserError
 from ntk_jax.selection import kernel_residual, paths, perplexity
 from ntk_jax.selection.kernel_residual import KernelResidualOptions, residuals
-from ntk_jax.selection.perplexity import PerplexityOptions
+from ntk_jax.selection.perplexity import LowestPerplexityOptions, PerplexityOptions
 from ntk_jax.selection.ranker import Candidates, NoOptions
+from ntk_jax.selection.rankers import RANKERS
 
 
 def with_losses(base: list[float], warm: list[float], count: int) -> Candidates:
@@ -48,6 +49,13 @@ class TestPerplexity:
         found = perplexity.rank(with_losses(self.BASE, self.WARM, 3), PerplexityOptions(take, of))
         assert found.order.tolist() == expected and np.isnan(found.scores[2])
         assert (np.diff(found.scores[found.order]) <= 0).all()
+
+    @pytest.mark.parametrize("of", ["base", "warm"])
+    def test_the_lowest_stand_beside_the_middle(self, of):
+        found = RANKERS["perplexity_lowest"].rank(with_losses(self.BASE, self.WARM, 3), LowestPerplexityOptions(of))
+        same = perplexity.rank(with_losses(self.BASE, self.WARM, 3), PerplexityOptions("lowest", of))
+        np.testing.assert_array_equal(found.scores, same.scores)
+        assert found.order.tolist() == same.order.tolist()
 
     @settings(max_examples=60)
     @given(st.lists(st.integers(1, 6), min_size=1, max_size=15), st.data())

@@ -51,16 +51,17 @@ def test_concat_is_the_plain_list() -> None:
 
 def test_a_share_of_every_step() -> None:
     assert [of_domain(step) for step in steps_of(made("domain_share", domain_share=0.5))] == [3] * 8
-    default = steps_of(made("domain_share"))  # 6 of 22 examples: 1.6 of 6
-    assert [of_domain(step) for step in default] == [2] * 8 and all(len(step) == 6 for step in default)
-    assert [of_domain(step) for step in steps_of(made("domain_share", domain_share=0.01))] == [1] * 8  # at least one
+    default = steps_of(made("domain_share"))  # 6 of 22 examples: 1.64 of 6, 13.1 of 48
+    assert [of_domain(step) for step in default] == [2, 1, 2, 2, 1, 2, 1, 2] and all(len(step) == 6 for step in default)
+    few = [of_domain(step) for step in steps_of(made("domain_share", domain_share=0.01))]
+    assert sum(few) == 1, "at least one in all"
 
 
 def test_in_turns() -> None:
     assert [of_domain(step) for step in steps_of(made("selected_then_domain"))] == [0] * 6 + [6] * 2  # 6 of 22 of 8
     assert [of_domain(step) for step in steps_of(made("selected_then_domain", domain_share=0.5))] == [0] * 4 + [6] * 4
     found = steps_of(made("replay", domain_share=0.5, replay_share=0.3))
-    assert [of_domain(step) for step in found] == [0] * 4 + [4] * 4 and {len(step) for step in found} == {6}
+    assert [of_domain(step) for step in found] == [0] * 4 + [4, 5, 4, 4] and {len(step) for step in found} == {6}
 
 
 @pytest.mark.parametrize("mixture", MIXTURES)
@@ -97,8 +98,44 @@ def test_phases_make_up_the_training(
 ) -> None:
     phases = phases_of(mixture, domain, selected, size, steps, share, 0.25)
     assert sum(many for many, _, _ in phases) == steps
-    assert all(own + chosen == min(size, domain + selected) for _, own, chosen in phases)
-    assert sum(many * own for many, own, _ in phases) and sum(many * chosen for many, _, chosen in phases)
+    assert all(each == min(size, domain + selected) and 0 <= own <= many * each for many, each, own in phases)
+    assert sum(own for _, _, own in phases) and sum(many * each - own for many, each, own in phases)
+
+
+@given(
+    sizes=st.tuples(st.integers(1, 6), st.integers(2, 16)),
+    batch=st.integers(2, 9),
+    steps=st.integers(2, 40),
+    share=st.floats(0.01, 0.99),
+    replay=st.floats(0.01, 0.99),
+    mixture=st.sampled_from(MIXTURES[1:]),
+)
+def test_the_running_share_is_right(
+    sizes: tuple[int, int], batch: int, steps: int, share: float, replay: float, mixture: str
+) -> None:
+    """After any number of steps of a phase, to an example; and each set is read on where the step before stopped."""
+    config = replace(CONFIG, batch_size=batch)
+    options: dict[str, Any] = {"steps": steps, "seed": 3, "row_length": 16}
+    feed = blend(
+        DOMAIN[: sizes[0]], SELECTED[: sizes[1]], mixture, config, domain_share=share, replay_share=replay, **options
+    )
+    assert isinstance(feed, Blend)
+    size, (first, last) = min(batch, sum(sizes)), (0, steps)
+    if mixture != "domain_share":
+        last = min(max(round(share * steps), 1), steps - 1)
+        first = steps - last
+    wanted = {"domain_share": share, "selected_then_domain": 1.0, "replay": 1.0 - replay}[mixture]
+    own = [len(feed.ordinals(step)[0]) for step in range(steps)]
+    assert own[:first] == [0] * first and all(len(feed.rows_of(step)) == size for step in range(steps))
+    for done in range(1, last + 1):
+        exact = wanted * size * last
+        clamped = exact if mixture == "selected_then_domain" else min(max(exact, 1), size * last - 1)
+        assert abs(sum(own[first : first + done]) - clamped * done / last) <= 1.0 + 1e-9
+    assert abs(sum(own) - clamped) <= 0.5 + 1e-9 and max(own[first:]) - min(own[first:]) <= 1
+    for place, rows in ((0, DOMAIN[: sizes[0]]), (1, SELECTED[: sizes[1]])):
+        read = np.concatenate([feed.ordinals(step)[place] for step in range(steps)])
+        counts = np.bincount(read, minlength=len(rows))
+        assert counts.max() - counts.min() <= 1
 
 
 def fit(folder: Path, **changes: Any) -> Trained:

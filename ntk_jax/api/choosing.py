@@ -41,7 +41,8 @@ def select(
         scores: [N], from `directional_scores`; NaN is an example without a score. None for rankers that look at none.
         count: how many to select.
         by: the ranker, one of `RANKERS`: `kernel` (the largest scores), `sketch`, `less`, `low_rank`, `votes`,
-            `kernel_residual`, `embedding`, `tsds`, `perplexity`, `paths`, `bm25`, `dsir`, `random`, `length_matched`.
+            `kernel_residual`, `embedding`, `tsds`, `perplexity`, `perplexity_lowest`, `paths`, `bm25`, `dsir`,
+            `random`, `length_matched`.
         options: its options, such as `{"by": "max"}` for `sketch`; what is not given has its default.
         rows: the pool's examples from `token_rows`: None marks those that may not be selected. Without them that is
             whatever has no score. `length_matched` and `kernel_residual` take the lengths of responses from them.

@@ -7,18 +7,28 @@ from typing import Any
 
 import numpy as np
 
-from ntk_jax.data.evaluation_items import evaluation_items
+from ntk_jax.data.evaluation_items import EvaluationItems, evaluation_items
 from ntk_jax.data.near_duplicates import MinHash, signature
 from ntk_jax.data.sources import read_records
 from ntk_jax.errors import UserError
 from ntk_jax.selection import diversity
 from ntk_jax.selection.clean import Drop, NearTexts, leak, walk
+from ntk_jax.selection.near_items import NearItems, nearest_items
 from ntk_jax.selection.text_features import text_features
 from ntk_jax.selection.texts import text_of
 
 
-def decontaminate(pool: Any, evaluation: Any, *, ngram: int = 13, shortest: int = 5, share: float = 0.0) -> list[Drop]:
-    """The examples of a pool that hold a piece of an evaluation item.
+def decontaminate(
+    pool: Any,
+    evaluation: Any,
+    *,
+    ngram: int = 13,
+    shortest: int = 5,
+    share: float = 0.0,
+    cosine: float | None = None,
+    embeddings: tuple[Any, Any] | None = None,
+) -> list[Drop]:
+    """The examples of a pool that hold a piece of an evaluation item, or are like one by their embeddings.
 
     Source: a run of words that both share, as in Brown et al. 2020 (arXiv 2005.14165, appendix C), without upper case,
     punctuation and white space. An item is looked for by its prompt and by prompt and response together; what is
@@ -30,14 +40,20 @@ def decontaminate(pool: Any, evaluation: Any, *, ngram: int = 13, shortest: int 
         ngram: words of a run. shortest: items of fewer words are not looked for.
         share: least share of an item's runs that an example must have; 0: one run is enough. Raise it where the items
             share an instruction, which is no contamination.
+        cosine: also what has such a cosine of embeddings with an item, such as a paraphrase; in (0, 1]. How large one
+            of a copy is depends on what embeds. None: embeddings are not compared.
+        embeddings: those of pool [N, D] and evaluation [m, D], in their order, as from `embeddings` of one model or
+            from any encoder, of any norm; a row of NaN is not compared.
 
     Returns:
         A list in pool order, for each example that is not clean: `place` in the pool and `refusal`, whose `of` is the
         id of the item that it has the largest share of, `similarity` that share in (0, 1], and `shared` the first run
-        of words that both have.
+        of words that both have. Of one that is found by its embedding alone `reason` is `contamination by embedding`,
+        `of` the nearest item and `similarity` their cosine.
 
     Raises:
-        UserError: as `read_records`; ngram or shortest below 1, share outside [0, 1], or no item that is long enough.
+        UserError: as `read_records`; ngram or shortest below 1, share outside [0, 1], or no item that is long enough
+            where no cosine is given; a cosine outside (0, 1] or without embeddings, or embeddings of other shapes.
 
     Example:
         >>> import ntk_jax as nj
@@ -46,20 +62,48 @@ def decontaminate(pool: Any, evaluation: Any, *, ngram: int = 13, shortest: int 
         ...         {"prompt": "What is the capital of Spain?", "response": "Madrid"}]
         >>> [(drop.place, drop.refusal.of, drop.refusal.similarity) for drop in nj.decontaminate(pool, items)]
         [(0, 'q1', 1.0)]
+        >>> model = nj.load_model("builtin:model")
+        >>> both = nj.embeddings(model, pool), nj.embeddings(model, items)
+        >>> [drop.place for drop in nj.decontaminate(pool, items, cosine=0.5, embeddings=both)]
+        [0, 1]
     """
     if not 0 <= share <= 1:
         raise UserError(f"share = {share} must be in [0, 1]")
     if ngram < 1 or shortest < 1:
         raise UserError(f"ngram = {ngram} and shortest = {shortest} must be at least 1")
     items = evaluation_items((("evaluation", record) for record in read_records(evaluation)), ngram, shortest)
-    if not items.runs:
+    near = _near_items(items, cosine, embeddings)
+    if not items.runs and near is None:
         raise UserError(f"none of {len(items.ids)} evaluation items has shortest = {shortest} words; lower it")
-    found = []
+    found, place = [], -1
     for place, record in enumerate(read_records(pool)):
+        if near and place >= len(near.cosine):
+            raise UserError(
+                f"the pool has more records than the {len(near.cosine)} embeddings given; give one for each"
+            )
         overlap = items.overlap(text_of(record), share)
-        if overlap:
-            found.append(Drop(place, None, leak(items, overlap)))
+        refusal = leak(items, overlap) if overlap else near and near.refuse(place)
+        if refusal:
+            found.append(Drop(place, None, refusal))
+    if near and place + 1 < len(near.cosine):
+        raise UserError(f"the pool has {place + 1} records and {len(near.cosine)} embeddings; give one for each")
     return found
+
+
+def _near_items(items: EvaluationItems, cosine: float | None, embeddings: tuple[Any, Any] | None) -> NearItems | None:
+    if cosine is None and embeddings is None:
+        return None
+    if cosine is None or embeddings is None:
+        raise UserError("cosine and embeddings go together: give the threshold and both sets' embeddings, or neither")
+    if not 0 < cosine <= 1:
+        raise UserError(f"cosine = {cosine:g}: a threshold is above 0 and at most 1 (0.95 is usual)")
+    pool, wanted = (np.asarray(rows) for rows in embeddings)
+    if pool.ndim != 2 or wanted.ndim != 2 or pool.shape[1] != wanted.shape[1] or len(wanted) != len(items.ids):
+        raise UserError(
+            f"the embeddings of pool and evaluation have shapes {pool.shape} and {wanted.shape}; give [N, D] and "
+            f"[{len(items.ids)}, D] of one model"
+        )
+    return NearItems(cosine, items.ids, items.files, *nearest_items([pool], wanted))
 
 
 def near_duplicates(

@@ -174,7 +174,10 @@ def _row_length(*sets: Encoded | None) -> int:
 
 def _kept(given: Encoded, values: Any, what: str) -> np.ndarray:
     """The values of the candidates that are used."""
-    values = np.asarray(values, np.float64)
+    try:
+        values = np.asarray(values, np.float64)
+    except (TypeError, ValueError):  # words, or rows of several lengths
+        raise UserError(f"{what} are not numbers; give one for each of the {len(given.examples)} candidates") from None
     if values.shape != (len(given.examples),):
         raise UserError(f"{what} must be one number for each of the {len(given.examples)} candidates")
     return values[given.places]

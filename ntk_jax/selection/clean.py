@@ -7,6 +7,7 @@ of two that are alike the better ranked one stays.
 | check         | refuses an example                                                                            |
 |---------------|------------------------------------------------------------------------------------------------|
 | `Leaks`       | that holds a run of words of an evaluation item (`data/evaluation_items.py`)                    |
+| `NearItems`   | whose embedding has a cosine with that of an evaluation item (`near_items.py`)                  |
 | `NearTexts`   | whose runs of words overlap (Jaccard, estimated by MinHash) with one that stays                 |
 | `NearVectors` | whose features have a cosine with those of one that stays                                       |
 | `Quotas`      | of a group that has as many as it may (`quotas.py`)                                             |
@@ -29,11 +30,12 @@ from ntk_jax.data.near_index import NearIndex
 from ntk_jax.settings import Count, Fraction, setting
 
 CONTAMINATED = "contamination"
+NEAR_ITEM = "contamination by embedding"
 NEAR_DOMAIN = "near-duplicate of the domain"
 NEAR_TEXT = "near-duplicate"
 NEAR_SKETCH = "near-duplicate by sketch"
 QUOTA = "quota"
-REASONS = (CONTAMINATED, NEAR_DOMAIN, NEAR_TEXT, NEAR_SKETCH, QUOTA)
+REASONS = (CONTAMINATED, NEAR_ITEM, NEAR_DOMAIN, NEAR_TEXT, NEAR_SKETCH, QUOTA)
 AUTO = "auto"
 
 
@@ -52,6 +54,11 @@ class CleanOptions:
         0.0,
         "least share of an item's runs of ngram words that is found; 0: one is enough. Raise it where items share an "
         "instruction",
+    )
+    decontaminate_cosine: float | None = setting(
+        None,
+        "leave out also what has such a cosine of embeddings (section embedding) with an item of decontaminate, as a "
+        "paraphrase has; needs the stage embed",
     )
     whole_pool: bool = setting(
         False, "look for evaluation items in the whole pool before any method ranks it, not in the best ranked alone"

@@ -14,6 +14,7 @@ of N numbers. Memory: 30 N bytes.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -32,6 +33,13 @@ class PerplexityOptions:
     take: Literal["lowest", "middle", "highest"] = setting(
         "middle", "which losses: the lowest, the middle, the highest"
     )
+    of: Literal["base", "warm"] = setting("base", "the model as it is, or after the warm-up on the domain")
+
+
+@dataclass(frozen=True)
+class LowestPerplexityOptions:
+    """The lowest of the model's losses on the responses, beside what `perplexity` takes in the same run."""
+
     of: Literal["base", "warm"] = setting("base", "the model as it is, or after the warm-up on the domain")
 
 
@@ -56,6 +64,12 @@ def _scores(losses: np.ndarray, take: str) -> np.ndarray:
     return -np.abs(middles[number] / max(len(losses), 1) - 0.5)
 
 
+def rank_lowest(candidates: Candidates, options: LowestPerplexityOptions) -> Ranking:
+    """As `rank` with take = lowest. Raises UserError likewise."""
+    needed(candidates.losses, "losses", "perplexity_lowest")
+    return rank(candidates, PerplexityOptions("lowest", options.of))
+
+
 def _label(options: Any, settings: Mapping[str, Any]) -> str:
     return f"perplexity:{options.take}"
 
@@ -68,4 +82,14 @@ RANKER = Ranker(
     options=PerplexityOptions,
     needs=("losses",),
     label=_label,
+)
+
+LOWEST = dataclasses.replace(
+    RANKER,
+    name="perplexity_lowest",
+    title="lowest perplexity",
+    help="the lowest of the model's losses on the response, so that a run has them beside perplexity's middle",
+    rank=rank_lowest,
+    options=LowestPerplexityOptions,
+    label=lambda options, settings: "perplexity:lowest",
 )

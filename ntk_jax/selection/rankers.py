@@ -37,6 +37,7 @@ RANKERS: dict[str, Ranker] = {
         embedding.RANKER,
         tsds.RANKER,
         perplexity.RANKER,
+        perplexity.LOWEST,
         paths.RANKER,
         bm25.RANKER,
         dsir.RANKER,

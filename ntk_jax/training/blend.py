@@ -6,9 +6,12 @@ a tenth. Here the proportion is chosen, and may change once on the way:
 | mixture                | first steps                 | last steps                                               |
 |------------------------|-----------------------------|----------------------------------------------------------|
 | `concat`               | both sets shuffled together | the same: the order of their concatenation               |
-| `domain_share`         | the domain's share of each  | the same                                                 |
+| `domain_share`         | the domain's share of them  | the same                                                 |
 | `selected_then_domain` | selected examples only      | the domain only, for its share of all steps              |
 | `replay`               | selected examples only      | the domain, and a share of selected examples in each     |
+
+A share of a step is seldom a whole number of examples: 0.3 of 4 is 1.2. So steps differ by one, and what is left over
+is carried on: after any number of steps a set's examples are what its share of all steps comes to, to half an example.
 
 Each set is read in epochs of its own, one seeded permutation after another, so that a step's examples are arithmetic on
 its number.
@@ -35,7 +38,7 @@ _SELECTED = 0x5E1  # the selected examples' order is another than the domain's
 
 @dataclass(frozen=True)
 class Blend:
-    """A feed of two sets, phase by phase. phases: (steps, domain examples of each, selected examples of each)."""
+    """A feed of two sets, phase by phase. phases: as of `phases_of`."""
 
     domain: Sequence[TokenRow]
     selected: Sequence[TokenRow]
@@ -49,7 +52,7 @@ class Blend:
 
     @property
     def examples(self) -> int:
-        return sum(steps * (own + chosen) for steps, own, chosen in self.phases)
+        return sum(steps * size for steps, size, _ in self.phases)
 
     def identify(self, digest: Any) -> None:
         """As a `Feed`."""
@@ -76,16 +79,16 @@ class Blend:
 
     def ordinals(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(of the domain, of the selected): which of each set a step has."""
-        taken = [0, 0]
-        for steps, *each in self.phases:
+        read, own_read = 0, 0  # in the phases before: examples, of them the domain's
+        for steps, size, own in self.phases:
             if step < steps:
-                starts = [before + step * size for before, size in zip(taken, each, strict=True)]
+                start, stop = (own_read + _part(own, now, steps) for now in (step, step + 1))
+                chosen = read + step * size - start
                 return (
-                    _stream(starts[0], each[0], len(self.domain), self.seed),
-                    _stream(starts[1], each[1], len(self.selected), self.seed + _SELECTED),
+                    _stream(start, stop - start, len(self.domain), self.seed),
+                    _stream(chosen, size - (stop - start), len(self.selected), self.seed + _SELECTED),
                 )
-            step -= steps
-            taken = [before + steps * size for before, size in zip(taken, each, strict=True)]
+            step, read, own_read = step - steps, read + steps * size, own_read + own
         raise IndexError(f"the training has {self.steps} steps")
 
     def _ranges(self) -> list[tuple[int, int]]:
@@ -129,9 +132,9 @@ def phases_of(
     domain_share: float | None = None,
     replay_share: float = 0.25,
 ) -> tuple[tuple[int, int, int], ...]:
-    """(steps, domain examples of each, selected examples of each) of every phase; none for `concat`.
+    """(steps, examples of each step, domain examples of all its steps together) of every phase; none for `concat`.
 
-    domain, selected: sizes of the sets. domain_share: the domain's part of each step's examples (`domain_share`), or of
+    domain, selected: sizes of the sets. domain_share: the domain's part of the examples (`domain_share`), or of
     the steps (the two mixtures in turns); None: its part of all examples. replay_share: of the last steps of `replay`,
     the part that is selected examples.
     Raises UserError: no such mixture, a share outside (0, 1), a step too small to hold both sets, a single step, in
@@ -148,14 +151,23 @@ def phases_of(
             raise UserError(f"{name} = {value} is outside (0, 1); give a value inside")
     if mixture != "selected_then_domain" and size < 2:
         raise UserError(f"batch_size = {size} cannot hold examples of both sets; give at least 2, or mixture = concat")
-    own = min(max(round(share * size), 1), size - 1)
     if mixture == "domain_share":
-        return ((steps, own, size - own),)
+        return ((steps, size, _both(share, steps * size)),)
     if steps < 2:
         raise UserError(f"mixture = {mixture} has two phases, and the training a single step; train for more steps")
     last = min(max(round(share * steps), 1), steps - 1)
-    replayed = min(max(round(replay_share * size), 1), size - 1) if mixture == "replay" else 0
-    return (steps - last, 0, size), (last, size - replayed, replayed)
+    replayed = _both(replay_share, last * size) if mixture == "replay" else 0
+    return (steps - last, size, 0), (last, size, last * size - replayed)
+
+
+def _both(share: float, count: int) -> int:
+    """A share of so many examples: at least one, and at least one left."""
+    return min(max(round(share * count), 1), count - 1)
+
+
+def _part(total: int, step: int, steps: int) -> int:
+    """How many of `total` examples the first `step` of `steps` steps have: to the nearest."""
+    return (2 * total * step + steps) // (2 * steps)
 
 
 def domain_labels(feed: Feed, domain: Sequence[TokenRow]) -> int:

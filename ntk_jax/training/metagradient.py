@@ -17,11 +17,13 @@ For K = 1 without a moment this is the first-order kernel ⟨∇L, ∇ℓ_j⟩ (
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -34,10 +36,11 @@ from ntk_jax.errors import UserError
 from ntk_jax.kernels.parameters import Tree
 from ntk_jax.models.memory import Shape, host_memory, memory_limit, second_order_bytes
 from ntk_jax.models.model import Model
-from ntk_jax.parallel.hosts import on_host, place
+from ntk_jax.parallel.hosts import place
 from ntk_jax.parallel.rules import param_shardings
 from ntk_jax.training.flops import metagradient_flops
 from ntk_jax.training.optimizer import TrainConfig
+from ntk_jax.training.trail import Back, Trail, on_host_with_places
 from ntk_jax.training.unrolled import (
     Course,
     HeldOut,
@@ -50,8 +53,10 @@ from ntk_jax.training.unrolled import (
     in_mesh,
     on_devices,
     pinned,
+    sizes_of,
     start,
     summed_gradient,
+    times_read,
     updated,
     weighted_loss,
 )
@@ -88,12 +93,7 @@ class MetagradientMemory:
     segments: int
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """Arrays on the host, and where they were."""
-
-    arrays: Any
-    places: Any
+_Kept = tuple[Any, Any]  # arrays on the host, and where they were
 
 
 def metagradient(
@@ -110,6 +110,7 @@ def metagradient(
     by: By = "token",
     segments: int | None = None,
     remat: bool | None = None,
+    keep: Path | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Metagradients:
     """d(held-out loss after the training)/d(weight of each candidate), at `weights`, exactly.
@@ -117,7 +118,9 @@ def metagradient(
     The training is `train`'s on [*fixed, *candidates] from the model's adapter as it is (a fresh one too). fixed: rows
     of weight 1. weights: [N] of the candidates, None: 1. by: the held-out loss is the mean over label tokens, or over
     examples of each one's mean. segments: of the training, see above; None: 1 where all states take 1 GiB at most, else
-    √K. progress(done, of how many, a note): steps of the training and of the way back.
+    √K. keep: a folder in which what is done is kept, `trail.py`; another call with all the same goes on there, loses at
+    most √K steps (or a segment) and ends in the same numbers. progress(done, of how many that were left, a note): steps
+    of the training and of the way back.
 
     Raises UserError: no candidates, no held-out labels, weights of another shape or not finite, segments out of 1..K,
     memory that a device or the host has not, derivatives that are not finite, and as `train`.
@@ -127,48 +130,42 @@ def metagradient(
     run = course(model, rows, config, seed=seed, row_length=row_length, mesh=mesh, remat=remat)
     held = held_out_rows(held_out, config, row_length, mesh)
     memory = metagradient_memory(run, held, model, segments)
-    _refuse_too_large(memory, run)
+    check_memory(memory, run)
     factors = np.concatenate([np.ones(len(fixed)), weights])
-    total, done = run.steps * (3 if memory.segments > 1 else 2), 0
-
-    def said(note: str) -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, total, note)
-
-    before = _mean_loss(run, run.lora, held, by)
-    bounds = np.linspace(0, run.steps, memory.segments + 1).round().astype(int).tolist()
-    state, losses, firsts, kept = _there(run, factors, bounds[:-1], said)
-    after = _mean_loss(run, state.lora, held, by)
-    if not np.isfinite(after):
-        raise UserError("the training ends in a held-out loss that is not finite; lower the learning rate")
-
-    pulled = _last_cotangent(run, state, held, by)
-    values = np.zeros(len(rows))
-    for first, stop in reversed(list(itertools.pairwise(bounds))):
-        if firsts:
-            kept = list(_again(run, _to_device(firsts.pop(first)), range(first, stop), factors, said))
-        for step in reversed(range(first, stop)):
-            state, gradient = _to_device(kept.pop())
-            pulled = _back(run, state, gradient, step, factors, pulled, values)
-            said("way back")
+    whole = memory.segments == 1
+    parts = math.ceil(math.sqrt(run.steps)) if whole and keep is not None else memory.segments
+    bounds = np.linspace(0, run.steps, parts + 1).round().astype(int).tolist()
+    begun = start(run)
+    trail = Trail(keep, begun, (run.lora, _moving(begun.moments)[0]))
+    back, began = trail.back(), trail.last_first(bounds[:-1]) or (0, begun, [])
+    stop = run.steps if back is None else back.stop
+    again = stop if back is not None or not whole else began[0]
+    said = _counting(progress, (run.steps - began[0] if back is None else 0) + stop + again)
+    kept: dict[int, _Kept] = {}
+    if back is None:
+        before = _mean_loss(run, run.lora, held, by)
+        state, losses, kept = _there(run, factors, began, bounds[:-1] if parts > 1 else [], whole, trail, said)
+        after = _mean_loss(run, state.lora, held, by)
+        if not np.isfinite(after):
+            raise UserError("the training ends in a held-out loss that is not finite; lower the learning rate")
+        back = Back(stop, _last_cotangent(run, state, held, by), np.zeros(len(rows)), before, after, np.array(losses))
+        trail.keep_back(back)
+    values = _back_through(run, factors, bounds, back, trail, kept, said)
     values = values[len(fixed) :]
     if not np.isfinite(values).all():
         raise UserError("derivatives of the training are not finite; lower the learning rate or the number of steps")
-    seen = np.bincount(np.concatenate([run.feed.ordinals(step) for step in range(run.steps)]), minlength=len(rows))
-    tokens, labels = (seen @ np.array(counts) for counts in zip(*map(_counts, rows), strict=True))
+    seen = times_read(run)
+    flops = training_work(run, model, again=not whole)
+    return Metagradients(values, seen[len(fixed) :], back.before, back.after, back.losses, flops)
+
+
+def training_work(run: Course, model: Model, *, again: bool) -> float:
+    """FLOPs of a metagradient by formula, without the held-out examples. again: segments are trained through again."""
+    seen = times_read(run)
+    tokens, labels = (seen @ counts for counts in sizes_of(run.feed.rows))
     size = sum(leaf.size for leaf in jax.tree.leaves(run.lora))
-    again = memory.segments > 1
-    flops = metagradient_flops(
-        model.config, int(tokens), int(labels), run.static.remat, lora_parameters=size, again=again
-    )
-    return Metagradients(values, seen[len(fixed) :], before, after, np.array(losses), flops)
-
-
-def _counts(row: TokenRow) -> tuple[int, int]:
-    """(tokens, label tokens)."""
-    return len(row.ids), int(np.count_nonzero(row.span[:-1]))
+    config, remat = model.config, run.static.remat
+    return metagradient_flops(config, int(tokens), int(labels), remat, lora_parameters=size, again=again)
 
 
 def metagradient_memory(
@@ -201,7 +198,8 @@ def metagradient_memory(
     return MetagradientMemory(frozen + 14 * adapter + temporaries, host, segments)
 
 
-def _refuse_too_large(memory: MetagradientMemory, run: Course) -> None:
+def check_memory(memory: MetagradientMemory, run: Course) -> None:
+    """Raises UserError: a device or the machine has less, and what to lower."""
     limit = memory_limit(1 if run.mesh is None else run.mesh.size)
     if limit is not None and memory.device > limit:
         raise UserError(
@@ -232,25 +230,61 @@ def _checked_weights(candidates: Sequence[TokenRow], weights: np.ndarray | None,
 
 
 def _there(
-    run: Course, weights: np.ndarray, bounds: Sequence[int], said: Callable[[str], None]
-) -> tuple[State, list[float], dict[int, _Kept], list[_Kept]]:
-    """The training: (the last state, the steps' losses, and on the host the first state of each segment; of a single
-    segment, which need not be trained through again, instead all states with the steps' gradients)."""
-    state, losses = start(run), []
-    firsts: dict[int, _Kept] = {}
-    kept: list[_Kept] = []
-    for step in range(run.steps):
-        if len(bounds) > 1 and step in bounds:
-            firsts[step] = _to_host(state)
+    run: Course,
+    weights: np.ndarray,
+    began: tuple[int, State, list[float]],
+    bounds: Sequence[int],
+    whole: bool,
+    trail: Trail,
+    said: Callable[[str], None],
+) -> tuple[State, list[float], dict[int, _Kept]]:
+    """The training from where it began: (the last state, the losses of all steps, and where `whole`, on the host, the
+    state before each step with the step's gradient). The trail keeps the states at `bounds`."""
+    first, state, losses = began
+    kept: dict[int, _Kept] = {}
+    for step in range(first, run.steps):
+        if step in bounds:
+            trail.keep_first(step, state, losses)
         here, (state, gradient, loss) = state, forward(run, state, step, weights)
-        if len(bounds) == 1:
-            kept.append(_to_host((here, gradient)))
+        if whole:
+            kept[step] = _to_host((here, gradient))
         losses.append(float(loss))
         said(f"loss {losses[-1]:.4f}")
-    return state, losses, firsts, kept
+    return state, losses, kept
+
+
+def _counting(progress: Callable[[int, int, str], None] | None, total: int) -> Callable[[str], None]:
+    """Says a step more at each call."""
+    done = itertools.count(1)
+    return lambda note: None if progress is None else progress(next(done), total, note)
 
 
 # -- the way back --------------------------------------------------------------------------------------------------
+
+
+def _back_through(
+    run: Course,
+    weights: np.ndarray,
+    bounds: Sequence[int],
+    back: Back,
+    trail: Trail,
+    kept: dict[int, _Kept],
+    said: Callable[[str], None],
+) -> np.ndarray:
+    """[all rows] the derivatives. Segments whose states are not kept are trained through again."""
+    pulled, values = back.pulled, back.values.copy()
+    for first, stop in reversed(list(itertools.pairwise(bounds))):
+        if stop > back.stop:
+            continue
+        if first not in kept:
+            kept = dict(enumerate(_again(run, trail.first(first), range(first, stop), weights, said), first))
+        for step in reversed(range(first, stop)):
+            state, gradient = _to_device(kept.pop(step))
+            pulled = _back(run, state, gradient, step, weights, pulled, values)
+            said("way back")
+        if first:
+            trail.keep_back(dataclasses.replace(back, stop=first, pulled=pulled, values=values))
+    return values
 
 
 def _again(
@@ -341,8 +375,8 @@ def _moving(moments: Any) -> tuple[list[jax.Array], Callable[[list[jax.Array]], 
 
 
 def _to_host(kept: Any) -> _Kept:
-    return _Kept(jax.tree.map(on_host, kept), jax.tree.map(lambda leaf: leaf.sharding, kept))
+    return on_host_with_places(kept)
 
 
 def _to_device(kept: _Kept) -> Any:
-    return place(kept.arrays, kept.places)
+    return place(*kept)

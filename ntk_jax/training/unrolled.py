@@ -186,6 +186,17 @@ def _labels_of(pieces: Sequence[Piece]) -> int:
     return sum(int(np.count_nonzero(piece.owner >= 0)) for piece in pieces)
 
 
+def times_read(course: Course) -> np.ndarray:
+    """[N] how often the whole training reads each of its rows."""
+    read = np.concatenate([course.feed.ordinals(step) for step in range(course.steps)])
+    return np.bincount(read, minlength=len(course.feed.rows))
+
+
+def sizes_of(rows: Sequence[TokenRow]) -> tuple[np.ndarray, np.ndarray]:
+    """([N] tokens, [N] label tokens)."""
+    return np.array([len(row.ids) for row in rows]), np.array([np.count_nonzero(row.span[:-1]) for row in rows])
+
+
 def trained(course: Course, weights: np.ndarray | None = None, among: np.ndarray | None = None) -> Tree:
     """The adapter after the whole training. weights, among: as of `forward`."""
     weights = np.ones(len(course.feed.rows)) if weights is None else weights

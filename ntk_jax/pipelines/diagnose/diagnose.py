@@ -10,6 +10,7 @@ Everything is written part by part, and a part that is there is not computed aga
 | cross_output.json                   | signed cross-output cosines (`kernels/cross_output.py`)                  |
 | prediction.json                     | which score predicts the measured loss drop (`prediction.py`) |
 | worth/*.npz                         | the metagradient, and the losses after training on each subset       |
+| worth/metagradient/                 | how far the metagradient is, until it is done                        |
 | worth.json                          | what scores are worth (`worth.py`)                                  |
 | audit.json                          | approximations against the exact kernel (`audit.py`)          |
 | regression.json                     | kernel ridge regression against fine-tuning (`regression.py`) |
@@ -46,7 +47,7 @@ from ntk_jax.pipelines.diagnose.figures import DIAGNOSES, figures
 from ntk_jax.pipelines.diagnose.prediction import objectives_of, prediction
 from ntk_jax.pipelines.diagnose.regression import regression
 from ntk_jax.pipelines.diagnose.state import DiagnoseRun
-from ntk_jax.pipelines.diagnose.worth import check_rankings, check_worth, worth
+from ntk_jax.pipelines.diagnose.worth import check_worth, check_worth_inputs, worth
 from ntk_jax.report.figures_matrix import standalone
 from ntk_jax.storage.atomic import make_folder, read_json, write_json, write_text
 from ntk_jax.storage.reading import parse_json
@@ -102,7 +103,7 @@ def check_inputs(run: DiagnoseRun, closing: bool) -> None:
         read_tasks(run.config.evaluate.files, reading=reading_of(run.config, "evaluate"))
     if run.config.diagnose.adapters:
         _given(run)
-    check_rankings(run)
+    check_worth_inputs(run)
 
 
 def diagnose(run: DiagnoseRun, folder: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ of diagnose.objectives at the warm adapter.
 from __future__ import annotations
 
 import functools
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from ntk_jax.errors import UserError
 from ntk_jax.kernels.direction import mean_gradient
 from ntk_jax.kernels.score import directional_scores
 from ntk_jax.models.lora import initial_lora
-from ntk_jax.models.model import Model, with_lora
+from ntk_jax.models.model import Model, computing_in, with_lora
 from ntk_jax.pipelines.common.arrays import load_arrays, save_arrays
 from ntk_jax.pipelines.common.examples import none_usable
 from ntk_jax.pipelines.common.rankings import Rankings, read_rankings
@@ -32,11 +33,19 @@ from ntk_jax.pipelines.common.training import train_config
 from ntk_jax.pipelines.diagnose.config import DiagnoseConfig
 from ntk_jax.pipelines.diagnose.prediction import held_out_of, objectives_of, shifted
 from ntk_jax.pipelines.diagnose.state import DiagnoseRun
+from ntk_jax.report.amounts import metric
 from ntk_jax.storage.atomic import make_folder
 from ntk_jax.training.datamodels import lds, random_subsets, ranker_worth, subset_losses
-from ntk_jax.training.metagradient import Metagradients, metagradient
+from ntk_jax.training.flops import forward_flops, training_flops
+from ntk_jax.training.metagradient import (
+    Metagradients,
+    check_memory,
+    metagradient,
+    metagradient_memory,
+    training_work,
+)
 from ntk_jax.training.optimizer import TrainConfig, check_config
-from ntk_jax.training.order import count_steps
+from ntk_jax.training.unrolled import course, held_out_rows, sizes_of, times_read
 
 TOGETHER = 4  # subsets trained on between two files
 LEAST = 8  # candidates
@@ -69,11 +78,62 @@ def check_worth(config: DiagnoseConfig) -> None:
     check_config(settings_of(config), "diagnose.worth")
 
 
-def check_rankings(run: DiagnoseRun) -> None:
-    """Raises UserError: a run of diagnose.rankings that cannot be read, or knows none of the candidates."""
-    rankings = [read_rankings(place) for place in run.config.diagnose.rankings]
-    if rankings:
-        _candidates(run, rankings)
+def check_worth_inputs(run: DiagnoseRun) -> None:
+    """Says what this part costs and which candidates a run knows, before anything is trained.
+
+    Raises UserError: a run of diagnose.rankings that cannot be read, or knows none of the candidates; a metagradient
+    that takes more memory than there is.
+    """
+    section = run.config.diagnose
+    rankings = [read_rankings(place) for place in section.rankings]
+    folder = run.job.folder / "diagnose"
+    if not section.worth_candidates or (folder / "worth.json").exists():
+        return
+    records, rows = _candidates(run, rankings)
+    lines = [
+        f"{one.run} has no score of {lacking} of {len(records)} candidates (another data.pool_limit?); it is compared "
+        "on the others"
+        for one in rankings
+        if (lacking := sum(record["id"] not in one.place for record in records))
+    ]
+    if len(rows) >= LEAST:
+        done = (folder / "worth" / "metagradient.npz").exists()
+        lines.append(_cost(run, rows, check=not done))
+    for line in lines:
+        run.job.progress("worth of scores", None, "")(1, 1, line)
+
+
+def _cost(run: DiagnoseRun, rows: list[TokenRow], *, check: bool) -> str:
+    """FLOPs and memory in a line. check: raises UserError where there is less memory than the metagradient takes."""
+    held_out, _ = held_out_of(run)
+    fixed, section = _fixed(run, held_out), run.config.diagnose
+    model, options = computing_in(run.model.base, "float32"), _options(run, fixed)  # as it is computed later
+    training = course(model, [*options.pop("fixed"), *rows], **options)
+    memory = metagradient_memory(
+        training, held_out_rows(held_out, options["config"], run.row_length, run.model.mesh), model
+    )
+    if check:
+        try:
+            check_memory(memory, training)
+        except UserError as error:
+            raise UserError(
+                f"{error} (of warmup, whose settings diagnose.worth_* change), or leave this part out: "
+                "diagnose.worth_candidates=0"
+            ) from None
+    meta = training_work(training, model, again=memory.segments > 1)
+    subsets = _subsets(section.worth_subsets, section.worth_subset_size, len(rows), run.config.seed)
+    share = subsets.shape[1] / len(rows) if len(subsets) else 0.0
+    weights = times_read(training) * np.repeat([1.0, share], [len(fixed), len(rows)])
+    tokens, labels = (round(float(weights @ counts)) for counts in sizes_of(training.feed.rows))
+    measured, answered = (int(counts.sum()) for counts in sizes_of(held_out))
+    size, remat = run.model.adapter_size, training.static.remat
+    once = training_flops(model.config, tokens, labels, remat, lora_parameters=size)
+    once += forward_flops(model.config, measured, answered, lora_parameters=size)
+    return (
+        f"about {metric(meta, 'FLOP')} for the metagradient of {training.steps} steps and "
+        f"{metric(len(subsets) * once, 'FLOP')} for {len(subsets)} subsets; {metric(memory.device, 'B')} a device and "
+        f"{metric(memory.host, 'B')} of states in the machine's memory"
+    )
 
 
 def settings_of(config: DiagnoseConfig) -> TrainConfig:
@@ -195,11 +255,12 @@ def _metagradient(
     path = home / "metagradient.npz"
     if not path.exists():
         options = _options(run, fixed)
-        steps = count_steps(len(fixed) + len(rows), options["config"])
-        progress = run.job.progress("metagradient", 2 * steps, "steps")
-        found = metagradient(start, rows, held_out, progress=progress, **options)
+        progress = run.job.progress("metagradient", None, "steps")
+        way = home / "metagradient"  # a killed one goes on there
+        found = metagradient(start, rows, held_out, progress=progress, keep=way, **options)
         kept = {name: getattr(found, name) for name in ("values", "seen", "before", "after", "losses", "flops")}
         save_arrays(path, id=np.array([name.encode() for name in ids]), **kept)
+        shutil.rmtree(way, ignore_errors=True)
     stored = load_arrays(path)
     before, after, flops = (float(stored[name]) for name in ("before", "after", "flops"))
     return Metagradients(stored["values"], stored["seen"], before, after, stored["losses"], flops)

@@ -17,13 +17,15 @@ from ntk_jax.data.records import Record
 from ntk_jax.data.sources import read
 from ntk_jax.errors import UserError
 from ntk_jax.pipelines.select.config import SelectConfig, cleans, diversifies, needed, refines
+from ntk_jax.pipelines.select.items import item_embeddings
 from ntk_jax.pipelines.select.looked import Looked
 from ntk_jax.pipelines.select.state import SelectRun, evaluation_items_of
 from ntk_jax.selection.clean import AUTO, Check, Cleaned, Drop, Leaks, NearTexts, NearVectors, counts_of, leak, walk
 from ntk_jax.selection.deeper import again, deeper
 from ntk_jax.selection.diversity import coverage, diversify, log_volume
+from ntk_jax.selection.near_items import NearItems, nearest_items
 from ntk_jax.selection.quotas import Quotas, caps_of, check_filled
-from ntk_jax.selection.ranker import Candidates, Ranking, Sketches
+from ntk_jax.selection.ranker import Candidates, Embeddings, Ranking, Sketches
 from ntk_jax.selection.rankers import RANKERS
 from ntk_jax.selection.records import record_line
 from ntk_jax.selection.sketch_features import sketch_features
@@ -37,7 +39,7 @@ WHOLE_POOL = "pool"  # the name of the list of what whole_pool leaves out; no ra
 def check(config: SelectConfig) -> None:
     """Raises UserError for settings of clean, quotas and diversity that cannot be, or cannot work together."""
     part, clean = config.select, config.select.clean
-    for key, usual in (("near_duplicates", 0.8), ("cosine", 0.95)):
+    for key, usual in (("near_duplicates", 0.8), ("cosine", 0.95), ("decontaminate_cosine", 0.95)):
         value = getattr(clean, key)
         if value is not None and not 0 < value <= 1:
             raise UserError(
@@ -46,6 +48,8 @@ def check(config: SelectConfig) -> None:
             )
     if AUTO in clean.decontaminate and not config.evaluate.files:
         raise UserError("select.clean.decontaminate: auto stands for evaluate.files, which names no file; name files")
+    if clean.decontaminate_cosine is not None:
+        _check_item_cosine(config)
     if clean.whole_pool and not clean.decontaminate:
         raise UserError("select.clean.whole_pool looks for evaluation items; name files in select.clean.decontaminate")
     if clean.against_domain and clean.near_duplicates is None and clean.cosine is None:
@@ -68,6 +72,19 @@ def check(config: SelectConfig) -> None:
             raise UserError(f"select.diversity.methods: {method} is not in select.methods; leave it out")
         if RANKERS[method].after(getattr(part, method)):
             raise UserError(f"select.diversity.methods: {method} matches another's selection; leave it out")
+
+
+def _check_item_cosine(config: SelectConfig) -> None:
+    if not config.select.clean.decontaminate:
+        raise UserError(
+            "select.clean.decontaminate_cosine compares with evaluation items; name files in select.clean.decontaminate"
+        )
+    beyond = [method for method in config.select.methods if not set(RANKERS[method].needs) - {"votes"}]
+    if config.preselect.method == "votes" and beyond:
+        raise UserError(
+            f"select.clean.decontaminate_cosine: {beyond[0]} also selects what preselect leaves out, which has no "
+            "embedding; take preselect.method = none, or leave it out of select.methods"
+        )
 
 
 def check_inputs(run: SelectRun) -> None:
@@ -93,7 +110,7 @@ def items_of(config: SelectConfig) -> EvaluationItems:
             yield from ((file, record) for record in read(file, reading))
 
     found = evaluation_items(records(), clean.ngram, clean.shortest)
-    if not found.runs:
+    if not found.runs and clean.decontaminate_cosine is None:
         raise UserError(
             f"select.clean.decontaminate: none of {len(found.ids)} evaluation items has select.clean.shortest = "
             f"{clean.shortest} words, so nothing is looked for; lower it"
@@ -108,7 +125,12 @@ class Refinement:
     """
 
     def __init__(
-        self, run: SelectRun, usable: np.ndarray, groups: Callable[[str], Sequence[str]], sketches: Sketches | None
+        self,
+        run: SelectRun,
+        usable: np.ndarray,
+        groups: Callable[[str], Sequence[str]],
+        sketches: Sketches | None,
+        embeddings: Embeddings | None = None,
     ) -> None:
         config, clean, quotas = run.config, run.config.select.clean, run.config.select.quotas
         self._run, self._config, self.usable, self._sketches = run, config, usable, sketches
@@ -119,6 +141,9 @@ class Refinement:
         near = clean.near_duplicates is not None
         hashing = MinHash(clean.shingle, clean.permutations) if near else None
         self._looked = Looked(run, items, hashing, sketches if clean.cosine is not None else None)
+        self._near: NearItems | None = None
+        if items and embeddings and clean.decontaminate_cosine is not None:
+            self._near = _near_items(run, items, embeddings, clean.decontaminate_cosine)
         self._groups: Sequence[str] | None = None
         self._caps: dict[str, int] = {}
         if quotas.on:
@@ -180,9 +205,17 @@ class Refinement:
         if items is None:
             return {}
         found: dict[str, Any] = {"items": len(items.ids), "items_too_short": items.short}
+        if self._near:
+            found |= self._near_facts(self._near)
         if WHOLE_POOL in self.drops:
             found["pool_dropped"] = len(self.drops[WHOLE_POOL])
         return {"decontamination": found}
+
+    def _near_facts(self, near: NearItems) -> dict[str, Any]:
+        """How near the pool is to the items, by which a threshold is chosen."""
+        known = near.cosine[~np.isnan(near.cosine)]
+        low, high, most = np.quantile(known, [0.5, 0.99, 1.0]).tolist() if len(known) else (None, None, None)
+        return {"nearest_cosine": {"median": low, "99%": high, "largest": most}}
 
     def _clean_pool(self, items: EvaluationItems) -> None:
         """Makes what holds an evaluation item unusable, for every method."""
@@ -190,8 +223,10 @@ class Refinement:
         progress = self._run.job.progress("clean pool", len(places), "examples")
         drops = []
         for number, (place, record) in enumerate(self._looked.records(places.tolist()), 1):
-            if found := items.overlap(text_of(record), self._config.select.clean.share):
-                drops.append(Drop(place, None, leak(items, found)))
+            found = items.overlap(text_of(record), self._config.select.clean.share)
+            refusal = leak(items, found) if found else self._near and self._near.refuse(place)
+            if refusal:
+                drops.append(Drop(place, None, refusal))
             if number % 1000 == 0 or number == len(places):
                 progress(number, len(places))
         self.drops[WHOLE_POOL] = drops
@@ -206,6 +241,8 @@ class Refinement:
         clean, looked, found = self._config.select.clean, self._looked, list[Check]()
         if looked.items:
             found.append(Leaks(looked.items, looked.overlap))
+        if self._near:
+            found.append(self._near)
         if clean.near_duplicates is not None:
             domain = looked.domain_signatures if clean.against_domain else None
             found.append(
@@ -271,6 +308,15 @@ class Refinement:
         return rows
 
 
+def _near_items(run: SelectRun, items: EvaluationItems, embeddings: Embeddings, threshold: float) -> NearItems:
+    """Every example of the pool against every item, by their embeddings."""
+    places, rows = item_embeddings(run.job.folder / "items")
+    found, cosines = nearest_items(embeddings.blocks(), rows)
+    nearest, cosine = np.zeros(len(run.pool.ordinals), np.int64), np.full(len(run.pool.ordinals), np.nan, np.float32)
+    nearest[embeddings.places], cosine[embeddings.places] = places[found], cosines
+    return NearItems(threshold, items.ids, items.files, nearest, cosine)
+
+
 def _refuse_unknown(config: SelectConfig, groups: Sequence[str]) -> None:
     known = dict.fromkeys(groups)
     unknown = sorted(set(config.select.quotas.groups or {}) - set(known))
@@ -295,6 +341,7 @@ def _too_few(config: SelectConfig, method: str, left: int, looked: int, drops: S
     said = ", ".join(f"{reason} {number}" for reason, number in counts.items()) or "nothing"
     changes = {
         "contamination": "select.clean.ngram",
+        "contamination by embedding": "select.clean.decontaminate_cosine",
         "near-duplicate": "select.clean.near_duplicates",
         "near-duplicate by sketch": "select.clean.cosine",
         "near-duplicate of the domain": "the thresholds of select.clean",

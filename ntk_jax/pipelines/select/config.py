@@ -113,11 +113,12 @@ class FinetuneSection(TrainSection):
 
     mixture: Literal["concat", "domain_share", "selected_then_domain", "replay"] = setting(
         "concat",
-        "concat: shuffled together; domain_share: so much of every step is the domain; selected_then_domain: in turns; "
-        "replay: in turns, with selected examples among the domain's",
+        "concat: shuffled together; domain_share: so much of every step is the domain's, within an example; "
+        "selected_then_domain: in turns; replay: in turns, with selected examples among the domain's",
     )
     domain_share: Annotated[float, Range(0, 1, open=True)] | None = setting(
-        None, "the domain's share of a step's examples, or of the steps where they take turns; null: of all examples"
+        None,
+        "the domain's share of the examples, or of the steps where they take turns; null: its share of all examples",
     )
     replay_share: Annotated[float, Range(0, 1, open=True)] = setting(
         0.25, "of replay, the share of selected examples in the domain's steps"
@@ -181,7 +182,10 @@ def rankers_of(config: SelectConfig) -> list[str]:
 
 
 def needed(config: SelectConfig, what: str) -> bool:
-    """Whether a method of this run needs `scores`, `sketches`, `votes`, `embeddings` or `losses`."""
+    """Whether this run needs `scores`, `sketches`, `votes`, `embeddings` or `losses`: a method of it does, or what is
+    left out is found by them."""
+    if what == "embeddings" and config.select.clean.decontaminate_cosine is not None:
+        return True
     return any(what in RANKERS[method].needs for method in config.select.methods if method in RANKERS)
 
 

@@ -11,12 +11,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from ntk_jax.data.sources import count_records
 from ntk_jax.engine.costs import Cost, Disk, Work
 from ntk_jax.engine.estimate import hours_of
 from ntk_jax.engine.estimate_text import device_time
 from ntk_jax.engine.rates import Rate
 from ntk_jax.kernels.projections import check_width, projection_flops
 from ntk_jax.models.memory import keys_per_query
+from ntk_jax.pipelines.common.evaluated_reads import here
 from ntk_jax.pipelines.common.sections import TrainSection
 from ntk_jax.pipelines.common.training import train_config
 from ntk_jax.pipelines.select.account import ARRAYS
@@ -32,6 +34,7 @@ from ntk_jax.pipelines.select.config import (
 )
 from ntk_jax.pipelines.select.load import Load, Questions
 from ntk_jax.pipelines.select.memory import peak_memory, recomputes
+from ntk_jax.pipelines.select.state import evaluation_items_of
 from ntk_jax.report.amounts import metric
 from ntk_jax.selection.diversity import diversity_flops
 from ntk_jax.training.blend import phases_of
@@ -120,6 +123,24 @@ def embed(load: Load) -> Cost:
     row, size = 2.0 * width + ACCOUNT_BYTES, run.config.score.block_examples
     stored = store_bytes(count, size, row) + store_bytes(domain.count, min(size, round(domain.count)), row)
     return Cost((work,), Disk(stored + SMALL))
+
+
+def items(load: Load) -> Cost:
+    """A forward pass over the evaluation items, and their cosines with the candidates, which select takes."""
+    run, count, pool = load.run, candidates(load), load.pool
+    files = [file for file, _ in evaluation_items_of(run.config)]
+    number, text = sum(count_records(file) for file in files if here([file])), "counted in select.clean.decontaminate"
+    if not number:
+        number = round(sum(part.count for part in (load.questions, load.held_out, load.generated)))
+        text = "the files are not here: as many as questions and other records are evaluated"
+    load.grounds.assume("evaluation items", number, f"{number:,}, as long as the pool on average", text)
+    base = run.model.base.config
+    trunk = forward_flops(base, round(number * pool.tokens), lora_parameters=run.model.adapter_size)
+    cosines = 2.0 * number * count * base.hidden_size
+    memory = _memory(load, "items")
+    work = Work(number, number * pool.tokens, trunk + cosines, trunk / pool.fill + cosines, memory=memory)
+    row, size = 2.0 * base.hidden_size + ACCOUNT_BYTES, run.config.score.block_examples
+    return Cost((work,), Disk(store_bytes(number, max(1, min(size, number)), row) + SMALL))
 
 
 def losses(load: Load) -> Cost:
@@ -266,8 +287,8 @@ def _training(
     if isinstance(section, FinetuneSection) and extra and steps is not None:
         mixed = section.mixture, round(domain.count), extra, section.batch_size, steps
         if phases := phases_of(*mixed, section.domain_share, section.replay_share):
-            seen = sum(many * (own + chosen) for many, own, chosen in phases)
-            share = sum(many * own for many, own, _ in phases) / seen
+            seen = sum(many * size for many, size, _ in phases)
+            share = sum(own for _, _, own in phases) / seen
     tokens = share * domain.tokens + (1 - share) * pool.tokens
     responses = share * domain.responses + (1 - share) * pool.responses
     remat, size = recomputes(run), run.model.adapter_size

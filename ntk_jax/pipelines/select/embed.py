@@ -49,14 +49,14 @@ def embed(run: SelectRun, folder: Path) -> dict[str, Any] | None:
     def domain_account(block: int, encoded: Sequence[Any]) -> dict[str, np.ndarray]:
         return {"ordinal": np.arange(*targets.block_range(block)), **account_of([row for _, row in encoded])}
 
-    _fill(run, targets, "embed domain", domain_blocks, domain_account, clock)
-    _fill(run, pool, "embed", lambda blocks: run.pool.blocks(ordinals, blocks, size), accounts.of, clock)
+    fill_embeddings(run, targets, "embed domain", domain_blocks, domain_account, clock)
+    fill_embeddings(run, pool, "embed", lambda blocks: run.pool.blocks(ordinals, blocks, size), accounts.of, clock)
     if run.job.shard is not None:  # the stage stays open, even where one shard is all of it
         return None
     return _summarize(run, folder, pool, targets, clock)
 
 
-def _fill(
+def fill_embeddings(
     run: SelectRun,
     store: Store,
     title: str,
@@ -64,6 +64,8 @@ def _fill(
     account: Callable[[int, Sequence[Any]], dict[str, np.ndarray]],
     clock: Clock,
 ) -> None:
+    """Fills the blocks of a store as the section `embedding` says. title: for progress. account(block, rows): the
+    arrays beside the embeddings. Raises UserError as `unit_hidden`."""
     section = run.config.embedding
     model = run.warm if section.model == "warm" else run.model.base
 

@@ -96,7 +96,7 @@ def shape_of(run: SelectRun, stage: str, pool: Volume, questions: Questions) -> 
     rows = layouts.get(stage, lambda: run.layout)().rows_per_batch // shards
     if stage in ("sketch", "less"):
         rows = min(rows, max(1, GRADIENT_BYTES // (4 * _gradient_size(run, stage))))
-    if (run.objective.is_linear and stage not in ("less", "losses")) or stage in ("preselect", "embed"):
+    if (run.objective.is_linear and stage not in ("less", "losses")) or stage in ("preselect", "embed", "items"):
         return Shape(rows, run.row_length)
     share = round(run.row_length * (pool.responses if stage == "losses" else pool.span) / pool.tokens)
     return Shape(rows, run.row_length, rows * min(run.row_length, 1 << max(share - 1, 0).bit_length()))
@@ -106,7 +106,7 @@ def temporaries(run: SelectRun, stage: str, shape: Shape) -> float:
     """Bytes of the step's temporaries, by the formulas above."""
     model, channels = run.model.base.config, run.objective.channels
     size = run.model.base.dtype.itemsize
-    if stage in ("preselect", "embed", "losses", "evaluate"):
+    if stage in ("preselect", "embed", "items", "losses", "evaluate"):
         return forward_bytes(model, shape, size)
     if stage in ("warmup", "finetune"):
         return backward_bytes(model, shape, size, recomputes(run))

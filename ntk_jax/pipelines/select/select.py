@@ -85,7 +85,7 @@ def select(run: SelectRun, folder: Path) -> Facts:
             "lower it or add data"
         )
     rankings: dict[str, Ranking] = {}
-    refinement = Refinement(run, pool.usable, pool.groups, pool._sketches)
+    refinement = Refinement(run, pool.usable, pool.groups, pool._sketches, pool._embeddings)
     for method in rankers_of(config):
         rankings[method] = refinement.select(method, pool.candidates(method, rankings))
     wanted = np.unique(np.concatenate([ranking.order for ranking in rankings.values()]))

@@ -8,6 +8,7 @@
 | score      | pool, warmup, gradient, preselect | scores.zarr                                                         |
 | sketch     | pool, domain, warmup, preselect   | pool.zarr, domain.zarr                                              |
 | embed      | pool, domain, warmup, preselect   | pool.zarr, domain.zarr                                              |
+| items      | evaluation items, warmup          | items.zarr                                                         |
 | losses     | pool, warmup, preselect           | losses.zarr                                                         |
 | subspace   | domain, warmup                    | gram.zarr, spectrum.npz, directions.safetensors                     |
 | low_rank   | pool, subspace, preselect         | scores.zarr                                                         |
@@ -60,6 +61,14 @@ def _embed_reads(config: Any) -> tuple[str, ...]:
     return tuple(_reads_candidates(*own, "data.domain", "data.domain_limit")(config))
 
 
+def _items_after(config: Any) -> tuple[str, ...]:
+    return ("warmup",) if config.embedding.model == "warm" else ()
+
+
+def _items_reads(config: Any) -> tuple[str, ...]:
+    return ("seed", *selecting_reads(config), "score.batch_tokens", "score.block_examples", "embedding")
+
+
 def _warmup_reads(config: Any) -> tuple[str, ...]:
     """What it keeps on its way is asked for by one ranker only."""
     kept = ("select.less.checkpoints",) if settings.keeps_checkpoints(config) else ()
@@ -76,6 +85,7 @@ def _select_after(config: Any) -> tuple[str, ...]:
         *(["score"] if settings.needed(config, "scores") else []),
         *(["sketch"] if settings.needed(config, "sketches") else []),
         *(["embed"] if settings.needed(config, "embeddings") else []),
+        *(["items"] if config.select.clean.decontaminate_cosine is not None else []),
         *(["losses"] if settings.needed(config, "losses") else []),
         *(["low_rank"] if settings.needed(config, "components") else []),
         *(["less"] if settings.needed(config, "checkpoints") else []),
@@ -211,6 +221,18 @@ PIPELINE = Pipeline(
             stores=lambda config: ("pool.zarr", "domain.zarr"),
             check_inputs=Address(f"{_HERE}.embed:check_inputs"),
             cost=Address(f"{_HERE}.costs:embed"),
+        ),
+        Stage(
+            name="items",
+            title="Evaluation items",
+            help="embeddings of the evaluation items that no selection may hold",
+            description="An embedding of every item of select.clean.decontaminate, as the section embedding says, for "
+            "select.clean.decontaminate_cosine. Reads warmup/ with embedding.model warm; writes items/items.zarr.",
+            function=Address(f"{_HERE}.items:items"),
+            after=_items_after,
+            reads=_items_reads,
+            inputs=selecting_inputs("decontaminate"),
+            cost=Address(f"{_HERE}.costs:items"),
         ),
         Stage(
             name="losses",

@@ -31,9 +31,13 @@ def left_out(run: SelectRun) -> Table | None:
     if finite(items.get("items")) is not None:
         short = finite(items.get("items_too_short"))
         caption += f". Looked for: {count(items['items'])} evaluation items"
-        caption += f", of which {count(short)} are too short to be found" if short else ""
+        caption += f", of which {count(short)} are too short to be found by their words" if short else ""
+    near = mapping(items.get("nearest_cosine"))
+    if near:
+        caption += f"; the cosine of an example with the nearest item is {general(near.get('median'))} in the middle, "
+        caption += f"above {general(near.get('99%'))} for one in a hundred and {general(near.get('largest'))} at most"
     if finite(items.get("pool_dropped")) is not None:
-        caption += f"; {count(items['pool_dropped'])} examples of the pool hold one and were never ranked"
+        caption += f"; {count(items['pool_dropped'])} examples of the pool were taken for one and never ranked"
     return Table(header, rows, caption)
 
 
