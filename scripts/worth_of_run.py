@@ -4,8 +4,8 @@
 
 `ntk-jax diagnose` does the same beside stability, subsets and figures; where a model takes a second for an example this
 alone is minutes. Candidates are a seeded sample of those that any method of the run has a score for; they are
-fine-tuned on beside domain examples, one pass from the warm-up's adapter with the settings of `warmup`. Held out are
-records of the first of `evaluate.files`.
+fine-tuned on beside domain examples, `--epochs` passes from the warm-up's adapter, or from a fresh one as `finetune`
+trains, with the settings of `warmup`. Held out are records of the first of `evaluate.files`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import yaml
 
 import ntk_jax as nj
 from ntk_jax.data.sources import sample_indices
+from ntk_jax.models.lora import initial_lora
+from ntk_jax.models.model import with_lora
 from ntk_jax.pipelines.common.rankings import read_rankings
 from ntk_jax.training.datamodels import ranker_worth
 
@@ -35,19 +37,25 @@ def main() -> None:
         ("held-out", 40, "records whose loss is measured"),
         ("batch", 16, "examples of a step"),
         ("top", 10, "N of the precision of the top"),
+        ("epochs", 1, "passes"),
         ("seed", 0, "of the samples and the order"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=about)
+    parser.add_argument(
+        "--start", choices=("warm", "fresh"), default="warm", help="the warm-up's adapter, or a fresh one"
+    )
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     config = yaml.safe_load((options.run / "config.yaml").read_text(encoding="utf8"))
     ranked = read_rankings(str(options.run))
     model = nj.load_model(config["model"]["path"], adapter=str(options.run / "warmup" / "adapter"))
+    if options.start == "fresh":
+        model = with_lora(model, initial_lora(model.lora, options.seed))
     candidates = sampled_candidates(options, config, ranked)
     domain = sampled(config["data"]["domain"], options.domain, options.seed)
     held_out = sampled(config["evaluate"]["files"][:1], options.held_out, options.seed)
     kept = {key: config["warmup"][key] for key in ("learning_rate", "tokens_per_microbatch")}
-    training = nj.TrainConfig(epochs=1, batch_size=options.batch, **kept)
+    training = nj.TrainConfig(epochs=options.epochs, batch_size=options.batch, **kept)
     begun = time.monotonic()
     found = nj.metagradient(
         model,

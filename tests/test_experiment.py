@@ -218,14 +218,15 @@ def test_an_arm_that_misses_records_is_named(experiment: Experiment, tmp_path: P
     assert str(run.folder / "evaluate") in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["builtin", "real"])
+@pytest.mark.parametrize("name", ["builtin", "real", "qwen", "grid"])
 def test_the_experiments_that_come_with_the_package_can_be(name: str) -> None:
     found = read_experiment(SCRIPTS.parent / "configs" / "experiments" / f"{name}.yaml")
     assert len(found.runs) == len(found.models) * len(found.domains) * len(found.seeds) * len(found.variants)
     for run in found.runs[: 2 * len(found.variants)]:
         assert {"random", "length_matched"} <= set(run.config.select.methods)
         assert run.config.evaluate.files and run.config.evaluate.metrics == ("accuracy", "loss")
-        assert run.after is None or "warmup" in shared_stages(found, run)
+        if run.after is not None and run.config.select.methods == found.run(run.after).config.select.methods:
+            assert ("warmup" in shared_stages(found, run)) == (run.variant != "no_warmup")
     for part in queue.jobs_of(found, found.runs[:1], None)[1:]:
         assert part.name.startswith("worth/")
 
@@ -356,6 +357,31 @@ def test_failures_are_reported_and_the_queue_goes_on(tmp_path: Path, monkeypatch
     assert not queue.finished(tmp_path, changed)
     silent = queue.work(tmp_path, [job(tmp_path, "m/bad", "kill -9 $$")], 1)  # not the line of the start before
     assert silent["m/bad"].startswith("it said nothing (exit -9")
+
+
+def test_together_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command prints is in its log and not on the screen of the queue; Ctrl-C ends the queue."""
+
+    def main(command: tuple[str, ...]) -> int:
+        print("said", command[0])
+        if command[0] == "bad":
+            print("ntk-jax: error: no such file", file=sys.stderr)
+        return {"bad": 2, "stopped": queue.INTERRUPTED}.get(command[0], 0)
+
+    monkeypatch.setattr(queue.cli, "main", main)
+    names = (
+        ("m/bad", "bad", ()),
+        ("m/bad+v", "no", ("m/bad",)),
+        ("m/good", "good", ()),
+        ("m/good+v", "good", ("m/good",)),
+    )
+    jobs = [job(tmp_path, name, text, *after) for name, text, after in names]
+    failed = queue.work_here(tmp_path, jobs)
+    assert failed["m/bad"].startswith("no such file (exit 2") and set(failed) == {"m/bad", "m/bad+v"}
+    assert [queue.finished(tmp_path, one) for one in jobs] == [False, False, True, True]
+    assert queue.log_path(tmp_path, "m/good").read_text() == f"{queue.START}good\nsaid good\n"
+    with pytest.raises(KeyboardInterrupt):
+        queue.work_here(tmp_path, [job(tmp_path, "m/stopped", "stopped")])
 
 
 def test_finished_until_a_stage_is_not_finished(tmp_path: Path) -> None:
