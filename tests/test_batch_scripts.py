@@ -235,7 +235,6 @@ def test_submit_dry_run(sandbox: Sandbox) -> None:
 def test_submit_merges_all_that_select_needs(sandbox: Sandbox) -> None:
     """Two stages with blocks, and a chain that begins with blocks, for no model is trained before."""
     for methods, wanted in (
-        ("[kernel, sketch]", ["warmup", "gradient", "score", "sketch", "score --merge", "sketch --merge", "select"]),
         ("[paths, embedding]", ["warmup", "embed", "losses", "embed --merge", "losses --merge", "select"]),
         ("[bm25, random]", ["pool", "pool --merge", "select"]),
     ):
