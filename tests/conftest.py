@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import inspect
 import os
@@ -14,6 +15,7 @@ import jax
 import pytest
 
 import ntk_jax as nj  # sets XLA's flags before the first computation
+from ntk_jax.engine import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 # NTK_JAX_TEST_PLATFORM=cuda: on a GPU, what does not need several devices.
@@ -63,6 +65,10 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
         function = getattr(nj, name)
         if inspect.isfunction(function) and "batch_tokens" in (function.__kwdefaults__ or {}):
             monkeypatch.setitem(function.__kwdefaults__, "batch_tokens", 256)
+
+
+# Every stage writes down the versions of the packages, which do not change while the tests run.
+provenance.version = functools.cache(provenance.version)  # type: ignore[attr-defined]
 
 
 # Tracing makes very many objects, none of them in cycles for long: by default a twentieth of the time is collecting.

@@ -67,7 +67,7 @@ def close(value: Any, expected: Any, tolerance: float) -> bool:
     return bool(np.abs(value - expected).max() <= tolerance * np.abs(expected).max())
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)  # each compiles two programs
 @given(
     length=st.integers(1, 70),
     heads=st.sampled_from([(1, 1), (4, 2), (3, 1)]),
@@ -191,11 +191,10 @@ def test_over_a_mesh_every_device_has_its_own_rows() -> None:
     model, layout = strong_model("llama"), Layout(64, 8)
     pool, direction = random_rows(30), mean_gradient(model, random_rows(2, seed=1), Objective(), layout)
     expected = directional_scores(model, pool, direction, Objective(), layout).values
-    for sizes in ((8, 1, 1), (2, 4, 1)):
-        spread = dataclasses.replace(layout, mesh=make_mesh(*sizes))
-        assert close(
-            directional_scores(model, pool, direction, Objective(), spread, attention=SMALL).values, expected, 1e-5
-        )
+    spread = dataclasses.replace(layout, mesh=make_mesh(2, 4, 1))
+    assert close(
+        directional_scores(model, pool, direction, Objective(), spread, attention=SMALL).values, expected, 1e-5
+    )
 
 
 @contextlib.contextmanager

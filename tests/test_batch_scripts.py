@@ -27,7 +27,6 @@ JOBSET = [
     *("--name", "run-1", "--image", "registry/ntk_jax:1", "--accelerator", "tpu-v6e-slice", "--topology", "4x4"),
     *("--chips", "4", "--claim", "runs", "--config", "/runs/a.yaml", "--out", "/runs/a"),
 ]
-METHOD = "--select.methods=[tea]"
 OPTIONS = {"NTK_", "SLURM_", "TPU_"}  # what the scripts read from the environment
 
 
@@ -157,13 +156,7 @@ def test_help_names_every_option(sandbox: Sandbox) -> None:
         (SLURM / "multinode.sh", ["--config", "a", "--out", "b", "--gpus", "many"], "number of GPUs"),
         (SLURM / "submit.sh", ["--shards", "4"], "--config FILE"),
         (SLURM / "submit.sh", ["--config", QUICKSTART], "--shards N"),
-        (SLURM / "submit.sh", ["--config", "none.yaml", "--shards", "4", "--dry-run"], "none.yaml"),
         (SLURM / "submit.sh", ["--config", QUICKSTART, "--shards", "4", "--dry-run", "--", "--sed=1"], "seed"),
-        (
-            SLURM / "submit.sh",
-            ["--config", QUICKSTART, "--shards", "4", "--dry-run", "--", METHOD],
-            "'tea' is not a ranker",
-        ),
         (SLURM / "submit.sh", ["--config", QUICKSTART, "--shards", "4", "--out", "az://a/b", "--dry-run"], "all nodes"),
         (TPU / "queue.sh", [], "say what to do"),
         (TPU / "queue.sh", ["loop", "--zone", "z"], "--name NAME"),
@@ -242,7 +235,6 @@ def test_submit_dry_run(sandbox: Sandbox) -> None:
 def test_submit_merges_all_that_select_needs(sandbox: Sandbox) -> None:
     """Two stages with blocks, and a chain that begins with blocks, for no model is trained before."""
     for methods, wanted in (
-        ("[kernel, sketch]", ["warmup", "gradient", "score", "sketch", "score --merge", "sketch --merge", "select"]),
         ("[paths, embedding]", ["warmup", "embed", "losses", "embed --merge", "losses --merge", "select"]),
         ("[bm25, random]", ["pool", "pool --merge", "select"]),
     ):

@@ -12,8 +12,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from metagradient_reference import CONFIG, LENGTH, SEED, WEIGHTS, data, found, fresh_model, loss_of, tiny_model
 
 from ntk_jax.errors import UserError
@@ -40,19 +38,33 @@ def assert_like(values, expected, tolerance):
     np.testing.assert_allclose(values, expected, atol=tolerance * np.abs(expected).max(), rtol=0)
 
 
-@pytest.fixture(scope="module")
-def double():
-    """What the reference finds in double precision."""
+# The loss and its derivatives as the reference finds them in double precision, which takes half a minute.
+AFTER = 5.44629843990364
+PLAIN = np.array(
+    [
+        -0.0011755909,
+        0.00906781347,
+        -0.000525779169,
+        -0.0015020813,
+        0.00124642897,
+        -0.00226037578,
+        0.000666651673,
+        -0.00139743444,
+        -0.000177147344,
+    ]
+)
+
+
+@pytest.mark.slow
+def test_in_double_precision_it_is_exact():
+    """A fresh adapter, unequal weights, clipping, decay, several microbatches a step. With B = 0 every A has gradient 0
+    in the first step, where Adam's root has no derivative."""
     done = subprocess.run(
         [sys.executable, str(HERE / "metagradient_reference.py")], capture_output=True, text=True, cwd=HERE
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-def test_in_double_precision_it_is_exact(double):
-    """A fresh adapter, unequal weights, clipping, decay, several microbatches a step. With B = 0 every A has gradient 0
-    in the first step, where Adam's root has no derivative."""
+    double = json.loads(done.stdout)
+    np.testing.assert_allclose([double["after"][1], *double["plain"]], [AFTER, *PLAIN], rtol=1e-6)
     ours, expected = np.array(double["ours"]), np.array(double["plain"])
     assert double["after"][0] == pytest.approx(double["after"][1], rel=1e-12)
     assert_like(ours, expected, 1e-6)
@@ -60,11 +72,12 @@ def test_in_double_precision_it_is_exact(double):
     assert_like(ours[: len(differences)], differences, 1e-3)
 
 
-def test_in_fp32(double):
-    """Rounding is larger in derivatives through Adam than in its steps: within 2% of the largest."""
+def test_in_fp32():
+    """As in double precision. Rounding is larger in derivatives through Adam than in its steps: within 2% of the
+    largest."""
     result = found(fresh_model(), weights=WEIGHTS, by="example")
-    assert result.after == pytest.approx(double["after"][1], rel=1e-5)
-    assert_like(result.values, np.array(double["plain"]), 0.02)
+    assert result.after == pytest.approx(AFTER, rel=1e-5)
+    assert_like(result.values, PLAIN, 0.02)
 
 
 @pytest.mark.parametrize("loss", ["token_mean", "example_mean"])
@@ -131,8 +144,7 @@ def test_of_a_mean_over_examples():
     assert np.abs(times - 1).max() > 0.2  # another loss than that over labels
 
 
-@settings(max_examples=6, deadline=None)
-@given(segments=st.integers(1, 3), limit=st.sampled_from([64, 96, 256]))
+@pytest.mark.parametrize(("segments", "limit"), [(2, 64), (3, 256)])  # every limit is compiled anew
 def test_neither_segments_nor_microbatches_matter(segments, limit):
     config = dataclasses.replace(CONFIG, tokens_per_microbatch=limit)
     expected = found().values

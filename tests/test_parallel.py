@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections import Counter
 from typing import Any
@@ -108,6 +109,12 @@ def score(lora: Any, base: Any, tokens: jax.Array, positions: jax.Array, segment
     return jax.jvp(value, (lora,), (lora,))[1]
 
 
+@functools.cache
+def alone() -> np.ndarray:
+    """The scores on one device."""
+    return np.asarray(jax.jit(score)(MODEL.lora, MODEL.base, *batch()))
+
+
 @pytest.mark.parametrize(
     "sizes, gathers, reduces",
     [
@@ -120,7 +127,7 @@ def score(lora: Any, base: Any, tokens: jax.Array, positions: jax.Array, segment
 def test_meshes_agree_and_move_weights_not_activations(
     sizes: tuple[int, int, int], gathers: int | None, reduces: int | None
 ) -> None:
-    expected = np.asarray(jax.jit(score)(MODEL.lora, MODEL.base, *batch()))
+    expected = alone()
     mesh = make_mesh(*sizes)
     base = jax.device_put(MODEL.base, param_shardings(MODEL.base, mesh))
     inputs = (replicate(MODEL.lora, mesh), base, *shard_batch(batch(), mesh))
@@ -133,10 +140,14 @@ def test_meshes_agree_and_move_weights_not_activations(
 
 
 @pytest.mark.parametrize(
-    "sizes, gathers",
-    [((8, 1, 1), 0), ((1, 8, 1), 8), ((2, 4, 1), 8)],  # fsdp: seven kernels and the embedding, each once
+    ("sizes", "gathers", "directions", "held", "sent"),
+    [  # fsdp: seven kernels and the embedding, each once
+        ((8, 1, 1), 0, 3, MODEL, ""),
+        ((1, 8, 1), 8, 1, MODEL, "f32["),
+        ((2, 4, 1), 8, 3, MODEL, "f32["),
+        ((2, 4, 1), 8, 1, INT8, "s8["),
+    ],
 )
-@pytest.mark.parametrize(("directions", "held", "sent"), [(1, MODEL, "f32["), (3, MODEL, "f32["), (1, INT8, "s8[")])
 def test_collectives_of_the_compiled_score_step(
     sizes: tuple[int, int, int], gathers: int, directions: int, held: Model, sent: str
 ) -> None:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from kernel_reference import random_rows, tiny_model
+from model_calls import hidden_of
 from tiny_run import run, tiny_run_config, write_inputs
 
 import ntk_jax as nj
@@ -24,7 +25,6 @@ from ntk_jax.engine.estimate import estimate_run
 from ntk_jax.engine.shards import Shard
 from ntk_jax.errors import UserError
 from ntk_jax.kernels.rows import Layout
-from ntk_jax.models.decoder import hidden_states
 from ntk_jax.pipelines.select import hidden
 from ntk_jax.pipelines.select.config import SelectConfig
 from ntk_jax.report.page import write_report
@@ -64,11 +64,10 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 
 def states_of(model: nj.Model, row: Any) -> np.ndarray:
-    """[T, D] float64 of one unpadded example."""
-    ids = jnp.asarray(row.ids)[None]
-    positions = jnp.arange(ids.shape[1])[None]
-    found = hidden_states(model.graphdef, model.lora, model.base, ids, positions, jnp.ones_like(ids))
-    return np.asarray(found, np.float64)[0]
+    """[T, D] float64 of one example alone: what fills it up to one length, for one program, is behind it."""
+    ids = np.zeros((1, 64), np.int32)
+    ids[0, : len(row.ids)] = row.ids
+    return np.asarray(hidden_of(model, ids), np.float64)[0, : len(row.ids)]
 
 
 def test_every_method_selects(inputs: Path, selected: Path) -> None:

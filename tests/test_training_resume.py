@@ -12,17 +12,19 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 import training_child as child
 from kernel_reference import random_rows, tiny_model
 
 from ntk_jax.errors import UserError
-from ntk_jax.training.checkpoints import ABSL, discard_checkpoints
+from ntk_jax.training.checkpoints import ABSL, Checkpoints, discard_checkpoints
 from ntk_jax.training.train import train
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -59,6 +61,22 @@ def test_interrupted_anywhere(tmp_path: Path, undisturbed: str) -> None:
     # Started once more, it has nothing left to do.
     again = child.run(tmp_path, lambda done, total, note: pytest.fail("trained a step twice"))
     assert child.fingerprint(again, tmp_path) == undisturbed
+
+
+def test_saves_leave_no_thread_and_no_descriptor(tmp_path: Path) -> None:
+    """A training saves hundreds of times, and a process may have 1,024 descriptors."""
+
+    def held() -> tuple[int, int]:
+        return threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
+
+    checkpoints, state, entries, before = Checkpoints(tmp_path, "key"), {"a": jnp.ones(4)}, [], (0, 0)
+    for step in range(1, 5):
+        entries.append({"step": step})
+        checkpoints.save(step, state, entries)
+        checkpoints._finish()
+        before = before if step > 1 else held()
+    assert all(now <= then for now, then in zip(held(), before, strict=True))
+    checkpoints.close()
 
 
 # The damaged file fails several reads at once; the checkpoint library looks at the first and drops the others.

@@ -65,6 +65,7 @@ class Checkpoints:
         self._history = folder / "history.jsonl"
         make_folder(folder)
         self._failed = False
+        self._saving: Any = None  # orbax's handle of the last save
         self._loudness = ABSL.level
         ABSL.setLevel(logging.CRITICAL)
         self._manager = ocp.training.Checkpointer(
@@ -109,7 +110,8 @@ class Checkpoints:
         """Writes the history, then starts saving `state` and returns; a save still under way is waited for."""
         self.write_history(history)
         try:
-            self._manager.save_async(step, state, overwrite=True, custom_metadata={"key": self._key})
+            self._finish()
+            self._saving = self._manager.save_async(step, state, overwrite=True, custom_metadata={"key": self._key})
         except Exception as error:
             self._failed = True
             raise _explain(error, self._folder) from error
@@ -118,13 +120,23 @@ class Checkpoints:
         """Waits for the last save and stops orbax's threads; those of a save that failed may still print their
         traceback as the process ends, so then orbax stays quiet."""
         try:
-            self._manager.close()
+            try:
+                self._finish()
+            finally:
+                self._manager.close()
         except Exception as error:
             self._failed = True
             raise _explain(error, self._folder) from error
         finally:
             if not self._failed:
                 ABSL.setLevel(self._loudness)
+
+    def _finish(self) -> None:
+        """Waits for the save under way. Unless its result is taken, orbax keeps a thread and three descriptors of each
+        save until the process ends."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
 
     def write_history(self, history: Sequence[Entry]) -> None:
         """history.jsonl, replaced as a whole: readers never see half a line."""
