@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -26,6 +27,25 @@ from ntk_jax.parallel.rules import shard_batch
 
 QWEN3 = ModelConfig("qwen3", 97, 48, 80, 2, 4, 2, 16, qk_norm=True)
 LENGTH = 40
+
+
+@functools.cache
+def rows_round_alike() -> bool:
+    """Whether a row of a product has the same bits wherever it stands. The kernels of some processors take the last rows
+    of a block otherwise (seen with blocks of six on an AMD EPYC)."""
+    random, product = np.random.default_rng(0), jax.jit(jnp.matmul)
+    for rows, width in itertools.product((8, 32, 64, 128), (32, 48, 64, 80, 97)):
+        x, w = (random.normal(size=shape).astype(np.float32) for shape in ((rows, 48), (48, width)))
+        order = random.permutation(rows)
+        if (np.asarray(product(x, w))[order] != np.asarray(product(x[order], w))).any():
+            return False
+    return True
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    """To the bit, where products are."""
+    atol = 0.0 if rows_round_alike() else 1e-5 * np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
 
 
 @functools.cache
@@ -109,7 +129,7 @@ def test_numbers_do_not_depend_on_slot_neighbours_or_length_of_the_cache(order: 
     model, prompts = model_of("qwen3"), [5, 9, 16]
     tokens = np.random.default_rng(1).integers(0, 97, (3, LENGTH)).astype(np.int32)
     reference = continued(model, tokens, prompts, [0, 1, 2], 8, 128)
-    np.testing.assert_array_equal(continued(model, tokens, prompts, order[:3], 8, length), reference)
+    assert_same(continued(model, tokens, prompts, order[:3], 8, length), reference)
 
 
 @pytest.mark.parametrize(("kind", "length", "piece"), [("qwen3", 300, 32), ("qwen2", 300, 256), ("qwen3", 40, 128)])
@@ -135,10 +155,10 @@ def test_pieces_have_the_same_bits_in_one_call_or_several_and_in_any_cache() -> 
         for number, slot in enumerate(slots):
             last, found = read_all(model, found, tokens[number : number + 1], [slot], 32, 4)
             alone.append(last[0])
-        np.testing.assert_array_equal(alone, expected)
+        assert_same(alone, expected)
         for number, slot in enumerate(slots):
             for one, other in zip(by_place(found), by_place(cache), strict=True):
-                np.testing.assert_array_equal(one[:, slot, :, :160], other[:, number, :, :160])
+                assert_same(one[:, slot, :, :160], other[:, number, :, :160])
 
 
 @pytest.mark.parametrize("devices", [1, 8])

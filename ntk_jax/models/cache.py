@@ -4,7 +4,8 @@ A cache has slots, each with one text. Tokens are read in strides: while one las
 new tokens add lies beside it (a loop that also wrote the cache would copy it at every step); then it is written, all of
 the stride at once. A text's numbers do not depend on what the other slots hold, nor on how long the cache is: every sum
 over positions is taken in blocks of one size, whose sums are added in order, and blocks that are not seen add exact
-zeros.
+zeros. (XLA's products on some processors round the last rows of a block otherwise; there the last bit depends on the
+slot.)
 """
 
 from __future__ import annotations
