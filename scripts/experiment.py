@@ -44,6 +44,7 @@ from ntk_jax.pipelines.select.stages import PIPELINE
 from ntk_jax.report.amounts import metric
 from ntk_jax.storage.atomic import make_folder, read_json, write_json
 
+ENOUGH_FOR_WORTH = (None, "select")  # a diagnosis looks at scores and not at what was trained
 WAIT = 0.2  # seconds between two looks at the processes
 START = "$ ntk-jax "  # before the output of each start
 INTERRUPTED = 130  # the exit code of Ctrl-C
@@ -114,7 +115,7 @@ def main() -> None:
 def jobs_of(experiment: Experiment, runs: Sequence[Run], until: str | None) -> list[Job]:
     """The processes of runs, each behind the run it starts from, and their diagnoses at the end."""
     found = [_job(experiment, run, until) for run in runs]
-    if experiment.worth is not None and until is None:
+    if experiment.worth is not None and until in ENOUGH_FOR_WORTH:
         found += [_worth_job(experiment, run) for run in runs if run.variant == BASE]
     return found
 
@@ -190,7 +191,7 @@ def dry_run(experiment: Experiment, runs: Sequence[Run], until: str | None) -> s
         total += flops
         state = "finished" if finished(experiment.out, _job(experiment, run, until)) else "to do"
         lines.append(f"{run.name}  {metric(flops, 'FLOP')}  {about}  [{state}]")
-    worth = experiment.worth is not None and until is None
+    worth = experiment.worth is not None and until in ENOUGH_FOR_WORTH
     count = sum(run.variant == BASE for run in runs)
     more = [f"and {count} diagnoses of what scores are worth, which are not estimated"] if worth else []
     return "\n".join([*lines, f"{len(runs)} runs, {metric(total, 'FLOP')}", *more])

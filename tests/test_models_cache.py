@@ -31,8 +31,8 @@ LENGTH = 40
 
 @functools.cache
 def rows_round_alike() -> bool:
-    """Whether a row of a product has the same bits wherever it stands. The kernels of some processors take the last rows
-    of a block otherwise (seen with blocks of six on an AMD EPYC)."""
+    """Whether a row of a product has the same bits wherever it stands. XLA's kernels for some processors take the last
+    rows of a block otherwise (seen with blocks of six on an AMD EPYC)."""
     random, product = np.random.default_rng(0), jax.jit(jnp.matmul)
     for rows, width in itertools.product((8, 32, 64, 128), (32, 48, 64, 80, 97)):
         x, w = (random.normal(size=shape).astype(np.float32) for shape in ((rows, 48), (48, width)))
