@@ -19,6 +19,7 @@ from experiment_results import (
     estimates,
     folder_of_worth,
     rows_of,
+    selected_runs,
 )
 from scipy.special import stdtrit
 
@@ -35,10 +36,10 @@ LEAST = 3  # examples that a rank correlation is taken of
 
 def write_results(experiment: Experiment, folder: Path, *, transfer: bool = False) -> str:
     """Writes the report; what was written, in a line. Raises UserError: nothing is finished, a damaged result."""
-    runs = done_runs(experiment)
+    runs, selected = done_runs(experiment), selected_runs(experiment)
     compared = transfer_rows(experiment) if transfer else []
-    if not runs and not compared:
-        raise UserError("--report: no run is finished yet, so there is nothing to report; see OUT/logs for why")
+    if not runs and not selected:
+        raise UserError("--report: no run has selected yet, so there is nothing to report; see OUT/logs for why")
     rows = [row for run in runs for row in rows_of(run)]
     measures = [measure for measure in MEASURES if any(row[measure] for row in rows)]
     found: dict[str, Any] = {
@@ -49,7 +50,8 @@ def write_results(experiment: Experiment, folder: Path, *, transfer: bool = Fals
         "matched": sorted({run.config.select.length_matched.to for run in runs}),
         "rows": rows,
         "estimates": [one for measure in measures for one in estimates(experiment, runs, measure)],
-        "worth": worth_rows(experiment, runs),
+        "picks": [row for run in selected for row in pick_rows(run)],
+        "worth": worth_rows(experiment, selected),
         "transfer": compared,
     }
     make_folder(folder)
@@ -62,7 +64,16 @@ def write_results(experiment: Experiment, folder: Path, *, transfer: bool = Fals
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# What scores are worth, and how alike models score
+# What is picked, what scores are worth, and how alike models score
+
+
+def pick_rows(run: Run) -> list[dict[str, Any]]:
+    """A row a method: of what it selected, the share that is useful where that is known, and how far its scores follow
+    the length of responses."""
+    by_method = read_json(run.folder / "select" / "summary.json", dict)["by_method"]
+    about = {"model": run.model, "domain": run.domain, "seed": run.seed, "variant": run.variant}
+    keys = ("count", "useful_share", "median_span", "spearman_span_length")
+    return [{**about, "method": name, **{key: one.get(key) for key in keys}} for name, one in by_method.items()]
 
 
 def worth_rows(experiment: Experiment, runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -182,7 +193,7 @@ def markdown(found: Mapping[str, Any], drawn: Sequence[str]) -> str:
                 title = MEASURES[measure] + (f", minus {against} (paired)" if against else "")
                 lines += ["", f"### {title[0].upper()}{title[1:]}", "", *_table(found, model, rows, measure)]
         lines += ["", "### Budgets, means over runs", "", *_budgets(found, model, variant)]
-    lines += _worth_lines(found) + _transfer_lines(found)
+    lines += _pick_lines(found) + _worth_lines(found) + _transfer_lines(found)
     if drawn:
         lines += ["", "## Figures", "", *(f"![{name}]({name}.svg)" for name in drawn)]
     return "\n".join(lines) + "\n"
@@ -273,6 +284,34 @@ def over_runs(rows: Rows, by: str, key: str) -> dict[str, dict[str, Any]]:
     return found
 
 
+def _pick_lines(found: Mapping[str, Any]) -> list[str]:
+    lines = []
+    known = [row for row in found["picks"] if row["useful_share"] is not None]
+    for model, variant in dict.fromkeys((row["model"], row["variant"]) for row in known):
+        rows = [
+            {**row, "percent": 100 * row["useful_share"]}
+            for row in known
+            if (row["model"], row["variant"]) == (model, variant)
+        ]
+        domains = list(dict.fromkeys(row["domain"] for row in rows))
+        columns = [over_runs([r for r in rows if r["domain"] == d], "method", "percent") for d in domains]
+        every = over_runs(rows, "method", "percent")
+        length = over_runs(rows, "method", "spearman_span_length")
+        about = model if variant == BASE else f"{model}, {variant}"
+        lines += ["", f"## Useful among the selected, %, {about}", "", "Means over seeds, with t intervals.", ""]
+        body = [
+            [
+                m,
+                *(_mean(column.get(m), digits=1) for column in columns),
+                f"{every[m]['value']:.1f}",
+                _mean(length.get(m), False),
+            ]
+            for m in every
+        ]
+        lines += pipes(["method", *domains, "all", "rank correlation with response length"], body)
+    return lines
+
+
 def _worth_lines(found: Mapping[str, Any]) -> list[str]:
     lines = []
     for model in dict.fromkeys(row["model"] for row in found["worth"]):
@@ -302,12 +341,11 @@ def _transfer_lines(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _mean(one: Mapping[str, Any] | None, interval: bool = True) -> str:
+def _mean(one: Mapping[str, Any] | None, interval: bool = True, digits: int = 2) -> str:
     if one is None:
         return "–"
-    if one["low"] is None or not interval:
-        return f"{one['value']:.2f}"
-    return f"{one['value']:.2f} [{one['low']:.2f}, {one['high']:.2f}] ({one['runs']})"
+    value, low, high = (None if one[key] is None else f"{one[key]:.{digits}f}" for key in ("value", "low", "high"))
+    return f"{value}" if low is None or not interval else f"{value} [{low}, {high}] ({one['runs']})"
 
 
 def pipes(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

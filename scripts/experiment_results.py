@@ -61,6 +61,12 @@ def done_runs(experiment: Experiment) -> list[Run]:
     return [run for run in found if not _of_other_settings(experiment, run)]
 
 
+def selected_runs(experiment: Experiment) -> list[Run]:
+    """The runs whose selections are finished, whether anything was trained on them or not."""
+    found = [run for run in experiment.runs if (run.folder / "select" / "manifest.json").exists()]
+    return [run for run in found if not _of_other_settings(experiment, run)]
+
+
 def _of_other_settings(experiment: Experiment, run: Run) -> bool:
     """A run that was made by hand has no mark, and is taken for what its folder is named."""
     mark = mark_path(experiment.out, run.name)

@@ -260,7 +260,7 @@ def test_a_comparison_that_cannot_be_is_said_before_the_queue_runs(
 
 
 def test_nothing_finished_is_said(experiment: Experiment, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no run is finished yet"):
+    with pytest.raises(UserError, match="no run has selected yet"):
         write_results(experiment, tmp_path / "report")
 
 
@@ -305,9 +305,10 @@ def test_selections_alone_are_compared_before_anything_is_evaluated(tmp_path: Pa
     write_results(experiment, tmp_path / "report", transfer=True)
     found = json.loads((tmp_path / "report" / "results.json").read_text())
     assert len(found["transfer"]) == 4 and found["runs"] == [] and found["estimates"] == []
-    assert "Spearman over the pool" in (tmp_path / "report" / "results.md").read_text()
-    with pytest.raises(UserError, match="no run is finished yet"):
-        write_results(experiment, tmp_path / "report")
+    text = (tmp_path / "report" / "results.md").read_text()
+    assert "Spearman over the pool" in text and "## Useful among the selected, %, a" in text
+    assert "| kernel | 75.0 [75.0, 75.0] (2) | 75.0 [75.0, 75.0] (2) | 75.0 |" in text
+    assert {(row["method"], row["useful_share"]) for row in found["picks"]} >= {("kernel", 0.75), ("random", 0.5)}
 
 
 def test_means_over_runs_have_t_intervals() -> None:
