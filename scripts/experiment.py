@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import dataclasses
 import fnmatch
 import shutil
 import signal
@@ -76,6 +77,7 @@ def main() -> None:
         "--only", default="", help="runs whose name has this, or fits it (*): MODEL/DOMAIN/seed-N+VARIANT"
     )
     parser.add_argument("--until", help="the last stage of every run")
+    parser.add_argument("--no-worth", action="store_true", help="leave out the diagnoses of what scores are worth")
     parser.add_argument("--dry-run", action="store_true", help="print the runs and their FLOPs, and do nothing")
     parser.add_argument("--report", type=Path, help="a folder for tables and figures of what is finished")
     parser.add_argument("--transfer", action="store_true", help="compare the scores of different models in the report")
@@ -83,6 +85,8 @@ def main() -> None:
     if options.jobs < 1 or (options.together and options.jobs > 1):
         raise UserError("--jobs is at least 1, and --together is for one at a time")
     experiment = read_experiment(options.experiment, sys.argv[place + 1 :], options.out)
+    if options.no_worth:
+        experiment = dataclasses.replace(experiment, worth=None)
     if options.transfer and (not options.report or len(experiment.models) < 2):
         raise UserError(
             "--transfer compares the scores of different models in the report; give --report and two models"
@@ -149,7 +153,8 @@ def _worth_job(experiment: Experiment, run: Run) -> Job:
         make_folder(path.parent)
         write_json(path, tree)
 
-    mark = {"config": tree, "until": None, "data": data_files(run.config)}
+    # With the run's own fingerprint, for the diagnosis reads the scores that the run made.
+    mark = {"config": tree, "until": None, "data": data_files(run.config), "run": run.fingerprint}
     return Job(name, ("diagnose", str(path)), (run.name,), prepare, mark)
 
 
@@ -218,7 +223,7 @@ def finished(out: Path, job: Job) -> bool:
     if not path.exists():
         return False
     mark = read_json(path, dict)
-    same = all(mark.get(key) == job.mark.get(key) for key in ("config", "data"))
+    same = all(mark.get(key) == job.mark.get(key) for key in ("config", "data", "run"))
     return same and mark["until"] in (None, job.mark["until"])
 
 

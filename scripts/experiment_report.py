@@ -17,9 +17,9 @@ from experiment_results import (
     RESAMPLES,
     done_runs,
     estimates,
-    folder_of_worth,
     rows_of,
     selected_runs,
+    worth_of,
 )
 from scipy.special import stdtrit
 
@@ -39,7 +39,10 @@ def write_results(experiment: Experiment, folder: Path, *, transfer: bool = Fals
     runs, selected = done_runs(experiment), selected_runs(experiment)
     compared = transfer_rows(experiment) if transfer else []
     if not runs and not selected:
-        raise UserError("--report: no run has selected yet, so there is nothing to report; see OUT/logs for why")
+        raise UserError(
+            "--report: no run with these settings and data files has selected yet, so there is nothing to report; see "
+            "OUT/logs for why, and give the settings behind -- that the runs were made with"
+        )
     rows = [row for run in runs for row in rows_of(run)]
     measures = [measure for measure in MEASURES if any(row[measure] for row in rows)]
     found: dict[str, Any] = {
@@ -80,11 +83,9 @@ def worth_rows(experiment: Experiment, runs: Sequence[Run]) -> list[dict[str, An
     """A row a diagnosed run and score: its correlations with the metagradient and with trainings on subsets."""
     found = []
     for run in runs:
-        path = folder_of_worth(experiment, run) / "worth.json"
-        if run.variant != BASE or not path.exists():
+        if run.variant != BASE:
             continue
-        part = read_json(path, dict)
-        for name, one in part.get("scores", {}).items():
+        for name, one in worth_of(experiment, run).get("scores", {}).items():
             row = {"model": run.model, "domain": run.domain, "seed": run.seed, "score": name}
             precision = one["precision"]
             found.append(
@@ -100,8 +101,7 @@ def transfer_rows(experiment: Experiment) -> list[dict[str, Any]]:
     asks for selections alone, not for evaluations."""
     if len(experiment.models) < 2:
         raise UserError("--transfer compares the scores of different models; the experiment has one")
-    runs = [run for run in experiment.runs if (run.folder / "select" / "manifest.json").exists()]
-    places = {(run.model, run.domain, run.seed): run for run in runs if run.variant == BASE}
+    places = {(run.model, run.domain, run.seed): run for run in selected_runs(experiment) if run.variant == BASE}
     known = {key: read_rankings(str(run.folder)) for key, run in places.items()}
     found = []
     for a, b in itertools.combinations(experiment.models, 2):

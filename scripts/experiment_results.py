@@ -4,9 +4,8 @@ examples."""
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,7 +72,12 @@ def _of_other_settings(experiment: Experiment, run: Run) -> bool:
     if not mark.exists():
         return False
     found, data = read_json(mark, dict), data_files(run.config)
-    return found.get("config") != run.fingerprint or found.get("data", data) != data
+    return found.get("config") != run.fingerprint or _sizes(found.get("data", data)) != _sizes(data)
+
+
+def _sizes(files: Mapping[str, Any]) -> list[int]:
+    """Files that were only touched, or lie elsewhere, hold what they held; a run looks at their contents."""
+    return [size for size, _ in files.values()]
 
 
 def rows_of(run: Run) -> list[dict[str, Any]]:
@@ -232,6 +236,12 @@ def _estimate(means: Means, places: Sequence[int], column: Column, control: Colu
     return dict(hierarchical_interval(parts, CONFIDENCE))
 
 
-def folder_of_worth(experiment: Experiment, run: Run) -> Path:
-    """Where the diagnosis of a run is."""
-    return experiment.out / "worth" / run.name / "diagnose"
+def worth_of(experiment: Experiment, run: Run) -> dict[str, Any]:
+    """What the finished diagnosis of a run says of scores; nothing where there is none, or it is of scores that the run
+    no longer has."""
+    name = f"worth/{run.name}"
+    path, mark = experiment.out / name / "diagnose" / "worth.json", mark_path(experiment.out, name)
+    if not path.exists() or not mark.exists() or read_json(mark, dict).get("run", run.fingerprint) != run.fingerprint:
+        return {}
+    found: dict[str, Any] = read_json(path, dict)
+    return found

@@ -226,14 +226,17 @@ def test_where_it_cannot_run() -> None:
     direction = mean_gradient(model, random_rows(2), Objective(), layout)
     with pytest.raises(UserError, match="^attention = pallas: its kernel is written for GPUs, and this is a cpu; "):
         directional_scores(model, random_rows(2), direction, Objective(), layout, attention="pallas")
-    assert forward_mode_of("auto", None) is forward_mode_of("xla", None) is True
+    assert forward_mode_of("auto", None, 128, "bfloat16") is forward_mode_of("xla", None, 128, "bfloat16") is True
     assert ScoreSection().attention == "xla"
 
 
 def test_heads_are_not_split(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert isinstance(forward_mode_of("pallas", make_mesh()), Kernel)
-    assert isinstance(forward_mode_of("auto", make_mesh(2, 4, 1)), Kernel)
-    assert forward_mode_of("auto", make_mesh(4, 1, 2)) is True
+    wide = (128, "bfloat16")
+    assert isinstance(forward_mode_of("pallas", make_mesh(), 64, "float32"), Kernel)
+    assert isinstance(forward_mode_of("auto", make_mesh(2, 4, 1), *wide), Kernel)
+    assert forward_mode_of("auto", make_mesh(4, 1, 2), *wide) is True
+    for unknown in ((64, "bfloat16"), (128, "float32")):  # not measured
+        assert forward_mode_of("auto", make_mesh(2, 4, 1), *unknown) is True
     with pytest.raises(UserError, match="tensor axis splits them; take attention = xla"):
-        forward_mode_of("pallas", make_mesh(4, 1, 2))
+        forward_mode_of("pallas", make_mesh(4, 1, 2), *wide)

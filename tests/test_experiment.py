@@ -260,7 +260,7 @@ def test_a_comparison_that_cannot_be_is_said_before_the_queue_runs(
 
 
 def test_nothing_finished_is_said(experiment: Experiment, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no run has selected yet"):
+    with pytest.raises(UserError, match="has selected yet"):
         write_results(experiment, tmp_path / "report")
 
 
@@ -275,8 +275,14 @@ def test_worth_and_transfer_are_tabulated(tmp_path: Path) -> None:
         folder = make_folder(experiment.out / "worth" / run.name / "diagnose")
         write_json(folder / "worth.json", {"scores": {"kernel": one}})
     write_results(experiment, tmp_path / "report", transfer=True)
+    assert json.loads((tmp_path / "report" / "results.json").read_text())["worth"] == []  # none has ended
+    for run in experiment.runs:
+        jobs = queue.jobs_of(experiment, [run], None)
+        mark = queue.mark_path(experiment.out, jobs[-1].name)
+        write_json(make_folder(mark.parent) / mark.name, jobs[-1].mark | ({"run": "another"} if run.seed else {}))
+    write_results(experiment, tmp_path / "report", transfer=True)
     found = json.loads((tmp_path / "report" / "results.json").read_text())
-    assert len(found["worth"]) == 8 and len(found["transfer"]) == 4
+    assert len(found["worth"]) == 4 and len(found["transfer"]) == 4
     assert all(row["spearman"] > 0.98 and row["examples"] == 30 for row in found["transfer"])
     text = (tmp_path / "report" / "results.md").read_text()
     assert "## What scores are worth, a" in text and "## Scores by a and by b, Spearman over the pool" in text

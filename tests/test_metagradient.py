@@ -231,8 +231,10 @@ def test_a_damaged_or_strange_trail(tmp_path):
     first = tmp_path / "first-000002.npz"
     with np.load(first) as stored:
         arrays = {name: stored[name] for name in stored.files}
+    with pytest.raises(UserError, match="is of another training; delete"):
+        found(config=dataclasses.replace(config, learning_rate=2 * config.learning_rate), keep=tmp_path)
     np.savez(first, **{**arrays, "leaf-0": arrays["leaf-0"][..., :-1]})
-    with pytest.raises(UserError, match="is of another adapter; delete"):
+    with pytest.raises(UserError, match="is of another training; delete"):
         found(config=config, keep=tmp_path)
 
 

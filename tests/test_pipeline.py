@@ -267,7 +267,7 @@ def test_blocks_of_another_machine_are_merged_without_its_gpu(inputs, monkeypatc
         run(config, only=stage)
     with monkeypatch.context() as gpu:
         for module in (rows, score):
-            gpu.setattr(module, "forward_mode_of", lambda attention, mesh: Kernel(16, 16, interpret=True))
+            gpu.setattr(module, "forward_mode_of", lambda *_: Kernel(16, 16, interpret=True))
         run(config, only="score", shard=Shard(0, 1))
     run(config, only="score", merge=True)
     assert (Path(config.out) / "score" / "manifest.json").exists()

@@ -45,10 +45,18 @@ def test_the_nearest_of_all_items_whatever_the_blocks(seed: int, block: int, at_
 
 
 def test_what_has_no_embedding_is_not_compared() -> None:
-    check = NearItems(0.9, ("a",), ("file",), np.zeros(3, np.int64), np.array([0.95, 0.85, np.nan], np.float32))
+    check = NearItems(0.9, ("a",), ("file",), np.zeros(3, np.int64), np.array([0.95, 0.85, np.nan], np.float32), 1)
     refusal = check.refuse(0)
     assert refusal and (refusal.reason, refusal.of, refusal.where) == (NEAR_ITEM, "a", "file")
     assert refusal.similarity == pytest.approx(0.95) and check.refuse(1) is None and check.refuse(2) is None
+
+
+def test_what_is_the_same_has_a_cosine_of_one() -> None:
+    """Whatever rounding makes of it."""
+    rows = np.random.default_rng(0).normal(size=(200, 48)).astype(np.float16)
+    nearest, cosine = nearest_items([rows], rows)
+    check = NearItems(1.0, [str(n) for n in range(200)], ["file"] * 200, nearest, cosine, 200)
+    assert all(check.refuse(place) is not None for place in range(200))
 
 
 def test_decontaminate_by_words_first_and_then_by_embeddings() -> None:
@@ -66,7 +74,10 @@ def test_decontaminate_by_words_first_and_then_by_embeddings() -> None:
     [
         ({"cosine": 0.9}, "cosine and embeddings go together"),
         ({"embeddings": PLANE}, "cosine and embeddings go together"),
-        ({"cosine": 0.0, "embeddings": PLANE}, "cosine = 0: a threshold is above 0"),
+        ({"cosine": 0.0, "embeddings": PLANE}, "cosine = 0.0: a threshold is a number above 0"),
+        ({"cosine": "0.9", "embeddings": PLANE}, "cosine = '0.9': a threshold is a number above 0"),
+        ({"cosine": 0.9, "embeddings": PLANE[0]}, "embeddings are two"),
+        ({"cosine": 0.9, "embeddings": (PLANE[0], np.full_like(PLANE[1], np.nan))}, "all are zero or not finite"),
         ({"cosine": 0.9, "embeddings": (PLANE[0], PLANE[1][:1])}, r"shapes \(3, 2\) and \(1, 2\); give"),
         ({"cosine": 0.9, "embeddings": (PLANE[0][:2], PLANE[1])}, "more records than the 2 embeddings"),
         ({"cosine": 0.9, "embeddings": (np.ones((4, 2)), PLANE[1])}, "3 records and 4 embeddings"),

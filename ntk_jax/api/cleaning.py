@@ -95,15 +95,22 @@ def _near_items(items: EvaluationItems, cosine: float | None, embeddings: tuple[
         return None
     if cosine is None or embeddings is None:
         raise UserError("cosine and embeddings go together: give the threshold and both sets' embeddings, or neither")
-    if not 0 < cosine <= 1:
-        raise UserError(f"cosine = {cosine:g}: a threshold is above 0 and at most 1 (0.95 is usual)")
+    if not isinstance(cosine, int | float) or not 0 < cosine <= 1:
+        raise UserError(f"cosine = {cosine!r}: a threshold is a number above 0 and at most 1 (0.95 is usual)")
+    if not isinstance(embeddings, tuple | list) or len(embeddings) != 2:
+        raise UserError("embeddings are two: of the pool, [N, D], and of the evaluation items, [M, D]")
     pool, wanted = (np.asarray(rows) for rows in embeddings)
     if pool.ndim != 2 or wanted.ndim != 2 or pool.shape[1] != wanted.shape[1] or len(wanted) != len(items.ids):
         raise UserError(
             f"the embeddings of pool and evaluation have shapes {pool.shape} and {wanted.shape}; give [N, D] and "
             f"[{len(items.ids)}, D] of one model"
         )
-    return NearItems(cosine, items.ids, items.files, *nearest_items([pool], wanted))
+    found = NearItems(cosine, items.ids, items.files, *nearest_items([pool], wanted), len(wanted))
+    if len(pool) and np.isnan(found.cosine).all():
+        raise UserError(
+            "no embedding of the pool can be compared with one of the evaluation: all are zero or not finite"
+        )
+    return found
 
 
 def near_duplicates(

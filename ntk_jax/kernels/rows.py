@@ -80,7 +80,7 @@ def make_step(
 ) -> Step:
     """The static half of a compiled step for this model and layout. Raises UserError as `forward_mode_of`."""
     segments = layout.max_segments if layout.packed else 1
-    forward_mode = forward_mode_of(attention, layout.mesh)
+    forward_mode = forward_mode_of(attention, layout.mesh, model.config.head_dim, model.dtype)
     return Step(model.graphdef, model.dtype, objective, parameters, segments, pooled, forward_mode)
 
 

@@ -33,6 +33,7 @@ from ntk_jax.errors import UserError
 from ntk_jax.parallel.rules import on_own_rows
 
 Attention = Literal["auto", "xla", "pallas"]
+MEASURED = (128, jnp.dtype(jnp.bfloat16))  # width of a head and type, docs/performance.md
 SMALLEST = 16  # sides of a product on a GPU's matrix units
 
 
@@ -54,11 +55,13 @@ class Kernel:
     interpret: bool = False
 
 
-def forward_mode_of(attention: Attention | Kernel, mesh: jax.sharding.Mesh | None) -> Kernel | bool:
+def forward_mode_of(
+    attention: Attention | Kernel, mesh: jax.sharding.Mesh | None, head_dim: int, dtype: Any
+) -> Kernel | bool:
     """What `hidden_states` takes as forward_mode: a kernel, or True for the rule in plain XLA.
 
-    attention: `xla`, `pallas`, `auto` (the kernel where it can run), or a kernel as it is wanted. Raises UserError
-    where `pallas` cannot run.
+    attention: `xla`, `pallas`, `auto` (the kernel where it can run and was measured: in bf16 with heads 128 wide), or a
+    kernel as it is wanted. Raises UserError where `pallas` cannot run.
     """
     if isinstance(attention, Kernel):
         return attention
@@ -70,7 +73,8 @@ def forward_mode_of(attention: Attention | Kernel, mesh: jax.sharding.Mesh | Non
         reason = "its kernel wants all heads of a row on one device, and the mesh's tensor axis splits them"
     if attention == "pallas" and reason:
         raise UserError(f"attention = pallas: {reason}; take attention = xla")
-    return True if attention == "xla" or reason else Kernel()
+    unknown = attention == "auto" and (head_dim, jnp.dtype(dtype)) != MEASURED
+    return True if attention == "xla" or reason or unknown else Kernel()
 
 
 def first_keys(segments: jax.Array) -> jax.Array:

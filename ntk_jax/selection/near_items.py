@@ -23,22 +23,26 @@ from ntk_jax.selection.nearest import cosines_with
 
 ITEMS_AT_ONCE = 4096  # that a block is compared with: bounds the products in memory
 
+ROUNDING = 1e-6  # of a product of unit rows in fp32: what is the same has a cosine a little below 1
+
 
 @dataclass(frozen=True)
 class NearItems:
     """Refuses what is like an evaluation item. ids, files: of each item. nearest, cosine: [N] by place in the pool, the
-    item nearest to each example and their cosine; NaN for an example without an embedding, which is not compared."""
+    item nearest to each example and their cosine; NaN for an example without an embedding, which is not compared.
+    compared: items that have an embedding."""
 
     threshold: float
     ids: Sequence[str]
     files: Sequence[str]
     nearest: np.ndarray
     cosine: np.ndarray
+    compared: int
 
     def refuse(self, place: int) -> Refusal | None:
         """See `clean.Check`."""
         cosine = float(self.cosine[place])
-        if not cosine >= self.threshold:
+        if not cosine >= self.threshold - ROUNDING:
             return None
         item = int(self.nearest[place])
         return Refusal(NEAR_ITEM, self.ids[item], self.files[item], round(min(cosine, 1.0), 6))

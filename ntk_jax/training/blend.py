@@ -11,7 +11,7 @@ a tenth. Here the proportion is chosen, and may change once on the way:
 | `replay`               | selected examples only      | the domain, and a share of selected examples in each     |
 
 A share of a step is seldom a whole number of examples: 0.3 of 4 is 1.2. So steps differ by one, and what is left over
-is carried on: after any number of steps a set's examples are what its share of all steps comes to, to half an example.
+is carried on: a set's examples are what its share comes to, to one example on the way and to half of one at the end.
 
 Each set is read in epochs of its own, one seeded permutation after another, so that a step's examples are arithmetic on
 its number.

@@ -40,7 +40,7 @@ from ntk_jax.parallel.hosts import place
 from ntk_jax.parallel.rules import param_shardings
 from ntk_jax.training.flops import metagradient_flops
 from ntk_jax.training.optimizer import TrainConfig
-from ntk_jax.training.trail import Back, Trail, on_host_with_places
+from ntk_jax.training.trail import Back, Trail, key_of, on_host_with_places
 from ntk_jax.training.unrolled import (
     Course,
     HeldOut,
@@ -136,7 +136,8 @@ def metagradient(
     parts = math.ceil(math.sqrt(run.steps)) if whole and keep is not None else memory.segments
     bounds = np.linspace(0, run.steps, parts + 1).round().astype(int).tolist()
     begun = start(run)
-    trail = Trail(keep, begun, (run.lora, _moving(begun.moments)[0]))
+    key = key_of(bounds, config, seed, by, rows, factors, run.lora)
+    trail = Trail(keep, key, begun, (run.lora, _moving(begun.moments)[0]))
     back, began = trail.back(), trail.last_first(bounds[:-1]) or (0, begun, [])
     stop = run.steps if back is None else back.stop
     again = stop if back is not None or not whole else began[0]

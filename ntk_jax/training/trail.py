@@ -8,6 +8,7 @@ lie in the host's memory. Numbers are kept as they are, so what goes on ends whe
 
 from __future__ import annotations
 
+import hashlib
 import io
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ntk_jax.data.batch import TokenRow
 from ntk_jax.errors import UserError
 from ntk_jax.parallel.hosts import on_host, place
 from ntk_jax.storage.atomic import make_folder, write_bytes
@@ -39,10 +41,11 @@ class Back:
 
 @dataclass(frozen=True)
 class Trail:
-    """folder: None keeps first states in memory alone. like: a state, and pulled: a cotangent, as they lie on the
-    devices; all others are shaped like them."""
+    """folder: None keeps first states in memory alone. key: of the training that the files are of. like: a state, and
+    pulled: a cotangent, as they lie on the devices; all others are shaped like them."""
 
     folder: Path | None
+    key: str
     like: State
     pulled: Any
     firsts: dict[int, tuple[Any, Any]] = field(default_factory=dict)
@@ -52,14 +55,19 @@ class Trail:
         if self.folder is None:
             self.firsts[step] = on_host_with_places(state)
         else:
-            _write(make_folder(self.folder) / f"first-{step:06d}.npz", state, losses=np.array(losses))
+            _write(
+                make_folder(self.folder) / f"first-{step:06d}.npz",
+                state,
+                key=np.array(self.key),
+                losses=np.array(losses),
+            )
 
     def first(self, step: int) -> State:
         """What `keep_first` kept."""
         if self.folder is None:
             found: State = place(*self.firsts.pop(step))
         else:
-            found = _read(self.folder / f"first-{step:06d}.npz", self.like)[0]
+            found = _read(self.folder / f"first-{step:06d}.npz", self.like, self.key)[0]
         return found
 
     def last_first(self, steps: list[int]) -> tuple[int, State, list[float]] | None:
@@ -67,7 +75,7 @@ class Trail:
         for step in reversed(steps):
             path = None if self.folder is None else self.folder / f"first-{step:06d}.npz"
             if path is not None and path.exists():
-                state, facts = _read(path, self.like)
+                state, facts = _read(path, self.like, self.key)
                 return step, state, facts["losses"].tolist()
         return None
 
@@ -75,15 +83,30 @@ class Trail:
         """Where the way back is; nothing without a folder."""
         if self.folder is not None:
             facts = {name: np.asarray(value) for name, value in vars(found).items() if name != "pulled"}
-            _write(make_folder(self.folder) / _BACK, found.pulled, **facts)
+            _write(make_folder(self.folder) / _BACK, found.pulled, key=np.array(self.key), **facts)
 
     def back(self) -> Back | None:
         """What `keep_back` kept last; None: the way back has not gone through a segment."""
         if self.folder is None or not (self.folder / _BACK).exists():
             return None
-        pulled, facts = _read(self.folder / _BACK, self.pulled)
+        pulled, facts = _read(self.folder / _BACK, self.pulled, self.key)
         numbers = float(facts["before"]), float(facts["after"]), facts["losses"]
         return Back(int(facts["stop"]), pulled, facts["values"], *numbers)
+
+
+def key_of(*parts: Any) -> str:
+    """Of a training and where it is cut, so that what was kept of another is not taken for it. parts: numbers, texts,
+    settings, token rows or trees of arrays."""
+    found = hashlib.sha256()
+    for part in parts:
+        for leaf in jax.tree.leaves(part, is_leaf=lambda leaf: isinstance(leaf, TokenRow)):
+            if isinstance(leaf, TokenRow):
+                found.update(leaf.ids.tobytes() + leaf.span.tobytes())
+            elif isinstance(leaf, jax.Array | np.ndarray):
+                found.update(on_host(leaf).tobytes())
+            else:
+                found.update(repr(leaf).encode())
+    return found.hexdigest()
 
 
 def on_host_with_places(tree: Any) -> tuple[Any, Any]:
@@ -99,16 +122,17 @@ def _write(path: Path, tree: Any, **facts: np.ndarray) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def _read(path: Path, like: Any) -> tuple[Any, dict[str, np.ndarray]]:
-    """(the tree, on the devices as `like` is; the facts). Raises UserError: a damaged file, or one of another tree."""
+def _read(path: Path, like: Any, key: str) -> tuple[Any, dict[str, np.ndarray]]:
+    """(the tree, on the devices as `like` is; the facts). Raises UserError: a file that is damaged or of another
+    training."""
     leaves, structure = jax.tree.flatten(like)
     try:
         with np.load(io.BytesIO(path.read_bytes())) as stored:
             arrays = {name: stored[name] for name in stored.files}
-        found = [arrays[f"leaf-{number}"] for number in range(len(leaves))]
+        found, own = [arrays[f"leaf-{number}"] for number in range(len(leaves))], str(arrays["fact-key"])
     except Exception as error:  # of zip, of its compression and of NumPy's headers: many types
         raise UserError(f"{path} is damaged ({error}); delete {path.parent} and run again") from None
-    if any(a.shape != b.shape for a, b in zip(found, leaves, strict=True)):
-        raise UserError(f"{path} is of another adapter; delete {path.parent} and run again")
+    if own != key or any(a.shape != b.shape for a, b in zip(found, leaves, strict=True)):
+        raise UserError(f"{path} is of another training; delete {path.parent} and run again")
     tree = place(jax.tree.unflatten(structure, found), jax.tree.unflatten(structure, [b.sharding for b in leaves]))
     return tree, {name.removeprefix("fact-"): value for name, value in arrays.items() if name.startswith("fact-")}

@@ -136,7 +136,7 @@ class ScoreSection:
         "mean_gradient, adam (preconditioned by the warm-up's second moments), or a direction.safetensors",
     )
     attention: Literal["auto", "xla", "pallas"] = setting(
-        "xla", "pallas: a kernel for GPUs, measured in bf16 with heads 128 wide; auto: where it can run"
+        "xla", "pallas: a kernel for GPUs; auto: there, in bf16 with heads 128 wide, for which it was measured"
     )
     batch_tokens: Count = setting(
         8192, "tokens of one compiled step over all devices; the first thing to lower when memory is short"

@@ -215,7 +215,8 @@ class Refinement:
         """How near the pool is to the items, by which a threshold is chosen."""
         known = near.cosine[~np.isnan(near.cosine)]
         low, high, most = np.quantile(known, [0.5, 0.99, 1.0]).tolist() if len(known) else (None, None, None)
-        return {"nearest_cosine": {"median": low, "99%": high, "largest": most}}
+        without = len(near.ids) - near.compared
+        return {"items_without_embedding": without, "nearest_cosine": {"median": low, "99%": high, "largest": most}}
 
     def _clean_pool(self, items: EvaluationItems) -> None:
         """Makes what holds an evaluation item unusable, for every method."""
@@ -314,7 +315,7 @@ def _near_items(run: SelectRun, items: EvaluationItems, embeddings: Embeddings, 
     found, cosines = nearest_items(embeddings.blocks(), rows)
     nearest, cosine = np.zeros(len(run.pool.ordinals), np.int64), np.full(len(run.pool.ordinals), np.nan, np.float32)
     nearest[embeddings.places], cosine[embeddings.places] = places[found], cosines
-    return NearItems(threshold, items.ids, items.files, nearest, cosine)
+    return NearItems(threshold, items.ids, items.files, nearest, cosine, len(places))
 
 
 def _refuse_unknown(config: SelectConfig, groups: Sequence[str]) -> None:

@@ -57,7 +57,9 @@ def check_inputs(run: SelectRun, closing: bool) -> None:
     asked. Where the stage is only closed, this machine needs no accelerator."""
     check_pool(run)
     if not closing:
-        forward_mode_of(run.config.score.attention, run.model.mesh)
+        forward_mode_of(
+            run.config.score.attention, run.model.mesh, run.model.base.config.head_dim, run.model.base.dtype
+        )
 
 
 def check_pool(run: SelectRun, closing: bool = False) -> None:

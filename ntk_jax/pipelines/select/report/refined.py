@@ -32,6 +32,8 @@ def left_out(run: SelectRun) -> Table | None:
         short = finite(items.get("items_too_short"))
         caption += f". Looked for: {count(items['items'])} evaluation items"
         caption += f", of which {count(short)} are too short to be found by their words" if short else ""
+    without = finite(items.get("items_without_embedding"))
+    caption += f"; {count(without)} have no embedding and were compared by words alone" if without else ""
     near = mapping(items.get("nearest_cosine"))
     if near:
         caption += f"; the cosine of an example with the nearest item is {general(near.get('median'))} in the middle, "
