@@ -36,6 +36,7 @@ def main() -> None:
         ("domain", 16, "domain examples trained on beside them"),
         ("held-out", 40, "records whose loss is measured"),
         ("batch", 16, "examples of a step"),
+        ("direction", 48, "domain examples whose mean gradient --objectives are scored along"),
         ("top", 10, "N of the precision of the top"),
         ("epochs", 1, "passes"),
         ("seed", 0, "of the samples and the order"),
@@ -44,11 +45,12 @@ def main() -> None:
     parser.add_argument(
         "--start", choices=("warm", "fresh"), default="warm", help="the warm-up's adapter, or a fresh one"
     )
+    parser.add_argument("--objectives", nargs="*", default=[], help="scored here too, at the warm-up's adapter")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     config = yaml.safe_load((options.run / "config.yaml").read_text(encoding="utf8"))
     ranked = read_rankings(str(options.run))
-    model = nj.load_model(config["model"]["path"], adapter=str(options.run / "warmup" / "adapter"))
+    warm = model = nj.load_model(config["model"]["path"], adapter=str(options.run / "warmup" / "adapter"))
     if options.start == "fresh":
         model = with_lora(model, initial_lora(model.lora, options.seed))
     candidates = sampled_candidates(options, config, ranked)
@@ -68,6 +70,12 @@ def main() -> None:
     )
     scores: dict[str, Any] = ranked.of([record["id"] for record in candidates])
     scores["response characters"] = np.array([float(len(record["response"])) for record in candidates])
+    for objective in options.objectives:
+        kept = {"objective": objective, "span": nj.Span(max_length=config["model"]["max_length"], overflow="truncate")}
+        direction = nj.mean_gradient(
+            warm, sampled(config["data"]["domain"], options.direction, options.seed + 1), **kept
+        )
+        scores[f"{objective}, here"] = np.asarray(nj.directional_scores(warm, candidates, direction, **kept), float)
     worth = ranker_worth(scores, found.values, top=options.top, seed=options.seed)
     result = {
         "run": str(options.run),
