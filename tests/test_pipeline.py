@@ -32,9 +32,9 @@ from ntk_jax.storage.run import lock
 
 
 def fingerprint(config, stage):
-    """What decides a stage's results, and what only decides how they are shown."""
+    """What decides a stage's results, what only decides how they are shown, and what is kept beside them."""
     hashes = plan._input_hashes(PIPELINE, config, tuple(stage.name for stage in PIPELINE.stages))
-    return plan._fingerprint(PIPELINE, config, stage, hashes)
+    return plan._sign(PIPELINE, config, stage, hashes)
 
 
 @pytest.fixture(scope="module")

@@ -249,7 +249,7 @@ def test_what_the_selections_depend_on(inputs: Path) -> None:
 
     def keys(method: str, **sections: Any) -> dict[str, Any]:
         config = config_of(inputs, "run", [method], **sections)
-        return plan._fingerprint(select, config, "select", hashes)[0]
+        return plan._sign(select, config, "select", hashes).fingerprint
 
     assert not any(key.startswith("embedding.") for key in keys("paths"))
     assert keys("embedding")["embedding.pooling"] == "position" and not any(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from kernel_reference import flatten, random_rows, reference_gradients, tiny_mod
 from tiny_run import run, tiny_run_config, write_inputs
 
 from ntk_jax.data.sources import read_records
+from ntk_jax.engine.plan import same_results
 from ntk_jax.engine.shards import Shard
 from ntk_jax.engine.stage import Job
 from ntk_jax.errors import UserError
@@ -28,6 +30,7 @@ from ntk_jax.models.model import with_lora
 from ntk_jax.parallel.mesh import make_mesh
 from ntk_jax.pipelines.common.arrays import load_tree, tree_facts
 from ntk_jax.pipelines.select import less, low_rank
+from ntk_jax.pipelines.select.stages import PIPELINE
 from ntk_jax.pipelines.select.state import open_run
 from ntk_jax.selection.ranker import Candidates
 from ntk_jax.selection.rankers import RANKERS
@@ -299,16 +302,29 @@ def test_a_domain_that_spans_fewer_directions_than_asked_for(inputs):
     np.testing.assert_allclose([r["score"] for r in low], [r["score"] for r in kernel], rtol=1e-3)
 
 
-def test_the_warm_up_depends_on_checkpoints_only_where_they_are_asked_for(finished, inputs):
+def test_the_warm_up_keeps_checkpoints_only_where_they_are_asked_for(finished, inputs):
     _, folder = finished
-    kept = json.loads((folder / "warmup/fingerprint.json").read_text())["fingerprint"]
-    assert kept["select.less.checkpoints"] == 2
-    config = tiny_run_config(inputs, "plain", select={"methods": ["kernel", "random"], "less": {"checkpoints": 3}})
-    run(config, until="warmup")
-    plain = json.loads((inputs / "plain/warmup/fingerprint.json").read_text())["fingerprint"]
-    assert not any(key.startswith("select.") for key in plain) and not (inputs / "plain/warmup/trajectory").exists()
+    signed = json.loads((folder / "warmup/fingerprint.json").read_text())
+    assert signed["kept"] == {"select.less.checkpoints": 2} and "select.less.checkpoints" not in signed["fingerprint"]
+    methods = {"methods": ["kernel", "random"], "less": {"checkpoints": 3}}
+    run(tiny_run_config(inputs, "plain", select=methods), until="warmup")
+    assert "kept" not in json.loads((inputs / "plain/warmup/fingerprint.json").read_text())
+    assert not (inputs / "plain/warmup/trajectory").exists()
     same = [(inputs / place / "warmup/adapter/adapter_model.safetensors").read_bytes() for place in ("plain", "run")]
     assert same[0] == same[1], "keeping checkpoints changes no training"
+
+
+def test_a_warm_up_that_kept_checkpoints_serves_a_run_that_asks_for_none(finished, inputs):
+    config, folder = finished
+    shutil.copytree(folder, inputs / "fewer", ignore=shutil.ignore_patterns(".*", "select", "finetune", "evaluate"))
+    before = (inputs / "fewer/warmup/manifest.json").stat().st_mtime_ns
+    fewer = tiny_run_config(inputs, "fewer", **{**SETTINGS, "select": {"methods": ["kernel", "random"]}})
+    assert "warmup" in same_results(PIPELINE, config, fewer)
+    assert "warmup" not in same_results(PIPELINE, fewer, config), "what was not kept is not there"
+    run(fewer, until="select")
+    assert (inputs / "fewer/warmup/manifest.json").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match=r"warmup was made from something else: select.less.checkpoints was absent"):
+        run(tiny_run_config(inputs, "plain", **LESS), until="warmup")
 
 
 @pytest.mark.parametrize(

@@ -338,7 +338,7 @@ class TestRuns:
 
         def keys(method, **sections):
             made = tiny_run_config(inputs, select={"methods": [method]}, **sections)
-            return plan._fingerprint(select, made, "select", hashes)[0]
+            return plan._sign(select, made, "select", hashes).fingerprint
 
         assert not any(key.startswith("sketch.") for key in keys("kernel"))
         assert "score.direction" in keys("kernel") and "score.direction" not in keys("sketch")

@@ -172,6 +172,25 @@ def test_what_is_only_shown_opens_a_stage_again(tmp_path: Path) -> None:
     assert look(tmp_path, FINGERPRINT, other) == "resume"
 
 
+def test_what_keeps_more_than_is_asked_for_will_do(tmp_path: Path) -> None:
+    kept = {"less.checkpoints": 2}
+    assert begin(tmp_path, FINGERPRINT, None, kept) == "new"
+    commit(tmp_path, FINGERPRINT, {}, None, kept)
+    assert look(tmp_path, FINGERPRINT, None, kept) == look(tmp_path, FINGERPRINT) == "done"
+    with pytest.raises(UserError, match="less.checkpoints was 2, is now 3"):
+        look(tmp_path, FINGERPRINT, None, {"less.checkpoints": 3})
+    with pytest.raises(UserError, match="momentum was absent, is now true"):
+        look(tmp_path, FINGERPRINT, None, {**kept, "momentum": True})
+
+
+def test_what_went_on_without_keeping_something_does_not_have_it(tmp_path: Path) -> None:
+    kept = {"less.checkpoints": 2}
+    begin(tmp_path, FINGERPRINT, None, kept)
+    assert begin(tmp_path, FINGERPRINT) == "resume"
+    with pytest.raises(UserError, match="less.checkpoints was absent, is now 2"):
+        begin(tmp_path, FINGERPRINT, None, kept)
+
+
 def test_damaged_or_foreign_manifests(tmp_path: Path) -> None:
     begin(tmp_path, FINGERPRINT)
     manifest = tmp_path / "manifest.json"

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ntk_jax.engine.config import flatten, to_tree
 from ntk_jax.engine.shards import Shard, refuse_missing
@@ -37,18 +37,26 @@ class Command:
     merge: bool = False
 
 
+class Sign(NamedTuple):
+    """What decides a stage's results, what only decides how they are shown, and what is kept beside them: flat
+    {key: value}."""
+
+    fingerprint: dict[str, Any]
+    shown: dict[str, Any]
+    kept: dict[str, Any]
+
+
 @dataclass(frozen=True)
 class Plan:
-    """stages: in order, those to be run. states: of these. fingerprints, shown: what decides their results, and what
-    only decides how they are shown, flat. inputs: {kind: {path: SHA-256}} of all that they read."""
+    """stages: in order, those to be run. states: of these. signs: what decides each. inputs: {kind: {path: SHA-256}} of
+    all that they read."""
 
     pipeline: Pipeline
     config: Any
     command: Command
     stages: tuple[str, ...]
     states: Mapping[str, State]
-    fingerprints: Mapping[str, dict[str, Any]]
-    shown: Mapping[str, dict[str, Any]]
+    signs: Mapping[str, Sign]
     inputs: Mapping[str, Mapping[str, str]]
 
     @property
@@ -94,9 +102,9 @@ def make_plan(pipeline: Pipeline, config: Any, command: Command, folder: Path, s
     later = [name for name in pipeline.of(config) if name not in (*earlier, *stages)]
     later = hosts.broadcast(lambda: [name for name in later if (folder / name / "fingerprint.json").exists()])
     inputs = _input_hashes(pipeline, config, (*earlier, *stages, *later))
-    parts = {name: _fingerprint(pipeline, config, name, inputs) for name in (*earlier, *stages, *later)}
-    hosts.require_equal("config or inputs", json.dumps(parts, sort_keys=True, default=str))
-    states = hosts.broadcast(lambda: {name: look(folder / name, *parts[name]) for name in parts})
+    signs = {name: _sign(pipeline, config, name, inputs) for name in (*earlier, *stages, *later)}
+    hosts.require_equal("config or inputs", json.dumps(signs, sort_keys=True, default=str))
+    states = hosts.broadcast(lambda: {name: look(folder / name, *signs[name]) for name in signs})
     for name in earlier:
         if states[name] not in FINISHED:
             raise UserError(f"stage {command.only} needs stage {name}, which is not done in {folder}; run it first")
@@ -109,8 +117,7 @@ def make_plan(pipeline: Pipeline, config: Any, command: Command, folder: Path, s
         command,
         stages,
         {name: states[name] for name in stages},
-        {name: fingerprint for name, (fingerprint, _) in parts.items()},
-        {name: shown for name, (_, shown) in parts.items()},
+        signs,
         inputs,
     )
     if command.merge and plan.pending:
@@ -128,16 +135,18 @@ def same_results(pipeline: Pipeline, a: Any, b: Any) -> tuple[str, ...]:
     over from one of `a`. Everything that these stages build on is among them."""
     same: list[str] = []
     for name in (name for name in pipeline.of(b) if name in pipeline.of(a)):
+        signs = [_sign(pipeline, config, name, {kind: {} for kind in pipeline.inputs(config)}) for config in (a, b)]
         decided = [
             (
                 pipeline.before(config, name),
                 [pipeline.stage(stage).kinds(config) for stage in (*pipeline.before(config, name), name)],
-                _fingerprint(pipeline, config, name, {kind: {} for kind in pipeline.inputs(config)})[0],
+                sign.fingerprint,
             )
-            for config in (a, b)
+            for config, sign in zip((a, b), signs, strict=True)
         ]
+        enough = signs[1].kept.items() <= signs[0].kept.items()
         # A stage may only show what an earlier one is decided by: then it is the earlier one that differs.
-        if decided[0] == decided[1] and set(decided[0][0]) <= set(same):
+        if decided[0] == decided[1] and enough and set(decided[0][0]) <= set(same):
             same.append(name)
     return tuple(same)
 
@@ -160,18 +169,17 @@ def write_plan(plan: Plan, folder: Path) -> None:
     write_json(path, {"schema": SCHEMA, "pipelines": {**before.part("pipelines"), pipeline.name: entry}})
 
 
-def _fingerprint(
-    pipeline: Pipeline, config: Any, name: str, inputs: Mapping[str, Mapping[str, str]]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(fingerprint, shown) of a stage, flat {key: value}: settings and hashes of inputs that decide its bytes, its own
-    and those of the stages it builds on; and its own settings that only decide what it shows."""
+def _sign(pipeline: Pipeline, config: Any, name: str, inputs: Mapping[str, Mapping[str, str]]) -> Sign:
+    """Of a stage: settings and hashes of inputs that decide its bytes, its own and those of the stages it builds on;
+    and its own settings that only decide what it shows or keeps."""
     settings = flatten(to_tree(config)) | (pipeline.resolved(config) if pipeline.resolved else {})
     stages = [pipeline.stage(stage) for stage in (*pipeline.before(config, name), name)]
     kinds = dict.fromkeys(kind for stage in stages for kind in stage.kinds(config))
     decides = _chosen(settings, [key for stage in stages for key in stage.keys(config)])
     hashes = {f"input.{kind}.{path}": digest for kind in kinds for path, digest in inputs[kind].items()}
     shown = _chosen(settings, pipeline.stage(name).shows)
-    return {key: value for key, value in decides.items() if key not in shown} | hashes, shown
+    kept = _chosen(settings, pipeline.stage(name).keeps(config))
+    return Sign({key: value for key, value in decides.items() if key not in shown} | hashes, shown, kept)
 
 
 def _chosen(settings: Mapping[str, Any], sections: Any) -> dict[str, Any]:

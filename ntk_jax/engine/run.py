@@ -81,7 +81,8 @@ def run(
                     hosts.broadcast(functools.partial(close_empty, place))
                 raise
             if facts is not None:
-                hosts.broadcast(functools.partial(commit, place, plan.fingerprints[name], facts, plan.shown[name]))
+                sign = plan.signs[name]
+                hosts.broadcast(functools.partial(commit, place, sign.fingerprint, facts, sign.shown, sign.kept))
             if remote:
                 bucket.push_all(copy)
         if pipeline.beside and not command.shard:
@@ -144,7 +145,7 @@ def _hold(config: Any, command: Command) -> tuple[Path, contextlib.AbstractConte
 def _begin(plan: Plan, folder: Path, name: str) -> None:
     """Opens a stage and says what computes it. Of two shards that start with different settings, the second is refused
     here, before it writes what they have in common."""
-    if begin(folder / name, plan.fingerprints[name], plan.shown[name]) == "new":
+    if begin(folder / name, *plan.signs[name]) == "new":
         clock.forget(folder, name)
     if plan.command.shard:
         _write_head(plan, folder)

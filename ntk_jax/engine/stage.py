@@ -52,6 +52,8 @@ class Stage:
     config that gives them). inputs: kinds of files that do likewise (or such a function).
     shows: keys that decide only what it writes for people: when one of them changes the stage
     is run again over what is there, and no stage after it is touched.
+    keeps(config) -> keys that decide only what it keeps beside its results, for a stage that reads them too: results
+    with more beside them serve a run that asks for less, and no stage after it is touched.
     stores(config) -> names of the array stores whose blocks several processes may fill (`--shard`).
     check(config) raises UserError for settings that cannot work. check_inputs(state, closing) reads what later stages
     will read and raises UserError, before anything is written; closing: all blocks are there, nothing is computed.
@@ -67,6 +69,7 @@ class Stage:
     reads: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ()
     inputs: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ()
     shows: tuple[str, ...] = ()
+    keeps: Callable[[Any], tuple[str, ...]] = nothing
     stores: Callable[[Any], tuple[str, ...]] = nothing
     check: Address | None = None
     check_inputs: Address | None = None

@@ -139,31 +139,45 @@ def _signature(path: Path) -> str:
     return "unknown"
 
 
-def look(folder: str | Path, fingerprint: Mapping[str, Any], shown: Mapping[str, Any] | None = None) -> State:
+def look(
+    folder: str | Path,
+    fingerprint: Mapping[str, Any],
+    shown: Mapping[str, Any] | None = None,
+    kept: Mapping[str, Any] | None = None,
+) -> State:
     """The state of a stage: `done` (its manifest matches), `refresh` (it matches, but for what only decides how results
     are shown), `resume` (begun with this fingerprint), or `new`.
 
     fingerprint: nested JSON values that decide the stage's result, and nothing else. shown: those that only decide what
-    it writes for people.
+    it writes for people. kept: those, flat, that only decide what it keeps beside its result; one that keeps more
+    matches.
     Raises UserError: the folder holds results of another fingerprint; the differing keys are named with both values.
     """
     manifest, begun = (Path(folder) / name for name in ("manifest.json", "fingerprint.json"))
     if manifest.exists():
-        return "done" if _shown(_compare(Path(folder), manifest, fingerprint)) == _plain(shown) else "refresh"
+        found = _compare(Path(folder), manifest, fingerprint, kept)
+        return "done" if _part(found, "shown") == _plain(shown) else "refresh"
     if begun.exists():
-        _compare(Path(folder), begun, fingerprint)
+        _compare(Path(folder), begun, fingerprint, kept)
         return "resume"
     return "new"
 
 
-def begin(folder: str | Path, fingerprint: Mapping[str, Any], shown: Mapping[str, Any] | None = None) -> State:
+def begin(
+    folder: str | Path,
+    fingerprint: Mapping[str, Any],
+    shown: Mapping[str, Any] | None = None,
+    kept: Mapping[str, Any] | None = None,
+) -> State:
     """Opens a stage, so that from now on it belongs to this fingerprint; returns and raises as `look`."""
     folder = atomic.make_folder(folder)
-    state = look(folder, fingerprint, shown)
+    state = look(folder, fingerprint, shown, kept)
     if state == "refresh":  # open it before anything in it changes
         (folder / "manifest.json").unlink()
-    if state != "done" and (state == "new" or _shown(atomic.read_json(folder / "fingerprint.json")) != _plain(shown)):
-        atomic.write_json(folder / "fingerprint.json", _signed(fingerprint, shown))
+    if state != "done":  # what goes on without keeping something has not all of it in the end
+        signed = _plain(_signed(fingerprint, shown, kept))
+        if state == "new" or atomic.read_json(folder / "fingerprint.json") != signed:
+            atomic.write_json(folder / "fingerprint.json", signed)
     return state
 
 
@@ -181,24 +195,28 @@ def commit(
     fingerprint: Mapping[str, Any],
     facts: Mapping[str, Any],
     shown: Mapping[str, Any] | None = None,
+    kept: Mapping[str, Any] | None = None,
 ) -> None:
     """Closes a stage: the checksums of its files, then `manifest.json`, its last file. The manifest holds no time, so
     that equal commands have equal manifests. Raises UserError: the disk is full or not writable."""
     folder = Path(folder)
     atomic.write_lines(folder / SUMS, (f"{sha256_file(folder / name)}  {name}" for name in _results(folder)))
-    atomic.write_json(folder / "manifest.json", {**_signed(fingerprint, shown), "facts": facts})
+    atomic.write_json(folder / "manifest.json", {**_signed(fingerprint, shown, kept), "facts": facts})
 
 
-def _shown(found: Mapping[str, Any]) -> Any:
-    return found.get("shown", {})
+def _part(found: Mapping[str, Any], name: str) -> Any:
+    return found.get(name, {})
 
 
-def _plain(shown: Mapping[str, Any] | None) -> Any:
-    return json.loads(json.dumps(atomic.plain(shown or {})))
+def _plain(part: Mapping[str, Any] | None) -> Any:
+    return json.loads(json.dumps(atomic.plain(part or {})))
 
 
-def _signed(fingerprint: Mapping[str, Any], shown: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {"schema": SCHEMA, "fingerprint": fingerprint} | ({"shown": shown} if shown else {})
+def _signed(
+    fingerprint: Mapping[str, Any], shown: Mapping[str, Any] | None, kept: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    parts = {"shown": shown, "kept": kept}
+    return {"schema": SCHEMA, "fingerprint": fingerprint} | {name: part for name, part in parts.items() if part}
 
 
 def verify(folder: str | Path) -> None:
@@ -241,7 +259,9 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     return atomic.read_json(path, dict) if path.exists() else None
 
 
-def _compare(folder: Path, path: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+def _compare(
+    folder: Path, path: Path, fingerprint: Mapping[str, Any], kept: Mapping[str, Any] | None
+) -> dict[str, Any]:
     found = atomic.read_json(path)
     if not isinstance(found, dict) or not isinstance(found.get("fingerprint"), dict):
         raise UserError(f"{path} is damaged, it holds no fingerprint; delete the folder {folder} and run again")
@@ -250,9 +270,10 @@ def _compare(folder: Path, path: Path, fingerprint: Mapping[str, Any]) -> dict[s
             f"{folder} was written in format {found.get('schema')}, this version writes {SCHEMA};"
             " give another folder, or delete that folder"
         )
-    old = _flat(found["fingerprint"])
-    new = _flat(json.loads(json.dumps(atomic.plain(fingerprint))))
-    differing = [key for key in sorted(old.keys() | new.keys()) if _text(old, key) != _text(new, key)]
+    beside = _part(found, "kept")
+    old, new = _flat(found["fingerprint"]) | beside, _flat(_plain(fingerprint)) | _plain(kept)
+    keys = (old.keys() | new.keys()) - (beside.keys() - new.keys())  # it may keep more than is asked for
+    differing = [key for key in sorted(keys) if _text(old, key) != _text(new, key)]
     if differing:
         raise UserError(_differences(folder, old, new, differing))
     return found

@@ -70,9 +70,12 @@ def _items_reads(config: Any) -> tuple[str, ...]:
 
 
 def _warmup_reads(config: Any) -> tuple[str, ...]:
-    """What it keeps on its way is asked for by one ranker only."""
-    kept = ("select.less.checkpoints",) if settings.keeps_checkpoints(config) else ()
-    return ("seed", *selecting_reads(config), "lora", "data.domain", "data.domain_limit", "warmup", *kept)
+    return ("seed", *selecting_reads(config), "lora", "data.domain", "data.domain_limit", "warmup")
+
+
+def _warmup_keeps(config: Any) -> tuple[str, ...]:
+    """Checkpoints on its way are asked for by one ranker only."""
+    return ("select.less.checkpoints",) if settings.keeps_checkpoints(config) else ()
 
 
 def _pool_reads(config: Any) -> tuple[str, ...]:
@@ -140,6 +143,7 @@ PIPELINE = Pipeline(
             "has learnt from the domain. Reads data.domain and the section warmup; writes warmup/.",
             function=Address(f"{_HERE}.warmup:warmup"),
             reads=_warmup_reads,
+            keeps=_warmup_keeps,
             inputs=selecting_inputs("domain"),
             check=Address(f"{_HERE}.warmup:check"),
             check_inputs=Address(f"{_HERE}.warmup:check_inputs"),
@@ -290,7 +294,7 @@ PIPELINE = Pipeline(
             "them.",
             function=Address(f"{_HERE}.less:less"),
             after=_after_preselect("warmup"),
-            reads=_reads_candidates("score.batch_tokens", "sketch", "select.less.momentum"),
+            reads=_reads_candidates("score.batch_tokens", "sketch", "select.less.momentum", "select.less.checkpoints"),
             inputs=("pool",),
             stores=settings.less_stores,
             check=Address(f"{_HERE}.less:check"),
