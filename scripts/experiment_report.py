@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from experiment_alike import alike_lines, transfer_rows, variant_rows
 from experiment_figures import forest, pareto
 from experiment_plan import BASE, Experiment, Run
 from experiment_results import (
@@ -21,23 +22,20 @@ from experiment_results import (
     selected_runs,
     worth_of,
 )
-from scipy.special import stdtrit
+from experiment_tables import mean_cell, over_runs, pipes
 
 from ntk_jax.errors import UserError
-from ntk_jax.kernels.agreement import spearman
-from ntk_jax.pipelines.common.rankings import read_rankings
 from ntk_jax.report.amounts import metric, percent
 from ntk_jax.report.figures_matrix import standalone
 from ntk_jax.storage.atomic import make_folder, read_json, write_json, write_text
 
 Rows = Sequence[Mapping[str, Any]]
-LEAST = 3  # examples that a rank correlation is taken of
 
 
 def write_results(experiment: Experiment, folder: Path, *, transfer: bool = False) -> str:
     """Writes the report; what was written, in a line. Raises UserError: nothing is finished, a damaged result."""
     runs, selected = done_runs(experiment), selected_runs(experiment)
-    compared = transfer_rows(experiment) if transfer else []
+    compared = transfer_rows(experiment, selected) if transfer else []
     if not runs and not selected:
         raise UserError(
             "--report: no run with these settings and data files has selected yet, so there is nothing to report; see "
@@ -56,6 +54,7 @@ def write_results(experiment: Experiment, folder: Path, *, transfer: bool = Fals
         "picks": [row for run in selected for row in pick_rows(run)],
         "worth": worth_rows(experiment, selected),
         "transfer": compared,
+        "variants": variant_rows(experiment, selected),
     }
     make_folder(folder)
     write_json(folder / "results.json", found)
@@ -67,7 +66,7 @@ def write_results(experiment: Experiment, folder: Path, *, transfer: bool = Fals
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# What is picked, what scores are worth, and how alike models score
+# What is picked, and what scores are worth
 
 
 def pick_rows(run: Run) -> list[dict[str, Any]]:
@@ -93,29 +92,6 @@ def worth_rows(experiment: Experiment, runs: Sequence[Run]) -> list[dict[str, An
                 | {"spearman": one["spearman"]["value"], "lds": (one["lds"] or {}).get("value")}
                 | {"precision": precision["value"], "chance": precision["chance"], "top": precision["top"]}
             )
-    return found
-
-
-def transfer_rows(experiment: Experiment) -> list[dict[str, Any]]:
-    """A row a domain, seed, method and two models: Spearman of the scores of the pool examples that both scored. It
-    asks for selections alone, not for evaluations."""
-    if len(experiment.models) < 2:
-        raise UserError("--transfer compares the scores of different models; the experiment has one")
-    places = {(run.model, run.domain, run.seed): run for run in selected_runs(experiment) if run.variant == BASE}
-    known = {key: read_rankings(str(run.folder)) for key, run in places.items()}
-    found = []
-    for a, b in itertools.combinations(experiment.models, 2):
-        for domain, seed in itertools.product(experiment.domains, experiment.seeds):
-            one, other = known.get((a, domain, seed)), known.get((b, domain, seed))
-            if one is None or other is None:
-                continue
-            ids = [name for name in one.place if name in other.place]
-            mine, theirs = one.of(ids), other.of(ids)
-            for method in (method for method in mine if method in theirs):
-                both = np.isfinite(mine[method]) & np.isfinite(theirs[method])
-                rho = spearman(mine[method][both], theirs[method][both]) if both.sum() >= LEAST else float("nan")
-                row = {"domain": domain, "seed": seed, "a": a, "b": b, "method": method, "examples": int(both.sum())}
-                found.append(row | {"spearman": float(rho) if np.isfinite(rho) else None})
     return found
 
 
@@ -193,7 +169,7 @@ def markdown(found: Mapping[str, Any], drawn: Sequence[str]) -> str:
                 title = MEASURES[measure] + (f", minus {against} (paired)" if against else "")
                 lines += ["", f"### {title[0].upper()}{title[1:]}", "", *_table(found, model, rows, measure)]
         lines += ["", "### Budgets, means over runs", "", *_budgets(found, model, variant)]
-    lines += _pick_lines(found) + _worth_lines(found) + _transfer_lines(found)
+    lines += _pick_lines(found) + _worth_lines(found) + alike_lines(found)
     if drawn:
         lines += ["", "## Figures", "", *(f"![{name}]({name}.svg)" for name in drawn)]
     return "\n".join(lines) + "\n"
@@ -267,23 +243,6 @@ def _by_arm(found: Mapping[str, Any], model: str, variant: str, key: str) -> dic
     return {arm: float(np.mean(each)) for arm, each in values.items()}
 
 
-def over_runs(rows: Rows, by: str, key: str) -> dict[str, dict[str, Any]]:
-    """{name: value, low, high, runs}: means over runs and their t intervals (no interval of one run), best first."""
-    values: dict[str, list[float]] = {}
-    for row in rows:
-        if row[key] is not None:
-            values.setdefault(row[by], []).append(row[key])
-    found: dict[str, dict[str, Any]] = {}
-    for name, each in sorted(values.items(), key=lambda item: -float(np.mean(item[1]))):
-        mean, count = float(np.mean(each)), len(each)
-        half = (
-            float(stdtrit(count - 1, 0.5 + CONFIDENCE / 2) * np.std(each, ddof=1)) / count**0.5 if count > 1 else None
-        )
-        ends = {"low": None if half is None else mean - half, "high": None if half is None else mean + half}
-        found[name] = {"value": mean, **ends, "runs": count}
-    return found
-
-
 def _pick_lines(found: Mapping[str, Any]) -> list[str]:
     lines = []
     known = [row for row in found["picks"] if row["useful_share"] is not None]
@@ -302,9 +261,9 @@ def _pick_lines(found: Mapping[str, Any]) -> list[str]:
         body = [
             [
                 m,
-                *(_mean(column.get(m), digits=1) for column in columns),
+                *(mean_cell(column.get(m), digits=1) for column in columns),
                 f"{every[m]['value']:.1f}",
-                _mean(length.get(m), False),
+                mean_cell(length.get(m), False),
             ]
             for m in every
         ]
@@ -323,31 +282,8 @@ def _worth_lines(found: Mapping[str, Any]) -> list[str]:
         lines += ["Means over runs (domains and seeds), with t intervals over these.", ""]
         names = dict.fromkeys([*columns["spearman"], *(row["score"] for row in rows)])
         body = [
-            [name, *(_mean(columns[key].get(name)) for key in keys), _mean(chance.get(name), False)] for name in names
+            [name, *(mean_cell(columns[key].get(name)) for key in keys), mean_cell(chance.get(name), False)]
+            for name in names
         ]
         lines += pipes(["score", "Spearman with the metagradient", "LDS", "precision of the top", "chance"], body)
     return lines
-
-
-def _transfer_lines(found: Mapping[str, Any]) -> list[str]:
-    lines = []
-    for a, b in dict.fromkeys((row["a"], row["b"]) for row in found["transfer"]):
-        rows = [row for row in found["transfer"] if (row["a"], row["b"]) == (a, b)]
-        domains = list(dict.fromkeys(row["domain"] for row in rows))
-        columns = [over_runs([r for r in rows if r["domain"] == d], "method", "spearman") for d in domains]
-        lines += ["", f"## Scores by {a} and by {b}, Spearman over the pool", ""]
-        body = [[m, *(_mean(column.get(m)) for column in columns)] for m in dict.fromkeys(r["method"] for r in rows)]
-        lines += pipes(["method", *domains], body)
-    return lines
-
-
-def _mean(one: Mapping[str, Any] | None, interval: bool = True, digits: int = 2) -> str:
-    if one is None:
-        return "–"
-    value, low, high = (None if one[key] is None else f"{one[key]:.{digits}f}" for key in ("value", "low", "high"))
-    return f"{value}" if low is None or not interval else f"{value} [{low}, {high}] ({one['runs']})"
-
-
-def pipes(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table of Markdown."""
-    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]

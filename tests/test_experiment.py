@@ -31,6 +31,7 @@ from experiment_figures import frontier  # noqa: E402
 from experiment_plan import Experiment, Run, merged, read_experiment, shared_stages  # noqa: E402
 from experiment_report import over_runs, write_results  # noqa: E402
 from experiment_results import done_runs, parts_of, rows_of, selection_flops  # noqa: E402
+from shuffle_labels import shuffled  # noqa: E402
 
 EFFECT = {"base": 0.2, "domain": 0.4, "length_matched": 0.5, "random": 0.5, "kernel": 0.8}
 QUESTIONS = 60
@@ -218,7 +219,7 @@ def test_an_arm_that_misses_records_is_named(experiment: Experiment, tmp_path: P
     assert str(run.folder / "evaluate") in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["builtin", "real", "qwen", "grid"])
+@pytest.mark.parametrize("name", ["builtin", "builtin_grid", "real", "qwen", "grid"])
 def test_the_experiments_that_come_with_the_package_can_be(name: str) -> None:
     found = read_experiment(SCRIPTS.parent / "configs" / "experiments" / f"{name}.yaml")
     assert len(found.runs) == len(found.models) * len(found.domains) * len(found.seeds) * len(found.variants)
@@ -226,7 +227,8 @@ def test_the_experiments_that_come_with_the_package_can_be(name: str) -> None:
         assert {"random", "length_matched"} <= set(run.config.select.methods)
         assert run.config.evaluate.files and run.config.evaluate.metrics == ("accuracy", "loss")
         if run.after is not None and run.config.select.methods == found.run(run.after).config.select.methods:
-            assert ("warmup" in shared_stages(found, run)) == (run.variant != "no_warmup")
+            same = run.variant != "no_warmup" and run.config.data.domain == found.run(run.after).config.data.domain
+            assert ("warmup" in shared_stages(found, run)) == same
     for part in queue.jobs_of(found, found.runs[:1], None)[1:]:
         assert part.name.startswith("worth/")
 
@@ -315,6 +317,32 @@ def test_selections_alone_are_compared_before_anything_is_evaluated(tmp_path: Pa
     assert "Spearman over the pool" in text and "## Useful among the selected, %, a" in text
     assert "| kernel | 75.0 [75.0, 75.0] (2) | 75.0 [75.0, 75.0] (2) | 75.0 |" in text
     assert {(row["method"], row["useful_share"]) for row in found["picks"]} >= {("kernel", 0.75), ("random", 0.5)}
+
+
+def test_a_variant_that_ranks_otherwise_is_compared_with_what_it_starts_from(tmp_path: Path) -> None:
+    experiment = read_experiment(written(tmp_path))
+    for run in experiment.runs:
+        made_up(run)
+    write_results(experiment, tmp_path / "report")
+    found = json.loads((tmp_path / "report" / "results.json").read_text())["variants"]
+    assert {row["variant"] for row in found} == {"other"}, "by_example selects nothing anew"
+    scored = [row for row in found if row["spearman"] is not None]
+    assert scored and all(row["spearman"] > 0.98 and row["shared"] == 1.0 for row in scored)
+    text = (tmp_path / "report" / "results.md").read_text()
+    assert "## What other changes in the rankings, tiny" in text and "that the run without it selects too" in text
+
+
+def test_answers_change_places_and_nothing_else_does() -> None:
+    records = [{"id": f"r{n}", "prompt": f"p{n}", "response": f"a{n}", "choices": [f"a{n}", "b"], "answer": 0}
+               for n in range(20)]  # fmt: skip
+    records[3] = {"id": "r3", "prompt": "p3", "response": "a3"}
+    found = shuffled(records, 0)
+    assert [(r["id"], r["prompt"]) for r in found] == [(r["id"], r["prompt"]) for r in records]
+    assert sorted(r["response"] for r in found) == sorted(r["response"] for r in records) and found != records
+    assert all(r["choices"][0] == r["response"] for r in found if "choices" in r)
+    assert sum("choices" in r for r in found) == 19 and shuffled(records, 0) == found != shuffled(records, 1)
+    with pytest.raises(UserError, match="a record is a conversation"):
+        shuffled([{"id": "m", "messages": []}], 0)
 
 
 def test_means_over_runs_have_t_intervals() -> None:

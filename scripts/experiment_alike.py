@@ -1,0 +1,85 @@
+"""How alike two runs of an experiment rank one pool: of different models, or a variant and the run it starts from."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from experiment_plan import BASE, Experiment, Run, shared_stages
+from experiment_tables import mean_cell, over_runs, pipes
+
+from ntk_jax.errors import UserError
+from ntk_jax.kernels.agreement import spearman
+from ntk_jax.pipelines.common.rankings import read_rankings
+
+LEAST = 3  # examples that a rank correlation is taken of
+
+
+def transfer_rows(experiment: Experiment, runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """A row a domain, seed, method and two models (see `agreement`). It asks for selections alone, not for evaluations.
+
+    Raises UserError: the experiment has one model.
+    """
+    if len(experiment.models) < 2:
+        raise UserError("--transfer compares the scores of different models; the experiment has one")
+    places = {(run.model, run.domain, run.seed): run for run in runs if run.variant == BASE}
+    found = []
+    for a, b in itertools.combinations(experiment.models, 2):
+        for domain, seed in itertools.product(experiment.domains, experiment.seeds):
+            one, other = places.get((a, domain, seed)), places.get((b, domain, seed))
+            if one and other:
+                about = {"domain": domain, "seed": seed, "a": a, "b": b}
+                found += [about | row for row in agreement(one, other)]
+    return found
+
+
+def variant_rows(experiment: Experiment, runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """A row a method of each run of a variant that selects by itself (see `agreement`): what the variant changes."""
+    found = []
+    for run in runs:
+        base = next((one for one in runs if one.name == run.after), None)
+        if base and "select" not in shared_stages(experiment, run):
+            about = {"model": run.model, "domain": run.domain, "seed": run.seed, "variant": run.variant}
+            found += [about | row for row in agreement(base, run)]
+    return found
+
+
+def agreement(one: Run, other: Run) -> list[dict[str, Any]]:
+    """A row a method of both runs. examples: of the pool, that both scored. spearman: between their scores, None where
+    it has none. shared: of what the second selected, the share that the first selected too."""
+    first, second = (read_rankings(str(run.folder)) for run in (one, other))
+    ids = [name for name in first.place if name in second.place]
+    mine, theirs = first.of(ids), second.of(ids)
+    rows = []
+    for method in (method for method in mine if method in theirs):
+        both = np.isfinite(mine[method]) & np.isfinite(theirs[method])
+        rho = spearman(mine[method][both], theirs[method][both]) if both.sum() >= LEAST else float("nan")
+        picked = [frozenset(ranked.selected[method]) for ranked in (first, second)]
+        shared = len(picked[0] & picked[1]) / len(picked[1]) if picked[1] else None
+        value = float(rho) if np.isfinite(rho) else None
+        rows.append({"method": method, "examples": int(both.sum()), "spearman": value, "shared": shared})
+    return rows
+
+
+def alike_lines(found: Mapping[str, Any]) -> list[str]:
+    """The tables."""
+    lines = []
+    for a, b in dict.fromkeys((row["a"], row["b"]) for row in found["transfer"]):
+        rows = [row for row in found["transfer"] if (row["a"], row["b"]) == (a, b)]
+        lines += ["", f"## Scores by {a} and by {b}, Spearman over the pool", "", *_table(rows, "spearman")]
+    for model, variant in dict.fromkeys((row["model"], row["variant"]) for row in found["variants"]):
+        rows = [row for row in found["variants"] if (row["model"], row["variant"]) == (model, variant)]
+        lines += ["", f"## What {variant} changes in the rankings, {model}", ""]
+        lines += ["Spearman with the scores of the same run without it.", "", *_table(rows, "spearman")]
+        lines += ["", "Of its selection, the share that the run without it selects too.", "", *_table(rows, "shared")]
+    return lines
+
+
+def _table(rows: Sequence[Mapping[str, Any]], key: str) -> list[str]:
+    """A row a method, a column a domain: means over seeds."""
+    domains = list(dict.fromkeys(row["domain"] for row in rows))
+    columns = [over_runs([r for r in rows if r["domain"] == d], "method", key) for d in domains]
+    methods = dict.fromkeys(row["method"] for row in rows)
+    return pipes(["method", *domains], [[m, *(mean_cell(column.get(m)) for column in columns)] for m in methods])
