@@ -30,6 +30,8 @@ from ntk_jax.report.figures_matrix import standalone
 from ntk_jax.storage.atomic import make_folder, read_json, write_json, write_text
 
 Rows = Sequence[Mapping[str, Any]]
+NAMED = 6  # runs that are named in a line
+RUN_KEYS = ("model", "domain", "seed", "variant")
 
 
 def write_results(experiment: Experiment, folder: Path, *, transfer: bool = False) -> str:
@@ -73,7 +75,7 @@ def pick_rows(run: Run) -> list[dict[str, Any]]:
     """A row a method: of what it selected, the share that is useful where that is known, and how far its scores follow
     the length of responses."""
     by_method = read_json(run.folder / "select" / "summary.json", dict)["by_method"]
-    about = {"model": run.model, "domain": run.domain, "seed": run.seed, "variant": run.variant}
+    about = {key: getattr(run, key) for key in RUN_KEYS}
     keys = ("count", "useful_share", "median_span", "spearman_span_length")
     return [{**about, "method": name, **{key: one.get(key) for key in keys}} for name, one in by_method.items()]
 
@@ -145,8 +147,7 @@ def _points(
 def markdown(found: Mapping[str, Any], drawn: Sequence[str]) -> str:
     """The tables."""
     lines = [
-        f"{len(found['runs'])} finished runs"
-        + (f", {len(found['missing'])} missing: {', '.join(found['missing'])}" if found["missing"] else ""),
+        _standing(found),
         "",
         f"In brackets {100 * found['confidence']:.0f}% intervals over seeds × examples ({found['resamples']:,} "
         "resamples; ntk_jax/evaluation/hierarchical.py); they say nothing of domains that are not here, and "
@@ -173,6 +174,18 @@ def markdown(found: Mapping[str, Any], drawn: Sequence[str]) -> str:
     if drawn:
         lines += ["", "## Figures", "", *(f"![{name}]({name}.svg)" for name in drawn)]
     return "\n".join(lines) + "\n"
+
+
+def _standing(found: Mapping[str, Any]) -> str:
+    """How far the experiment is: what has been evaluated, what has selected at least, and what is missing."""
+    missing, selected = found["missing"], len({tuple(row[key] for key in RUN_KEYS) for row in found["picks"]})
+    line = f"{len(found['runs'])} finished runs"
+    if selected > len(found["runs"]):
+        line += f"; {selected} have selected"
+    if missing:
+        more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+        line += f"; {len(missing)} are not finished: {', '.join(missing[:NAMED])}{more}"
+    return line
 
 
 def groups(found: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -219,7 +219,7 @@ def test_an_arm_that_misses_records_is_named(experiment: Experiment, tmp_path: P
     assert str(run.folder / "evaluate") in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["builtin", "builtin_grid", "real", "qwen", "grid"])
+@pytest.mark.parametrize("name", ["builtin", "builtin_grid", "builtin_mixtures", "real", "qwen", "grid"])
 def test_the_experiments_that_come_with_the_package_can_be(name: str) -> None:
     found = read_experiment(SCRIPTS.parent / "configs" / "experiments" / f"{name}.yaml")
     assert len(found.runs) == len(found.models) * len(found.domains) * len(found.seeds) * len(found.variants)
@@ -314,6 +314,8 @@ def test_selections_alone_are_compared_before_anything_is_evaluated(tmp_path: Pa
     found = json.loads((tmp_path / "report" / "results.json").read_text())
     assert len(found["transfer"]) == 4 and found["runs"] == [] and found["estimates"] == []
     text = (tmp_path / "report" / "results.md").read_text()
+    assert text.startswith("0 finished runs; 8 have selected; 8 are not finished: a/one/seed-0, ")
+    assert text.partition("\n")[0].endswith("b/one/seed-1 and 2 more")
     assert "Spearman over the pool" in text and "## Useful among the selected, %, a" in text
     assert "| kernel | 75.0 [75.0, 75.0] (2) | 75.0 [75.0, 75.0] (2) | 75.0 |" in text
     assert {(row["method"], row["useful_share"]) for row in found["picks"]} >= {("kernel", 0.75), ("random", 0.5)}
