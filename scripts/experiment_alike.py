@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 from experiment_plan import BASE, Experiment, Run, shared_stages
-from experiment_tables import mean_cell, over_runs, pipes
+from experiment_tables import Rows, mean_cell, over_runs, pipes
 
 from ntk_jax.errors import UserError
 from ntk_jax.kernels.agreement import spearman
-from ntk_jax.pipelines.common.rankings import read_rankings
+from ntk_jax.pipelines.common.rankings import Rankings, read_rankings
 
 LEAST = 3  # examples that a rank correlation is taken of
 
@@ -24,7 +24,7 @@ def transfer_rows(experiment: Experiment, runs: Sequence[Run]) -> list[dict[str,
     """
     if len(experiment.models) < 2:
         raise UserError("--transfer compares the scores of different models; the experiment has one")
-    places = {(run.model, run.domain, run.seed): run for run in runs if run.variant == BASE}
+    places = {(run.model, run.domain, run.seed): read_rankings(str(run.folder)) for run in runs if run.variant == BASE}
     found = []
     for a, b in itertools.combinations(experiment.models, 2):
         for domain, seed in itertools.product(experiment.domains, experiment.seeds):
@@ -36,20 +36,30 @@ def transfer_rows(experiment: Experiment, runs: Sequence[Run]) -> list[dict[str,
 
 
 def variant_rows(experiment: Experiment, runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """A row a method of each run of a variant that selects by itself (see `agreement`): what the variant changes."""
+    """A row a method of each run of a variant that selects by itself (see `agreement`): what the variant changes. Runs
+    that keep no scores have none."""
+    anew = [run for run in runs if run.after and "select" not in shared_stages(experiment, run)]
+    needed = {name for run in anew for name in (run.name, run.after)}
+    known = {run.name: _rankings(run) for run in runs if run.name in needed}
     found = []
-    for run in runs:
-        base = next((one for one in runs if one.name == run.after), None)
-        if base and "select" not in shared_stages(experiment, run):
+    for run in anew:
+        one, other = known.get(str(run.after)), known[run.name]
+        if one and other:
             about = {"model": run.model, "domain": run.domain, "seed": run.seed, "variant": run.variant}
-            found += [about | row for row in agreement(base, run)]
+            found += [about | row for row in agreement(one, other)]
     return found
 
 
-def agreement(one: Run, other: Run) -> list[dict[str, Any]]:
-    """A row a method of both runs. examples: of the pool, that both scored. spearman: between their scores, None where
-    it has none. shared: of what the second selected, the share that the first selected too."""
-    first, second = (read_rankings(str(run.folder)) for run in (one, other))
+def _rankings(run: Run) -> Rankings | None:
+    try:
+        return read_rankings(str(run.folder))
+    except UserError:  # a table less, and no reason to keep the others back
+        return None
+
+
+def agreement(first: Rankings, second: Rankings) -> list[dict[str, Any]]:
+    """A row a method that has scores in both runs. examples: of the pool, that both scored. spearman: between their
+    scores, None where it has none. shared: of what the second selected, the share that the first selected too."""
     ids = [name for name in first.place if name in second.place]
     mine, theirs = first.of(ids), second.of(ids)
     rows = []
@@ -77,7 +87,7 @@ def alike_lines(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _table(rows: Sequence[Mapping[str, Any]], key: str) -> list[str]:
+def _table(rows: Rows, key: str) -> list[str]:
     """A row a method, a column a domain: means over seeds."""
     domains = list(dict.fromkeys(row["domain"] for row in rows))
     columns = [over_runs([r for r in rows if r["domain"] == d], "method", key) for d in domains]

@@ -97,7 +97,8 @@ def read_experiment(path: Path, overrides: Sequence[str] = (), out: Path | None 
                 for variant, of_variant in variants.items():
                     name = f"{model}/{domain}/seed-{seed}" + ("" if variant == BASE else f"+{variant}")
                     own = {"seed": seed, "out": str(place / "runs" / name)}
-                    whole = merged(common, of_model, of_domain, last, of_variant, own)
+                    about = {"{model}": model, "{domain}": domain, "{seed}": str(seed)}
+                    whole = _filled(merged(common, of_model, of_domain, last, of_variant, own), about)
                     after = None if variant == BASE else f"{model}/{domain}/seed-{seed}"
                     runs.append(Run(name, model, domain, seed, variant, whole, after))
     for run in runs:
@@ -139,6 +140,18 @@ def merged(*trees: Mapping[str, Any]) -> dict[str, Any]:
     for tree in trees:
         _into(found, tree)
     return found
+
+
+def _filled(value: Any, about: Mapping[str, str]) -> Any:
+    """A tree in whose texts {model}, {domain} and {seed} are those of the run."""
+    if isinstance(value, dict):
+        return {key: _filled(each, about) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_filled(each, about) for each in value]
+    if isinstance(value, str):
+        for name, text in about.items():
+            value = value.replace(name, text)
+    return value
 
 
 def _into(found: dict[str, Any], tree: Mapping[str, Any]) -> None:

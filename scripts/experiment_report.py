@@ -22,14 +22,13 @@ from experiment_results import (
     selected_runs,
     worth_of,
 )
-from experiment_tables import mean_cell, over_runs, pipes
+from experiment_tables import Rows, mean_cell, over_runs, pipes
 
 from ntk_jax.errors import UserError
 from ntk_jax.report.amounts import metric, percent
 from ntk_jax.report.figures_matrix import standalone
 from ntk_jax.storage.atomic import make_folder, read_json, write_json, write_text
 
-Rows = Sequence[Mapping[str, Any]]
 NAMED = 6  # runs that are named in a line
 RUN_KEYS = ("model", "domain", "seed", "variant")
 

@@ -2,9 +2,9 @@
 
     python scripts/shuffle_labels.py FILE [FILE ...] --out shuffled.jsonl [--seed 0]
 
-The responses are permuted among the records, and with them `choices` and `answer` where a record has them; everything
-else stays. A ranking that is the same with this domain does not look at the domain's answers. FILE: as data.domain of a
-config.
+The responses are permuted among the records, and with them `choices` and `answer` where a record has them; no record
+has its own response again, unless more than half of them have the same. Everything else stays. A ranking that is the
+same with this domain does not look at which answer belongs to which question. FILE: as data.domain of a config.
 """
 
 from __future__ import annotations
@@ -37,10 +37,24 @@ def main() -> None:
 
 
 def shuffled(records: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
-    """The records with permuted answers. Raises UserError: a conversation, whose answers stand in its turns."""
+    """The records with permuted answers. Raises UserError: a conversation, whose answers stand in its turns; all
+    answers are the same."""
     if any("messages" in record for record in records):
         raise UserError("a record is a conversation, whose answers cannot be exchanged; give prompts and responses")
-    order = np.random.default_rng(seed).permutation(len(records))
+    answers = [record["response"] for record in records]
+    if len(set(answers)) < 2:
+        raise UserError("all answers are the same, so there is nothing to exchange; give a domain with different ones")
+    random = np.random.default_rng(seed)
+    order = random.permutation(len(records))
+    for place in np.flatnonzero([answers[i] == answers[order[i]] for i in range(len(records))]):
+        # An exchange that leaves both with another one's answer, if there is any.
+        able = [
+            other
+            for other in random.permutation(len(records))
+            if answers[order[other]] != answers[place] and answers[order[place]] != answers[other]
+        ]
+        if able:
+            order[[place, able[0]]] = order[[able[0], place]]
     return [
         {key: value for key, value in record.items() if key not in ANSWER}
         | {key: records[place][key] for key in ANSWER if key in records[place]}

@@ -227,8 +227,10 @@ def test_the_experiments_that_come_with_the_package_can_be(name: str) -> None:
         assert {"random", "length_matched"} <= set(run.config.select.methods)
         assert run.config.evaluate.files and run.config.evaluate.metrics == ("accuracy", "loss")
         if run.after is not None and run.config.select.methods == found.run(run.after).config.select.methods:
-            same = run.variant != "no_warmup" and run.config.data.domain == found.run(run.after).config.data.domain
+            domains = {(c.data.domain, c.data.domain_limit) for c in (run.config, found.run(run.after).config)}
+            same = run.variant != "no_warmup" and len(domains) == 1
             assert ("warmup" in shared_stages(found, run)) == same
+            assert "{domain}" not in json.dumps(run.tree)
     for part in queue.jobs_of(found, found.runs[:1], None)[1:]:
         assert part.name.startswith("worth/")
 
@@ -343,6 +345,11 @@ def test_answers_change_places_and_nothing_else_does() -> None:
     assert sorted(r["response"] for r in found) == sorted(r["response"] for r in records) and found != records
     assert all(r["choices"][0] == r["response"] for r in found if "choices" in r)
     assert sum("choices" in r for r in found) == 19 and shuffled(records, 0) == found != shuffled(records, 1)
+    few = [{"id": f"f{n}", "prompt": "p", "response": "ab"[n % 2]} for n in range(30)]
+    assert not any(a["response"] == b["response"] for a, b in zip(few, shuffled(few, 0), strict=True))
+    assert not any(a["response"] == b["response"] for a, b in zip(records, found, strict=True))
+    with pytest.raises(UserError, match="all answers are the same"):
+        shuffled(few[:1], 0)
     with pytest.raises(UserError, match="a record is a conversation"):
         shuffled([{"id": "m", "messages": []}], 0)
 

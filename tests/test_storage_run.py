@@ -197,6 +197,7 @@ def test_damaged_or_foreign_manifests(tmp_path: Path) -> None:
     for content, message in (
         ("{", "manifest.json is damaged, it is not JSON"),
         ("[]", "manifest.json is damaged, it holds no fingerprint; delete the folder"),
+        ('{"schema": 3, "fingerprint": {}, "kept": null}', "manifest.json is damaged, it holds no fingerprint"),
         ('{"schema": 9, "fingerprint": {}}', "was written in format 9, this version writes 3; give another folder"),
     ):
         manifest.write_text(content)

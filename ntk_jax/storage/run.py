@@ -156,7 +156,7 @@ def look(
     manifest, begun = (Path(folder) / name for name in ("manifest.json", "fingerprint.json"))
     if manifest.exists():
         found = _compare(Path(folder), manifest, fingerprint, kept)
-        return "done" if _part(found, "shown") == _plain(shown) else "refresh"
+        return "done" if found.get("shown", {}) == _plain(shown) else "refresh"
     if begun.exists():
         _compare(Path(folder), begun, fingerprint, kept)
         return "resume"
@@ -202,10 +202,6 @@ def commit(
     folder = Path(folder)
     atomic.write_lines(folder / SUMS, (f"{sha256_file(folder / name)}  {name}" for name in _results(folder)))
     atomic.write_json(folder / "manifest.json", {**_signed(fingerprint, shown, kept), "facts": facts})
-
-
-def _part(found: Mapping[str, Any], name: str) -> Any:
-    return found.get(name, {})
 
 
 def _plain(part: Mapping[str, Any] | None) -> Any:
@@ -263,14 +259,15 @@ def _compare(
     folder: Path, path: Path, fingerprint: Mapping[str, Any], kept: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     found = atomic.read_json(path)
-    if not isinstance(found, dict) or not isinstance(found.get("fingerprint"), dict):
+    parts = [found.get("fingerprint"), found.get("kept", {})] if isinstance(found, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts):
         raise UserError(f"{path} is damaged, it holds no fingerprint; delete the folder {folder} and run again")
     if found.get("schema") != SCHEMA:
         raise UserError(
             f"{folder} was written in format {found.get('schema')}, this version writes {SCHEMA};"
             " give another folder, or delete that folder"
         )
-    beside = _part(found, "kept")
+    beside = found.get("kept", {})
     old, new = _flat(found["fingerprint"]) | beside, _flat(_plain(fingerprint)) | _plain(kept)
     keys = (old.keys() | new.keys()) - (beside.keys() - new.keys())  # it may keep more than is asked for
     differing = [key for key in sorted(keys) if _text(old, key) != _text(new, key)]
