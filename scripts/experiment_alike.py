@@ -13,6 +13,7 @@ from experiment_tables import Rows, mean_cell, over_runs, pipes
 from ntk_jax.errors import UserError
 from ntk_jax.kernels.agreement import spearman
 from ntk_jax.pipelines.common.rankings import Rankings, read_rankings
+from ntk_jax.storage.atomic import read_json
 
 LEAST = 3  # examples that a rank correlation is taken of
 
@@ -36,8 +37,9 @@ def transfer_rows(experiment: Experiment, runs: Sequence[Run]) -> list[dict[str,
 
 
 def variant_rows(experiment: Experiment, runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """A row a method of each run of a variant that selects by itself (see `agreement`): what the variant changes. Runs
-    that keep no scores have none."""
+    """A row a method of each run of a variant that selects by itself (see `agreement`): what the variant changes.
+    useful_gain: by how much the share of useful examples is higher, None where it is not known. Runs that keep no
+    scores have no rows."""
     anew = [run for run in runs if run.after and "select" not in shared_stages(experiment, run)]
     needed = {name for run in anew for name in (run.name, run.after)}
     known = {run.name: _rankings(run) for run in runs if run.name in needed}
@@ -46,8 +48,18 @@ def variant_rows(experiment: Experiment, runs: Sequence[Run]) -> list[dict[str, 
         one, other = known.get(str(run.after)), known[run.name]
         if one and other:
             about = {"model": run.model, "domain": run.domain, "seed": run.seed, "variant": run.variant}
-            found += [about | row for row in agreement(one, other)]
+            before, after = _useful(experiment.run(str(run.after))), _useful(run)
+            for row in agreement(one, other):
+                without, share = before.get(row["method"]), after.get(row["method"])
+                gain = None if without is None or share is None else share - without
+                found.append(about | row | {"useful_gain": gain})
     return found
+
+
+def _useful(run: Run) -> dict[str, float | None]:
+    """The share of the selected that is useful, by method; None where that is not known."""
+    by_method = read_json(run.folder / "select" / "summary.json", dict)["by_method"]
+    return {name: one.get("useful_share") for name, one in by_method.items()}
 
 
 def _rankings(run: Run) -> Rankings | None:
@@ -84,12 +96,17 @@ def alike_lines(found: Mapping[str, Any]) -> list[str]:
         lines += ["", f"## What {variant} changes in the rankings, {model}", ""]
         lines += ["Spearman with the scores of the same run without it.", "", *_table(rows, "spearman")]
         lines += ["", "Of its selection, the share that the run without it selects too.", "", *_table(rows, "shared")]
+        known = [{**row, "points": 100 * row["useful_gain"]} for row in rows if row["useful_gain"] is not None]
+        if known:
+            lines += ["", "More useful among the selected, points, paired over seeds.", "", *_table(known, "points", 1)]
     return lines
 
 
-def _table(rows: Rows, key: str) -> list[str]:
+def _table(rows: Rows, key: str, digits: int = 2) -> list[str]:
     """A row a method, a column a domain: means over seeds."""
     domains = list(dict.fromkeys(row["domain"] for row in rows))
     columns = [over_runs([r for r in rows if r["domain"] == d], "method", key) for d in domains]
     methods = dict.fromkeys(row["method"] for row in rows)
-    return pipes(["method", *domains], [[m, *(mean_cell(column.get(m)) for column in columns)] for m in methods])
+    return pipes(
+        ["method", *domains], [[m, *(mean_cell(column.get(m), digits=digits) for column in columns)] for m in methods]
+    )

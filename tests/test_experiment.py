@@ -333,8 +333,13 @@ def test_a_variant_that_ranks_otherwise_is_compared_with_what_it_starts_from(tmp
     assert {row["variant"] for row in found} == {"other"}, "by_example selects nothing anew"
     scored = [row for row in found if row["spearman"] is not None]
     assert scored and all(row["spearman"] > 0.98 and row["shared"] == 1.0 for row in scored)
+    assert all(row["useful_gain"] == 0.0 for row in scored)
     text = (tmp_path / "report" / "results.md").read_text()
     assert "## What other changes in the rankings, tiny" in text and "that the run without it selects too" in text
+    assert "| kernel | 0.0 [0.0, 0.0] (2) | 0.0 [0.0, 0.0] (2) |" in text
+    (experiment.runs[2].folder / "select" / "scores.npz").unlink()  # a run of methods that have none
+    write_results(experiment, tmp_path / "report")
+    assert len(json.loads((tmp_path / "report" / "results.json").read_text())["variants"]) == len(found) - 1
 
 
 def test_answers_change_places_and_nothing_else_does() -> None:
