@@ -74,7 +74,9 @@ def main() -> None:
         "--together", action="store_true", help="all in this process: programs that runs share are compiled once"
     )
     parser.add_argument(
-        "--only", default="", help="runs whose name has this, or fits it (*): MODEL/DOMAIN/seed-N+VARIANT"
+        "--only",
+        default="",
+        help="the run MODEL/DOMAIN/seed-N+VARIANT, or all whose names have this or fit it (*)",
     )
     parser.add_argument("--until", help="the last stage of every run")
     parser.add_argument("--no-worth", action="store_true", help="leave out the diagnoses of what scores are worth")
@@ -91,7 +93,8 @@ def main() -> None:
         raise UserError(
             "--transfer compares the scores of different models in the report; give --report and two models"
         )
-    runs = [run for run in experiment.runs if fnmatch.fnmatch(run.name, f"*{options.only}*")]
+    runs = [run for run in experiment.runs if run.name == options.only]  # a whole name means this run alone
+    runs = runs or [run for run in experiment.runs if fnmatch.fnmatch(run.name, f"*{options.only}*")]
     if not runs:
         raise UserError(f"--only {options.only}: no run has this; names are such as {experiment.runs[0].name}")
     for run in runs:

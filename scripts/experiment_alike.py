@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ def transfer_rows(experiment: Experiment, runs: Sequence[Run]) -> list[dict[str,
 def variant_rows(experiment: Experiment, runs: Sequence[Run]) -> list[dict[str, Any]]:
     """A row a method of each run of a variant that selects by itself (see `agreement`): what the variant changes.
     useful_gain: by how much the share of useful examples is higher, None where it is not known. Runs that keep no
-    scores have no rows."""
+    scores have no rows, and a line on stderr."""
     anew = [run for run in runs if run.after and "select" not in shared_stages(experiment, run)]
     needed = {name for run in anew for name in (run.name, run.after)}
     known = {run.name: _rankings(run) for run in runs if run.name in needed}
@@ -65,7 +66,8 @@ def _useful(run: Run) -> dict[str, float | None]:
 def _rankings(run: Run) -> Rankings | None:
     try:
         return read_rankings(str(run.folder))
-    except UserError:  # a table less, and no reason to keep the others back
+    except UserError as error:  # a table less, and no reason to keep the others back
+        print(f"{run.name} is not compared with {run.after or 'its variants'}: {error}", file=sys.stderr)
         return None
 
 

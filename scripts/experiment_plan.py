@@ -99,6 +99,7 @@ def read_experiment(path: Path, overrides: Sequence[str] = (), out: Path | None 
                     own = {"seed": seed, "out": str(place / "runs" / name)}
                     about = {"{model}": model, "{domain}": domain, "{seed}": str(seed)}
                     whole = _filled(merged(common, of_model, of_domain, last, of_variant, own), about)
+                    _leave_arms_out(whole, merged(of_variant))
                     after = None if variant == BASE else f"{model}/{domain}/seed-{seed}"
                     runs.append(Run(name, model, domain, seed, variant, whole, after))
     for run in runs:
@@ -140,6 +141,14 @@ def merged(*trees: Mapping[str, Any]) -> dict[str, Any]:
     for tree in trees:
         _into(found, tree)
     return found
+
+
+def _leave_arms_out(tree: dict[str, Any], variant: Mapping[str, Any]) -> None:
+    """Of the arms that hold for all runs, those that the other methods of a variant make."""
+    arms = tree.get("evaluate", {}).get("arms")
+    if arms and "methods" in variant.get("select", {}) and "arms" not in variant.get("evaluate", {}):
+        made = {"base", "domain", *tree["select"]["methods"]}
+        tree["evaluate"]["arms"] = [arm for arm in arms if arm in made or str(arm).startswith("file:")]
 
 
 def _filled(value: Any, about: Mapping[str, str]) -> Any:

@@ -30,10 +30,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    records = shuffled([dict(record) for record in read_records(options.files)], options.seed)
+    read = [dict(record) for record in read_records(options.files)]
+    records = shuffled(read, options.seed)
+    same = sum(old["response"] == new["response"] for old, new in zip(read, records, strict=True))
     make_folder(options.out.parent)
     write_lines(options.out, (json.dumps(record, ensure_ascii=False) for record in records))
-    print(f"{options.out}: {len(records):,} records")
+    print(f"{options.out}: {len(records):,} records, {same:,} of them with the answer they had")
 
 
 def shuffled(records: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:

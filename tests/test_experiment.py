@@ -342,6 +342,24 @@ def test_a_variant_that_ranks_otherwise_is_compared_with_what_it_starts_from(tmp
     assert len(json.loads((tmp_path / "report" / "results.json").read_text())["variants"]) == len(found) - 1
 
 
+def test_a_variant_of_fewer_methods_has_their_arms(tmp_path: Path) -> None:
+    variants = {"few": {"select.methods": ["random"]}, "own": {"select.methods": ["random"], "evaluate.arms": ["base"]}}
+    arms = ["base", "domain", "kernel", "random", "file:more.jsonl"]
+    found = read_experiment(written(tmp_path, variants=variants), [f"--evaluate.arms={arms}"])
+    base, few, own = found.runs[:3]
+    assert base.config.evaluate.arms == tuple(arms) and own.config.evaluate.arms == ("base",)
+    assert few.config.evaluate.arms == ("base", "domain", "random", "file:more.jsonl")
+
+
+def test_a_whole_name_means_that_run_alone(
+    experiment: Experiment, tmp_path: Path, inputs_of_runs: None, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    for only, count in (("tiny/one/seed-0", 1), ("one/seed-0", 3), ("tiny/one/seed-0+other", 1)):
+        monkeypatch.setattr(sys, "argv", ["experiment.py", str(written(tmp_path)), "--only", only, "--dry-run"])
+        queue.main()
+        assert f"\n{count} runs, " in capsys.readouterr().out
+
+
 def test_answers_change_places_and_nothing_else_does() -> None:
     records = [{"id": f"r{n}", "prompt": f"p{n}", "response": f"a{n}", "choices": [f"a{n}", "b"], "answer": 0}
                for n in range(20)]  # fmt: skip
