@@ -22,6 +22,7 @@ import measurement as ms
 import numpy as np
 
 from ntk_jax.data.batch import Batch
+from ntk_jax.data.packing import SHORTEST_ROW
 from ntk_jax.errors import UserError
 from ntk_jax.kernels.direction import mean_gradient
 from ntk_jax.kernels.objectives import Objective
@@ -334,26 +335,31 @@ def unit_directions(theta: Tree, count: int) -> Tree:
 
 
 def of_packing(model: Model, options: argparse.Namespace) -> dict[str, Any]:
-    """Scores of a log-normal length mix, packed and one example a row, host work included."""
+    """Scores of a log-normal length mix, packed, and one example a row: in rows of the longest, and in shorter rows for
+    the shorter ones. Host work included."""
     lengths = ms.lognormal_lengths(options.examples, options.length, options.seed)
     rows = ms.random_rows(lengths, model.config.vocab_size, options.seed)
     direction = jax.tree.map(lambda leaf: leaf[0, 0], unit_directions(model.lora, 1))
     count = options.tokens // options.length
 
-    def run(packed: bool) -> np.ndarray:
-        layout = Layout(options.length, count, packed=packed)
+    def run(layout: Layout) -> np.ndarray:
         return directional_scores(model, rows, direction, SUM, layout).values
 
-    runs = {"padded": functools.partial(run, False), "packed": functools.partial(run, True)}
+    layouts = {
+        "padded": Layout(options.length, count, max_segments=1),
+        "by length": Layout(options.length, count, packed=False, most_rows=options.tokens // SHORTEST_ROW),
+        "packed": Layout(options.length, count),
+    }
+    runs = {name: functools.partial(run, layout) for name, layout in layouts.items()}
     times, first = ms.in_turns(runs, options.repeats)
     rates = {name: len(rows) / statistics.median(times[name]) for name in runs}
     found = {
         "examples": len(rows),
         "mean_length": statistics.fmean(lengths),
         "longest_over_mean_length": options.length / statistics.fmean(lengths),
-        "padded_examples_per_second": rates["padded"],
-        "packed_examples_per_second": rates["packed"],
+        "examples_per_second": rates,
         "packed_over_padded": ms.ratio(times, "padded", "packed"),
+        "by_length_over_padded": ms.ratio(times, "padded", "by length"),
         "first_call_seconds": first,
     }
     table = [{"layout": name, "examples/s": rate, "first call s": first[name]} for name, rate in rates.items()]

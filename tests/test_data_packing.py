@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ntk_jax.data.batch import PackedBatch, TokenRow
-from ntk_jax.data.packing import LABEL_SLOTS, pack, pack_choices, pad, row_length_for
+from ntk_jax.data.packing import LABEL_SLOTS, pack, pack_choices, pad, pad_by_length, row_length_for, row_lengths
 from ntk_jax.data.tokens import ChoiceRow
 from ntk_jax.errors import UserError
 
@@ -96,6 +96,37 @@ def test_pad_gives_one_example_a_row_in_order(rows: list[TokenRow], rows_per_bat
         for b in range(rows_per_batch):
             seen += check_row(rows, packed, b)
     assert seen == list(range(len(rows)))
+
+
+@quick
+@given(st.lists(st.integers(1, 200), max_size=40), st.integers(1, 3), st.integers(0, 9))
+def test_pad_by_length_keeps_every_example_whole_in_a_row_that_it_needs(
+    lengths: list[int], rows_per_batch: int, most_rows: int
+) -> None:
+    rows = [TokenRow(np.full(n, i, np.int32), np.ones(n, bool), f"row{i}") for i, n in enumerate(lengths)]
+    seen, empty, batches = [], [], []
+    for packed in pad_by_length(rows, row_length=200, rows_per_batch=rows_per_batch, most_rows=most_rows):
+        size, length = packed.batch.tokens.shape
+        assert (
+            length in (32, 64, 128, 200) and length <= row_lengths(200)[np.searchsorted(row_lengths(200), max(lengths))]
+        )
+        assert size == min(max(most_rows, rows_per_batch), rows_per_batch * (200 // length))
+        for b, ordinal in enumerate(packed.index[:, 0]):
+            used = packed.batch.segments[b] > 0
+            assert packed.batch.tokens[b, used].tolist() == ([ordinal] * lengths[ordinal] if ordinal >= 0 else [])
+        seen += packed.index[packed.index >= 0].tolist()
+        empty.append(int((packed.index < 0).sum()))
+        batches.append(length)
+    assert sorted(seen) == list(range(len(rows)))
+    assert not any(empty[:-1]) and batches == sorted(batches)
+
+
+def test_short_examples_do_not_pay_for_a_long_one() -> None:
+    rows = [TokenRow(np.ones(n, np.int32), np.ones(n, bool)) for n in [500] + [20] * 64]
+    shapes = [
+        packed.batch.tokens.shape for packed in pad_by_length(rows, row_length=512, rows_per_batch=4, most_rows=64)
+    ]
+    assert shapes == [(64, 32), (4, 512)]
 
 
 @quick

@@ -153,7 +153,7 @@ def test_other_ways_to_select() -> None:
     gradient = 6 * trunk + 8 * lora
     assert sketch["examples"] == 440
     assert sketch["flops"] == pytest.approx(8800 * gradient + 440 * 2 * lora * 64)
-    assert sketch["flops_with_padding"] == pytest.approx(440 * 64 * gradient + 440 * 2 * lora * 64)  # one a row of 64
+    assert sketch["flops_with_padding"] == pytest.approx(440 * 32 * gradient + 440 * 2 * lora * 64)  # a row of 32
 
 
 def test_rankers_by_gradients_of_single_examples() -> None:

@@ -323,8 +323,9 @@ def test_a_warm_up_that_kept_checkpoints_serves_a_run_that_asks_for_none(finishe
     assert "warmup" not in same_results(PIPELINE, fewer, config), "what was not kept is not there"
     run(fewer, until="select")
     assert (inputs / "fewer/warmup/manifest.json").stat().st_mtime_ns == before
+    run(tiny_run_config(inputs, "none", select={"methods": ["kernel", "random"]}), until="warmup")
     with pytest.raises(UserError, match=r"warmup was made from something else: select.less.checkpoints was absent"):
-        run(tiny_run_config(inputs, "plain", **LESS), until="warmup")
+        run(tiny_run_config(inputs, "none", **LESS), until="warmup")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ First-fit decreasing wastes at most 2/9 of the rows (Johnson 1973; Dósa 2007) a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from ntk_jax.data.batch import Batch, PackedBatch, TokenRow
 from ntk_jax.data.tokens import ChoiceRow
 from ntk_jax.errors import UserError
 
+SHORTEST_ROW = 32  # tokens, where rows come in several lengths
 LABEL_SLOTS = 16  # least number of label slots a row; more come in powers of two, so that few shapes compile
 
 
@@ -45,6 +47,40 @@ def pad(rows: Sequence[TokenRow], *, row_length: int, rows_per_batch: int) -> It
     for row in rows:
         _check_length(len(row.ids), row.id, row_length)
     yield from _batches(rows, [[ordinal] for ordinal in range(len(rows))], row_length, rows_per_batch, 1)
+
+
+def pad_by_length(
+    rows: Sequence[TokenRow], *, row_length: int, rows_per_batch: int, most_rows: int = 0
+) -> Iterator[PackedBatch]:
+    """One example a row, the shortest first, in rows of 32, 64, 128, ... and at last row_length tokens: rows as long as
+    the longest example would mostly be padding.
+
+    A batch of rows k times as short holds up to k times as many, but no more than most_rows (0: rows_per_batch).
+    Examples that fill no batch of their length go into one of longer rows, so that only the last batch has empty rows,
+    and no row is longer than the longest example of the list asks for. Otherwise as `pad`.
+    """
+    lengths = np.array([len(row.ids) for row in rows], np.int64)
+    for row in rows:
+        _check_length(len(row.ids), row.id, row_length)
+    order = np.argsort(lengths, kind="stable")
+    done = 0
+    for length in row_lengths(row_length):
+        there = int(np.searchsorted(lengths[order], length, side="right"))
+        size = min(max(most_rows, rows_per_batch), rows_per_batch * (row_length // length))
+        stop = there if there == len(rows) else done + (there - done) // size * size
+        if stop > done:
+            yield from _batches(rows, [[ordinal] for ordinal in order[done:stop].tolist()], length, size, 1)
+        done = stop
+        if done == len(rows):
+            return
+
+
+def row_lengths(row_length: int) -> list[int]:
+    """The lengths of rows that `pad_by_length` makes, so that few shapes compile."""
+    return [
+        *itertools.takewhile(lambda length: length < row_length, (SHORTEST_ROW << k for k in itertools.count())),
+        row_length,
+    ]
 
 
 def lay(rows: Sequence[TokenRow], bins: Sequence[Sequence[int]], *, row_length: int) -> Iterator[PackedBatch]:

@@ -37,7 +37,7 @@ def gradient_features_gram(
     """[Na, Nb] fp32: (1/C) Σ_c ⟨g_c(x), g_c(x')⟩ over the objective's C channels. rows_b: None is rows_a itself, of
     which only half the pairs are computed.
 
-    layout: not packed; its rows_per_batch examples are differentiated together. memory: bytes of gradients held,
+    layout: not packed; the examples of a batch are differentiated together. memory: bytes of gradients held,
     4 C P an example; two batches are the least. As many batches of one side as fit are held while the other side
     streams by, so that with h of them held the gradients of the other side are computed once for every h; the side
     held is the one that makes this cheaper. If one side fits, every gradient is computed once. The result does not
@@ -70,7 +70,8 @@ def gradient_features_gram(
         if same and i != j:
             out[np.ix_(columns[columns >= 0], rows[rows >= 0])] = block.T
 
-    size = 4 * objective.channels * sum(leaf.size for leaf in jax.tree.leaves(theta)) * layout.rows_per_batch
+    largest = max(len(batch.index) for batch in (*left, *right))
+    size = 4 * objective.channels * sum(leaf.size for leaf in jax.tree.leaves(theta)) * largest
     room = max(1, memory // size - 1)  # batches held; one more streams by
     held_right = not same and _computed(len(right), len(left), room) < _computed(len(left), len(right), room)
     held, streamed = (right, left) if held_right else (left, right)

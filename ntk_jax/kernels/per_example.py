@@ -26,7 +26,8 @@ from ntk_jax.models.model import Model
 def example_gradients(
     model: Model, rows: Sequence[TokenRow], objective: Objective, layout: Layout, *, parameters: str = "lora"
 ) -> Iterator[tuple[np.ndarray, Tree]]:
-    """(ordinals [B], gradients with leaves [B, C, ...] fp32) of batches of rows, in order; ordinal -1 is an empty row.
+    """(ordinals [B], gradients with leaves [B, C, ...] fp32) of batches of rows, the shortest first; ordinal -1 is an
+    empty row.
 
     layout: must not be packed, for a row is an example here. A row's gradient depends neither on its padding nor on its
     neighbours. On a mesh the gradients stay spread over the devices like the rows.

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from ntk_jax.data.batch import Batch, PackedBatch, TokenRow
-from ntk_jax.data.packing import pack, pad
+from ntk_jax.data.packing import pack, pad_by_length
 from ntk_jax.errors import UserError
 from ntk_jax.kernels.objectives import Objective, readout
 from ntk_jax.kernels.parameters import only_adapters
@@ -23,13 +23,15 @@ from ntk_jax.parallel.rules import replicate, shard_batch
 
 @dataclass(frozen=True)
 class Layout:
-    """Shapes of a compiled step: rows_per_batch × row_length tokens, over the mesh's devices if there is one."""
+    """Shapes of a compiled step: rows_per_batch × row_length tokens, over the mesh's devices if there is one; where
+    each row is one example, shorter rows for the shorter ones (`data.packing.pad_by_length`)."""
 
     row_length: int
     rows_per_batch: int
     mesh: jax.sharding.Mesh | None = None
     packed: bool = True  # False: one example a row, for comparison
     max_segments: int = 16
+    most_rows: int = 0  # not packed: in a batch of shorter rows; 0: rows_per_batch
 
 
 def layout_for(
@@ -60,10 +62,12 @@ def batches_of(rows: Sequence[TokenRow], layout: Layout, objective: Objective) -
             max_segments=layout.max_segments,
         )
     else:
-        packed = pad(rows, row_length=layout.row_length, rows_per_batch=layout.rows_per_batch)
+        packed = pad_by_length(
+            rows, row_length=layout.row_length, rows_per_batch=layout.rows_per_batch, most_rows=layout.most_rows
+        )
     for item in packed:
         if objective.is_linear:
-            empty = np.zeros((layout.rows_per_batch, 1), np.int32)
+            empty = np.zeros((len(item.index), 1), np.int32)
             batch = dataclasses.replace(item.batch, label_position=empty, label_target=empty, label_segment=empty)
             item = PackedBatch(batch, item.index)
         yield item

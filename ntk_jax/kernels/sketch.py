@@ -64,7 +64,8 @@ def sketch_batches(
     feature: Callable[[Tree], Tree] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(ordinals [b], sketches [b, K] fp32, norms [b] fp32) of batches of rows, in order; all of them as `sketches`.
+    """(ordinals [b], sketches [b, K] fp32, norms [b] fp32) of batches of rows, the shortest first; all of them as
+    `sketches`.
 
     norms: ‖g(x)‖ itself, not estimated; under `probe` the root of the mean over channels of ‖g_c(x)‖².
     feature: what of the gradients, leaves [B, C, ...], is sketched in their place, of the same shapes.
@@ -92,10 +93,12 @@ def sketch_batches(
 
 
 def within_budget(layout: Layout, theta: Tree, channels: int, budget: int) -> Layout:
-    """The layout with as many rows a batch as have their gradients within `budget` bytes a device; at least one."""
+    """The layout with no more rows a batch, however short they are, than have their gradients within `budget` bytes a
+    device; at least one."""
     size = 4 * channels * sum(leaf.size for leaf in jax.tree.leaves(theta))
     shards = 1 if layout.mesh is None else layout.mesh.shape["data"] * layout.mesh.shape["fsdp"]
-    return dataclasses.replace(layout, rows_per_batch=min(layout.rows_per_batch, shards * max(1, budget // size)))
+    most = shards * max(1, budget // size)
+    return dataclasses.replace(layout, rows_per_batch=min(layout.rows_per_batch, most), most_rows=most)
 
 
 def _read(

@@ -103,7 +103,7 @@ def sketch(load: Load) -> Cost:
     spans, channels = count * pool.span + domain.count * domain.span, run.objective.channels
     project = examples * channels * projection_flops(run.projection, run.theta)
     flops = _gradient_flops(load, tokens, spans)
-    padded = _gradient_flops(load, examples * run.row_length, spans)
+    padded = _gradient_flops(load, count * pool.tokens / pool.single_fill + domain.total / domain.single_fill, spans)
     work = Work(examples, tokens, flops + project, padded + project, "backward", _memory(load, "sketch"))
     section = run.config.sketch
     row = section.dim * np.dtype(section.dtype).itemsize + 8.0 + ACCOUNT_BYTES

@@ -25,7 +25,7 @@ def subspace(load: Load) -> Cost:
     run, domain, count = load.run, load.domain, _components(load)
     rows = domain.count * domain.span
     flops = subspace_stage.flops(run, domain.count, domain.total, rows, count)
-    padded = subspace_stage.flops(run, domain.count, domain.count * run.row_length, rows, count)
+    padded = subspace_stage.flops(run, domain.count, domain.total / domain.single_fill, rows, count)
     memory = peak_memory(run, "subspace", load.pool, load.questions)
     theta = sum(leaf.size for leaf in jax.tree.leaves(run.theta))
     disk = 4.0 * domain.count**2 + 4.0 * count * run.objective.channels * theta + costs.SMALL
@@ -52,7 +52,8 @@ def less(load: Load) -> Cost:
     examples, tokens = count + domain.count, count * pool.tokens + domain.total
     labels, times = count * pool.responses + domain.count * domain.responses, checkpoints_kept(run.config)
     flops = less_stage.flops(run, examples, tokens, labels)
-    padded = less_stage.flops(run, examples, examples * run.row_length, labels)
+    computed = count * pool.tokens / pool.single_fill + domain.total / domain.single_fill
+    padded = less_stage.flops(run, examples, computed, labels)
     work = Work(times * examples, times * tokens, flops, padded, "backward")
     section = run.config.sketch
     row = section.dim * np.dtype(section.dtype).itemsize + 8.0 + costs.ACCOUNT_BYTES

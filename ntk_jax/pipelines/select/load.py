@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ntk_jax.data.batch import TokenRow
-from ntk_jax.data.packing import pack
+from ntk_jax.data.packing import SHORTEST_ROW, pack, row_lengths
 from ntk_jax.data.records import Record
 from ntk_jax.data.sources import count_records, sample_indices
 from ntk_jax.engine.costs import Grounds
@@ -28,6 +28,7 @@ from ntk_jax.pipelines.select.config import SelectConfig
 from ntk_jax.pipelines.select.proxy import has_proxy, in_words, selecting_config, sentence
 from ntk_jax.pipelines.select.state import SelectRun
 
+SINGLE_ROW = 1.44  # 1/ln 2: a power of two over a length, on average over lengths spread evenly by their logarithm
 MAX_SEGMENTS = 16  # examples a packed row holds at most, as `kernels.rows.Layout` has it
 
 
@@ -37,7 +38,8 @@ class Volume:
 
     records: read. count: of them usable. tokens, responses, span: of a usable example; responses are the positions a
     loss is taken at, span those of score.span. error: standard error of the mean of tokens. bytes: of a record as JSON.
-    fill: share of a packed row's positions that hold tokens. training_fill: the same where a row takes all that fit.
+    fill: share of a packed row's positions that hold tokens. training_fill: the same where a row takes all that fit;
+    single_fill: where it takes one example and is no longer than that asks for.
     """
 
     records: int
@@ -50,6 +52,7 @@ class Volume:
     id_bytes: int
     fill: float
     training_fill: float
+    single_fill: float
 
     @property
     def total(self) -> float:
@@ -229,6 +232,8 @@ def _sampled(run: SelectRun, grounds: Grounds, name: str, records: list[Record],
     for most in (MAX_SEGMENTS, run.row_length):
         packed = sum(1 for _ in pack(rows, row_length=run.row_length, rows_per_batch=1, max_segments=most))
         fills.append(float(lengths.sum() / (packed * run.row_length)))
+    single = np.array(row_lengths(run.row_length))
+    fills.append(float(lengths.sum() / single[np.searchsorted(single, lengths)].sum()))
     return Volume(
         limit,
         limit * len(rows) / len(records),
@@ -286,6 +291,7 @@ def _without_tokenizer(run: SelectRun, grounds: Grounds, name: str, count: int) 
         section.id_bytes,
         fill,
         1.0,
+        min(1.0, mean / min(run.row_length, max(SHORTEST_ROW, SINGLE_ROW * mean))),
     )
 
 

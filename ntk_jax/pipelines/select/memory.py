@@ -7,6 +7,7 @@ import math
 
 import jax
 
+from ntk_jax.data.packing import row_lengths
 from ntk_jax.kernels.low_rank import DIRECTIONS_AT_ONCE
 from ntk_jax.kernels.projections import BLOCK
 from ntk_jax.kernels.rows import layout_for
@@ -120,7 +121,11 @@ def temporaries(run: SelectRun, stage: str, shape: Shape) -> float:
     backward = backward_bytes(model, shape, size, True, 1.0 if stage == "less" else run.differentiated["late"])
     # Every row has an adapter of its own, and a gradient, of which two batches are alive; under less also its update.
     alive = {"sketch": 1 / channels + 2, "subspace": 1 / channels + 2, "less": 4}
-    return backward + 4.0 * shape.rows * alive.get(stage, 0) * _gradient_size(run, stage)
+    if stage not in alive:
+        return backward
+    shortest, one = row_lengths(shape.length)[0], 4.0 * _gradient_size(run, stage)
+    rows = min(shape.rows * (shape.length // shortest), max(1, GRADIENT_BYTES // one))  # of the shortest examples
+    return backward + rows * alive[stage] * one
 
 
 def _gradient_size(run: SelectRun, stage: str) -> int:
