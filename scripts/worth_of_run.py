@@ -40,12 +40,14 @@ def main() -> None:
         ("top", 10, "N of the precision of the top"),
         ("epochs", 1, "passes"),
         ("seed", 0, "of the samples and the order"),
+        ("longest", 0, "characters of a candidate's prompt and response together, at most; 0: any"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=about)
     parser.add_argument(
         "--start", choices=("warm", "fresh"), default="warm", help="the warm-up's adapter, or a fresh one"
     )
     parser.add_argument("--objectives", nargs="*", default=[], help="scored here too, at the warm-up's adapter")
+    parser.add_argument("--cosines", nargs="*", default=[], help="objectives whose gradients' mean cosines are, too")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     config = yaml.safe_load((options.run / "config.yaml").read_text(encoding="utf8"))
@@ -70,12 +72,7 @@ def main() -> None:
     )
     scores: dict[str, Any] = ranked.of([record["id"] for record in candidates])
     scores["response characters"] = np.array([float(len(record["response"])) for record in candidates])
-    for objective in options.objectives:
-        kept = {"objective": objective, "span": nj.Span(max_length=config["model"]["max_length"], overflow="truncate")}
-        direction = nj.mean_gradient(
-            warm, sampled(config["data"]["domain"], options.direction, options.seed + 1), **kept
-        )
-        scores[f"{objective}, here"] = np.asarray(nj.directional_scores(warm, candidates, direction, **kept), float)
+    scores |= scored_here(options, config, warm, candidates)
     worth = ranker_worth(scores, found.values, top=options.top, seed=options.seed)
     result = {
         "run": str(options.run),
@@ -88,21 +85,49 @@ def main() -> None:
         "scores": worth,
         "candidates": [
             {"id": record["id"], "task": record.get("task"), "metagradient": value}
-            for record, value in zip(candidates, found.values.tolist(), strict=True)
+            | {"scores": {name: known(values[place]) for name, values in scores.items()}}
+            for place, (record, value) in enumerate(zip(candidates, found.values.tolist(), strict=True))
         ],
     }
     options.out.write_text(json.dumps(result, indent=1), encoding="utf8")
     print(json.dumps({key: result[key] for key in ("loss", "helpful", "seconds", "scores")}, indent=1))
 
 
+def known(score: float) -> float | None:
+    """As JSON has it, to seven digits."""
+    return float(f"{score:.7g}") if np.isfinite(score) else None
+
+
 def sampled_candidates(options: argparse.Namespace, config: dict[str, Any], ranked: Any) -> list[dict[str, Any]]:
-    """Of those that any method has a score for, in pool order."""
+    """Of those that any method has a score for and that are short enough, in pool order."""
     known = np.any([np.isfinite(values) for values in ranked.scores.values()], axis=0)
-    ids = [name for name, place in ranked.place.items() if known[place]]
-    chosen = sample_indices(len(ids), options.candidates, options.seed)
-    wanted = set(ids if chosen is None else [ids[i] for i in chosen])
+    ids = {name for name, place in ranked.place.items() if known[place]}
     files = (record for pattern in config["data"]["pool"] for record in nj.read_records(pattern))
-    return [dict(record) for record in files if record["id"] in wanted]
+    there = [dict(record) for record in files if record["id"] in ids]
+    if options.longest:
+        there = [record for record in there if len(record["prompt"]) + len(record["response"]) <= options.longest]
+    chosen = sample_indices(len(there), options.candidates, options.seed)
+    return there if chosen is None else [there[i] for i in chosen]
+
+
+def scored_here(
+    options: argparse.Namespace, config: dict[str, Any], warm: nj.Model, candidates: list[dict[str, Any]]
+) -> dict[str, np.ndarray]:
+    """{objective: [M]} along the mean gradient of a part of the domain, or the mean cosine with each of its gradients
+    (sketched to 4,096 numbers), at the warm-up's adapter."""
+    targets = sampled(config["data"]["domain"], options.direction, options.seed + 1)
+    span = nj.Span(max_length=config["model"]["max_length"], overflow="truncate")
+    found = {}
+    for objective in options.objectives:
+        direction = nj.mean_gradient(warm, targets, objective=objective, span=span)
+        values = nj.directional_scores(warm, candidates, direction, objective=objective, span=span)
+        found[f"{objective}, here"] = np.asarray(values, float)
+    for objective in options.cosines:
+        kept: dict[str, Any] = {"objective": objective, "span": span, "dim": 4096, "projection": "kronecker"}
+        a, b = (np.asarray(nj.sketch(warm, examples, **kept)) for examples in (candidates, targets))
+        a, b = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (a, b))
+        found[f"cosine, {objective}, here"] = np.asarray(a @ b.mean(axis=0), float)
+    return found
 
 
 def sampled(files: list[str], count: int, seed: int) -> list[dict[str, Any]]:
