@@ -1,0 +1,131 @@
+"""What `worth_of_run.py` found in several runs, together: how well each score foresees what training does.
+
+    python scripts/worth_over_runs.py runs/worth/*.json --out worth.json
+
+Of every score the rank correlation with minus the metagradient in each file, their mean, the same with the length of
+the response taken out of both (the partial rank correlation), and the share of the best by score among the best by the
+metagradient. Intervals are 95% percentile bootstraps over the candidates of each file: they are about other candidates
+of these domains and say nothing of other domains.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata
+
+from ntk_jax.errors import UserError
+from ntk_jax.kernels.agreement import spearman, top_overlap
+
+LENGTH = "response characters"
+Sample = Mapping[str, np.ndarray]  # of a file's candidates: "worth" and every score
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("files", type=Path, nargs="+")
+    parser.add_argument("--top", type=int, default=13, help="N of the precision of the top")
+    parser.add_argument("--resamples", type=int, default=2000, help="of the bootstrap")
+    parser.add_argument("--out", type=Path, help="a JSON file")
+    options = parser.parse_args()
+    try:
+        found = together({path.stem: sample_of(path) for path in options.files}, options.top, options.resamples)
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
+    if options.out:
+        options.out.write_text(json.dumps(found, indent=1), encoding="utf8")
+    print("\n".join(table(found)))
+
+
+def sample_of(path: Path) -> Sample:
+    """Raises UserError: the file keeps no scores of its candidates."""
+    candidates = json.loads(path.read_text(encoding="utf8"))["candidates"]
+    if any("scores" not in one for one in candidates):
+        raise UserError(f"{path} was made before scores were kept with the candidates; run worth_of_run.py again")
+    names = candidates[0]["scores"]
+    scores = {name: np.array([one["scores"][name] for one in candidates], float) for name in names}
+    return {"worth": -np.array([one["metagradient"] for one in candidates]), **scores}
+
+
+def together(samples: Mapping[str, Sample], top: int, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
+    """{"files": {name: candidates}, "chance": of the top, "scores": {score: {measure: {"each": {file: value},
+    value, low, high}}}} of the scores that every file has, by the mean correlation."""
+    files = list(samples)
+    names = [name for name in samples[files[0]] if name != "worth" and all(name in s for s in samples.values())]
+    draws = [
+        np.random.default_rng([seed, place]).integers(0, len(sample["worth"]), (resamples, len(sample["worth"])))
+        for place, sample in enumerate(samples.values())
+    ]
+    measures: dict[str, Callable[[Sample, str], float]] = {
+        "spearman": lambda sample, name: spearman(sample[name], sample["worth"]),
+        "without_length": lambda sample, name: partial(sample[name], sample["worth"], sample[LENGTH]),
+        "top": lambda sample, name: top_overlap(sample[name], sample["worth"], top),
+    }
+    found: dict[str, Any] = {name: {} for name in names}
+    for name in names:
+        for measure, of in measures.items():
+            if name == LENGTH and measure == "without_length":
+                continue
+            each = {file: of(known(samples[file], name), name) for file in files}
+            resampled = np.mean(
+                [_resampled(samples[f], name, of, d) for f, d in zip(files, draws, strict=True)], axis=0
+            )
+            there = resampled[np.isfinite(resampled)]
+            low, high = np.quantile(there, [0.025, 0.975]) if len(there) else (np.nan, np.nan)
+            mean = float(np.mean(list(each.values())))
+            found[name][measure] = {"each": each, "value": mean, "low": float(low), "high": float(high)}
+    order = sorted(names, key=lambda name: -found[name]["spearman"]["value"])
+    counts = {file: len(sample["worth"]) for file, sample in samples.items()}
+    chance = float(np.mean([top / count for count in counts.values()]))
+    return {"files": counts, "top": top, "chance": chance, "scores": {name: found[name] for name in order}}
+
+
+def known(sample: Sample, name: str) -> Sample:
+    """The candidates that have the score."""
+    there = np.isfinite(sample[name])
+    return {key: values[there] for key, values in sample.items()}
+
+
+def partial(a: np.ndarray, b: np.ndarray, given: np.ndarray) -> float:
+    """The partial rank correlation of a and b given a third: of what is left of the ranks of each after a line in the
+    ranks of the third; NaN where nothing is left."""
+    ranks = [rankdata(values) for values in (a, b, given)]
+    ranks = [values - values.mean() for values in ranks]
+    third = ranks[2]
+    scale = float(third @ third)
+    left = [values - third * float(values @ third) / scale if scale else values for values in ranks[:2]]
+    size = float(np.sqrt((left[0] @ left[0]) * (left[1] @ left[1])))
+    return float(left[0] @ left[1]) / size if size > 1e-9 * len(a) else float("nan")
+
+
+def _resampled(sample: Sample, name: str, of: Callable[[Sample, str], float], draws: np.ndarray) -> list[float]:
+    return [of(known({key: values[draw] for key, values in sample.items()}, name), name) for draw in draws]
+
+
+def table(found: Mapping[str, Any]) -> list[str]:
+    """Markdown lines."""
+    files: Sequence[str] = list(found["files"])
+    lines = [
+        "| score | " + " | ".join(files) + " | mean | length taken out | of the top |",
+        "|---" * (len(files) + 4) + "|",
+    ]
+    for name, measures in found["scores"].items():
+        each = [f"{measures['spearman']['each'][file]:+.2f}" for file in files]
+        rest = [_cell(measures[key]) if key in measures else "" for key in ("spearman", "without_length")]
+        top = measures["top"]
+        share = f"{100 * top['value']:.0f}% [{100 * top['low']:.0f}, {100 * top['high']:.0f}]"
+        lines.append("| " + " | ".join([name, *each, *rest, share]) + " |")
+    return [*lines, f"Of the top {found['top']}, chance: {100 * found['chance']:.0f}%"]
+
+
+def _cell(one: Mapping[str, float]) -> str:
+    return f"{one['value']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Worth of scores over several runs: the statistics, and what its command prints."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+import worth_over_runs as over  # noqa: E402
+
+from ntk_jax.kernels.agreement import spearman  # noqa: E402
+
+
+def sample(seed: int, count: int = 40) -> dict[str, np.ndarray]:
+    """A score that foresees, one that only follows length, which is worth something, and one of nothing."""
+    rng = np.random.default_rng(seed)
+    length, useful = rng.permutation(count).astype(float), rng.normal(size=count)
+    worth = useful - 0.1 * length
+    return {
+        "worth": worth,
+        "good": useful + 0.1 * rng.normal(size=count),
+        "short": -length + 3 * rng.normal(size=count),
+        "nothing": rng.normal(size=count),
+        over.LENGTH: length,
+    }
+
+
+@given(st.integers(0, 2**16))
+def test_the_partial_correlation_is_the_formula(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    a, b, c = rng.normal(size=(3, 12))
+    ab, ac, bc = spearman(a, b), spearman(a, c), spearman(b, c)
+    expected = (ab - ac * bc) / np.sqrt((1 - ac**2) * (1 - bc**2))
+    assert over.partial(a, b, c) == pytest.approx(expected, abs=1e-9)
+
+
+def test_length_is_taken_out() -> None:
+    found = over.together({"one": sample(0), "two": sample(1)}, top=5, resamples=200)
+    short, good = (found["scores"][name] for name in ("short", "good"))
+    assert short["spearman"]["value"] > 0.5 and abs(short["without_length"]["value"]) < 0.3
+    assert good["without_length"]["value"] > 0.8 and good["without_length"]["low"] > 0
+    assert found["scores"][over.LENGTH]["spearman"]["value"] < -0.5
+    assert "without_length" not in found["scores"][over.LENGTH]
+    each = [spearman(s["good"], s["worth"]) for s in (sample(0), sample(1))]
+    assert good["spearman"]["value"] == pytest.approx(np.mean(each))
+    assert good["spearman"]["low"] < good["spearman"]["value"] < good["spearman"]["high"]
+    assert found["chance"] == 5 / 40
+
+
+def test_a_score_that_some_candidates_lack_is_compared_over_the_others() -> None:
+    whole = sample(0)
+    part = {**whole, "good": np.where(np.arange(40) < 5, np.nan, whole["good"])}
+    value = over.together({"one": part}, top=5, resamples=200)["scores"]["good"]["spearman"]["value"]
+    assert value == pytest.approx(spearman(whole["good"][5:], whole["worth"][5:]))
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(2):
+        made = sample(number)
+        names = [name for name in made if name != "worth" and (number or name != "nothing")]
+        candidates = [
+            {"id": str(i), "metagradient": -made["worth"][i], "scores": {name: made[name][i] for name in names}}
+            for i in range(40)
+        ]
+        (tmp_path / f"d{number}.json").write_text(json.dumps({"candidates": candidates}))
+    script = over.__file__
+    paths = [str(tmp_path / f"d{number}.json") for number in range(2)]
+    monkeypatch.setattr(
+        sys, "argv", [script, *paths, "--top", "5", "--resamples", "100", "--out", str(tmp_path / "out.json")]
+    )
+    runpy.run_path(script, run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| score | d0 | d1 | mean | length taken out | of the top |"
+    assert lines[2].startswith("| short | +0.") and not any("nothing" in line for line in lines)
+    assert lines[-1] == "Of the top 5, chance: 12%"
+    assert json.loads((tmp_path / "out.json").read_text())["files"] == {"d0": 40, "d1": 40}
+
+    (tmp_path / "d0.json").write_text(json.dumps({"candidates": [{"id": "x", "metagradient": 0.1}]}))
+    with pytest.raises(SystemExit, match=r"d0.json was made before scores were kept .*; run worth_of_run.py again"):
+        runpy.run_path(script, run_name="__main__")
