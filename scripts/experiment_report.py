@@ -162,9 +162,15 @@ def markdown(found: Mapping[str, Any], drawn: Sequence[str]) -> str:
         ]
     for model, variant in groups(found):
         lines += ["", f"## {model}" + ("" if variant == BASE else f", {variant}")]
+        shown_already: dict[Any, str] = {}  # by their estimates: choices of one token have two measures that are one
         for measure in MEASURES:
-            names = dict.fromkeys(one["against"] for one in of_group(found, model, variant, measure))
-            for against in names:
+            every = of_group(found, model, variant, measure)
+            key = tuple((one["arm"], one["domain"], one["against"], one["value"], one["low"]) for one in every)
+            twin = shown_already.setdefault(key, measure)
+            if every and twin != measure:
+                lines += ["", f"{MEASURES[measure].capitalize()}: the same numbers as {MEASURES[twin]}."]
+                continue
+            for against in dict.fromkeys(one["against"] for one in every):
                 rows = of_group(found, model, variant, measure, against)
                 title = MEASURES[measure] + (f", minus {against} (paired)" if against else "")
                 lines += ["", f"### {title[0].upper()}{title[1:]}", "", *_table(found, model, rows, measure)]

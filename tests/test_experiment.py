@@ -194,6 +194,9 @@ def test_tables_and_figures_of_known_effects(experiment: Experiment, tmp_path: P
         "### Accuracy by raw likelihood, minus random (paired)" in text
         and "| kernel | 14 | 3 | 100 | 40 | 25% |" in text
     )
+    line = "Accuracy by likelihood per token: the same numbers as accuracy by raw likelihood."
+    assert text.count(line) == 2 and "### Accuracy by likelihood per token" not in text
+    assert "### Held-out loss, nats a token, mean over tokens" in text, "examples of 1, 2 and 3 tokens have two means"
     assert "75.0% | 7 GFLOP" in text.replace("7.00 GFLOP", "7 GFLOP") and "## tiny, by_example" in text
     for name in ("tiny-accuracy-minus-random", "tiny-loss-by-flops", "tiny-by_example-loss-minus-length_matched"):
         assert (tmp_path / "report" / f"{name}.svg").read_text().startswith("<svg") and f"({name}.svg)" in text
