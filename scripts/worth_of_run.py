@@ -40,6 +40,7 @@ def main() -> None:
         ("top", 10, "N of the precision of the top"),
         ("epochs", 1, "passes"),
         ("seed", 0, "of the samples and the order"),
+        ("microbatch", 0, "tokens that are computed at once; 0: warmup.tokens_per_microbatch"),
         ("longest", 0, "characters of a candidate's prompt and response together, at most; 0: any"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=about)
@@ -58,8 +59,12 @@ def main() -> None:
     candidates = sampled_candidates(options, config, ranked)
     domain = sampled(config["data"]["domain"], options.domain, options.seed)
     held_out = sampled(config["evaluate"]["files"][:1], options.held_out, options.seed)
-    kept = {key: config["warmup"][key] for key in ("learning_rate", "tokens_per_microbatch")}
-    training = nj.TrainConfig(epochs=options.epochs, batch_size=options.batch, **kept)
+    training = nj.TrainConfig(
+        epochs=options.epochs,
+        batch_size=options.batch,
+        learning_rate=config["warmup"]["learning_rate"],
+        tokens_per_microbatch=options.microbatch or config["warmup"]["tokens_per_microbatch"],
+    )
     begun = time.monotonic()
     found = nj.metagradient(
         model,
