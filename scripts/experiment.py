@@ -83,6 +83,7 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the runs and their FLOPs, and do nothing")
     parser.add_argument("--report", type=Path, help="a folder for tables and figures of what is finished")
     parser.add_argument("--transfer", action="store_true", help="compare the scores of different models in the report")
+    parser.add_argument("--against", nargs="+", default=[], metavar="ARM", help="controls in the report, beside random")
     options = parser.parse_args(sys.argv[1:place])
     if options.jobs < 1 or (options.together and options.jobs > 1):
         raise UserError("--jobs is at least 1, and --together is for one at a time")
@@ -108,7 +109,7 @@ def main() -> None:
     if options.report:
         from experiment_report import write_results
 
-        print(write_results(experiment, options.report, transfer=options.transfer))
+        print(write_results(experiment, options.report, transfer=options.transfer, against=options.against))
     for name, line in failed.items():
         print(f"FAILED {name}: {line}", file=sys.stderr)
     if failed:

@@ -33,8 +33,9 @@ NAMED = 6  # runs that are named in a line
 RUN_KEYS = ("model", "domain", "seed", "variant")
 
 
-def write_results(experiment: Experiment, folder: Path, *, transfer: bool = False) -> str:
-    """Writes the report; what was written, in a line. Raises UserError: nothing is finished, a damaged result."""
+def write_results(experiment: Experiment, folder: Path, *, transfer: bool = False, against: Sequence[str] = ()) -> str:
+    """Writes the report; what was written, in a line. Raises UserError: nothing is finished, a damaged result, an
+    `against` that no run has as an arm."""
     runs, selected = done_runs(experiment), selected_runs(experiment)
     compared = transfer_rows(experiment, selected) if transfer else []
     if not runs and not selected:
@@ -43,6 +44,9 @@ def write_results(experiment: Experiment, folder: Path, *, transfer: bool = Fals
             "OUT/logs for why, and give the settings behind -- that the runs were made with"
         )
     rows = [row for run in runs for row in rows_of(run)]
+    known = dict.fromkeys(row["arm"] for row in rows)
+    if strange := [arm for arm in against if arm not in known]:
+        raise UserError(f"--against: no finished run has the arm {', '.join(strange)}; there are {', '.join(known)}")
     measures = [measure for measure in MEASURES if any(row[measure] for row in rows)]
     found: dict[str, Any] = {
         "runs": [run.name for run in runs],
@@ -51,7 +55,7 @@ def write_results(experiment: Experiment, folder: Path, *, transfer: bool = Fals
         "resamples": RESAMPLES,
         "matched": sorted({run.config.select.length_matched.to for run in runs}),
         "rows": rows,
-        "estimates": [one for measure in measures for one in estimates(experiment, runs, measure)],
+        "estimates": [one for measure in measures for one in estimates(experiment, runs, measure, against)],
         "picks": [row for run in selected for row in pick_rows(run)],
         "worth": worth_rows(experiment, selected),
         "transfer": compared,

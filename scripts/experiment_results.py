@@ -202,9 +202,14 @@ def _resampled(part: Part, number: int, seeds: Sequence[int]) -> dict[Column, Re
     return {column: found.of(place) for place, column in enumerate(columns)}
 
 
-def estimates(experiment: Experiment, runs: Sequence[Run], measure: str) -> list[dict[str, Any]]:
+def estimates(
+    experiment: Experiment, runs: Sequence[Run], measure: str, against: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     """{model, variant, arm, measure, domain (None: the mean over all domains that the model was run on), against (None:
-    the arm's mean itself; else the control it is paired with), value, low, high, runs}, for every arm."""
+    the arm's mean itself; else the control it is paired with), value, low, high, runs}, for every arm.
+
+    against: arms that are controls beside random and length_matched; of a variant that has none of these, the base's.
+    """
     means = Means(parts_of(runs, measure))
     found = []
     for model in experiment.models:
@@ -214,6 +219,11 @@ def estimates(experiment: Experiment, runs: Sequence[Run], measure: str) -> list
         for variant, arm in columns:
             controls: list[tuple[str | None, Column | None]] = [(None, None)]
             controls += [(c, (variant, c)) for c in CONTROLS if c != arm and (variant, c) in columns]
+            for other in dict.fromkeys(against):
+                own_arm = (variant, other) in columns
+                column = (variant if own_arm else BASE, other)
+                if column in columns and other != arm and other not in CONTROLS:
+                    controls.append((other if own_arm else f"{other} of {BASE}", column))
             if variant != BASE and (BASE, arm) in columns and arm != "base":
                 controls.append((f"{arm} of {BASE}", (BASE, arm)))
             for name, control in controls:

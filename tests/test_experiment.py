@@ -187,6 +187,19 @@ def test_tables_and_figures_of_known_effects(experiment: Experiment, tmp_path: P
     by_hand = resampled_runs(Runs(both), resamples=2000, seed=(0, 0))
     expected = hierarchical_interval([by_hand.of(0).minus(by_hand.of(1))], 0.95)
     assert {key: of("kernel", "random", "one", "loss")[key] for key in expected} == pytest.approx(expected)
+    write_results(experiment, tmp_path / "against", against=["kernel"])
+    more = json.loads((tmp_path / "against" / "results.json").read_text())["estimates"]
+    assert [one for one in more if one not in found["estimates"]] and all(one in more for one in found["estimates"])
+    (other,) = [
+        e
+        for e in more
+        if (e["arm"], e["against"], e["variant"]) == ("random", "kernel", "base")
+        and e["domain"] is None
+        and e["measure"] == "accuracy"
+    ]
+    assert other["value"] == pytest.approx(-gain["value"])
+    with pytest.raises(UserError, match="--against: no finished run has the arm bm25; there are base, domain"):
+        write_results(experiment, tmp_path / "none", against=["bm25"])
     text = (tmp_path / "report" / "results.md").read_text()
     assert "of one seed they are over examples alone" in text
     assert "length_matched has the response lengths of what kernel selected" in text
