@@ -222,7 +222,7 @@ def estimates(
             for other in dict.fromkeys(against):
                 own_arm = (variant, other) in columns
                 column = (variant if own_arm else BASE, other)
-                if column in columns and other != arm and other not in CONTROLS:
+                if column in columns and other != arm and not (own_arm and other in CONTROLS):
                     controls.append((other if own_arm else f"{other} of {BASE}", column))
             if variant != BASE and (BASE, arm) in columns and arm != "base":
                 controls.append((f"{arm} of {BASE}", (BASE, arm)))
