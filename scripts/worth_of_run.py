@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import yaml
 
@@ -119,7 +120,7 @@ def scored_here(
     options: argparse.Namespace, config: dict[str, Any], warm: nj.Model, candidates: list[dict[str, Any]]
 ) -> dict[str, np.ndarray]:
     """{objective: [M]} along the mean gradient of a part of the domain, or the mean cosine with each of its gradients
-    (sketched to 4,096 numbers), at the warm-up's adapter."""
+    (sketched to at most 4,096 numbers), at the warm-up's adapter."""
     targets = sampled(config["data"]["domain"], options.direction, options.seed + 1)
     span = nj.Span(max_length=config["model"]["max_length"], overflow="truncate")
     found = {}
@@ -128,7 +129,9 @@ def scored_here(
         values = nj.directional_scores(warm, candidates, direction, objective=objective, span=span)
         found[f"{objective}, here"] = np.asarray(values, float)
     for objective in options.cosines:
-        kept: dict[str, Any] = {"objective": objective, "span": span, "dim": 4096, "projection": "kronecker"}
+        size = sum(leaf.size for leaf in jax.tree.leaves(warm.lora))
+        dim = min(4096, 1 << (size.bit_length() - 1))
+        kept: dict[str, Any] = {"objective": objective, "span": span, "dim": dim, "projection": "kronecker"}
         a, b = (np.asarray(nj.sketch(warm, examples, **kept)) for examples in (candidates, targets))
         a, b = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (a, b))
         found[f"cosine, {objective}, here"] = np.asarray(a @ b.mean(axis=0), float)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_run import run, tiny_run_config, write_inputs
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import worth_over_runs as over  # noqa: E402
@@ -85,3 +86,33 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     (tmp_path / "d0.json").write_text(json.dumps({"candidates": [{"id": "x", "metagradient": 0.1}]}))
     with pytest.raises(SystemExit, match=r"d0.json was made before scores were kept .*; run worth_of_run.py again"):
         runpy.run_path(script, run_name="__main__")
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_inputs(tmp_path)
+    run(tiny_run_config(tmp_path, "run", select={"methods": ["kernel", "bm25"], "count": 6}), until="select")
+    script, out = str(Path(over.__file__).with_name("worth_of_run.py")), tmp_path / "out.json"
+    options = [
+        "--candidates",
+        "12",
+        "--domain",
+        "4",
+        "--held-out",
+        "4",
+        "--batch",
+        "4",
+        "--top",
+        "3",
+        "--longest",
+        "60",
+    ]
+    kept = ["--direction", "4", "--objectives", "cross_entropy", "--cosines", "cross_entropy", "--start", "fresh"]
+    monkeypatch.setattr(sys, "argv", [script, str(tmp_path / "run"), *options, *kept, "--out", str(out)])
+    runpy.run_path(script, run_name="__main__")
+    candidates = json.loads(out.read_text())["candidates"]
+    assert len(candidates) == 12 and not any(one["id"].startswith("long") for one in candidates)
+    names = {"kernel", "bm25", over.LENGTH, "cross_entropy, here", "cosine, cross_entropy, here"}
+    assert set(candidates[0]["scores"]) == names
+    found = over.together({"run": over.sample_of(out)}, top=3, resamples=20)
+    assert set(found["scores"]) == names and found["files"] == {"run": 12}
