@@ -123,15 +123,16 @@ def scored_here(
     (sketched to at most 4,096 numbers), at the warm-up's adapter."""
     targets = sampled(config["data"]["domain"], options.direction, options.seed + 1)
     span = nj.Span(max_length=config["model"]["max_length"], overflow="truncate")
+    sizes: dict[str, Any] = {"span": span, "batch_tokens": options.microbatch or config["score"]["batch_tokens"]}
     found = {}
     for objective in options.objectives:
-        direction = nj.mean_gradient(warm, targets, objective=objective, span=span)
-        values = nj.directional_scores(warm, candidates, direction, objective=objective, span=span)
+        direction = nj.mean_gradient(warm, targets, objective=objective, **sizes)
+        values = nj.directional_scores(warm, candidates, direction, objective=objective, **sizes)
         found[f"{objective}, here"] = np.asarray(values, float)
     for objective in options.cosines:
         size = sum(leaf.size for leaf in jax.tree.leaves(warm.lora))
         dim = min(4096, 1 << (size.bit_length() - 1))
-        kept: dict[str, Any] = {"objective": objective, "span": span, "dim": dim, "projection": "kronecker"}
+        kept: dict[str, Any] = {"objective": objective, "dim": dim, "projection": "kronecker", **sizes}
         a, b = (np.asarray(nj.sketch(warm, examples, **kept)) for examples in (candidates, targets))
         a, b = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (a, b))
         found[f"cosine, {objective}, here"] = np.asarray(a @ b.mean(axis=0), float)
