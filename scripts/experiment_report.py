@@ -169,7 +169,7 @@ def markdown(found: Mapping[str, Any], drawn: Sequence[str]) -> str:
         shown_already: dict[Any, str] = {}  # by their estimates: choices of one token have two measures that are one
         for measure in MEASURES:
             every = of_group(found, model, variant, measure)
-            key = tuple((one["arm"], one["domain"], one["against"], one["value"], one["low"]) for one in every)
+            key = tuple(tuple(value for name, value in one.items() if name != "measure") for one in every)
             twin = shown_already.setdefault(key, measure)
             if every and twin != measure:
                 lines += ["", f"{MEASURES[measure].capitalize()}: the same numbers as {MEASURES[twin]}."]

@@ -23,6 +23,7 @@ import yaml
 
 import ntk_jax as nj
 from ntk_jax.data.sources import sample_indices
+from ntk_jax.errors import UserError
 from ntk_jax.models.lora import initial_lora
 from ntk_jax.models.model import with_lora
 from ntk_jax.pipelines.common.rankings import read_rankings
@@ -134,8 +135,11 @@ def scored_here(
         dim = min(4096, 1 << (size.bit_length() - 1))
         kept: dict[str, Any] = {"objective": objective, "dim": dim, "projection": "kronecker", **sizes}
         a, b = (np.asarray(nj.sketch(warm, examples, **kept)) for examples in (candidates, targets))
-        a, b = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (a, b))
-        found[f"cosine, {objective}, here"] = np.asarray(a @ b.mean(axis=0), float)
+        a, b = (z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-30) for z in (a, b))
+        usable = np.isfinite(b).all(axis=1) & b.any(axis=1)
+        if not usable.any():
+            raise UserError(f"--cosines {objective}: no domain example has a gradient that is not zero")
+        found[f"cosine, {objective}, here"] = np.asarray(a @ b[usable].mean(axis=0), float)
     return found
 
 

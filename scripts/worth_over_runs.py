@@ -23,23 +23,32 @@ from ntk_jax.errors import UserError
 from ntk_jax.kernels.agreement import spearman, top_overlap
 
 LENGTH = "response characters"
+LEAST = 10  # candidates that have a score, in every file
 Sample = Mapping[str, np.ndarray]  # of a file's candidates: "worth" and every score
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("files", type=Path, nargs="+")
-    parser.add_argument("--top", type=int, default=13, help="N of the precision of the top")
+    parser.add_argument("--top", type=int, default=10, help="N of the precision of the top")
     parser.add_argument("--resamples", type=int, default=2000, help="of the bootstrap")
     parser.add_argument("--out", type=Path, help="a JSON file")
     options = parser.parse_args()
     try:
-        found = together({path.stem: sample_of(path) for path in options.files}, options.top, options.resamples)
+        found = together(samples_of(options.files), options.top, options.resamples)
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
     if options.out:
-        options.out.write_text(json.dumps(found, indent=1), encoding="utf8")
+        options.out.write_text(json.dumps(found, indent=1, allow_nan=False), encoding="utf8")
     print("\n".join(table(found)))
+
+
+def samples_of(paths: Sequence[Path]) -> dict[str, Sample]:
+    """By the files' names. Raises UserError: two of one name, or as `sample_of`."""
+    names = [path.stem for path in paths]
+    if len(set(names)) < len(names):
+        raise UserError(f"two files are called {next(n for n in names if names.count(n) > 1)}; name them by domain")
+    return {path.stem: sample_of(path) for path in paths}
 
 
 def sample_of(path: Path) -> Sample:
@@ -53,10 +62,17 @@ def sample_of(path: Path) -> Sample:
 
 
 def together(samples: Mapping[str, Sample], top: int, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
-    """{"files": {name: candidates}, "chance": of the top, "scores": {score: {measure: {"each": {file: value},
-    value, low, high}}}} of the scores that every file has, by the mean correlation."""
+    """{"files": {name: candidates}, "chance": of the top, "left_out": scores, "scores": {score: {measure: {"each":
+    {file: value}, value, low, high}}}} of the scores that every file has, by the mean correlation. A measure that is
+    not defined in some file (a constant score) is left out.
+
+    left_out: scores that a file lacks, or has for fewer than `LEAST` candidates.
+    """
     files = list(samples)
-    names = [name for name in samples[files[0]] if name != "worth" and all(name in s for s in samples.values())]
+    every = dict.fromkeys(name for sample in samples.values() for name in sample if name != "worth")
+    names = [name for name in every if all(np.isfinite(s.get(name, ())).sum() >= LEAST for s in samples.values())]
+    if not names:
+        raise UserError("the files have no score in common")
     draws = [
         np.random.default_rng([seed, place]).integers(0, len(sample["worth"]), (resamples, len(sample["worth"])))
         for place, sample in enumerate(samples.values())
@@ -72,17 +88,20 @@ def together(samples: Mapping[str, Sample], top: int, resamples: int = 2000, see
             if name == LENGTH and measure == "without_length":
                 continue
             each = {file: of(known(samples[file], name), name) for file in files}
+            if not all(np.isfinite(value) for value in each.values()):
+                continue
             resampled = np.mean(
                 [_resampled(samples[f], name, of, d) for f, d in zip(files, draws, strict=True)], axis=0
             )
-            there = resampled[np.isfinite(resampled)]
-            low, high = np.quantile(there, [0.025, 0.975]) if len(there) else (np.nan, np.nan)
+            low, high = np.nanquantile(resampled, [0.025, 0.975])
             mean = float(np.mean(list(each.values())))
             found[name][measure] = {"each": each, "value": mean, "low": float(low), "high": float(high)}
+    names = [name for name in names if "spearman" in found[name]]
     order = sorted(names, key=lambda name: -found[name]["spearman"]["value"])
     counts = {file: len(sample["worth"]) for file, sample in samples.items()}
-    chance = float(np.mean([top / count for count in counts.values()]))
-    return {"files": counts, "top": top, "chance": chance, "scores": {name: found[name] for name in order}}
+    kept = {"files": counts, "top": top, "chance": float(np.mean([top / count for count in counts.values()]))}
+    left_out = [name for name in every if name not in names]
+    return {**kept, "left_out": left_out, "scores": {name: found[name] for name in order}}
 
 
 def known(sample: Sample, name: str) -> Sample:
@@ -104,7 +123,9 @@ def partial(a: np.ndarray, b: np.ndarray, given: np.ndarray) -> float:
 
 
 def _resampled(sample: Sample, name: str, of: Callable[[Sample, str], float], draws: np.ndarray) -> list[float]:
-    return [of(known({key: values[draw] for key, values in sample.items()}, name), name) for draw in draws]
+    """By draw; NaN where too few of those drawn have the score."""
+    parts = (known({key: values[draw] for key, values in sample.items()}, name) for draw in draws)
+    return [of(part, name) if len(part["worth"]) >= 2 else float("nan") for part in parts]
 
 
 def table(found: Mapping[str, Any]) -> list[str]:
@@ -120,7 +141,10 @@ def table(found: Mapping[str, Any]) -> list[str]:
         top = measures["top"]
         share = f"{100 * top['value']:.0f}% [{100 * top['low']:.0f}, {100 * top['high']:.0f}]"
         lines.append("| " + " | ".join([name, *each, *rest, share]) + " |")
-    return [*lines, f"Of the top {found['top']}, chance: {100 * found['chance']:.0f}%"]
+    lines.append(f"Of the top {found['top']}, chance: {100 * found['chance']:.0f}%")
+    if found["left_out"]:
+        lines.append(f"Left out, since a file has too few of these or only equal ones: {', '.join(found['left_out'])}")
+    return lines
 
 
 def _cell(one: Mapping[str, float]) -> str:

@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ntk_jax.data.batch import PackedBatch, TokenRow
-from ntk_jax.data.packing import LABEL_SLOTS, pack, pack_choices, pad, pad_by_length, row_length_for, row_lengths
+from ntk_jax.data.packing import (
+    LABEL_SLOTS,
+    pack,
+    pack_choices,
+    pad,
+    pad_by_length,
+    positions_by_length,
+    row_length_for,
+    row_lengths,
+)
 from ntk_jax.data.tokens import ChoiceRow
 from ntk_jax.errors import UserError
 
@@ -104,7 +113,7 @@ def test_pad_by_length_keeps_every_example_whole_in_a_row_that_it_needs(
     lengths: list[int], rows_per_batch: int, most_rows: int
 ) -> None:
     rows = [TokenRow(np.full(n, i, np.int32), np.ones(n, bool), f"row{i}") for i, n in enumerate(lengths)]
-    seen, empty, batches = [], [], []
+    seen, batches, positions, last = [], [], 0, {}
     for packed in pad_by_length(rows, row_length=200, rows_per_batch=rows_per_batch, most_rows=most_rows):
         size, length = packed.batch.tokens.shape
         assert (
@@ -115,10 +124,16 @@ def test_pad_by_length_keeps_every_example_whole_in_a_row_that_it_needs(
             used = packed.batch.segments[b] > 0
             assert packed.batch.tokens[b, used].tolist() == ([ordinal] * lengths[ordinal] if ordinal >= 0 else [])
         seen += packed.index[packed.index >= 0].tolist()
-        empty.append(int((packed.index < 0).sum()))
         batches.append(length)
+        positions += size * length
+        last[length] = int((packed.index < 0).sum()), size
     assert sorted(seen) == list(range(len(rows)))
-    assert not any(empty[:-1]) and batches == sorted(batches)
+    assert batches == sorted(batches)
+    assert all(2 * empty < size for length, (empty, size) in last.items() if length != batches[-1]), (
+        "or with longer ones"
+    )
+    planned = {"row_length": 200, "rows_per_batch": rows_per_batch, "most_rows": most_rows}
+    assert positions_by_length(np.array(lengths, int), **planned) == positions
 
 
 def test_short_examples_do_not_pay_for_a_long_one() -> None:

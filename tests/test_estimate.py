@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -19,7 +20,8 @@ import pytest
 from tiny_run import tiny_run_config, write_inputs
 
 from ntk_jax import cli, pipelines
-from ntk_jax.data.batch import Batch
+from ntk_jax.data.batch import Batch, TokenRow
+from ntk_jax.data.packing import pad_by_length
 from ntk_jax.engine import estimate, rates
 from ntk_jax.engine.config import build, load_config, to_tree
 from ntk_jax.engine.costs import Grounds, Work
@@ -39,7 +41,7 @@ from ntk_jax.parallel.mesh import make_mesh
 from ntk_jax.parallel.rules import param_shardings
 from ntk_jax.pipelines.common.pool import Pool
 from ntk_jax.pipelines.common.shape import abstract_model
-from ntk_jax.pipelines.select import measure, memory
+from ntk_jax.pipelines.select import load, measure, memory
 from ntk_jax.pipelines.select.config import SelectConfig
 from ntk_jax.pipelines.select.state import SelectRun
 from ntk_jax.selection.rankers import RANKERS
@@ -444,6 +446,24 @@ def test_memory_grows_with_the_batch() -> None:
     small, large = (estimate_run(config(score={"batch_tokens": n}, estimate=device)) for n in (512, 4096))
     assert stage(small, "score")["memory"] < stage(large, "score")["memory"]
     assert stage(small, "warmup")["memory"] == stage(large, "warmup")["memory"]
+
+
+@pytest.mark.parametrize("count", [24, 100, 1000, 5000])
+def test_padding_of_single_examples_is_that_of_their_batches(count: int) -> None:
+    """Of as many examples as a block has; short ones lie in short rows, but for what is left over."""
+    lengths = np.clip(np.random.default_rng(count).lognormal(4.4, 0.8, 1000).astype(int), 8, 512)
+    theta = {"a": jax.ShapeDtypeStruct((100, 30), np.float32)}
+    sections = {"model": {"max_length": 512}, "score": {"batch_tokens": 8192}, "sketch": {"block_examples": 2048}}
+    section = SimpleNamespace(**{name: SimpleNamespace(**values) for name, values in sections.items()})
+    run = SimpleNamespace(
+        config=section, model=SimpleNamespace(mesh=None), theta=theta, objective=SimpleNamespace(channels=1)
+    )
+    fill = load._single_fill(run, lengths, count)  # type: ignore[arg-type]
+    taken = np.sort(lengths)[np.arange(min(count, 2048)) * 1000 // min(count, 2048)]
+    rows = [TokenRow(np.zeros(n, np.int32), np.ones(n, bool)) for n in taken]
+    made = pad_by_length(rows, row_length=512, rows_per_batch=16, most_rows=2**30 // 12000)
+    assert fill == pytest.approx(taken.sum() / sum(packed.batch.tokens.size for packed in made))
+    assert (fill > 0.6) if count >= 1000 else (0.1 < fill < 0.6)
 
 
 # -- mistakes --------------------------------------------------------------------------------------------------------

@@ -62,6 +62,15 @@ def test_a_score_that_some_candidates_lack_is_compared_over_the_others() -> None
     assert value == pytest.approx(spearman(whole["good"][5:], whole["worth"][5:]))
 
 
+def test_scores_that_cannot_be_compared_are_left_out() -> None:
+    few = np.where(np.arange(40) < 4, 1.0, np.nan)
+    found = over.together({"one": {**sample(0), "few": few, "none": few * np.nan, "same": np.ones(40)}}, 5, 50)
+    assert found["left_out"] == ["few", "none", "same"]
+    json.dumps(found, allow_nan=False)
+    with pytest.raises(over.UserError, match="no score in common"):
+        over.together({"one": {"worth": few, "a": few}}, 5, 50)
+
+
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(2):
         made = sample(number)
@@ -79,10 +88,15 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     runpy.run_path(script, run_name="__main__")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "| score | d0 | d1 | mean | length taken out | of the top |"
-    assert lines[2].startswith("| short | +0.") and not any("nothing" in line for line in lines)
-    assert lines[-1] == "Of the top 5, chance: 12%"
+    assert lines[2].startswith("| short | +0.") and not any(line.startswith("| nothing") for line in lines)
+    assert lines[-2] == "Of the top 5, chance: 12%"
+    assert lines[-1] == "Left out, since a file has too few of these or only equal ones: nothing"
     assert json.loads((tmp_path / "out.json").read_text())["files"] == {"d0": 40, "d1": 40}
 
+    monkeypatch.setattr(sys, "argv", [script, paths[0], str(tmp_path / "other" / "d0.json")])
+    with pytest.raises(SystemExit, match="two files are called d0; name them by domain"):
+        runpy.run_path(script, run_name="__main__")
+    monkeypatch.setattr(sys, "argv", [script, *paths])
     (tmp_path / "d0.json").write_text(json.dumps({"candidates": [{"id": "x", "metagradient": 0.1}]}))
     with pytest.raises(SystemExit, match=r"d0.json was made before scores were kept .*; run worth_of_run.py again"):
         runpy.run_path(script, run_name="__main__")

@@ -1,4 +1,4 @@
-"""Token rows of many lengths laid side by side in batches of one constant shape.
+"""Token rows of many lengths laid side by side in batches of one constant shape, or one by one in batches of a few.
 
 Attention stays inside a segment and positions restart there, so packing changes no number; it only saves the padding.
 First-fit decreasing wastes at most 2/9 of the rows (Johnson 1973; Dósa 2007) and is deterministic.
@@ -56,22 +56,39 @@ def pad_by_length(
     the longest example would mostly be padding.
 
     A batch of rows k times as short holds up to k times as many, but no more than most_rows (0: rows_per_batch).
-    Examples that fill no batch of their length go into one of longer rows, so that only the last batch has empty rows,
-    and no row is longer than the longest example of the list asks for. Otherwise as `pad`.
+    Examples that fill less than half a batch of their length go into one of longer rows. A label width G is that of
+    the examples in rows of one length.
+    Raises UserError: an example is longer than row_length.
     """
-    lengths = np.array([len(row.ids) for row in rows], np.int64)
     for row in rows:
         _check_length(len(row.ids), row.id, row_length)
+    lengths = np.array([len(row.ids) for row in rows], np.int64)
+    for length, size, ordinals in _by_length(lengths, row_length, rows_per_batch, most_rows):
+        yield from _batches(rows, [[ordinal] for ordinal in ordinals.tolist()], length, size, 1)
+
+
+def positions_by_length(lengths: np.ndarray, *, row_length: int, rows_per_batch: int, most_rows: int = 0) -> int:
+    """Positions of all batches of `pad_by_length`, padding and empty rows included, for examples of these lengths."""
+    planned = _by_length(lengths, row_length, rows_per_batch, most_rows)
+    return sum(-(-len(ordinals) // size) * size * length for length, size, ordinals in planned)
+
+
+def _by_length(
+    lengths: np.ndarray, row_length: int, rows_per_batch: int, most_rows: int
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """(length of a row, rows of a batch, ordinals of the examples) for each length of rows, the shortest first."""
     order = np.argsort(lengths, kind="stable")
     done = 0
     for length in row_lengths(row_length):
         there = int(np.searchsorted(lengths[order], length, side="right"))
         size = min(max(most_rows, rows_per_batch), rows_per_batch * (row_length // length))
-        stop = there if there == len(rows) else done + (there - done) // size * size
+        left = (there - done) % size
+        # A batch that is half empty costs as much as its examples in rows of twice the length.
+        stop = there if there == len(order) or 2 * left > size else there - left
         if stop > done:
-            yield from _batches(rows, [[ordinal] for ordinal in order[done:stop].tolist()], length, size, 1)
+            yield length, size, order[done:stop]
         done = stop
-        if done == len(rows):
+        if done == len(order):
             return
 
 

@@ -29,8 +29,8 @@ def example_gradients(
     """(ordinals [B], gradients with leaves [B, C, ...] fp32) of batches of rows, the shortest first; ordinal -1 is an
     empty row.
 
-    layout: must not be packed, for a row is an example here. A row's gradient depends neither on its padding nor on its
-    neighbours. On a mesh the gradients stay spread over the devices like the rows.
+    layout: must not be packed, for a row is an example here. But for rounding a row's gradient depends neither on its
+    padding nor on its neighbours. On a mesh the gradients stay spread over the devices like the rows.
     """
     if layout.packed:
         raise ValueError("per-example gradients need one example a row: Layout(packed=False)")

@@ -29,7 +29,7 @@ class Layout:
     row_length: int
     rows_per_batch: int
     mesh: jax.sharding.Mesh | None = None
-    packed: bool = True  # False: one example a row, for comparison
+    packed: bool = True  # False: one example a row, where each one's gradient is taken
     max_segments: int = 16
     most_rows: int = 0  # not packed: in a batch of shorter rows; 0: rows_per_batch
 
@@ -45,8 +45,9 @@ def layout_for(
 
 
 def batches_of(rows: Sequence[TokenRow], layout: Layout, objective: Objective) -> Iterator[PackedBatch]:
-    """Packs rows into constant shapes. Linear objectives read no labels, so their label arrays shrink to one slot:
-    otherwise the longest response of a block would decide the shape and force a recompile."""
+    """Packs rows into constant shapes, or puts one example in a row, in a few shapes. Linear objectives read no labels,
+    so their label arrays shrink to one slot: otherwise the longest response of a block would decide the shape and force
+    a recompile."""
     if not objective.is_linear:
         for row in rows:
             if not row.span[:-1].any():

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ntk_jax.data.batch import TokenRow
-from ntk_jax.data.packing import SHORTEST_ROW, pack, row_lengths
+from ntk_jax.data.packing import SHORTEST_ROW, pack, positions_by_length
 from ntk_jax.data.records import Record
 from ntk_jax.data.sources import count_records, sample_indices
 from ntk_jax.engine.costs import Grounds
@@ -20,6 +20,8 @@ from ntk_jax.engine.progress import Progress
 from ntk_jax.engine.stage import Job
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.tasks import METRICS, Task
+from ntk_jax.kernels.rows import layout_for
+from ntk_jax.kernels.sketch import GRADIENT_BYTES, within_budget
 from ntk_jax.pipelines.common.evaluate import tasks_of
 from ntk_jax.pipelines.common.evaluated_reads import NONE, Questions, count_questions, here, say_count, spread
 from ntk_jax.pipelines.common.pool_run import pool_run
@@ -232,8 +234,7 @@ def _sampled(run: SelectRun, grounds: Grounds, name: str, records: list[Record],
     for most in (MAX_SEGMENTS, run.row_length):
         packed = sum(1 for _ in pack(rows, row_length=run.row_length, rows_per_batch=1, max_segments=most))
         fills.append(float(lengths.sum() / (packed * run.row_length)))
-    single = np.array(row_lengths(run.row_length))
-    fills.append(float(lengths.sum() / single[np.searchsorted(single, lengths)].sum()))
+    fills.append(_single_fill(run, lengths, limit))
     return Volume(
         limit,
         limit * len(rows) / len(records),
@@ -245,6 +246,19 @@ def _sampled(run: SelectRun, grounds: Grounds, name: str, records: list[Record],
         max(len(record["id"].encode()) for record, _ in encoded),
         *fills,
     )
+
+
+def _single_fill(run: SelectRun, lengths: np.ndarray, count: int) -> float:
+    """The share of positions that hold tokens where a block of as many examples as there are, or as a store has, is
+    sketched; its lengths are the sample's, evenly repeated."""
+    layout = layout_for(run.config.model.max_length, run.config.score.batch_tokens, run.model.mesh, packed=False)
+    layout = within_budget(layout, run.theta, run.objective.channels, GRADIENT_BYTES)
+    size = max(1, min(count, run.config.sketch.block_examples))
+    block = np.sort(lengths)[np.arange(size) * len(lengths) // size]
+    made = positions_by_length(
+        block, row_length=layout.row_length, rows_per_batch=layout.rows_per_batch, most_rows=layout.most_rows
+    )
+    return float(block.sum() / made)
 
 
 def _assumed(run: SelectRun, grounds: Grounds, name: str, limit: int | None) -> Volume:

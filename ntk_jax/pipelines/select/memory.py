@@ -123,8 +123,9 @@ def temporaries(run: SelectRun, stage: str, shape: Shape) -> float:
     alive = {"sketch": 1 / channels + 2, "subspace": 1 / channels + 2, "less": 4}
     if stage not in alive:
         return backward
-    shortest, one = row_lengths(shape.length)[0], 4.0 * _gradient_size(run, stage)
-    rows = min(shape.rows * (shape.length // shortest), max(1, GRADIENT_BYTES // one))  # of the shortest examples
+    rows, one = float(shape.rows), 4.0 * _gradient_size(run, stage)
+    if stage != "subspace":  # a batch of the shortest examples has more of them
+        rows = min(rows * (shape.length // row_lengths(shape.length)[0]), max(1, GRADIENT_BYTES // one))
     return backward + rows * alive[stage] * one
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +96,10 @@ def block_rows(run: SelectRun, examples: int) -> int:
 
 
 def gram_layout(run: SelectRun) -> Layout:
-    """One example a row, and a quarter of what may be held in a batch."""
+    """One example a row, and a quarter of what may be held in a batch; batches of shorter rows have no more of them, so
+    that as many batches of any length are held."""
     single = layout_for(run.config.model.max_length, run.config.score.batch_tokens, run.model.mesh, packed=False)
-    return within_budget(single, run.theta, run.objective.channels, GRADIENT_BYTES // 4)
+    return replace(within_budget(single, run.theta, run.objective.channels, GRADIENT_BYTES // 4), most_rows=0)
 
 
 def flops(run: SelectRun, examples: float, tokens: float, labels: float, count: int) -> float:
