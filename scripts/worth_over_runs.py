@@ -32,10 +32,11 @@ def main() -> None:
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--top", type=int, default=10, help="N of the precision of the top")
     parser.add_argument("--resamples", type=int, default=2000, help="of the bootstrap")
+    parser.add_argument("--against", help="a score that the others have a difference to, length taken out of both")
     parser.add_argument("--out", type=Path, help="a JSON file")
     options = parser.parse_args()
     try:
-        found = together(samples_of(options.files), options.top, options.resamples)
+        found = together(samples_of(options.files), options.top, options.resamples, against=options.against)
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
     if options.out:
@@ -61,11 +62,14 @@ def sample_of(path: Path) -> Sample:
     return {"worth": -np.array([one["metagradient"] for one in candidates]), **scores}
 
 
-def together(samples: Mapping[str, Sample], top: int, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
+def together(
+    samples: Mapping[str, Sample], top: int, resamples: int = 2000, *, against: str | None = None, seed: int = 0
+) -> dict[str, Any]:
     """{"files": {name: candidates}, "chance": of the top, "left_out": scores, "scores": {score: {measure: {"each":
     {file: value}, value, low, high}}}} of the scores that every file has, by the mean correlation. A measure that is
     not defined in some file (a constant score) is left out.
 
+    against: the score that the others have a difference to, {"minus": {measure: {value, low, high}}}, paired.
     left_out: scores that a file lacks, or has for fewer than `LEAST` candidates.
     """
     files = list(samples)
@@ -83,6 +87,7 @@ def together(samples: Mapping[str, Sample], top: int, resamples: int = 2000, see
         "top": lambda sample, name: top_overlap(sample[name], sample["worth"], top),
     }
     found: dict[str, Any] = {name: {} for name in names}
+    drawn: dict[tuple[str, str], np.ndarray] = {}
     for name in names:
         for measure, of in measures.items():
             if name == LENGTH and measure == "without_length":
@@ -93,15 +98,32 @@ def together(samples: Mapping[str, Sample], top: int, resamples: int = 2000, see
             resampled = np.mean(
                 [_resampled(samples[f], name, of, d) for f, d in zip(files, draws, strict=True)], axis=0
             )
-            low, high = np.nanquantile(resampled, [0.025, 0.975])
-            mean = float(np.mean(list(each.values())))
-            found[name][measure] = {"each": each, "value": mean, "low": float(low), "high": float(high)}
+            found[name][measure] = {"each": each, **_interval(float(np.mean(list(each.values()))), resampled)}
+            drawn[name, measure] = resampled
+    if against is not None:
+        _differences(found, drawn, against)
     names = [name for name in names if "spearman" in found[name]]
     order = sorted(names, key=lambda name: -found[name]["spearman"]["value"])
     counts = {file: len(sample["worth"]) for file, sample in samples.items()}
     kept = {"files": counts, "top": top, "chance": float(np.mean([top / count for count in counts.values()]))}
     left_out = [name for name in every if name not in names]
-    return {**kept, "left_out": left_out, "scores": {name: found[name] for name in order}}
+    return {**kept, "against": against, "left_out": left_out, "scores": {name: found[name] for name in order}}
+
+
+def _differences(found: dict[str, Any], drawn: Mapping[tuple[str, str], np.ndarray], against: str) -> None:
+    """Adds what each score has more than one of them."""
+    if against not in found:
+        raise UserError(f"--against {against}: the files have no such score in common; there are {', '.join(found)}")
+    for name, measure in drawn:
+        if name != against and (against, measure) in drawn:
+            value = found[name][measure]["value"] - found[against][measure]["value"]
+            apart = drawn[name, measure] - drawn[against, measure]
+            found[name].setdefault("minus", {})[measure] = _interval(value, apart)
+
+
+def _interval(value: float, resampled: np.ndarray) -> dict[str, float]:
+    low, high = np.nanquantile(resampled, [0.025, 0.975])
+    return {"value": value, "low": float(low), "high": float(high)}
 
 
 def known(sample: Sample, name: str) -> Sample:
@@ -131,13 +153,16 @@ def _resampled(sample: Sample, name: str, of: Callable[[Sample, str], float], dr
 def table(found: Mapping[str, Any]) -> list[str]:
     """Markdown lines."""
     files: Sequence[str] = list(found["files"])
-    lines = [
-        "| score | " + " | ".join(files) + " | mean | length taken out | of the top |",
-        "|---" * (len(files) + 4) + "|",
-    ]
+    titles = ["score", *files, "mean", "length taken out", "of the top"]
+    if found["against"]:
+        titles.insert(-1, f"the same minus {found['against']}")
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for name, measures in found["scores"].items():
         each = [f"{measures['spearman']['each'][file]:+.2f}" for file in files]
         rest = [_cell(measures[key]) if key in measures else "" for key in ("spearman", "without_length")]
+        if found["against"]:
+            apart = measures.get("minus", {}).get("without_length")
+            rest.append(_cell(apart) if apart else "")
         top = measures["top"]
         share = f"{100 * top['value']:.0f}% [{100 * top['low']:.0f}, {100 * top['high']:.0f}]"
         lines.append("| " + " | ".join([name, *each, *rest, share]) + " |")

@@ -43,7 +43,7 @@ def test_the_partial_correlation_is_the_formula(seed: int) -> None:
 
 
 def test_length_is_taken_out() -> None:
-    found = over.together({"one": sample(0), "two": sample(1)}, top=5, resamples=200)
+    found = over.together({"one": sample(0), "two": sample(1)}, top=5, resamples=200, against="short")
     short, good = (found["scores"][name] for name in ("short", "good"))
     assert short["spearman"]["value"] > 0.5 and abs(short["without_length"]["value"]) < 0.3
     assert good["without_length"]["value"] > 0.8 and good["without_length"]["low"] > 0
@@ -53,6 +53,12 @@ def test_length_is_taken_out() -> None:
     assert good["spearman"]["value"] == pytest.approx(np.mean(each))
     assert good["spearman"]["low"] < good["spearman"]["value"] < good["spearman"]["high"]
     assert found["chance"] == 5 / 40
+    apart = good["minus"]["without_length"]
+    assert apart["value"] == pytest.approx(good["without_length"]["value"] - short["without_length"]["value"])
+    assert 0 < apart["low"] < apart["value"] < apart["high"] and "minus" not in short
+    assert over.table(found)[0].split(" | ")[-3:-1] == ["length taken out", "the same minus short"]
+    with pytest.raises(over.UserError, match="--against bad: .* there are good, short"):
+        over.together({"one": sample(0)}, 5, 20, against="bad")
 
 
 def test_a_score_that_some_candidates_lack_is_compared_over_the_others() -> None:
