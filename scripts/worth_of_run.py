@@ -27,6 +27,7 @@ from ntk_jax.errors import UserError
 from ntk_jax.models.lora import initial_lora
 from ntk_jax.models.model import with_lora
 from ntk_jax.pipelines.common.rankings import read_rankings
+from ntk_jax.storage.atomic import make_folder
 from ntk_jax.training.datamodels import ranker_worth
 
 
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--cosines", nargs="*", default=[], help="objectives whose gradients' mean cosines are, too")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    make_folder(options.out.parent)
     config = yaml.safe_load((options.run / "config.yaml").read_text(encoding="utf8"))
     ranked = read_rankings(str(options.run))
     warm = model = nj.load_model(config["model"]["path"], adapter=str(options.run / "warmup" / "adapter"))

@@ -4,8 +4,8 @@
 
 Of every score the rank correlation with minus the metagradient in each file, their mean, the same with the length of
 the response taken out of both (the partial rank correlation), and the share of the best by score among the best by the
-metagradient. Intervals are 95% percentile bootstraps over the candidates of each file: they are about other candidates
-of these domains and say nothing of other domains.
+metagradient. Intervals are 95% percentile bootstraps over the candidates, of which one that several files have is drawn
+for all of them at once: they are about other candidates of these domains and say nothing of other domains.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ntk_jax.kernels.agreement import spearman, top_overlap
 
 LENGTH = "response characters"
 LEAST = 10  # candidates that have a score, in every file
-Sample = Mapping[str, np.ndarray]  # of a file's candidates: "worth" and every score
+Sample = Mapping[str, np.ndarray]  # of a file's candidates: "id", "worth" and every score
 
 
 def main() -> None:
@@ -59,28 +59,26 @@ def sample_of(path: Path) -> Sample:
         raise UserError(f"{path} was made before scores were kept with the candidates; run worth_of_run.py again")
     names = candidates[0]["scores"]
     scores = {name: np.array([one["scores"][name] for one in candidates], float) for name in names}
-    return {"worth": -np.array([one["metagradient"] for one in candidates]), **scores}
+    worth = -np.array([one["metagradient"] for one in candidates])
+    return {"id": np.array([str(one["id"]) for one in candidates]), "worth": worth, **scores}
 
 
 def together(
     samples: Mapping[str, Sample], top: int, resamples: int = 2000, *, against: str | None = None, seed: int = 0
 ) -> dict[str, Any]:
-    """{"files": {name: candidates}, "chance": of the top, "left_out": scores, "scores": {score: {measure: {"each":
-    {file: value}, value, low, high}}}} of the scores that every file has, by the mean correlation. A measure that is
-    not defined in some file (a constant score) is left out.
+    """{"files": {name: candidates}, "candidates": different ones, "chance": of the top, "left_out": scores, "scores":
+    {score: {measure: {"each": {file: value}, value, low, high}}}} of the scores that every file has, by the mean
+    correlation. A measure that is not defined in some file (a constant score) is left out.
 
     against: the score that the others have a difference to, {"minus": {measure: {value, low, high}}}, paired.
     left_out: scores that a file lacks, or has for fewer than `LEAST` candidates.
     """
     files = list(samples)
-    every = dict.fromkeys(name for sample in samples.values() for name in sample if name != "worth")
+    every = dict.fromkeys(name for sample in samples.values() for name in sample if name not in ("id", "worth"))
     names = [name for name in every if all(np.isfinite(s.get(name, ())).sum() >= LEAST for s in samples.values())]
     if not names:
         raise UserError("the files have no score in common")
-    draws = [
-        np.random.default_rng([seed, place]).integers(0, len(sample["worth"]), (resamples, len(sample["worth"])))
-        for place, sample in enumerate(samples.values())
-    ]
+    draws = drawn_places(list(samples.values()), resamples, seed)
     measures: dict[str, Callable[[Sample, str], float]] = {
         "spearman": lambda sample, name: spearman(sample[name], sample["worth"]),
         "without_length": lambda sample, name: partial(sample[name], sample["worth"], sample[LENGTH]),
@@ -105,9 +103,28 @@ def together(
     names = [name for name in names if "spearman" in found[name]]
     order = sorted(names, key=lambda name: -found[name]["spearman"]["value"])
     counts = {file: len(sample["worth"]) for file, sample in samples.items()}
-    kept = {"files": counts, "top": top, "chance": float(np.mean([top / count for count in counts.values()]))}
+    different = len({name for sample in samples.values() for name in sample["id"].tolist()})
+    kept = {
+        "files": counts,
+        "candidates": different,
+        "top": top,
+        "chance": float(np.mean([top / count for count in counts.values()])),
+    }
     left_out = [name for name in every if name not in names]
     return {**kept, "against": against, "left_out": left_out, "scores": {name: found[name] for name in order}}
+
+
+def drawn_places(samples: Sequence[Sample], resamples: int, seed: int) -> list[list[np.ndarray]]:
+    """Of each file the places of its candidates in every resample of all candidates that there are."""
+    ids = np.unique(np.concatenate([sample["id"] for sample in samples]))
+    draws = np.random.default_rng(seed).integers(0, len(ids), (resamples, len(ids)))
+    found = []
+    for sample in samples:
+        order = np.argsort(sample["id"])
+        place = np.full(len(ids), -1)
+        place[np.searchsorted(ids, sample["id"][order])] = order
+        found.append([there[there >= 0] for there in place[draws]])
+    return found
 
 
 def _differences(found: dict[str, Any], drawn: Mapping[tuple[str, str], np.ndarray], against: str) -> None:
@@ -144,7 +161,9 @@ def partial(a: np.ndarray, b: np.ndarray, given: np.ndarray) -> float:
     return float(left[0] @ left[1]) / size if size > 1e-9 * len(a) else float("nan")
 
 
-def _resampled(sample: Sample, name: str, of: Callable[[Sample, str], float], draws: np.ndarray) -> list[float]:
+def _resampled(
+    sample: Sample, name: str, of: Callable[[Sample, str], float], draws: Sequence[np.ndarray]
+) -> list[float]:
     """By draw; NaN where too few of those drawn have the score."""
     parts = (known({key: values[draw] for key, values in sample.items()}, name) for draw in draws)
     return [of(part, name) if len(part["worth"]) >= 2 else float("nan") for part in parts]

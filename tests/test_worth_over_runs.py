@@ -25,6 +25,7 @@ def sample(seed: int, count: int = 40) -> dict[str, np.ndarray]:
     length, useful = rng.permutation(count).astype(float), rng.normal(size=count)
     worth = useful - 0.1 * length
     return {
+        "id": np.array([f"{seed}-{i}" for i in range(count)]),
         "worth": worth,
         "good": useful + 0.1 * rng.normal(size=count),
         "short": -length + 3 * rng.normal(size=count),
@@ -68,21 +69,36 @@ def test_a_score_that_some_candidates_lack_is_compared_over_the_others() -> None
     assert value == pytest.approx(spearman(whole["good"][5:], whole["worth"][5:]))
 
 
+def test_a_candidate_of_several_files_is_drawn_for_all_of_them_at_once() -> None:
+    whole = sample(0)
+    part = {name: values[::-2] for name, values in whole.items()}  # half of them, in another order
+    for of_whole, of_part in zip(*over.drawn_places([whole, part], 20, 0), strict=True):
+        ids = whole["id"][of_whole].tolist()
+        assert len(ids) == 40 and part["id"][of_part].tolist() == [name for name in ids if name in part["id"]]
+    twice = over.together({"one": whole, "again": whole}, top=5, resamples=200)["scores"]["good"]["spearman"]
+    once = over.together({"one": whole}, top=5, resamples=200)["scores"]["good"]["spearman"]
+    assert (twice["low"], twice["high"]) == pytest.approx((once["low"], once["high"])), "no more is known"
+
+
 def test_scores_that_cannot_be_compared_are_left_out() -> None:
     few = np.where(np.arange(40) < 4, 1.0, np.nan)
     found = over.together({"one": {**sample(0), "few": few, "none": few * np.nan, "same": np.ones(40)}}, 5, 50)
     assert found["left_out"] == ["few", "none", "same"]
     json.dumps(found, allow_nan=False)
     with pytest.raises(over.UserError, match="no score in common"):
-        over.together({"one": {"worth": few, "a": few}}, 5, 50)
+        over.together({"one": {"id": sample(0)["id"], "worth": few, "a": few}}, 5, 50)
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(2):
         made = sample(number)
-        names = [name for name in made if name != "worth" and (number or name != "nothing")]
+        names = [name for name in made if name not in ("id", "worth") and (number or name != "nothing")]
         candidates = [
-            {"id": str(i), "metagradient": -made["worth"][i], "scores": {name: made[name][i] for name in names}}
+            {
+                "id": f"{number}-{i}",
+                "metagradient": -made["worth"][i],
+                "scores": {name: made[name][i] for name in names},
+            }
             for i in range(40)
         ]
         (tmp_path / f"d{number}.json").write_text(json.dumps({"candidates": candidates}))
