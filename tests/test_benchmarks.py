@@ -89,6 +89,7 @@ def test_score_steps(tmp_path: Path) -> None:
 def test_score_comparisons(tmp_path: Path) -> None:
     figures = run("benchmark_score.py", tmp_path, "--parts", "packing", "vocabulary", "precision", "--examples", "12")
     assert figures["time"] is None
+    assert set(figures["packing"]["examples_per_second"]) == {"padded", "by length", "packed"}
     assert all_positive(figures["packing"]) and all_positive(figures["vocabulary"])
     for objective in ("sum_logits", "cross_entropy"):
         found = figures["precision"][objective]
@@ -108,11 +109,12 @@ def test_train(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_sketch(tmp_path: Path) -> None:
-    figures = run("benchmark_sketch.py", tmp_path, "--dims", "64")
+    figures = run("benchmark_sketch.py", tmp_path, "--dims", "64", "--examples", "12")
     sketches = figures["sketches"]
     assert set(sketches) == {"gradients", "rademacher 64", "countsketch 64", "kronecker 64"}
     for sketch in sketches.values():
         assert all_positive({key: sketch[key] for key in ("seconds", "examples_per_second", "time_over_gradients")})
+    assert figures["lengths"]["examples"] == 12 and all_positive(figures["lengths"])
 
 
 @pytest.mark.slow

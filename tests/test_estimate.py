@@ -458,7 +458,7 @@ def test_padding_of_single_examples_is_that_of_their_batches(count: int) -> None
     run = SimpleNamespace(
         config=section, model=SimpleNamespace(mesh=None), theta=theta, objective=SimpleNamespace(channels=1)
     )
-    fill = load._single_fill(run, lengths, count)  # type: ignore[arg-type]
+    fill = load.single_fill(run, lengths, count)  # type: ignore[arg-type]
     taken = np.sort(lengths)[np.arange(min(count, 2048)) * 1000 // min(count, 2048)]
     rows = [TokenRow(np.zeros(n, np.int32), np.ones(n, bool)) for n in taken]
     made = pad_by_length(rows, row_length=512, rows_per_batch=16, most_rows=2**30 // 12000)

@@ -234,7 +234,7 @@ def _sampled(run: SelectRun, grounds: Grounds, name: str, records: list[Record],
     for most in (MAX_SEGMENTS, run.row_length):
         packed = sum(1 for _ in pack(rows, row_length=run.row_length, rows_per_batch=1, max_segments=most))
         fills.append(float(lengths.sum() / (packed * run.row_length)))
-    fills.append(_single_fill(run, lengths, limit))
+    fills.append(single_fill(run, lengths, limit))
     return Volume(
         limit,
         limit * len(rows) / len(records),
@@ -248,7 +248,7 @@ def _sampled(run: SelectRun, grounds: Grounds, name: str, records: list[Record],
     )
 
 
-def _single_fill(run: SelectRun, lengths: np.ndarray, count: int) -> float:
+def single_fill(run: SelectRun, lengths: np.ndarray, count: int) -> float:
     """The share of positions that hold tokens where a block of as many examples as there are, or as a store has, is
     sketched; its lengths are the sample's, evenly repeated."""
     layout = layout_for(run.config.model.max_length, run.config.score.batch_tokens, run.model.mesh, packed=False)
