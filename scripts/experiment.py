@@ -28,7 +28,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,8 @@ def main() -> None:
         if options.until:
             stages_asked(PIPELINE, run.config, Command(until=options.until))
     if options.dry_run:
-        print(dry_run(experiment, runs, options.until))
+        for line in dry_run(experiment, runs, options.until):
+            print(line, flush=True)  # each run's data are read for its estimate, which takes seconds
         return
     queue = jobs_of(experiment, runs, options.until)
     failed = work_here(experiment.out, queue) if options.together else work(experiment.out, queue, options.jobs)
@@ -186,10 +187,10 @@ def config_path(experiment: Experiment, name: str) -> Path:
     return experiment.out / "configs" / f"{name}.json"
 
 
-def dry_run(experiment: Experiment, runs: Sequence[Run], until: str | None) -> str:
+def dry_run(experiment: Experiment, runs: Sequence[Run], until: str | None) -> Iterator[str]:
     """A line a run: its stages and their FLOPs by `ntk-jax estimate`, then the sum; every seed costs what one does."""
     known: dict[tuple[str, str, str], tuple[float, str]] = {}
-    lines, total = [], 0.0
+    total = 0.0
     for run in runs:
         key = (run.model, run.domain, run.variant)
         if key not in known:
@@ -199,11 +200,12 @@ def dry_run(experiment: Experiment, runs: Sequence[Run], until: str | None) -> s
             about += f" (the others from {run.after})"
         total += flops
         state = "finished" if finished(experiment.out, _job(experiment, run, until)) else "to do"
-        lines.append(f"{run.name}  {metric(flops, 'FLOP')}  {about}  [{state}]")
+        yield f"{run.name}  {metric(flops, 'FLOP')}  {about}  [{state}]"
+    yield f"{len(runs)} runs, {metric(total, 'FLOP')}"
     worth = experiment.worth is not None and until in ENOUGH_FOR_WORTH
     count = sum(run.variant == BASE for run in runs)
-    more = [f"and {count} diagnoses of what scores are worth, which are not estimated"] if worth else []
-    return "\n".join([*lines, f"{len(runs)} runs, {metric(total, 'FLOP')}", *more])
+    if worth:
+        yield f"and {count} diagnoses of what scores are worth, which are not estimated"
 
 
 def _estimated(experiment: Experiment, run: Run, until: str | None) -> tuple[float, str]:

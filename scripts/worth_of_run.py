@@ -1,4 +1,5 @@
-"""The scores of a finished run against the metagradient of some of its candidates, and nothing else of a diagnosis.
+"""The scores of a finished run against the metagradient of some of its candidates, and, with --subsets, against the
+losses after training on random halves of them (LDS); nothing else of a diagnosis.
 
     python scripts/worth_of_run.py runs/mine --candidates 96 --domain 16 --held-out 40 --out worth.json
 
@@ -47,6 +48,8 @@ def main() -> None:
         ("longest", 0, "characters of a candidate's prompt and response together, at most; 0: any"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=about)
+    parser.add_argument("--learning-rate", type=float, default=0.0, help="0: the warm-up's")
+    parser.add_argument("--subsets", type=int, default=0, help="random halves of the candidates to train on, for LDS")
     parser.add_argument(
         "--start", choices=("warm", "fresh"), default="warm", help="the warm-up's adapter, or a fresh one"
     )
@@ -66,7 +69,7 @@ def main() -> None:
     training = nj.TrainConfig(
         epochs=options.epochs,
         batch_size=options.batch,
-        learning_rate=config["warmup"]["learning_rate"],
+        learning_rate=options.learning_rate or config["warmup"]["learning_rate"],
         tokens_per_microbatch=options.microbatch or config["warmup"]["tokens_per_microbatch"],
     )
     begun = time.monotonic()
@@ -83,6 +86,21 @@ def main() -> None:
     scores["response characters"] = np.array([float(len(record["response"])) for record in candidates])
     scores |= scored_here(options, config, warm, candidates)
     worth = ranker_worth(scores, found.values, top=options.top, seed=options.seed)
+    if options.subsets:
+        foreseen = nj.lds(
+            model,
+            candidates,
+            held_out,
+            scores | {"metagradient": -found.values},
+            fixed=domain,
+            training=training,
+            subsets=options.subsets,
+            seed=options.seed,
+            progress=lambda done, total: print(f"{done}/{total} subsets", flush=True),
+        )
+        worth["metagradient"] = {}
+        for name, kept in foreseen.items():
+            worth[name]["lds"] = kept
     result = {
         "run": str(options.run),
         "options": {key: value for key, value in vars(options).items() if key not in ("run", "out")},

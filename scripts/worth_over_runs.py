@@ -2,16 +2,22 @@
 
     python scripts/worth_over_runs.py runs/worth/*.json --out worth.json
 
-Of every score the rank correlation with minus the metagradient in each file, their mean, the same with the length of
-the response taken out of both (the partial rank correlation), and the share of the best by score among the best by the
-metagradient. Intervals are 95% percentile bootstraps over the candidates, of which one that several files have is drawn
-for all of them at once: they are about other candidates of these domains and say nothing of other domains.
+Of every score the rank correlation with minus the metagradient, the same with the length of the response taken out of
+both (the partial rank correlation), the share of the best by score among the best by the metagradient, and LDS where
+the files have it. Files called NAME-0, NAME-1, ... are seeds of a domain: they count together as one.
+
+Intervals are 95% percentile bootstraps over the candidates, of which one that several files have is drawn for all of
+them at once, and over the seeds of a domain, of which one fewer than there are is drawn (Rao & Wu, Journal of the
+American Statistical Association 1988). They are about other candidates and seeds and say nothing of other domains. LDS
+is of a file as a whole: its interval is over seeds, and there is none where a domain has only one.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +29,10 @@ from ntk_jax.errors import UserError
 from ntk_jax.kernels.agreement import spearman, top_overlap
 
 LENGTH = "response characters"
+METAGRADIENT_LDS = "lds of the metagradient"
 LEAST = 10  # candidates that have a score, in every file
 Sample = Mapping[str, np.ndarray]  # of a file's candidates: "id", "worth" and every score
+Foreseen = Mapping[str, float | None]  # LDS of a file's scores
 
 
 def main() -> None:
@@ -36,7 +44,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a JSON file")
     options = parser.parse_args()
     try:
-        found = together(samples_of(options.files), options.top, options.resamples, against=options.against)
+        found = together(
+            samples_of(options.files),
+            options.top,
+            options.resamples,
+            lds=lds_of(options.files),
+            against=options.against,
+        )
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
     if options.out:
@@ -63,13 +77,36 @@ def sample_of(path: Path) -> Sample:
     return {"id": np.array([str(one["id"]) for one in candidates]), "worth": worth, **scores}
 
 
+def lds_of(paths: Sequence[Path]) -> dict[str, Foreseen]:
+    """By the files' names, {score: LDS}, that of the metagradient included; of those that have it."""
+    found: dict[str, Foreseen] = {}
+    for path in paths:
+        scores = json.loads(path.read_text(encoding="utf8")).get("scores", {})
+        values = {name: one["lds"]["value"] for name, one in scores.items() if "lds" in one}
+        if values:
+            found[path.stem] = values
+    return found
+
+
+def domain_of(file: str) -> str:
+    """NAME of NAME-3, and else the name as it is."""
+    return re.sub(r"-\d+$", "", file)
+
+
 def together(
-    samples: Mapping[str, Sample], top: int, resamples: int = 2000, *, against: str | None = None, seed: int = 0
+    samples: Mapping[str, Sample],
+    top: int,
+    resamples: int = 2000,
+    *,
+    lds: Mapping[str, Foreseen] | None = None,
+    against: str | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """{"files": {name: candidates}, "candidates": different ones, "chance": of the top, "left_out": scores, "scores":
-    {score: {measure: {"each": {file: value}, value, low, high}}}} of the scores that every file has, by the mean
+    {score: {measure: {"each": {domain: value}, value, low, high}}}} of the scores that every file has, by the mean
     correlation. A measure that is not defined in some file (a constant score) is left out.
 
+    lds: from `lds_of`; of the files that all have it, and the metagradient's beside the scores' as "metagradient".
     against: the score that the others have a difference to, {"minus": {measure: {value, low, high}}}, paired.
     left_out: scores that a file lacks, or has for fewer than `LEAST` candidates.
     """
@@ -79,6 +116,7 @@ def together(
     if not names:
         raise UserError("the files have no score in common")
     draws = drawn_places(list(samples.values()), resamples, seed)
+    seeds = drawn_seeds(files, resamples, seed)
     measures: dict[str, Callable[[Sample, str], float]] = {
         "spearman": lambda sample, name: spearman(sample[name], sample["worth"]),
         "without_length": lambda sample, name: partial(sample[name], sample["worth"], sample[LENGTH]),
@@ -93,11 +131,12 @@ def together(
             each = {file: of(known(samples[file], name), name) for file in files}
             if not all(np.isfinite(value) for value in each.values()):
                 continue
-            resampled = np.mean(
-                [_resampled(samples[f], name, of, d) for f, d in zip(files, draws, strict=True)], axis=0
-            )
-            found[name][measure] = {"each": each, **_interval(float(np.mean(list(each.values()))), resampled)}
-            drawn[name, measure] = resampled
+            by_file = np.array([_resampled(samples[f], name, of, d) for f, d in zip(files, draws, strict=True)])
+            found[name][measure], drawn[name, measure] = _over_seeds(each, by_file, seeds)
+    known_lds = _lds(lds or {}, files, seeds)
+    for name in names:
+        if name in known_lds:
+            found[name]["lds"] = known_lds[name]
     if against is not None:
         _differences(found, drawn, against)
     names = [name for name in names if "spearman" in found[name]]
@@ -111,7 +150,10 @@ def together(
         "chance": float(np.mean([top / count for count in counts.values()])),
     }
     left_out = [name for name in every if name not in names]
-    return {**kept, "against": against, "left_out": left_out, "scores": {name: found[name] for name in order}}
+    scores = {name: found[name] for name in order}
+    if "metagradient" in known_lds:
+        kept[METAGRADIENT_LDS] = known_lds["metagradient"]
+    return {**kept, "against": against, "left_out": left_out, "scores": scores}
 
 
 def drawn_places(samples: Sequence[Sample], resamples: int, seed: int) -> list[list[np.ndarray]]:
@@ -124,6 +166,41 @@ def drawn_places(samples: Sequence[Sample], resamples: int, seed: int) -> list[l
         place = np.full(len(ids), -1)
         place[np.searchsorted(ids, sample["id"][order])] = order
         found.append([there[there >= 0] for there in place[draws]])
+    return found
+
+
+def drawn_seeds(files: Sequence[str], resamples: int, seed: int) -> dict[str, np.ndarray]:
+    """[resamples, drawn] places among files of each domain's, one fewer than it has (one where it has one)."""
+    rng = np.random.default_rng([seed, 1])
+    found = {}
+    for domain in dict.fromkeys(map(domain_of, files)):
+        places = np.array([place for place, file in enumerate(files) if domain_of(file) == domain])
+        found[domain] = places[rng.integers(0, len(places), (resamples, max(1, len(places) - 1)))]
+    return found
+
+
+def _over_seeds(
+    each: Mapping[str, float], by_file: np.ndarray, seeds: Mapping[str, np.ndarray]
+) -> tuple[dict[str, Any], np.ndarray]:
+    """The mean over domains of the mean over their files, by_file [files, resamples]; and its resamples."""
+    files = list(each)
+    domains = {name: float(np.mean([each[f] for f in files if domain_of(f) == name])) for name in seeds}
+    rows = np.arange(by_file.shape[1])[:, None]
+    resampled = np.mean([by_file[places, rows].mean(axis=1) for places in seeds.values()], axis=0)
+    return {"each": domains, **_interval(float(np.mean(list(domains.values()))), resampled)}, resampled
+
+
+def _lds(lds: Mapping[str, Foreseen], files: Sequence[str], seeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """{score: {"each", value, low, high}} where every file has it; low and high only where every domain has seeds."""
+    resamples = len(next(iter(seeds.values())))
+    several = min(Counter(map(domain_of, files)).values()) > 1
+    found = {}
+    for name in lds.get(files[0], {}):
+        each = {file: value for file in files if (value := lds.get(file, {}).get(name)) is not None}
+        if len(each) == len(files):
+            of_draws = np.tile(np.array([*each.values()])[:, None], (1, resamples))
+            one, _ = _over_seeds(each, of_draws, seeds)
+            found[name] = one if several else {key: one[key] for key in ("each", "value")}
     return found
 
 
@@ -171,28 +248,33 @@ def _resampled(
 
 def table(found: Mapping[str, Any]) -> list[str]:
     """Markdown lines."""
-    files: Sequence[str] = list(found["files"])
-    titles = ["score", *files, "mean", "length taken out", "of the top"]
-    if found["against"]:
-        titles.insert(-1, f"the same minus {found['against']}")
+    domains = list(dict.fromkeys(map(domain_of, found["files"])))
+    has_lds = any("lds" in measures for measures in found["scores"].values())
+    titles = ["score", *domains, "mean", "length taken out"]
+    titles += [f"the same minus {found['against']}"] if found["against"] else []
+    titles += ["of the top", *(["LDS"] if has_lds else [])]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for name, measures in found["scores"].items():
-        each = [f"{measures['spearman']['each'][file]:+.2f}" for file in files]
-        rest = [_cell(measures[key]) if key in measures else "" for key in ("spearman", "without_length")]
-        if found["against"]:
-            apart = measures.get("minus", {}).get("without_length")
-            rest.append(_cell(apart) if apart else "")
+        cells = [name, *(f"{measures['spearman']['each'][domain]:+.2f}" for domain in domains)]
+        cells += [_cell(measures.get(key)) for key in ("spearman", "without_length")]
+        cells += [_cell(measures.get("minus", {}).get("without_length"))] if found["against"] else []
         top = measures["top"]
-        share = f"{100 * top['value']:.0f}% [{100 * top['low']:.0f}, {100 * top['high']:.0f}]"
-        lines.append("| " + " | ".join([name, *each, *rest, share]) + " |")
+        cells.append(f"{100 * top['value']:.0f}% [{100 * top['low']:.0f}, {100 * top['high']:.0f}]")
+        cells += [_cell(measures.get("lds"))] if has_lds else []
+        lines.append("| " + " | ".join(cells) + " |")
     lines.append(f"Of the top {found['top']}, chance: {100 * found['chance']:.0f}%")
+    if has_lds:
+        lines.append(f"LDS of the metagradient itself: {_cell(found.get(METAGRADIENT_LDS))}")
     if found["left_out"]:
         lines.append(f"Left out, since a file has too few of these or only equal ones: {', '.join(found['left_out'])}")
     return lines
 
 
-def _cell(one: Mapping[str, float]) -> str:
-    return f"{one['value']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]"
+def _cell(one: Mapping[str, float] | None) -> str:
+    """Empty where there is no such measure."""
+    if one is None:
+        return ""
+    return f"{one['value']:+.2f}" + (f" [{one['low']:+.2f}, {one['high']:+.2f}]" if "low" in one else "")
 
 
 if __name__ == "__main__":

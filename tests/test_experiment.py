@@ -267,7 +267,7 @@ def test_results_of_other_settings_are_missing(experiment: Experiment, tmp_path:
 
 
 def test_the_dry_run_names_what_each_variant_starts_from(experiment: Experiment, inputs_of_runs: None) -> None:
-    lines = queue.dry_run(experiment, experiment.runs, None).splitlines()
+    lines = list(queue.dry_run(experiment, experiment.runs, None))
     for run, line in zip(experiment.runs, lines, strict=False):
         assert line.startswith(f"{run.name}  ")
         assert (f"(the others from {run.after})" in line) == (run.after is not None)

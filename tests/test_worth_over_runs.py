@@ -80,6 +80,40 @@ def test_a_candidate_of_several_files_is_drawn_for_all_of_them_at_once() -> None
     assert (twice["low"], twice["high"]) == pytest.approx((once["low"], once["high"])), "no more is known"
 
 
+def test_files_of_a_domain_are_its_seeds() -> None:
+    """Their mean is one column, one domain weighs as another, and what differs between seeds widens the interval."""
+    seeds = {f"kitchen-{seed}": sample(seed) for seed in range(3)} | {"gloves-1": sample(7)}
+    found = over.together(seeds, top=5, resamples=400)
+    good = found["scores"]["good"]["spearman"]
+    each = {name: spearman(one["good"], one["worth"]) for name, one in seeds.items()}
+    kitchen = float(np.mean([each[f"kitchen-{seed}"] for seed in range(3)]))
+    assert list(good["each"]) == ["kitchen", "gloves"] and good["each"]["kitchen"] == pytest.approx(kitchen)
+    assert good["value"] == pytest.approx((kitchen + each["gloves-1"]) / 2)
+    assert over.table(found)[0].startswith("| score | kitchen | gloves | mean |")
+
+    one, other = sample(0), sample(1)
+    apart = {"d-0": one, "d-1": {**other, "good": -other["good"]}}  # what one seed says the other denies
+    wide, narrow = (
+        over.together(samples, 5, 400)["scores"]["good"]["spearman"] for samples in (apart, {"d-0": one, "d-1": other})
+    )
+    assert wide["high"] - wide["low"] > 1.2 > 0.6 > narrow["high"] - narrow["low"]
+
+
+def test_lds_over_seeds() -> None:
+    samples = {f"{domain}-{seed}": sample(seed) for domain in "ab" for seed in range(3)}
+    values = {name: {"good": 0.1 * place, "metagradient": 0.5} for place, name in enumerate(samples)}
+    values["a-0"] = values["a-0"] | {"short": 0.3}  # the other files do not have it
+    found = over.together(samples, 5, 400, lds=values)
+    good = found["scores"]["good"]["lds"]
+    assert good["each"] == pytest.approx({"a": 0.1, "b": 0.4}) and good["value"] == pytest.approx(0.25)
+    assert 0.15 < good["low"] < 0.25 < good["high"] < 0.35
+    assert "lds" not in found["scores"]["short"] and found[over.METAGRADIENT_LDS]["value"] == pytest.approx(0.5)
+    assert over.table(found)[0].endswith("| of the top | LDS |")
+    assert any(line == "LDS of the metagradient itself: +0.50 [+0.50, +0.50]" for line in over.table(found))
+    alone = over.together({"a-0": sample(0)}, 5, 50, lds=values)["scores"]["good"]["lds"]
+    assert alone == {"each": {"a": 0.0}, "value": 0.0}, "one seed says nothing of another"
+
+
 def test_scores_that_cannot_be_compared_are_left_out() -> None:
     few = np.where(np.arange(40) < 4, 1.0, np.nan)
     found = over.together({"one": {**sample(0), "few": few, "none": few * np.nan, "same": np.ones(40)}}, 5, 50)
@@ -144,9 +178,14 @@ def test_a_finished_run_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "60",
     ]
     kept = ["--direction", "4", "--objectives", "cross_entropy", "--cosines", "cross_entropy", "--start", "fresh"]
+    kept += ["--learning-rate", "2e-3", "--subsets", "5"]
     monkeypatch.setattr(sys, "argv", [script, str(tmp_path / "run"), *options, *kept, "--out", str(out)])
     runpy.run_path(script, run_name="__main__")
-    candidates = json.loads(out.read_text())["candidates"]
+    found = json.loads(out.read_text())
+    candidates = found["candidates"]
+    assert found["training"]["learning_rate"] == 2e-3
+    assert all(-1 <= one["lds"]["value"] <= 1 for one in found["scores"].values())
+    assert over.lds_of([out])["out"].keys() == {*candidates[0]["scores"], "metagradient"}
     assert len(candidates) == 12 and not any(one["id"].startswith("long") for one in candidates)
     names = {"kernel", "bm25", over.LENGTH, "cross_entropy, here", "cosine, cross_entropy, here"}
     assert set(candidates[0]["scores"]) == names
