@@ -2,11 +2,17 @@
 losses after training on random halves of them (LDS); nothing else of a diagnosis.
 
     python scripts/worth_of_run.py runs/mine --candidates 96 --domain 16 --held-out 40 --out worth.json
+    python scripts/worth_of_run.py runs/mine --candidates 96 --domain 16 --held-out 40 --again worth.json \
+      --objectives cross_entropy --directions domain domain-adam unseen --out more.json
 
 `ntk-jax diagnose` does the same beside stability, subsets and figures; where a model takes a second for an example this
 alone is minutes. Candidates are a seeded sample of those that any method of the run has a score for; they are
 fine-tuned on beside domain examples, `--epochs` passes from the warm-up's adapter, or from a fresh one as `finetune`
 trains, with the settings of `warmup`. Held out are records of the first of `evaluate.files`.
+
+--objectives are kernels at the warm-up's adapter, along mean gradients (--directions) of domain examples, of records of
+the evaluation file that are neither held out nor trained on (unseen), or of the held-out ones themselves, which no
+ranker knows; NAME-adam: divided by the root of Adam's second moments of the warm-up.
 """
 
 from __future__ import annotations
@@ -27,36 +33,17 @@ from ntk_jax.data.sources import sample_indices
 from ntk_jax.errors import UserError
 from ntk_jax.models.lora import initial_lora
 from ntk_jax.models.model import with_lora
+from ntk_jax.pipelines.common.arrays import load_tree
 from ntk_jax.pipelines.common.rankings import read_rankings
-from ntk_jax.storage.atomic import make_folder
+from ntk_jax.storage.atomic import make_folder, read_json
 from ntk_jax.training.datamodels import ranker_worth
+
+ADAM = "-adam"
+DIRECTIONS = tuple(name + metric for name in ("domain", "unseen", "held-out") for metric in ("", ADAM))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("run", type=Path)
-    for name, default, about in (
-        ("candidates", 96, "pool examples"),
-        ("domain", 16, "domain examples trained on beside them"),
-        ("held-out", 40, "records whose loss is measured"),
-        ("batch", 16, "examples of a step"),
-        ("direction", 48, "domain examples whose mean gradient --objectives are scored along"),
-        ("top", 10, "N of the precision of the top"),
-        ("epochs", 1, "passes"),
-        ("seed", 0, "of the samples and the order"),
-        ("microbatch", 0, "tokens that are computed at once; 0: warmup.tokens_per_microbatch"),
-        ("longest", 0, "characters of a candidate's prompt and response together, at most; 0: any"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=default, help=about)
-    parser.add_argument("--learning-rate", type=float, default=0.0, help="0: the warm-up's")
-    parser.add_argument("--subsets", type=int, default=0, help="random halves of the candidates to train on, for LDS")
-    parser.add_argument(
-        "--start", choices=("warm", "fresh"), default="warm", help="the warm-up's adapter, or a fresh one"
-    )
-    parser.add_argument("--objectives", nargs="*", default=[], help="scored here too, at the warm-up's adapter")
-    parser.add_argument("--cosines", nargs="*", default=[], help="objectives whose gradients' mean cosines are, too")
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
+    options = parsed()
     make_folder(options.out.parent)
     config = yaml.safe_load((options.run / "config.yaml").read_text(encoding="utf8"))
     ranked = read_rankings(str(options.run))
@@ -64,60 +51,110 @@ def main() -> None:
     if options.start == "fresh":
         model = with_lora(model, initial_lora(model.lora, options.seed))
     candidates = sampled_candidates(options, config, ranked)
-    domain = sampled(config["data"]["domain"], options.domain, options.seed)
-    held_out = sampled(config["evaluate"]["files"][:1], options.held_out, options.seed)
+    held_out, unseen = evaluated(options, config)
     training = nj.TrainConfig(
         epochs=options.epochs,
         batch_size=options.batch,
         learning_rate=options.learning_rate or config["warmup"]["learning_rate"],
         tokens_per_microbatch=options.microbatch or config["warmup"]["tokens_per_microbatch"],
     )
+    settings: dict[str, Any] = {
+        "fixed": sampled(config["data"]["domain"], options.domain, options.seed),
+        "training": training,
+        "seed": options.seed,
+    }
     begun = time.monotonic()
-    found = nj.metagradient(
-        model,
-        candidates,
-        held_out,
-        fixed=domain,
-        training=training,
-        seed=options.seed,
-        progress=lambda done, total, note: print(f"{done}/{total} {note}", flush=True),
-    )
+    if options.again:
+        facts, values = earlier(options.again, candidates, dataclasses.asdict(training))
+    else:
+        found = nj.metagradient(model, candidates, held_out, progress=say, **settings)
+        values = found.values
+        facts = {"loss": {"before": found.before, "after": found.after}, "flops": found.flops}
     scores: dict[str, Any] = ranked.of([record["id"] for record in candidates])
     scores["response characters"] = np.array([float(len(record["response"])) for record in candidates])
-    scores |= scored_here(options, config, warm, candidates)
-    worth = ranker_worth(scores, found.values, top=options.top, seed=options.seed)
+    scores |= scored_here(options, config, warm, candidates, {"held-out": held_out, "unseen": unseen})
+    worth = ranker_worth(scores, values, top=options.top, seed=options.seed)
     if options.subsets:
-        foreseen = nj.lds(
-            model,
-            candidates,
-            held_out,
-            scores | {"metagradient": -found.values},
-            fixed=domain,
-            training=training,
-            subsets=options.subsets,
-            seed=options.seed,
-            progress=lambda done, total: print(f"{done}/{total} subsets", flush=True),
-        )
+        everything = scores | {"metagradient": -values}
+        foreseen = nj.lds(model, candidates, held_out, everything, subsets=options.subsets, progress=say, **settings)
         worth["metagradient"] = {}
         for name, kept in foreseen.items():
             worth[name]["lds"] = kept
     result = {
         "run": str(options.run),
-        "options": {key: value for key, value in vars(options).items() if key not in ("run", "out")},
+        "options": {key: value for key, value in vars(options).items() if key not in ("run", "out", "again")},
         "training": dataclasses.asdict(training),
-        "loss": {"before": found.before, "after": found.after},
-        "helpful": float((found.values < 0).mean()),
-        "flops": found.flops,
+        **facts,
+        "helpful": float((values < 0).mean()),
         "seconds": time.monotonic() - begun,
         "scores": worth,
         "candidates": [
             {"id": record["id"], "task": record.get("task"), "metagradient": value}
             | {"scores": {name: known(values[place]) for name, values in scores.items()}}
-            for place, (record, value) in enumerate(zip(candidates, found.values.tolist(), strict=True))
+            for place, (record, value) in enumerate(zip(candidates, values.tolist(), strict=True))
         ],
     }
     options.out.write_text(json.dumps(result, indent=1), encoding="utf8")
     print(json.dumps({key: result[key] for key in ("loss", "helpful", "seconds", "scores")}, indent=1))
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    for name, default, about in (
+        ("candidates", 96, "pool examples"),
+        ("domain", 16, "domain examples trained on beside them"),
+        ("held-out", 40, "records whose loss is measured"),
+        ("batch", 16, "examples of a step"),
+        ("direction", 48, "examples whose mean gradient --objectives are scored along"),
+        ("top", 10, "N of the precision of the top"),
+        ("epochs", 1, "passes"),
+        ("seed", 0, "of the samples and the order"),
+        ("microbatch", 0, "tokens that are computed at once; 0: warmup.tokens_per_microbatch"),
+        ("longest", 0, "characters of a candidate's prompt and response together, at most; 0: any"),
+        ("subsets", 0, "random halves of the candidates to train on, for LDS"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, help=about)
+    parser.add_argument("--learning-rate", type=float, default=0.0, help="0: the warm-up's")
+    parser.add_argument(
+        "--start", choices=("warm", "fresh"), default="warm", help="the warm-up's adapter, or a fresh one"
+    )
+    parser.add_argument("--objectives", nargs="*", default=[], help="scored here too, at the warm-up's adapter")
+    parser.add_argument(
+        "--directions", nargs="+", default=["domain"], choices=DIRECTIONS, help="that they are scored along"
+    )
+    parser.add_argument("--cosines", nargs="*", default=[], help="objectives whose gradients' mean cosines are, too")
+    parser.add_argument("--again", type=Path, help="an earlier output, whose metagradients are taken as they are")
+    parser.add_argument("--out", type=Path, required=True)
+    return parser.parse_args()
+
+
+def say(done: int, total: int, note: str = "subsets") -> None:
+    """Progress in a line."""
+    print(f"{done}/{total} {note}", flush=True)
+
+
+def earlier(
+    path: Path, candidates: list[dict[str, Any]], training: dict[str, Any]
+) -> tuple[dict[str, Any], np.ndarray]:
+    """(loss and FLOPs, metagradients) of an earlier output. Raises UserError: it is of other candidates or settings."""
+    found = read_json(path, dict)
+    if [one["id"] for one in found["candidates"]] != [record["id"] for record in candidates]:
+        raise UserError(f"--again {path}: it has other candidates; give the options it was made with")
+    if found["training"] != training:
+        raise UserError(f"--again {path}: it was trained with other settings; give the options it was made with")
+    values = np.array([one["metagradient"] for one in found["candidates"]], float)
+    return {key: found[key] for key in ("loss", "flops")}, values
+
+
+def evaluated(options: argparse.Namespace, config: dict[str, Any]) -> tuple[list[Any], list[Any]]:
+    """Of the first evaluation file the records whose loss is measured, and a sample of the others."""
+    files = config["evaluate"]["files"][:1]
+    held_out = sampled(files, options.held_out, options.seed)
+    taken = {record["id"] for record in held_out}
+    others = [dict(record) for file in files for record in nj.read_records(file) if record["id"] not in taken]
+    chosen = sample_indices(len(others), options.direction, options.seed)
+    return held_out, others if chosen is None else [others[i] for i in chosen]
 
 
 def known(score: float) -> float | None:
@@ -138,18 +175,32 @@ def sampled_candidates(options: argparse.Namespace, config: dict[str, Any], rank
 
 
 def scored_here(
-    options: argparse.Namespace, config: dict[str, Any], warm: nj.Model, candidates: list[dict[str, Any]]
+    options: argparse.Namespace,
+    config: dict[str, Any],
+    warm: nj.Model,
+    candidates: list[dict[str, Any]],
+    others: dict[str, list[dict[str, Any]]],
 ) -> dict[str, np.ndarray]:
-    """{objective: [M]} along the mean gradient of a part of the domain, or the mean cosine with each of its gradients
-    (sketched to at most 4,096 numbers), at the warm-up's adapter."""
+    """{score: [M]} at the warm-up's adapter: kernels along mean gradients of a part of the domain or of others, and
+    mean cosines with each of the domain's gradients (sketched to at most 4,096 numbers)."""
     targets = sampled(config["data"]["domain"], options.direction, options.seed + 1)
     span = nj.Span(max_length=config["model"]["max_length"], overflow="truncate")
     sizes: dict[str, Any] = {"span": span, "batch_tokens": options.microbatch or config["score"]["batch_tokens"]}
     found = {}
     for objective in options.objectives:
-        direction = nj.mean_gradient(warm, targets, objective=objective, **sizes)
-        values = nj.directional_scores(warm, candidates, direction, objective=objective, **sizes)
-        found[f"{objective}, here"] = np.asarray(values, float)
+        directions = {}
+        for name in options.directions:
+            examples = {"domain": targets, **others}[name.removesuffix(ADAM)]
+            if not examples:
+                raise UserError(f"--directions {name}: the evaluation file has no other records; lower --held-out")
+            directions[name] = nj.mean_gradient(warm, examples, objective=objective, **sizes)
+            if name.endswith(ADAM):
+                moments = load_tree(options.run / "warmup" / "second_moment.safetensors", warm.lora)
+                directions[name] = nj.adam_preconditioned(directions[name], moments)
+        along = nj.stack_directions(list(directions.values()))
+        values = np.asarray(nj.directional_scores(warm, candidates, along, objective=objective, **sizes), float)
+        for name, each in zip(directions, values.T, strict=True):
+            found[f"{objective}, {'here' if name == 'domain' else name}"] = each
     for objective in options.cosines:
         size = sum(leaf.size for leaf in jax.tree.leaves(warm.lora))
         dim = min(4096, 1 << (size.bit_length() - 1))

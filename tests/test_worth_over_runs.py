@@ -163,23 +163,11 @@ def test_a_finished_run_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     write_inputs(tmp_path)
     run(tiny_run_config(tmp_path, "run", select={"methods": ["kernel", "bm25"], "count": 6}), until="select")
     script, out = str(Path(over.__file__).with_name("worth_of_run.py")), tmp_path / "out.json"
-    options = [
-        "--candidates",
-        "12",
-        "--domain",
-        "4",
-        "--held-out",
-        "4",
-        "--batch",
-        "4",
-        "--top",
-        "3",
-        "--longest",
-        "60",
-    ]
-    kept = ["--direction", "4", "--objectives", "cross_entropy", "--cosines", "cross_entropy", "--start", "fresh"]
-    kept += ["--learning-rate", "2e-3", "--subsets", "5"]
-    monkeypatch.setattr(sys, "argv", [script, str(tmp_path / "run"), *options, *kept, "--out", str(out)])
+    sizes = {"candidates": 12, "domain": 4, "held-out": 4, "batch": 4, "top": 3, "longest": 60, "direction": 4}
+    options = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
+    options += ["--objectives", "cross_entropy", "--cosines", "cross_entropy", "--start", "fresh"]
+    options += ["--learning-rate", "2e-3", "--subsets", "5"]
+    monkeypatch.setattr(sys, "argv", [script, str(tmp_path / "run"), *options, "--out", str(out)])
     runpy.run_path(script, run_name="__main__")
     found = json.loads(out.read_text())
     candidates = found["candidates"]
@@ -189,5 +177,22 @@ def test_a_finished_run_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(candidates) == 12 and not any(one["id"].startswith("long") for one in candidates)
     names = {"kernel", "bm25", over.LENGTH, "cross_entropy, here", "cosine, cross_entropy, here"}
     assert set(candidates[0]["scores"]) == names
-    found = over.together({"run": over.sample_of(out)}, top=3, resamples=20)
-    assert set(found["scores"]) == names and found["files"] == {"run": 12}
+    together = over.together({"run": over.sample_of(out)}, top=3, resamples=20)
+    assert set(together["scores"]) == names and together["files"] == {"run": 12}
+
+    again = [*sys.argv[:-1], str(tmp_path / "again.json"), "--again", str(out)]
+    again += ["--directions", "domain", "held-out-adam"]
+    monkeypatch.setattr(sys, "argv", again)
+    runpy.run_path(script, run_name="__main__")
+    second = json.loads((tmp_path / "again.json").read_text())
+    assert set(second["candidates"][0]["scores"]) == names | {"cross_entropy, held-out-adam"}
+    for name in names:
+        first, repeated = ([one["scores"][name] for one in made["candidates"]] for made in (found, second))
+        np.testing.assert_allclose(repeated, first, rtol=1e-4, atol=1e-7, err_msg=name)
+    assert [one["metagradient"] for one in second["candidates"]] == [one["metagradient"] for one in candidates]
+    monkeypatch.setattr(sys, "argv", [*again, "--learning-rate", "1e-3"])
+    with pytest.raises(over.UserError, match=r"--again .*out.json: it was trained with other settings"):
+        runpy.run_path(script, run_name="__main__")
+    monkeypatch.setattr(sys, "argv", [*again, "--candidates", "11"])
+    with pytest.raises(over.UserError, match=r"--again .*out.json: it has other candidates"):
+        runpy.run_path(script, run_name="__main__")
