@@ -64,16 +64,22 @@ def main() -> None:
         "seed": options.seed,
     }
     begun = time.monotonic()
+    begun_with: dict[str, Any] = {}
     if options.again:
-        facts, values = earlier(options.again, candidates, dataclasses.asdict(training))
+        begun_with = earlier(options.again, candidates, dataclasses.asdict(training))
+        facts = {key: begun_with[key] for key in ("loss", "flops")}
+        values = np.array([one["metagradient"] for one in begun_with["candidates"]], float)
     else:
         found = nj.metagradient(model, candidates, held_out, progress=say, **settings)
         values = found.values
         facts = {"loss": {"before": found.before, "after": found.after}, "flops": found.flops}
-    scores: dict[str, Any] = ranked.of([record["id"] for record in candidates])
+    scores = scores_of(begun_with) | ranked.of([record["id"] for record in candidates])
     scores["response characters"] = np.array([float(len(record["response"])) for record in candidates])
     scores |= scored_here(options, config, warm, candidates, {"held-out": held_out, "unseen": unseen})
     worth = ranker_worth(scores, values, top=options.top, seed=options.seed)
+    for name, one in begun_with.get("scores", {}).items():
+        if "lds" in one:
+            worth.setdefault(name, {})["lds"] = one["lds"]
     if options.subsets:
         everything = scores | {"metagradient": -values}
         foreseen = nj.lds(model, candidates, held_out, everything, subsets=options.subsets, progress=say, **settings)
@@ -124,7 +130,7 @@ def parsed() -> argparse.Namespace:
         "--directions", nargs="+", default=["domain"], choices=DIRECTIONS, help="that they are scored along"
     )
     parser.add_argument("--cosines", nargs="*", default=[], help="objectives whose gradients' mean cosines are, too")
-    parser.add_argument("--again", type=Path, help="an earlier output, whose metagradients are taken as they are")
+    parser.add_argument("--again", type=Path, help="an earlier output, to whose scores more are added")
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
 
@@ -134,17 +140,21 @@ def say(done: int, total: int, note: str = "subsets") -> None:
     print(f"{done}/{total} {note}", flush=True)
 
 
-def earlier(
-    path: Path, candidates: list[dict[str, Any]], training: dict[str, Any]
-) -> tuple[dict[str, Any], np.ndarray]:
-    """(loss and FLOPs, metagradients) of an earlier output. Raises UserError: it is of other candidates or settings."""
+def earlier(path: Path, candidates: list[dict[str, Any]], training: dict[str, Any]) -> dict[str, Any]:
+    """An earlier output. Raises UserError: it is of other candidates or settings."""
     found = read_json(path, dict)
     if [one["id"] for one in found["candidates"]] != [record["id"] for record in candidates]:
         raise UserError(f"--again {path}: it has other candidates; give the options it was made with")
     if found["training"] != training:
         raise UserError(f"--again {path}: it was trained with other settings; give the options it was made with")
-    values = np.array([one["metagradient"] for one in found["candidates"]], float)
-    return {key: found[key] for key in ("loss", "flops")}, values
+    return dict(found)
+
+
+def scores_of(output: dict[str, Any]) -> dict[str, np.ndarray]:
+    """{score: [M]} of an output's candidates."""
+    candidates = output.get("candidates", [])
+    names = candidates[0]["scores"] if candidates else ()
+    return {name: np.array([one["scores"][name] for one in candidates], float) for name in names}
 
 
 def evaluated(options: argparse.Namespace, config: dict[str, Any]) -> tuple[list[Any], list[Any]]:

@@ -165,9 +165,10 @@ def test_a_finished_run_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     script, out = str(Path(over.__file__).with_name("worth_of_run.py")), tmp_path / "out.json"
     sizes = {"candidates": 12, "domain": 4, "held-out": 4, "batch": 4, "top": 3, "longest": 60, "direction": 4}
     options = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
-    options += ["--objectives", "cross_entropy", "--cosines", "cross_entropy", "--start", "fresh"]
-    options += ["--learning-rate", "2e-3", "--subsets", "5"]
-    monkeypatch.setattr(sys, "argv", [script, str(tmp_path / "run"), *options, "--out", str(out)])
+    options += ["--objectives", "cross_entropy", "--start", "fresh", "--learning-rate", "2e-3"]
+    command = [script, str(tmp_path / "run"), *options]
+    more = ["--cosines", "cross_entropy", "--subsets", "5"]
+    monkeypatch.setattr(sys, "argv", [*command, *more, "--out", str(out)])
     runpy.run_path(script, run_name="__main__")
     found = json.loads(out.read_text())
     candidates = found["candidates"]
@@ -180,8 +181,8 @@ def test_a_finished_run_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     together = over.together({"run": over.sample_of(out)}, top=3, resamples=20)
     assert set(together["scores"]) == names and together["files"] == {"run": 12}
 
-    again = [*sys.argv[:-1], str(tmp_path / "again.json"), "--again", str(out)]
-    again += ["--directions", "domain", "held-out-adam"]
+    again = [*command, "--again", str(out), "--directions", "domain", "held-out-adam"]
+    again += ["--out", str(tmp_path / "again.json")]
     monkeypatch.setattr(sys, "argv", again)
     runpy.run_path(script, run_name="__main__")
     second = json.loads((tmp_path / "again.json").read_text())
@@ -190,6 +191,7 @@ def test_a_finished_run_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         first, repeated = ([one["scores"][name] for one in made["candidates"]] for made in (found, second))
         np.testing.assert_allclose(repeated, first, rtol=1e-4, atol=1e-7, err_msg=name)
     assert [one["metagradient"] for one in second["candidates"]] == [one["metagradient"] for one in candidates]
+    assert second["scores"]["bm25"] == found["scores"]["bm25"], "LDS, too"
     monkeypatch.setattr(sys, "argv", [*again, "--learning-rate", "1e-3"])
     with pytest.raises(over.UserError, match=r"--again .*out.json: it was trained with other settings"):
         runpy.run_path(script, run_name="__main__")
