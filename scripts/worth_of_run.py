@@ -64,21 +64,21 @@ def main() -> None:
         "seed": options.seed,
     }
     begun = time.monotonic()
-    begun_with: dict[str, Any] = {}
-    if options.again:
-        begun_with = earlier(options.again, candidates, dataclasses.asdict(training))
-        facts = {key: begun_with[key] for key in ("loss", "flops")}
-        values = np.array([one["metagradient"] for one in begun_with["candidates"]], float)
+    earlier = output_of(options.again, candidates) if options.again else {}
+    trained = is_same(earlier, options, training)
+    if trained:
+        facts = {key: earlier[key] for key in ("loss", "flops")}
+        values = np.array([one["metagradient"] for one in earlier["candidates"]], float)
     else:
         found = nj.metagradient(model, candidates, held_out, progress=say, **settings)
         values = found.values
         facts = {"loss": {"before": found.before, "after": found.after}, "flops": found.flops}
-    scores = scores_of(begun_with) | ranked.of([record["id"] for record in candidates])
+    scores = scores_of(earlier) | ranked.of([record["id"] for record in candidates])
     scores["response characters"] = np.array([float(len(record["response"])) for record in candidates])
     scores |= scored_here(options, config, warm, candidates, {"held-out": held_out, "unseen": unseen})
     worth = ranker_worth(scores, values, top=options.top, seed=options.seed)
-    for name, one in begun_with.get("scores", {}).items():
-        if "lds" in one:
+    for name, one in earlier.get("scores", {}).items():
+        if "lds" in one and trained:
             worth.setdefault(name, {})["lds"] = one["lds"]
     if options.subsets:
         everything = scores | {"metagradient": -values}
@@ -130,7 +130,11 @@ def parsed() -> argparse.Namespace:
         "--directions", nargs="+", default=["domain"], choices=DIRECTIONS, help="that they are scored along"
     )
     parser.add_argument("--cosines", nargs="*", default=[], help="objectives whose gradients' mean cosines are, too")
-    parser.add_argument("--again", type=Path, help="an earlier output, to whose scores more are added")
+    parser.add_argument(
+        "--again",
+        type=Path,
+        help="an earlier output, whose scores are kept, and its metagradients where the training is the same",
+    )
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
 
@@ -140,14 +144,21 @@ def say(done: int, total: int, note: str = "subsets") -> None:
     print(f"{done}/{total} {note}", flush=True)
 
 
-def earlier(path: Path, candidates: list[dict[str, Any]], training: dict[str, Any]) -> dict[str, Any]:
-    """An earlier output. Raises UserError: it is of other candidates or settings."""
+def output_of(path: Path, candidates: list[dict[str, Any]]) -> dict[str, Any]:
+    """An earlier output. Raises UserError: it is of other candidates."""
     found = read_json(path, dict)
     if [one["id"] for one in found["candidates"]] != [record["id"] for record in candidates]:
         raise UserError(f"--again {path}: it has other candidates; give the options it was made with")
-    if found["training"] != training:
-        raise UserError(f"--again {path}: it was trained with other settings; give the options it was made with")
     return dict(found)
+
+
+def is_same(output: dict[str, Any], options: argparse.Namespace, training: nj.TrainConfig) -> bool:
+    """Whether its metagradients are of the training that is asked for."""
+    of_training = ("start", "domain", "held_out", "seed")
+    return bool(output) and (
+        output["training"] == dataclasses.asdict(training)
+        and all(output["options"][name] == getattr(options, name) for name in of_training)
+    )
 
 
 def scores_of(output: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -192,9 +192,13 @@ def test_a_finished_run_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         np.testing.assert_allclose(repeated, first, rtol=1e-4, atol=1e-7, err_msg=name)
     assert [one["metagradient"] for one in second["candidates"]] == [one["metagradient"] for one in candidates]
     assert second["scores"]["bm25"] == found["scores"]["bm25"], "LDS, too"
-    monkeypatch.setattr(sys, "argv", [*again, "--learning-rate", "1e-3"])
-    with pytest.raises(over.UserError, match=r"--again .*out.json: it was trained with other settings"):
-        runpy.run_path(script, run_name="__main__")
+
+    monkeypatch.setattr(sys, "argv", [*command, "--again", str(out), "--held-out", "3", "--out", str(out)])
+    runpy.run_path(script, run_name="__main__")
+    third = json.loads(out.read_text())
+    assert third["options"]["held_out"] == 3 and set(third["candidates"][0]["scores"]) == names
+    assert [one["metagradient"] for one in third["candidates"]] != [one["metagradient"] for one in candidates]
+    assert not any("lds" in one for one in third["scores"].values()), "that was of another training"
     monkeypatch.setattr(sys, "argv", [*again, "--candidates", "11"])
     with pytest.raises(over.UserError, match=r"--again .*out.json: it has other candidates"):
         runpy.run_path(script, run_name="__main__")
