@@ -11,8 +11,9 @@ fine-tuned on beside domain examples, `--epochs` passes from the warm-up's adapt
 trains, with the settings of `warmup`. Held out are records of the first of `evaluate.files`.
 
 --objectives are kernels at the warm-up's adapter, along mean gradients (--directions) of domain examples, of records of
-the evaluation file that are neither held out nor trained on (unseen), or of the held-out ones themselves, which no
-ranker knows; NAME-adam: divided by the root of Adam's second moments of the warm-up.
+the evaluation file that are neither held out nor trained on (unseen), of the held-out ones themselves, which no ranker
+knows, or of pool examples that are no candidates, which say nothing of the domain; NAME-adam: divided by the root of
+Adam's second moments of the warm-up.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from ntk_jax.storage.atomic import make_folder, read_json
 from ntk_jax.training.datamodels import ranker_worth
 
 ADAM = "-adam"
-DIRECTIONS = tuple(name + metric for name in ("domain", "unseen", "held-out") for metric in ("", ADAM))
+DIRECTIONS = tuple(name + metric for name in ("domain", "unseen", "held-out", "pool") for metric in ("", ADAM))
 
 
 def main() -> None:
@@ -75,7 +76,13 @@ def main() -> None:
         facts = {"loss": {"before": found.before, "after": found.after}, "flops": found.flops}
     scores = scores_of(earlier) | ranked.of([record["id"] for record in candidates])
     scores["response characters"] = np.array([float(len(record["response"])) for record in candidates])
-    scores |= scored_here(options, config, warm, candidates, {"held-out": held_out, "unseen": unseen})
+    targets = {
+        "domain": sampled(config["data"]["domain"], options.direction, options.seed + 1),
+        "unseen": unseen,
+        "held-out": held_out,
+        "pool": others_of(candidates, config["data"]["pool"], options),
+    }
+    scores |= scored_here(options, config, warm, candidates, targets)
     worth = ranker_worth(scores, values, top=options.top, seed=options.seed)
     for name, one in earlier.get("scores", {}).items():
         if "lds" in one and trained:
@@ -172,10 +179,15 @@ def evaluated(options: argparse.Namespace, config: dict[str, Any]) -> tuple[list
     """Of the first evaluation file the records whose loss is measured, and a sample of the others."""
     files = config["evaluate"]["files"][:1]
     held_out = sampled(files, options.held_out, options.seed)
-    taken = {record["id"] for record in held_out}
-    others = [dict(record) for file in files for record in nj.read_records(file) if record["id"] not in taken]
+    return held_out, others_of(held_out, files, options)
+
+
+def others_of(taken: list[dict[str, Any]], files: list[str], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A seeded sample, as large as --direction, of the records of some files that are not among those taken."""
+    ids = {record["id"] for record in taken}
+    others = [dict(record) for file in files for record in nj.read_records(file) if record["id"] not in ids]
     chosen = sample_indices(len(others), options.direction, options.seed)
-    return held_out, others if chosen is None else [others[i] for i in chosen]
+    return others if chosen is None else [others[i] for i in chosen]
 
 
 def known(score: float) -> float | None:
@@ -200,20 +212,19 @@ def scored_here(
     config: dict[str, Any],
     warm: nj.Model,
     candidates: list[dict[str, Any]],
-    others: dict[str, list[dict[str, Any]]],
+    targets: dict[str, list[dict[str, Any]]],
 ) -> dict[str, np.ndarray]:
-    """{score: [M]} at the warm-up's adapter: kernels along mean gradients of a part of the domain or of others, and
-    mean cosines with each of the domain's gradients (sketched to at most 4,096 numbers)."""
-    targets = sampled(config["data"]["domain"], options.direction, options.seed + 1)
+    """{score: [M]} at the warm-up's adapter: kernels along mean gradients of the targets, and mean cosines with each of
+    the domain's gradients (sketched to at most 4,096 numbers)."""
     span = nj.Span(max_length=config["model"]["max_length"], overflow="truncate")
     sizes: dict[str, Any] = {"span": span, "batch_tokens": options.microbatch or config["score"]["batch_tokens"]}
     found = {}
     for objective in options.objectives:
         directions = {}
         for name in options.directions:
-            examples = {"domain": targets, **others}[name.removesuffix(ADAM)]
+            examples = targets[name.removesuffix(ADAM)]
             if not examples:
-                raise UserError(f"--directions {name}: the evaluation file has no other records; lower --held-out")
+                raise UserError(f"--directions {name}: there are no other records; lower --held-out or --candidates")
             directions[name] = nj.mean_gradient(warm, examples, objective=objective, **sizes)
             if name.endswith(ADAM):
                 moments = load_tree(options.run / "warmup" / "second_moment.safetensors", warm.lora)
@@ -226,7 +237,7 @@ def scored_here(
         size = sum(leaf.size for leaf in jax.tree.leaves(warm.lora))
         dim = min(4096, 1 << (size.bit_length() - 1))
         kept: dict[str, Any] = {"objective": objective, "dim": dim, "projection": "kronecker", **sizes}
-        a, b = (np.asarray(nj.sketch(warm, examples, **kept)) for examples in (candidates, targets))
+        a, b = (np.asarray(nj.sketch(warm, examples, **kept)) for examples in (candidates, targets["domain"]))
         a, b = (z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-30) for z in (a, b))
         usable = np.isfinite(b).all(axis=1) & b.any(axis=1)
         if not usable.any():

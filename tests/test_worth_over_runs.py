@@ -181,12 +181,12 @@ def test_a_finished_run_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     together = over.together({"run": over.sample_of(out)}, top=3, resamples=20)
     assert set(together["scores"]) == names and together["files"] == {"run": 12}
 
-    again = [*command, "--again", str(out), "--directions", "domain", "held-out-adam"]
+    again = [*command, "--again", str(out), "--directions", "domain", "held-out-adam", "pool"]
     again += ["--out", str(tmp_path / "again.json")]
     monkeypatch.setattr(sys, "argv", again)
     runpy.run_path(script, run_name="__main__")
     second = json.loads((tmp_path / "again.json").read_text())
-    assert set(second["candidates"][0]["scores"]) == names | {"cross_entropy, held-out-adam"}
+    assert set(second["candidates"][0]["scores"]) == names | {"cross_entropy, held-out-adam", "cross_entropy, pool"}
     for name in names:
         first, repeated = ([one["scores"][name] for one in made["candidates"]] for made in (found, second))
         np.testing.assert_allclose(repeated, first, rtol=1e-4, atol=1e-7, err_msg=name)
