@@ -23,10 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from experiment_figures import forest
 from scipy.stats import rankdata
 
 from ntk_jax.errors import UserError
 from ntk_jax.kernels.agreement import spearman, top_overlap
+from ntk_jax.report.figures_matrix import standalone
+from ntk_jax.report.markup import Html
+from ntk_jax.storage.atomic import write_text
 
 LENGTH = "response characters"
 METAGRADIENT_LDS = "lds of the metagradient"
@@ -42,6 +46,7 @@ def main() -> None:
     parser.add_argument("--resamples", type=int, default=2000, help="of the bootstrap")
     parser.add_argument("--against", help="a score that the others have a difference to, length taken out of both")
     parser.add_argument("--out", type=Path, help="a JSON file")
+    parser.add_argument("--figure", type=Path, help="an SVG file: the mean rank correlation of every score")
     options = parser.parse_args()
     try:
         found = together(
@@ -55,6 +60,8 @@ def main() -> None:
         raise SystemExit(f"error: {error}") from None
     if options.out:
         options.out.write_text(json.dumps(found, indent=1, allow_nan=False), encoding="utf8")
+    if options.figure:
+        write_text(options.figure, standalone(figure(found)))
     print("\n".join(table(found)))
 
 
@@ -268,6 +275,12 @@ def table(found: Mapping[str, Any]) -> list[str]:
     if found["left_out"]:
         lines.append(f"Left out, since a file has too few of these or only equal ones: {', '.join(found['left_out'])}")
     return lines
+
+
+def figure(found: Mapping[str, Any]) -> Html:
+    """A row a score, the best first; grey where the interval holds zero."""
+    rows = [{"arm": name, **one["spearman"]} for name, one in found["scores"].items()]
+    return forest(rows, "rank correlation with what examples are worth (minus the metagradient)")
 
 
 def _cell(one: Mapping[str, float] | None) -> str:

@@ -139,7 +139,10 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     script = over.__file__
     paths = [str(tmp_path / f"d{number}.json") for number in range(2)]
     monkeypatch.setattr(
-        sys, "argv", [script, *paths, "--top", "5", "--resamples", "100", "--out", str(tmp_path / "out.json")]
+        sys,
+        "argv",
+        [script, *paths, "--top", "5", "--resamples", "100", "--out", str(tmp_path / "out.json")]
+        + ["--figure", str(tmp_path / "worth.svg")],
     )
     runpy.run_path(script, run_name="__main__")
     lines = capsys.readouterr().out.splitlines()
@@ -148,6 +151,8 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert lines[-2] == "Of the top 5, chance: 12%"
     assert lines[-1] == "Left out, since a file has too few of these or only equal ones: nothing"
     assert json.loads((tmp_path / "out.json").read_text())["files"] == {"d0": 40, "d1": 40}
+    drawn = (tmp_path / "worth.svg").read_text()
+    assert drawn.startswith("<svg") and all(name in drawn for name in ("short", "good")) and "nothing" not in drawn
 
     monkeypatch.setattr(sys, "argv", [script, paths[0], str(tmp_path / "other" / "d0.json")])
     with pytest.raises(SystemExit, match="two files are called d0; name them by domain"):
