@@ -44,7 +44,13 @@ DIRECTIONS = tuple(name + metric for name in ("domain", "unseen", "held-out", "p
 
 
 def main() -> None:
-    options = parsed()
+    try:
+        measure(parsed())
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def measure(options: argparse.Namespace) -> None:
     make_folder(options.out.parent)
     config = yaml.safe_load((options.run / "config.yaml").read_text(encoding="utf8"))
     ranked = read_rankings(str(options.run))

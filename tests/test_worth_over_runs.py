@@ -205,5 +205,5 @@ def test_a_finished_run_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [one["metagradient"] for one in third["candidates"]] != [one["metagradient"] for one in candidates]
     assert not any("lds" in one for one in third["scores"].values()), "that was of another training"
     monkeypatch.setattr(sys, "argv", [*again, "--candidates", "11"])
-    with pytest.raises(over.UserError, match=r"--again .*out.json: it has other candidates"):
+    with pytest.raises(SystemExit, match=r"error: --again .*out.json: it has other candidates"):
         runpy.run_path(script, run_name="__main__")
