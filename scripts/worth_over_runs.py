@@ -24,10 +24,8 @@ from typing import Any
 
 import numpy as np
 from experiment_figures import forest
-from scipy.stats import rankdata
 
 from ntk_jax.errors import UserError
-from ntk_jax.kernels.agreement import spearman, top_overlap
 from ntk_jax.report.figures_matrix import standalone
 from ntk_jax.report.markup import Html
 from ntk_jax.storage.atomic import write_text
@@ -37,6 +35,7 @@ METAGRADIENT_LDS = "lds of the metagradient"
 LEAST = 10  # candidates that have a score, in every file
 Sample = Mapping[str, np.ndarray]  # of a file's candidates: "id", "worth" and every score
 Foreseen = Mapping[str, float | None]  # LDS of a file's scores
+Measure = Callable[[Sample, str, np.ndarray], np.ndarray]  # of a sample, a score and how often each candidate is there
 
 
 def main() -> None:
@@ -122,12 +121,12 @@ def together(
     names = [name for name in every if all(np.isfinite(s.get(name, ())).sum() >= LEAST for s in samples.values())]
     if not names:
         raise UserError("the files have no score in common")
-    draws = drawn_places(list(samples.values()), resamples, seed)
+    times = drawn_times(list(samples.values()), resamples, seed)
     seeds = drawn_seeds(files, resamples, seed)
-    measures: dict[str, Callable[[Sample, str], float]] = {
-        "spearman": lambda sample, name: spearman(sample[name], sample["worth"]),
-        "without_length": lambda sample, name: partial(sample[name], sample["worth"], sample[LENGTH]),
-        "top": lambda sample, name: top_overlap(sample[name], sample["worth"], top),
+    measures: dict[str, Measure] = {
+        "spearman": lambda sample, name, times: spearman(sample[name], sample["worth"], times),
+        "without_length": lambda sample, name, times: partial(sample[name], sample["worth"], sample[LENGTH], times),
+        "top": lambda sample, name, times: top_overlap(sample[name], sample["worth"], top, times),
     }
     found: dict[str, Any] = {name: {} for name in names}
     drawn: dict[tuple[str, str], np.ndarray] = {}
@@ -135,10 +134,10 @@ def together(
         for measure, of in measures.items():
             if name == LENGTH and measure == "without_length":
                 continue
-            each = {file: of(known(samples[file], name), name) for file in files}
+            each = {file: float(_of(samples[file], name, of, None)[0]) for file in files}
             if not all(np.isfinite(value) for value in each.values()):
                 continue
-            by_file = np.array([_resampled(samples[f], name, of, d) for f, d in zip(files, draws, strict=True)])
+            by_file = np.stack([_of(samples[file], name, of, t) for file, t in zip(files, times, strict=True)])
             found[name][measure], drawn[name, measure] = _over_seeds(each, by_file, seeds)
     known_lds = _lds(lds or {}, files, seeds)
     for name in names:
@@ -163,17 +162,12 @@ def together(
     return {**kept, "against": against, "left_out": left_out, "scores": scores}
 
 
-def drawn_places(samples: Sequence[Sample], resamples: int, seed: int) -> list[list[np.ndarray]]:
-    """Of each file the places of its candidates in every resample of all candidates that there are."""
+def drawn_times(samples: Sequence[Sample], resamples: int, seed: int) -> list[np.ndarray]:
+    """[resamples, M] of each file: how often each of its candidates is in every resample of all that there are."""
     ids = np.unique(np.concatenate([sample["id"] for sample in samples]))
     draws = np.random.default_rng(seed).integers(0, len(ids), (resamples, len(ids)))
-    found = []
-    for sample in samples:
-        order = np.argsort(sample["id"])
-        place = np.full(len(ids), -1)
-        place[np.searchsorted(ids, sample["id"][order])] = order
-        found.append([there[there >= 0] for there in place[draws]])
-    return found
+    times = np.stack([np.bincount(draw, minlength=len(ids)) for draw in draws])
+    return [times[:, np.searchsorted(ids, sample["id"])] for sample in samples]
 
 
 def drawn_seeds(files: Sequence[str], resamples: int, seed: int) -> dict[str, np.ndarray]:
@@ -227,30 +221,63 @@ def _interval(value: float, resampled: np.ndarray) -> dict[str, float]:
     return {"value": value, "low": float(low), "high": float(high)}
 
 
-def known(sample: Sample, name: str) -> Sample:
-    """The candidates that have the score."""
+def _of(sample: Sample, name: str, of: Measure, times: np.ndarray | None) -> np.ndarray:
+    """[resamples] over the candidates that have the score; times None: [1], each of them once."""
     there = np.isfinite(sample[name])
-    return {key: values[there] for key, values in sample.items()}
+    known = {key: values[there] for key, values in sample.items()}
+    return of(known, name, np.ones((1, int(there.sum())), int) if times is None else times[:, there])
 
 
-def partial(a: np.ndarray, b: np.ndarray, given: np.ndarray) -> float:
-    """The partial rank correlation of a and b given a third: of what is left of the ranks of each after a line in the
+# Of M values a, b, of which times [R, M] says how often each is in a resample: [R], as of the lists written out.
+
+
+def spearman(a: np.ndarray, b: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Rank correlations, ties at their mean rank; NaN where one of the two is constant."""
+    return _correlation(_ranks(a, times), _ranks(b, times), times)
+
+
+def partial(a: np.ndarray, b: np.ndarray, given: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Partial rank correlations of a and b given a third: of what is left of the ranks of each after a line in the
     ranks of the third; NaN where nothing is left."""
-    ranks = [rankdata(values) for values in (a, b, given)]
-    ranks = [values - values.mean() for values in ranks]
-    third = ranks[2]
-    scale = float(third @ third)
-    left = [values - third * float(values @ third) / scale if scale else values for values in ranks[:2]]
-    size = float(np.sqrt((left[0] @ left[0]) * (left[1] @ left[1])))
-    return float(left[0] @ left[1]) / size if size > 1e-9 * len(a) else float("nan")
+    third = _ranks(given, times)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slope = 1 / (times * third**2).sum(axis=1)
+        slope[~np.isfinite(slope)] = 0.0  # a constant tells nothing
+    x, y = (
+        r - third * ((times * r * third).sum(axis=1) * slope)[:, None] for r in (_ranks(a, times), _ranks(b, times))
+    )
+    return _correlation(x, y, times)
 
 
-def _resampled(
-    sample: Sample, name: str, of: Callable[[Sample, str], float], draws: Sequence[np.ndarray]
-) -> list[float]:
-    """By draw; NaN where too few of those drawn have the score."""
-    parts = (known({key: values[draw] for key, values in sample.items()}, name) for draw in draws)
-    return [of(part, name) if len(part["worth"]) >= 2 else float("nan") for part in parts]
+def top_overlap(a: np.ndarray, b: np.ndarray, count: int, times: np.ndarray) -> np.ndarray:
+    """The share of the `count` best by one that are among the `count` best by the other."""
+    most = np.minimum(count, times.sum(axis=1))
+    both = [np.zeros_like(times), np.zeros_like(times)]
+    for values, best in zip((a, b), both, strict=True):
+        order = np.argsort(-values, kind="stable")
+        before = np.cumsum(times[:, order], axis=1) - times[:, order]
+        best[:, order] = np.clip(most[:, None] - before, 0, times[:, order])
+    return np.minimum(*both).sum(axis=1) / np.maximum(most, 1)
+
+
+def _ranks(values: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """[R, M] ranks less their mean."""
+    order = np.argsort(values, kind="stable")
+    new = np.diff(values[order], prepend=np.nan) != 0  # the first one is: NaN is unlike all
+    place = np.empty(len(values), int)
+    place[order] = np.cumsum(new) - 1
+    alike = np.add.reduceat(times[:, order], np.flatnonzero(new), axis=1)
+    ranks = (np.cumsum(alike, axis=1) - (alike - 1) / 2)[:, place]
+    return ranks - (times.sum(axis=1)[:, None] + 1) / 2
+
+
+def _correlation(x: np.ndarray, y: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Of centred values; NaN where next to nothing of one of them is there."""
+    size = np.sqrt((times * x**2).sum(axis=1) * (times * y**2).sum(axis=1))
+    found = np.full(len(times), np.nan)
+    there = size > 1e-9 * times.sum(axis=1)
+    found[there] = (times * x * y).sum(axis=1)[there] / size[there]
+    return found
 
 
 def table(found: Mapping[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ from tiny_run import run, tiny_run_config, write_inputs
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import worth_over_runs as over  # noqa: E402
 
-from ntk_jax.kernels.agreement import spearman  # noqa: E402
+from ntk_jax.kernels.agreement import spearman, top_overlap  # noqa: E402
 
 
 def sample(seed: int, count: int = 40) -> dict[str, np.ndarray]:
@@ -40,7 +40,21 @@ def test_the_partial_correlation_is_the_formula(seed: int) -> None:
     a, b, c = rng.normal(size=(3, 12))
     ab, ac, bc = spearman(a, b), spearman(a, c), spearman(b, c)
     expected = (ab - ac * bc) / np.sqrt((1 - ac**2) * (1 - bc**2))
-    assert over.partial(a, b, c) == pytest.approx(expected, abs=1e-9)
+    assert over.partial(a, b, c, np.ones((1, 12), int))[0] == pytest.approx(expected, abs=1e-9)
+
+
+@given(st.integers(0, 2**16), st.booleans())
+def test_a_resample_is_as_if_it_were_written_out(seed: int, ties: bool) -> None:
+    rng = np.random.default_rng(seed)
+    a, b, c = rng.integers(0, 4, (3, 15)).astype(float) if ties else rng.normal(size=(3, 15))
+    times = np.stack([np.bincount(rng.integers(0, 15, 15), minlength=15) for _ in range(3)])
+    for row, rho, rest, top in zip(
+        times, over.spearman(a, b, times), over.partial(a, b, c, times), over.top_overlap(a, b, 5, times), strict=True
+    ):
+        x, y, z = (np.repeat(values, row) for values in (a, b, c))
+        np.testing.assert_allclose(rho, spearman(x, y), atol=1e-9)
+        np.testing.assert_allclose(rest, over.partial(x, y, z, np.ones((1, 15), int))[0], atol=1e-9)
+        assert ties or top == pytest.approx(top_overlap(x, y, 5))
 
 
 def test_length_is_taken_out() -> None:
@@ -72,9 +86,9 @@ def test_a_score_that_some_candidates_lack_is_compared_over_the_others() -> None
 def test_a_candidate_of_several_files_is_drawn_for_all_of_them_at_once() -> None:
     whole = sample(0)
     part = {name: values[::-2] for name, values in whole.items()}  # half of them, in another order
-    for of_whole, of_part in zip(*over.drawn_places([whole, part], 20, 0), strict=True):
-        ids = whole["id"][of_whole].tolist()
-        assert len(ids) == 40 and part["id"][of_part].tolist() == [name for name in ids if name in part["id"]]
+    of_whole, of_part = over.drawn_times([whole, part], 20, 0)
+    assert (of_whole.sum(axis=1) == 40).all()
+    np.testing.assert_array_equal(of_part, of_whole[:, ::-2])
     twice = over.together({"one": whole, "again": whole}, top=5, resamples=200)["scores"]["good"]["spearman"]
     once = over.together({"one": whole}, top=5, resamples=200)["scores"]["good"]["spearman"]
     assert (twice["low"], twice["high"]) == pytest.approx((once["low"], once["high"])), "no more is known"
