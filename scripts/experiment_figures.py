@@ -27,9 +27,14 @@ APART = 14.0  # px between two names that are beside each other
 
 
 def forest(
-    rows: Sequence[Mapping[str, Any]], title: str, *, in_percent: bool = False, lowest_first: bool = False
+    rows: Sequence[Mapping[str, Any]],
+    title: str,
+    *,
+    in_percent: bool = False,
+    lowest_first: bool = False,
+    zero: str = "no difference",
 ) -> Html:
-    """A row an arm with its interval, best first; grey where the interval holds zero."""
+    """A row an arm with its interval, best first; grey where the interval holds zero, which is called so."""
     scale = 100.0 if in_percent else 1.0
     made = []
     for row in sorted(rows, key=lambda row: row["value"] if lowest_first else -row["value"]):
@@ -39,7 +44,7 @@ def forest(
         mark = Mark("normalized", row["value"], low, high, text)
         made.append(WhiskerRow(row["arm"], "c-blue" if clear else "c-grey", (mark,)))
     title = title + (", points" if in_percent else "")
-    return whiskers(made, title=title, reference=(0.0, "no difference"), scale_by=scale, width=640, description=title)
+    return whiskers(made, title=title, reference=(0.0, zero), scale_by=scale, width=640, description=title)
 
 
 def pareto(points: Sequence[tuple[str, float, float]], title: str) -> Html:

@@ -128,7 +128,7 @@ def figures(found: Mapping[str, Any]) -> dict[str, Any]:
             means = over_runs([row for row in found["worth"] if row["model"] == model], "score", key)
             if means:
                 shown = [{"arm": name} | one for name, one in means.items()]
-                drawn[f"{model}-worth-{key}"] = forest(shown, f"{about}, mean over runs")
+                drawn[f"{model}-worth-{key}"] = forest(shown, f"{about}, mean over runs", zero="no correlation")
     return drawn
 
 

@@ -307,7 +307,7 @@ def table(found: Mapping[str, Any]) -> list[str]:
 def figure(found: Mapping[str, Any]) -> Html:
     """A row a score, the best first; grey where the interval holds zero."""
     rows = [{"arm": name, **one["spearman"]} for name, one in found["scores"].items()]
-    return forest(rows, "rank correlation with what examples are worth (minus the metagradient)")
+    return forest(rows, "rank correlation with what examples are worth (minus the metagradient)", zero="no correlation")
 
 
 def _cell(one: Mapping[str, float] | None) -> str:
