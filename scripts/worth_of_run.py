@@ -5,15 +5,15 @@ losses after training on random halves of them (LDS); nothing else of a diagnosi
     python scripts/worth_of_run.py runs/mine --candidates 96 --domain 16 --held-out 40 --again worth.json \
       --objectives cross_entropy --directions domain domain-adam unseen --out more.json
 
-`ntk-jax diagnose` does the same beside stability, subsets and figures; where a model takes a second for an example this
-alone is minutes. Candidates are a seeded sample of those that any method of the run has a score for; they are
-fine-tuned on beside domain examples, `--epochs` passes from the warm-up's adapter, or from a fresh one as `finetune`
-trains, with the settings of `warmup`. Held out are records of the first of `evaluate.files`.
+`ntk-jax diagnose` does the same beside stability and figures; where a model takes a second for an example this alone is
+minutes. Candidates are a seeded sample of those that any method of the run has a score for; they are fine-tuned on
+beside domain examples, `--epochs` passes from the warm-up's adapter, or from a fresh one as `finetune` trains, at the
+learning rate of `warmup` if none is given. Held out are records of the first of `evaluate.files`.
 
 --objectives are kernels at the warm-up's adapter, along mean gradients (--directions) of domain examples, of records of
 the evaluation file that are neither held out nor trained on (unseen), of the held-out ones themselves, which no ranker
-knows, or of pool examples that are no candidates, which say nothing of the domain; NAME-adam: divided by the root of
-Adam's second moments of the warm-up.
+knows, or of random pool examples that are no candidates (pool); NAME-adam: divided by the root of Adam's second moments
+of the warm-up.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def measure(options: argparse.Namespace) -> None:
         "seed": options.seed,
     }
     begun = time.monotonic()
-    earlier = output_of(options.again, candidates) if options.again else {}
+    earlier = output_of(options, candidates) if options.again else {}
     trained = is_same(earlier, options, training)
     if trained:
         facts = {key: earlier[key] for key in ("loss", "flops")}
@@ -157,20 +157,24 @@ def say(done: int, total: int, note: str = "subsets") -> None:
     print(f"{done}/{total} {note}", flush=True)
 
 
-def output_of(path: Path, candidates: list[dict[str, Any]]) -> dict[str, Any]:
-    """An earlier output. Raises UserError: it is of other candidates."""
-    found = read_json(path, dict)
+def output_of(options: argparse.Namespace, candidates: list[dict[str, Any]]) -> dict[str, Any]:
+    """An earlier output. Raises UserError: its scores are of another run, of other candidates or other targets."""
+    found = read_json(options.again, dict)
+    made = {"run": found["run"], **found["options"]}
+    for name in ("run", "seed", "direction", "held_out"):
+        given = getattr(options, name)
+        if made[name] != (str(given) if name == "run" else given):
+            raise UserError(f"--again {options.again}: its {name.replace('_', '-')} is {made[name]}, and not {given}")
     if [one["id"] for one in found["candidates"]] != [record["id"] for record in candidates]:
-        raise UserError(f"--again {path}: it has other candidates; give the options it was made with")
+        raise UserError(f"--again {options.again}: it has other candidates; give the options it was made with")
     return dict(found)
 
 
 def is_same(output: dict[str, Any], options: argparse.Namespace, training: nj.TrainConfig) -> bool:
     """Whether its metagradients are of the training that is asked for."""
-    of_training = ("start", "domain", "held_out", "seed")
     return bool(output) and (
         output["training"] == dataclasses.asdict(training)
-        and all(output["options"][name] == getattr(options, name) for name in of_training)
+        and all(output["options"][name] == getattr(options, name) for name in ("start", "domain"))
     )
 
 

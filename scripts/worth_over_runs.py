@@ -8,7 +8,8 @@ the files have it. Files called NAME-0, NAME-1, ... are seeds of a domain: they 
 
 Intervals are 95% percentile bootstraps over the candidates, of which one that several files have is drawn for all of
 them at once, and over the seeds of a domain, of which one fewer than there are is drawn (Rao & Wu, Journal of the
-American Statistical Association 1988). They are about other candidates and seeds and say nothing of other domains. LDS
+American Statistical Association 1988). Where seeds have candidates of their own these vary in both draws, so that
+intervals are rather too wide. They are about other candidates and seeds and say nothing of other domains. LDS
 is of a file as a whole: its interval is over seeds, and there is none where a domain has only one.
 """
 
@@ -95,8 +96,8 @@ def lds_of(paths: Sequence[Path]) -> dict[str, Foreseen]:
 
 
 def domain_of(file: str) -> str:
-    """NAME of NAME-3, and else the name as it is."""
-    return re.sub(r"-\d+$", "", file)
+    """NAME of NAME-3, and else the name as it is, also that of NAME-1e-3."""
+    return re.sub(r"(?<!\de)-\d+$", "", file)
 
 
 def together(

@@ -105,6 +105,7 @@ def test_files_of_a_domain_are_its_seeds() -> None:
     assert good["value"] == pytest.approx((kitchen + each["gloves-1"]) / 2)
     assert over.table(found)[0].startswith("| score | kitchen | gloves | mean |")
 
+    assert [over.domain_of(name) for name in ("a-b-12", "ab", "a-1e-4")] == ["a-b", "ab", "a-1e-4"]
     one, other = sample(0), sample(1)
     apart = {"d-0": one, "d-1": {**other, "good": -other["good"]}}  # what one seed says the other denies
     wide, narrow = (
@@ -212,12 +213,19 @@ def test_a_finished_run_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [one["metagradient"] for one in second["candidates"]] == [one["metagradient"] for one in candidates]
     assert second["scores"]["bm25"] == found["scores"]["bm25"], "LDS, too"
 
-    monkeypatch.setattr(sys, "argv", [*command, "--again", str(out), "--held-out", "3", "--out", str(out)])
+    monkeypatch.setattr(sys, "argv", [*command, "--again", str(out), "--start", "warm", "--out", str(out)])
     runpy.run_path(script, run_name="__main__")
     third = json.loads(out.read_text())
-    assert third["options"]["held_out"] == 3 and set(third["candidates"][0]["scores"]) == names
+    assert third["options"]["start"] == "warm" and set(third["candidates"][0]["scores"]) == names
     assert [one["metagradient"] for one in third["candidates"]] != [one["metagradient"] for one in candidates]
     assert not any("lds" in one for one in third["scores"].values()), "that was of another training"
     monkeypatch.setattr(sys, "argv", [*again, "--candidates", "11"])
     with pytest.raises(SystemExit, match=r"error: --again .*out.json: it has other candidates"):
+        runpy.run_path(script, run_name="__main__")
+    monkeypatch.setattr(sys, "argv", [*again, "--held-out", "3"])
+    with pytest.raises(SystemExit, match=r"error: --again .*out.json: its held-out is 4, and not 3"):
+        runpy.run_path(script, run_name="__main__")
+    (tmp_path / "other.json").write_text(json.dumps({**third, "run": "other"}))
+    monkeypatch.setattr(sys, "argv", [*command, "--again", str(tmp_path / "other.json"), "--out", str(out)])
+    with pytest.raises(SystemExit, match=r"error: --again .*other.json: its run is other, and not "):
         runpy.run_path(script, run_name="__main__")
