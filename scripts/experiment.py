@@ -5,15 +5,17 @@
     python scripts/experiment.py configs/experiments/real.yaml --only seed-0 --until select -- --data.pool_limit=500
 
 The YAML: base (path of a config, from the YAML's own folder, or the config itself), out, models {name: path or
-settings}, domains {name: settings, such as data.domain, evaluate.files, report.useful}, seeds, methods, arms, overrides
-(of all runs), variants {name: settings} and worth (settings of a diagnosis). Settings may be dotted (finetune.loss).
+settings}, domains {name: settings, such as data.domain, evaluate.files, report.useful}, seeds, seeds_of (everything; or
+repeats: the first seed's warm-up and scores, with the random selections and trainings of each), methods, arms,
+overrides (of all runs), variants {name: settings} and worth (settings of a diagnosis). Settings may be dotted
+(finetune.loss).
 
 One run directory a model, domain and seed has all methods, so they share the warm-up and what they score by. A variant
-starts from a copy of that directory's stages that its settings leave as they are. A finished run is skipped, a run that
+or a repeat starts from a copy of the stages that its settings leave as they are. A finished run is skipped, a run that
 was stopped goes on, one that fails is reported with its line while the queue goes on (exit 1 at the end); its output is
-in OUT/logs. With `worth`, every base run is then compared with the metagradient (`ntk-jax diagnose`). --report DIR
-writes results.json, results.md and figures from what is finished; --transfer adds how alike models score one pool.
-Settings behind -- are for all runs.
+in OUT/logs. With `worth`, every run with scores of its own is then compared with the metagradient (`ntk-jax diagnose`).
+--report DIR writes results.json, results.md and figures from what is finished; --transfer adds how alike models score
+one pool. Settings behind -- are for all runs.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import measurement as ms
-from experiment_plan import BASE, Experiment, Run, data_files, mark_path, merged, read_experiment, shared_stages
+from experiment_plan import Experiment, Run, data_files, mark_path, merged, read_experiment, shared_stages
 
 from ntk_jax import cli
 from ntk_jax.engine.estimate import estimate_run
@@ -125,7 +127,7 @@ def jobs_of(experiment: Experiment, runs: Sequence[Run], until: str | None) -> l
     """The processes of runs, each behind the run it starts from, and their diagnoses at the end."""
     found = [_job(experiment, run, until) for run in runs]
     if experiment.worth is not None and until in ENOUGH_FOR_WORTH:
-        found += [_worth_job(experiment, run) for run in runs if run.variant == BASE]
+        found += [_worth_job(experiment, run) for run in runs if run.after is None]
     return found
 
 
@@ -189,10 +191,10 @@ def config_path(experiment: Experiment, name: str) -> Path:
 
 def dry_run(experiment: Experiment, runs: Sequence[Run], until: str | None) -> Iterator[str]:
     """A line a run: its stages and their FLOPs by `ntk-jax estimate`, then the sum; every seed costs what one does."""
-    known: dict[tuple[str, str, str], tuple[float, str]] = {}
+    known: dict[tuple[Any, ...], tuple[float, str]] = {}
     total = 0.0
     for run in runs:
-        key = (run.model, run.domain, run.variant)
+        key = (run.model, run.domain, run.variant, run.after is None)
         if key not in known:
             known[key] = _estimated(experiment, run, until)
         flops, about = known[key]
@@ -203,7 +205,7 @@ def dry_run(experiment: Experiment, runs: Sequence[Run], until: str | None) -> I
         yield f"{run.name}  {metric(flops, 'FLOP')}  {about}  [{state}]"
     yield f"{len(runs)} runs, {metric(total, 'FLOP')}"
     worth = experiment.worth is not None and until in ENOUGH_FOR_WORTH
-    count = sum(run.variant == BASE for run in runs)
+    count = sum(run.after is None for run in runs)
     if worth:
         yield f"and {count} diagnoses of what scores are worth, which are not estimated"
 

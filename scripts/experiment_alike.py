@@ -26,7 +26,7 @@ def transfer_rows(experiment: Experiment, runs: Sequence[Run]) -> list[dict[str,
     """
     if len(experiment.models) < 2:
         raise UserError("--transfer compares the scores of different models; the experiment has one")
-    places = {(run.model, run.domain, run.seed): read_rankings(str(run.folder)) for run in runs if run.variant == BASE}
+    places = {(run.model, run.domain, run.seed): read_rankings(str(run.folder)) for run in runs if run.after is None}
     found = []
     for a, b in itertools.combinations(experiment.models, 2):
         for domain, seed in itertools.product(experiment.domains, experiment.seeds):
@@ -41,7 +41,7 @@ def variant_rows(experiment: Experiment, runs: Sequence[Run]) -> list[dict[str, 
     """A row a method of each run of a variant that selects by itself (see `agreement`): what the variant changes.
     useful_gain: by how much the share of useful examples is higher, None where it is not known. Runs that keep no
     scores have no rows, and a line on stderr."""
-    anew = [run for run in runs if run.after and "select" not in shared_stages(experiment, run)]
+    anew = [run for run in runs if run.variant != BASE and "select" not in shared_stages(experiment, run)]
     needed = {name for run in anew for name in (run.name, run.after)}
     known = {run.name: _rankings(run) for run in runs if run.name in needed}
     found = []

@@ -21,15 +21,16 @@ from ntk_jax.pipelines.common.inputs import evaluation_files
 from ntk_jax.pipelines.select.config import SelectConfig
 from ntk_jax.pipelines.select.stages import PIPELINE
 
-KEYS = ("base", "out", "models", "domains", "seeds", "methods", "arms", "overrides", "variants", "worth")
+KEYS = ("base", "out", "models", "domains", "seeds", "seeds_of", "methods", "arms", "overrides", "variants", "worth")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 BASE = "base"  # the variant without overrides
+SEEDS_OF = ("everything", "repeats")
 
 
 @dataclass(frozen=True)
 class Run:
     """One `ntk-jax run`. variant: BASE, or one of `variants`. tree: its config. after: the run whose copy it starts
-    from."""
+    from; None: it makes its scores itself."""
 
     name: str
     model: str
@@ -55,14 +56,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Experiment:
-    """out: where everything goes. runs: in order, a variant behind the run it starts from. worth: overrides of a
-    diagnosis of every base run; None: none is made."""
+    """out: where everything goes. runs: in order, each behind the run it starts from. seeds_of: one of SEEDS_OF. worth:
+    overrides of a diagnosis of every run that makes its own scores; None: none is made."""
 
     out: Path
     runs: tuple[Run, ...]
     models: tuple[str, ...]
     domains: tuple[str, ...]
     seeds: tuple[int, ...]
+    seeds_of: str
     variants: tuple[str, ...]
     worth: dict[str, Any] | None
 
@@ -88,26 +90,33 @@ def read_experiment(path: Path, overrides: Sequence[str] = (), out: Path | None 
     seeds = tree.get("seeds", [0])
     if not isinstance(seeds, list) or not seeds or len(set(map(str, seeds))) < len(seeds):
         raise UserError(f"{path}: seeds = {seeds}; give a list of seeds, each once")
+    seeds_of = tree.get("seeds_of", SEEDS_OF[0])
+    if seeds_of not in SEEDS_OF:
+        raise UserError(f"{path}: seeds_of = {seeds_of}; choose from {', '.join(SEEDS_OF)}")
     common = _common(path, tree)
     last = merged(*(_override(text) for text in overrides))
     runs = []
     for model, of_model in models.items():
         for domain, of_domain in domains.items():
             for seed in seeds:
+                head = f"{model}/{domain}/seed-"
+                scored = seed if seeds_of == "everything" else seeds[0]  # the seed of the scores
                 for variant, of_variant in variants.items():
-                    name = f"{model}/{domain}/seed-{seed}" + ("" if variant == BASE else f"+{variant}")
-                    own = {"seed": seed, "out": str(place / "runs" / name)}
-                    about = {"{model}": model, "{domain}": domain, "{seed}": str(seed)}
+                    name = f"{head}{seed}" + ("" if variant == BASE else f"+{variant}")
+                    own = {"seed": scored, "out": str(place / "runs" / name)}
+                    own |= {} if seed == scored else {"repeat_seed": seed}
+                    about = {"{model}": model, "{domain}": domain, "{seed}": str(scored)}
                     whole = _filled(merged(common, of_model, of_domain, last, of_variant, own), about)
                     _leave_arms_out(whole, merged(of_variant))
-                    after = None if variant == BASE else f"{model}/{domain}/seed-{seed}"
+                    source = f"{head}{scored if variant == BASE else seed}"
+                    after = None if source == name else source
                     runs.append(Run(name, model, domain, seed, variant, whole, after))
     for run in runs:
         _ = run.config  # raises what is wrong with it
     worth = tree.get("worth")
     if worth is not None and not isinstance(worth, dict):
         raise UserError(f"{path}: worth is a mapping of settings of `ntk-jax diagnose`, {{}} for its defaults")
-    names = (tuple(models), tuple(domains), tuple(seeds), tuple(variants))
+    names = (tuple(models), tuple(domains), tuple(seeds), seeds_of, tuple(variants))
     return Experiment(place, tuple(runs), *names, None if worth is None else merged(worth))
 
 

@@ -51,6 +51,7 @@ def write_results(experiment: Experiment, folder: Path, *, transfer: bool = Fals
     found: dict[str, Any] = {
         "runs": [run.name for run in runs],
         "missing": [run.name for run in experiment.runs if run not in runs],
+        "seeds_of": experiment.seeds_of,
         "confidence": CONFIDENCE,
         "resamples": RESAMPLES,
         "matched": sorted({run.config.select.length_matched.to for run in runs}),
@@ -158,6 +159,12 @@ def markdown(found: Mapping[str, Any], drawn: Sequence[str]) -> str:
         "alone, and another seed may say otherwise. Differences are paired over "
         "seeds and examples. Lower losses are better.",
     ]
+    if found["seeds_of"] == "repeats":
+        lines += [
+            "",
+            "Seeds are of random selections, fresh adapters and orders alone: the warm-up, the pool and the scores of "
+            "a domain are the first seed's in all, so that the intervals say nothing of another warm-up or pool.",
+        ]
     if any(row["arm"] == "length_matched" for row in found["rows"]):
         lines += [
             "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,8 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from tiny_run import tiny_tree, write_inputs
 
+from ntk_jax import cli
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.hierarchical import Runs, hierarchical_interval, resampled_runs
 from ntk_jax.evaluation.tasks import comparison
@@ -123,11 +126,64 @@ def test_runs_are_multiplied_out_and_variants_come_after_what_they_start_from(ex
     assert {run.config.data.pool_limit for run in smaller.runs} == {7}
 
 
+def test_repeats_share_scores_and_draw_and_train_anew(tmp_path: Path, inputs_of_runs: None) -> None:
+    experiment = read_experiment(written(tmp_path, seeds=[3, 4, 5], seeds_of="repeats", worth={}))
+    first, variant, _, second, again = experiment.runs[:5]
+    assert [run.name for run in (first, second)] == ["tiny/one/seed-3", "tiny/one/seed-4"]
+    assert [(run.config.seed, run.config.repeat_seed) for run in (first, variant, second, again)] == [
+        *[(3, None)] * 2,
+        *[(3, 4)] * 2,
+    ]
+    assert [run.after for run in (first, variant, second, again)] == [None, first.name, first.name, second.name]
+    assert shared_stages(experiment, second) == ("warmup", "gradient", "score")
+    assert shared_stages(experiment, again) == ("warmup", "gradient", "score", "select", "align")
+    asked = queue.jobs_of(experiment, experiment.runs, None)
+    assert [job.name for job in asked if job.name.startswith("worth/")] == [
+        f"worth/tiny/{d}/seed-3" for d in ("one", "two")
+    ]
+    lines = list(queue.dry_run(experiment, experiment.runs, None))
+    assert "warmup, gradient, score" in lines[0] and "  select, align, finetune, evaluate (the others from" in lines[3]
+    for run in experiment.runs:
+        made_up(run)
+    write_results(experiment, tmp_path / "report")
+    text = (tmp_path / "report" / "results.md").read_text()
+    assert "the scores of a domain are the first seed's in all" in text and "What base changes" not in text
+    assert re.search(r"\| kernel \|.*\(3\)", text)
+
+
+@pytest.mark.slow
+def test_a_repeat_is_trained_from_another_adapter_on_other_draws(tmp_path: Path) -> None:
+    """The kernel's selection is the same, since its scores are; a run whose repeat is its own seed is the run."""
+    write_inputs(tmp_path)
+    path = written(tmp_path, domains={"one": {}}, seeds_of="repeats", variants={}, overrides={"report.examples": 0})
+    experiment = read_experiment(path)
+    assert queue.work_here(experiment.out, queue.jobs_of(experiment, experiment.runs, None)) == {}
+    first, again = (run.folder for run in experiment.runs)
+
+    def ids(folder: Path, method: str) -> list[str]:
+        return [json.loads(line)["id"] for line in (folder / "select" / f"{method}.jsonl").read_text().splitlines()]
+
+    assert ids(first, "kernel") == ids(again, "kernel") and ids(first, "random") != ids(again, "random")
+    starts = [json.loads((folder / "plan.json").read_text()) for folder in (first, again)]
+    assert [one["pipelines"]["select"]["config"]["repeat_seed"] for one in starts] == [None, 1]
+    adapters = [
+        load_file(folder / "finetune" / "domain" / "adapter" / "adapter_model.safetensors") for folder in (first, again)
+    ]
+    # At this rate the entries of A hardly move from where they start.
+    key = next(name for name in adapters[0] if "lora_A" in name)
+    assert np.corrcoef(adapters[0][key].ravel(), adapters[1][key].ravel())[0, 1] < 0.9
+    manifest = first / "finetune" / "manifest.json"
+    made = manifest.stat().st_mtime_ns
+    assert cli.main(["run", str(queue.config_path(experiment, experiment.runs[0].name)), "--repeat_seed=0"]) == 0
+    assert manifest.stat().st_mtime_ns == made
+
+
 def test_what_cannot_be_an_experiment_is_said_in_a_line(tmp_path: Path) -> None:
     for keys, words in (
         ({"sead": [1]}, "has no key sead"),
         ({"seeds": []}, "give a list of seeds"),
         ({"seeds": [1, 1]}, "each once"),
+        ({"seeds_of": "orders"}, "seeds_of = orders; choose from everything, repeats"),
         ({"domains": {}}, "domains is missing"),
         ({"domains": {"a/b": {}}}, "cannot be a name"),
         ({"variants": {"base": {}}}, "a variant: not base"),
@@ -245,7 +301,7 @@ def test_the_experiments_that_come_with_the_package_can_be(name: str) -> None:
     for run in found.runs[: 2 * len(found.variants)]:
         controls = {"random", "length_matched"} if "kernel" in run.config.select.methods else {"random"}
         assert controls <= set(run.config.select.methods)
-        assert run.config.evaluate.files and run.config.evaluate.metrics == ("accuracy", "loss")
+        assert run.config.evaluate.files and "loss" in run.config.evaluate.metrics
         if run.after is not None and run.config.select.methods == found.run(run.after).config.select.methods:
             domains = {(c.data.domain, c.data.domain_limit) for c in (run.config, found.run(run.after).config)}
             same = run.variant != "no_warmup" and len(domains) == 1

@@ -153,6 +153,11 @@ class SelectConfig:
 
     out: str = setting("", "the run directory: a folder, gs://BUCKET/FOLDER or s3://BUCKET/FOLDER")
     seed: Annotated[int, Range(0, 2**32 - 1)] = setting(0, "seed of everything random")
+    repeat_seed: Annotated[int, Range(0, 2**32 - 1)] | None = setting(
+        None,
+        "seed of what is drawn behind the scores: random selections, and the fresh adapter and the order of finetune; "
+        "null: seed. With another one the same scores are trained on once more",
+    )
     model: ModelSection = section(ModelSection)
     proxy: ProxySection = section(ProxySection)
     lora: LoRASection = section(LoRASection)
@@ -168,6 +173,16 @@ class SelectConfig:
     report: ReportSection = section(ReportSection)
     estimate: EstimateSection = section(EstimateSection)
     mesh: MeshSection = section(MeshSection)
+
+
+def repeat_seed(config: SelectConfig) -> int:
+    """The seed of what is drawn behind the scores."""
+    return config.seed if config.repeat_seed is None else config.repeat_seed
+
+
+def repeats(config: SelectConfig) -> tuple[str, ...]:
+    """`repeat_seed` where it makes a difference, for stages that draw by it."""
+    return ("repeat_seed",) if repeat_seed(config) != config.seed else ()
 
 
 def rankers_of(config: SelectConfig) -> list[str]:

@@ -11,15 +11,18 @@ from ntk_jax.data.sources import read
 from ntk_jax.engine.clock import Clock
 from ntk_jax.engine.stage import Facts
 from ntk_jax.errors import UserError
+from ntk_jax.models.lora import initial_lora
+from ntk_jax.models.model import Model, with_lora
 from ntk_jax.models.peft import save_adapter
 from ntk_jax.parallel import hosts
+from ntk_jax.parallel.rules import param_shardings
 from ntk_jax.pipelines.common.examples import none_usable
 from ntk_jax.pipelines.common.reading import reading_of
 from ntk_jax.pipelines.common.tensorboard import followed
 from ntk_jax.pipelines.common.training import check_training, train_config
 from ntk_jax.pipelines.select import arms as arms_module
 from ntk_jax.pipelines.select.arms import Arm, arms
-from ntk_jax.pipelines.select.config import FinetuneSection, SelectConfig
+from ntk_jax.pipelines.select.config import FinetuneSection, SelectConfig, repeat_seed
 from ntk_jax.pipelines.select.state import SelectRun
 from ntk_jax.storage.atomic import make_folder, write_json
 from ntk_jax.training.blend import blend, domain_labels, phases_of
@@ -62,15 +65,25 @@ def finetune(run: SelectRun, folder: Path) -> Facts:
     section, domain = run.config.finetune, run.domain.rows
     steps = count_steps(len(domain) + run.config.select.count, train_config(section))
     trained = [arm for arm in arms(run.config) if arm.trained]
+    base = _start(run)
     for arm in trained:
         if not hosts.broadcast((folder / arm.name / "summary.json").exists):
-            _train(run, arm, make_folder(folder / arm.name), steps)
+            _train(run, arm, base, make_folder(folder / arm.name), steps)
     return {"arms": [arm.name for arm in trained]}
 
 
-def _train(run: SelectRun, arm: Arm, place: Path, steps: int) -> None:
-    name = f"finetune/{arm.name}"
-    clock, base, domain = Clock(run.job.folder, name), run.model.base, run.domain.rows
+def _start(run: SelectRun) -> Model:
+    """What every arm starts from: the model as it was loaded, in a repeat with another fresh adapter."""
+    base, mesh = run.model.base, run.model.mesh
+    if repeat_seed(run.config) == run.config.seed or run.config.model.adapter:
+        return base
+    lora = initial_lora(base.lora, repeat_seed(run.config))
+    return with_lora(base, lora if mesh is None else hosts.place(lora, param_shardings(lora, mesh)))
+
+
+def _train(run: SelectRun, arm: Arm, base: Model, place: Path, steps: int) -> None:
+    name, seed = f"finetune/{arm.name}", repeat_seed(run.config)
+    clock, domain = Clock(run.job.folder, name), run.domain.rows
     progress = clock.ticking(run.job.progress(f"finetune {arm.name}", steps, "steps"))
     (extra, dropped), section = _rows(run, arm), run.config.finetune
     settings = train_config(section, max_steps=steps)
@@ -80,7 +93,7 @@ def _train(run: SelectRun, arm: Arm, place: Path, steps: int) -> None:
         section.mixture,
         settings,
         steps=steps,
-        seed=run.config.seed,
+        seed=seed,
         row_length=run.row_length,
         domain_share=section.domain_share,
         replay_share=section.replay_share,
@@ -90,7 +103,7 @@ def _train(run: SelectRun, arm: Arm, place: Path, steps: int) -> None:
         feed,
         settings,
         folder=place,
-        seed=run.config.seed,
+        seed=seed,
         row_length=run.row_length,
         mesh=run.model.mesh,
         progress=followed(run.config, run.job.folder, name, progress),

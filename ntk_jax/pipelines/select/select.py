@@ -24,7 +24,7 @@ from ntk_jax.pipelines.common.rankings import save_rankings
 from ntk_jax.pipelines.select import clean, less, losses, low_rank, preselect, score, tokenize
 from ntk_jax.pipelines.select.account import families_of, spearman
 from ntk_jax.pipelines.select.clean import Refinement
-from ntk_jax.pipelines.select.config import SelectConfig, counts_votes, needed, rankers_of
+from ntk_jax.pipelines.select.config import SelectConfig, counts_votes, needed, rankers_of, repeat_seed
 from ntk_jax.pipelines.select.embed import open_embeddings
 from ntk_jax.pipelines.select.preselect import candidates_of
 from ntk_jax.pipelines.select.state import SelectRun
@@ -182,7 +182,7 @@ class _Pool:
         run, needs = self._run, RANKERS[method].needs
         return Candidates(
             count=run.config.select.count,
-            seed=run.config.seed,
+            seed=repeat_seed(run.config),
             usable=self.usable,
             length=self.length,
             span=self.span,

@@ -101,7 +101,20 @@ def _select_reads(config: Any) -> tuple[str, ...]:
     """The options of methods that are not asked for decide nothing."""
     options = (f"select.{method}" for method in config.select.methods)
     data = (f"data.{key}" for key in ("domain", "pool", "domain_limit", "pool_limit"))
-    return ("seed", *data, "select.count", "select.methods", *options, *settings.refines(config))
+    return (
+        "seed",
+        *settings.repeats(config),
+        *data,
+        "select.count",
+        "select.methods",
+        *options,
+        *settings.refines(config),
+    )
+
+
+def _finetune_reads(config: Any) -> tuple[str, ...]:
+    own = ("model", "lora", "data.domain", "data.domain_limit", "finetune")
+    return ("seed", *settings.repeats(config), *own)
 
 
 def _final(config: Any) -> tuple[str, ...]:
@@ -351,7 +364,7 @@ PIPELINE = Pipeline(
             "selected, with the same number of steps. Writes finetune/<arm>/adapter, which peft loads.",
             function=Address(f"{_HERE}.finetune:finetune"),
             after=lambda config: ("select",),
-            reads=("seed", "model", "lora", "data.domain", "data.domain_limit", "finetune"),
+            reads=_finetune_reads,
             shows=("evaluate.arms",),  # an arm that is trained stays as it is, whatever arms are added or left out
             inputs=("model", "domain", "arms"),
             check=Address(f"{_HERE}.finetune:check"),

@@ -59,7 +59,9 @@ def _facts(run: SelectRun) -> list[Fact]:
         facts.append(Fact("Sketches", f"K = {count(run.setting('sketch', 'dim'))}"))
     if run.plan.has("preselect"):
         facts.append(Fact("Pre-selection", run.setting("preselect", "method") or NOTHING))
-    return [*facts, Fact("Seed", run.plan.config.get("seed", NOTHING))]
+    seed, repeat = (run.plan.config.get(key) for key in ("seed", "repeat_seed"))
+    again = "" if repeat in (None, seed) else f"{repeat} of random selections and training"
+    return [*facts, Fact("Seed", NOTHING if seed is None else seed, again)]
 
 
 def _proxy(run: SelectRun) -> list[Fact]:
