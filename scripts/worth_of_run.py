@@ -14,6 +14,9 @@ learning rate of `warmup` if none is given. Held out are records of the first of
 the evaluation file that are neither held out nor trained on (unseen), of the held-out ones themselves, which no ranker
 knows, or of random pool examples that are no candidates (pool); NAME-adam: divided by the root of Adam's second moments
 of the warm-up.
+
+Where --again is of another training (rate, length, --repeat-seed), its metagradients are a score as well: how far worth
+itself agrees over trainings is the most that a score can be expected to foresee.
 """
 
 from __future__ import annotations
@@ -40,6 +43,7 @@ from ntk_jax.storage.atomic import make_folder, read_json
 from ntk_jax.training.datamodels import ranker_worth
 
 ADAM = "-adam"
+EARLIER = "metagradient of --again"  # with its sign turned, as all scores
 DIRECTIONS = tuple(name + metric for name in ("domain", "unseen", "held-out", "pool") for metric in ("", ADAM))
 
 
@@ -56,7 +60,7 @@ def measure(options: argparse.Namespace) -> None:
     ranked = read_rankings(str(options.run))
     warm = model = nj.load_model(config["model"]["path"], adapter=str(options.run / "warmup" / "adapter"))
     if options.start == "fresh":
-        model = with_lora(model, initial_lora(model.lora, options.seed))
+        model = with_lora(model, initial_lora(model.lora, repeat_of(options)))
     candidates = sampled_candidates(options, config, ranked)
     held_out, unseen = evaluated(options, config)
     training = nj.TrainConfig(
@@ -68,19 +72,20 @@ def measure(options: argparse.Namespace) -> None:
     settings: dict[str, Any] = {
         "fixed": sampled(config["data"]["domain"], options.domain, options.seed),
         "training": training,
-        "seed": options.seed,
+        "seed": repeat_of(options),
     }
     begun = time.monotonic()
     earlier = output_of(options, candidates) if options.again else {}
     trained = is_same(earlier, options, training)
     if trained:
         facts = {key: earlier[key] for key in ("loss", "flops")}
-        values = np.array([one["metagradient"] for one in earlier["candidates"]], float)
+        values = metagradients_of(earlier)
     else:
         found = nj.metagradient(model, candidates, held_out, progress=say, **settings)
         values = found.values
         facts = {"loss": {"before": found.before, "after": found.after}, "flops": found.flops}
-    scores = scores_of(earlier) | ranked.of([record["id"] for record in candidates])
+    before = {} if trained or not earlier else {EARLIER: -metagradients_of(earlier)}
+    scores = scores_of(earlier) | before | ranked.of([record["id"] for record in candidates])
     scores["response characters"] = np.array([float(len(record["response"])) for record in candidates])
     targets = {
         "domain": sampled(config["data"]["domain"], options.direction, options.seed + 1),
@@ -128,12 +133,13 @@ def parsed() -> argparse.Namespace:
         ("direction", 48, "examples whose mean gradient --objectives are scored along"),
         ("top", 10, "N of the precision of the top"),
         ("epochs", 1, "passes"),
-        ("seed", 0, "of the samples and the order"),
+        ("seed", 0, "of the samples, the order and the fresh adapter"),
         ("microbatch", 0, "tokens that are computed at once; 0: warmup.tokens_per_microbatch"),
         ("longest", 0, "characters of a candidate's prompt and response together, at most; 0: any"),
         ("subsets", 0, "random halves of the candidates to train on, for LDS"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=about)
+    parser.add_argument("--repeat-seed", type=int, help="another one of the order and the fresh adapter alone")
     parser.add_argument("--learning-rate", type=float, default=0.0, help="0: the warm-up's")
     parser.add_argument(
         "--start", choices=("warm", "fresh"), default="warm", help="the warm-up's adapter, or a fresh one"
@@ -175,7 +181,19 @@ def is_same(output: dict[str, Any], options: argparse.Namespace, training: nj.Tr
     return bool(output) and (
         output["training"] == dataclasses.asdict(training)
         and all(output["options"][name] == getattr(options, name) for name in ("start", "domain"))
+        and repeat_of(argparse.Namespace(**{"repeat_seed": None, **output["options"]})) == repeat_of(options)
     )
+
+
+def repeat_of(options: argparse.Namespace) -> int:
+    """The seed of the training."""
+    seed: int = options.seed if options.repeat_seed is None else options.repeat_seed
+    return seed
+
+
+def metagradients_of(output: dict[str, Any]) -> np.ndarray:
+    """[M] of an output's candidates."""
+    return np.array([one["metagradient"] for one in output["candidates"]], float)
 
 
 def scores_of(output: dict[str, Any]) -> dict[str, np.ndarray]:

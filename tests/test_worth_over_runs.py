@@ -213,10 +213,25 @@ def test_a_finished_run_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [one["metagradient"] for one in second["candidates"]] == [one["metagradient"] for one in candidates]
     assert second["scores"]["bm25"] == found["scores"]["bm25"], "LDS, too"
 
+    repeat = [*command, "--again", str(out), "--repeat-seed", "1", "--out", str(tmp_path / "repeat.json")]
+    monkeypatch.setattr(sys, "argv", repeat)
+    runpy.run_path(script, run_name="__main__")
+    other = json.loads((tmp_path / "repeat.json").read_text())
+    earlier = [one["scores"]["metagradient of --again"] for one in other["candidates"]]
+    np.testing.assert_allclose(earlier, [-one["metagradient"] for one in candidates], rtol=1e-6)
+    assert [one["metagradient"] for one in other["candidates"]] != [one["metagradient"] for one in candidates]
+    assert [one["id"] for one in other["candidates"]] == [one["id"] for one in candidates]
+    assert over.together({"run": over.sample_of(tmp_path / "repeat.json")}, top=3, resamples=20)
+    monkeypatch.setattr(sys, "argv", [*repeat[:-3], "0", *repeat[-2:]])  # the seed itself: the same training
+    runpy.run_path(script, run_name="__main__")
+    same = json.loads((tmp_path / "repeat.json").read_text())
+    assert [one["metagradient"] for one in same["candidates"]] == [one["metagradient"] for one in candidates]
+
     monkeypatch.setattr(sys, "argv", [*command, "--again", str(out), "--start", "warm", "--out", str(out)])
     runpy.run_path(script, run_name="__main__")
     third = json.loads(out.read_text())
-    assert third["options"]["start"] == "warm" and set(third["candidates"][0]["scores"]) == names
+    assert third["options"]["start"] == "warm"
+    assert set(third["candidates"][0]["scores"]) == {*names, "metagradient of --again"}
     assert [one["metagradient"] for one in third["candidates"]] != [one["metagradient"] for one in candidates]
     assert not any("lds" in one for one in third["scores"].values()), "that was of another training"
     monkeypatch.setattr(sys, "argv", [*again, "--candidates", "11"])
