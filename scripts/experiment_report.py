@@ -124,6 +124,8 @@ def figures(found: Mapping[str, Any]) -> dict[str, Any]:
                 if points:
                     about = "gain over random" + (", points" if measure == "accuracy" else ", nats a token")
                     drawn[f"{head}-{measure}-by-flops"] = pareto(points, about)
+        for measure, arm in itertools.product(("accuracy", "loss"), found["matched"]):
+            drawn |= _by_domain(found, model, variant, measure, arm, head)
     for key, about in (("spearman", "Spearman with the metagradient"), ("lds", "linear datamodeling score")):
         for model in dict.fromkeys(row["model"] for row in found["worth"]):
             means = over_runs([row for row in found["worth"] if row["model"] == model], "score", key)
@@ -131,6 +133,19 @@ def figures(found: Mapping[str, Any]) -> dict[str, Any]:
                 shown = [{"arm": name} | one for name, one in means.items()]
                 drawn[f"{model}-worth-{key}"] = forest(shown, f"{about}, mean over runs", zero="no correlation")
     return drawn
+
+
+def _by_domain(found: Mapping[str, Any], model: str, variant: str, measure: str, arm: str, head: str) -> dict[str, Any]:
+    """Where there are several domains: in each of them, an arm less the random draw of its own lengths."""
+    rows = [one for one in of_group(found, model, variant, measure, "length_matched") if one["arm"] == arm]
+    if len(rows) < 2:
+        return {}
+    shown = [{**one, "arm": one["domain"] or "mean"} for one in rows]
+    about = f"{MEASURES[measure]}, {arm} minus length_matched"
+    falls = measure in LOSSES
+    return {
+        f"{head}-{measure}-{arm}-by-domain": forest(shown, about, in_percent=not falls, lowest_first=falls),
+    }
 
 
 def _points(

@@ -256,6 +256,8 @@ def test_tables_and_figures_of_known_effects(experiment: Experiment, tmp_path: P
     assert other["value"] == pytest.approx(-gain["value"])
     with pytest.raises(UserError, match="--against: no finished run has the arm bm25; there are base, domain"):
         write_results(experiment, tmp_path / "none", against=["bm25"])
+    drawn = (tmp_path / "report" / "tiny-loss-kernel-by-domain.svg").read_text()
+    assert "kernel minus length_matched" in drawn and all(f">{name}<" in drawn for name in ("mean", "one", "two"))
     text = (tmp_path / "report" / "results.md").read_text()
     assert "of one seed they are over examples alone" in text
     assert "length_matched has the response lengths of what kernel selected" in text
