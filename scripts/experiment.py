@@ -166,8 +166,8 @@ def _worth_job(experiment: Experiment, run: Run) -> Job:
 
 
 def take_over(experiment: Experiment, run: Run) -> None:
-    """Makes a variant's run directory of the finished stages that it shares with the run it starts from. The copy is
-    made beside and renamed, so that it is whole or not there."""
+    """Makes the run directory of a variant or a repeat of the finished stages that it shares with the run it starts
+    from. The copy is made beside and renamed, so that it is whole or not there."""
     if run.folder.exists() or run.after is None:
         return
     source = experiment.run(run.after).folder
@@ -194,7 +194,7 @@ def dry_run(experiment: Experiment, runs: Sequence[Run], until: str | None) -> I
     known: dict[tuple[Any, ...], tuple[float, str]] = {}
     total = 0.0
     for run in runs:
-        key = (run.model, run.domain, run.variant, run.after is None)
+        key = (run.model, run.domain, run.variant, shared_stages(experiment, run))
         if key not in known:
             known[key] = _estimated(experiment, run, until)
         flops, about = known[key]

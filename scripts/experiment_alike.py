@@ -42,14 +42,14 @@ def variant_rows(experiment: Experiment, runs: Sequence[Run]) -> list[dict[str, 
     useful_gain: by how much the share of useful examples is higher, None where it is not known. Runs that keep no
     scores have no rows, and a line on stderr."""
     anew = [run for run in runs if run.variant != BASE and "select" not in shared_stages(experiment, run)]
-    needed = {name for run in anew for name in (run.name, run.after)}
+    needed = {name for run in anew for name in (run.name, run.base)}
     known = {run.name: _rankings(run) for run in runs if run.name in needed}
     found = []
     for run in anew:
-        one, other = known.get(str(run.after)), known[run.name]
+        one, other = known.get(run.base), known[run.name]
         if one and other:
             about = {"model": run.model, "domain": run.domain, "seed": run.seed, "variant": run.variant}
-            before, after = _useful(experiment.run(str(run.after))), _useful(run)
+            before, after = _useful(experiment.run(run.base)), _useful(run)
             for row in agreement(one, other):
                 without, share = before.get(row["method"]), after.get(row["method"])
                 gain = None if without is None or share is None else share - without
@@ -67,7 +67,8 @@ def _rankings(run: Run) -> Rankings | None:
     try:
         return read_rankings(str(run.folder))
     except UserError as error:  # a table less, and no reason to keep the others back
-        print(f"{run.name} is not compared with {run.after or 'its variants'}: {error}", file=sys.stderr)
+        other = "its variants" if run.variant == BASE else run.base
+        print(f"{run.name} is not compared with {other}: {error}", file=sys.stderr)
         return None
 
 

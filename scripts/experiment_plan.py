@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,11 @@ class Run:
     variant: str
     tree: dict[str, Any]
     after: str | None
+
+    @property
+    def base(self) -> str:
+        """The name of the run of this model, domain and seed without a variant."""
+        return self.name.partition("+")[0]
 
     @property
     def folder(self) -> Path:
@@ -95,7 +100,7 @@ def read_experiment(path: Path, overrides: Sequence[str] = (), out: Path | None 
         raise UserError(f"{path}: seeds_of = {seeds_of}; choose from {', '.join(SEEDS_OF)}")
     common = _common(path, tree)
     last = merged(*(_override(text) for text in overrides))
-    runs = []
+    runs: list[Run] = []
     for model, of_model in models.items():
         for domain, of_domain in domains.items():
             for seed in seeds:
@@ -106,13 +111,22 @@ def read_experiment(path: Path, overrides: Sequence[str] = (), out: Path | None 
                     own = {"seed": scored, "out": str(place / "runs" / name)}
                     own |= {} if seed == scored else {"repeat_seed": seed}
                     about = {"{model}": model, "{domain}": domain, "{seed}": str(scored)}
-                    whole = _filled(merged(common, of_model, of_domain, last, of_variant, own), about)
+                    whole = merged(common, of_model, of_domain, last, of_variant)
+                    if "repeat_seed" in whole:
+                        raise UserError(
+                            f"{path}: repeat_seed is the experiment's to set; give seeds and seeds_of: repeats"
+                        )
+                    whole = _filled(merged(whole, own), about)
                     _leave_arms_out(whole, merged(of_variant))
-                    source = f"{head}{scored if variant == BASE else seed}"
-                    after = None if source == name else source
-                    runs.append(Run(name, model, domain, seed, variant, whole, after))
-    for run in runs:
-        _ = run.config  # raises what is wrong with it
+                    sources = [f"{head}{seed}", f"{head}{scored}+{variant}"]
+                    if variant == BASE:
+                        sources = [f"{head}{scored}"]
+                    run = Run(name, model, domain, seed, variant, whole, None)
+                    _ = run.config  # raises what is wrong with it
+                    known = [one for one in runs if one.name in sources]
+                    # Of those that make the scores or the selection that it shares, the first of the best.
+                    source = max(known, key=lambda one: len(_same_stages(one, run)), default=None)
+                    runs.append(replace(run, after=source.name if source else None))
     worth = tree.get("worth")
     if worth is not None and not isinstance(worth, dict):
         raise UserError(f"{path}: worth is a mapping of settings of `ntk-jax diagnose`, {{}} for its defaults")
@@ -140,8 +154,12 @@ def data_files(config: SelectConfig) -> dict[str, list[int]]:
 
 
 def shared_stages(experiment: Experiment, run: Run) -> tuple[str, ...]:
-    """The stages that a variant takes over from the run it starts from."""
-    return same_results(PIPELINE, experiment.run(run.after).config, run.config) if run.after else ()
+    """The stages that a variant or a repeat takes over from the run it starts from."""
+    return _same_stages(experiment.run(run.after), run) if run.after else ()
+
+
+def _same_stages(a: Run, b: Run) -> tuple[str, ...]:
+    return same_results(PIPELINE, a.config, b.config)
 
 
 def merged(*trees: Mapping[str, Any]) -> dict[str, Any]:

@@ -124,7 +124,8 @@ def figures(found: Mapping[str, Any]) -> dict[str, Any]:
                 if points:
                     about = "gain over random" + (", points" if measure == "accuracy" else ", nats a token")
                     drawn[f"{head}-{measure}-by-flops"] = pareto(points, about)
-        for measure, arm in itertools.product(("accuracy", "loss"), found["matched"]):
+        matched = {row["matched"] for row in found["rows"] if (row["model"], row["variant"]) == (model, variant)}
+        for measure, arm in itertools.product(("accuracy", "loss"), sorted(matched)):
             drawn |= _by_domain(found, model, variant, measure, arm, head)
     for key, about in (("spearman", "Spearman with the metagradient"), ("lds", "linear datamodeling score")):
         for model in dict.fromkeys(row["model"] for row in found["worth"]):
@@ -143,9 +144,7 @@ def _by_domain(found: Mapping[str, Any], model: str, variant: str, measure: str,
     shown = [{**one, "arm": one["domain"] or "mean"} for one in rows]
     about = f"{MEASURES[measure]}, {arm} minus length_matched"
     falls = measure in LOSSES
-    return {
-        f"{head}-{measure}-{arm}-by-domain": forest(shown, about, in_percent=not falls, lowest_first=falls),
-    }
+    return {f"{head}-{measure}-{arm}-by-domain": forest(shown, about, in_percent=not falls, lowest_first=falls)}
 
 
 def _points(

@@ -89,6 +89,7 @@ def rows_of(run: Run) -> list[dict[str, Any]]:
         name, labels = arm["name"], arm.get("label_tokens") or 0
         of_method = summary["by_method"].get(name, {})
         row = {"model": run.model, "domain": run.domain, "seed": run.seed, "variant": run.variant, "arm": name}
+        row["matched"] = run.config.select.length_matched.to
         row |= {key: arm.get(key) for key in ("examples", "steps", "tokens", "label_tokens")}
         row |= {
             "domain_share": arm.get("domain_label_tokens", 0) / labels if labels else None,
@@ -170,10 +171,11 @@ def _lines(run: Run, arm: str, measure: str) -> dict[str, Lines]:
 
 
 class Means:
-    """The resampled means of a measure's parts; computed once for each set of seeds."""
+    """The resampled means of a measure's parts; computed once for each set of seeds. together: whether a seed's runs
+    of all parts vary together, as repeats do, which have its adapter and order in common."""
 
-    def __init__(self, parts: Sequence[Part]) -> None:
-        self.parts = parts
+    def __init__(self, parts: Sequence[Part], together: bool) -> None:
+        self.parts, self.together = parts, together
         self._known: dict[tuple[int, tuple[int, ...]], dict[Column, Resampled]] = {}
 
     def of(self, number: int, columns: Sequence[Column]) -> list[Resampled] | None:
@@ -183,11 +185,11 @@ class Means:
         if not seeds:
             return None
         if (number, seeds) not in self._known:
-            self._known[number, seeds] = _resampled(part, number, seeds)
+            self._known[number, seeds] = _resampled(part, number, seeds, self.together)
         return [self._known[number, seeds][column] for column in columns]
 
 
-def _resampled(part: Part, number: int, seeds: Sequence[int]) -> dict[Column, Resampled]:
+def _resampled(part: Part, number: int, seeds: Sequence[int], together: bool) -> dict[Column, Resampled]:
     lines = [part.by_seed[seed] for seed in seeds]
     columns = [c for c in lines[0].values if all(c in one.values for one in lines)]
     weights = [one.weights for one in lines if one.weights is not None]
@@ -198,7 +200,8 @@ def _resampled(part: Part, number: int, seeds: Sequence[int]) -> dict[Column, Re
         shared=all(one.ids == lines[0].ids for one in lines),
         groups=groups if len(groups) == len(lines) else None,
     )
-    found = resampled_runs(runs, resamples=RESAMPLES, seed=(0, number))
+    of_runs = (0,) if together else None
+    found = resampled_runs(runs, resamples=RESAMPLES, seed=(0, number), seed_of_runs=of_runs)
     return {column: found.of(place) for place, column in enumerate(columns)}
 
 
@@ -210,7 +213,7 @@ def estimates(
 
     against: arms that are controls beside random and length_matched; of a variant that has none of these, the base's.
     """
-    means = Means(parts_of(runs, measure))
+    means = Means(parts_of(runs, measure), together=experiment.seeds_of == "repeats")
     found = []
     for model in experiment.models:
         places = [n for n, part in enumerate(means.parts) if part.model == model]
@@ -243,7 +246,8 @@ def _estimate(means: Means, places: Sequence[int], column: Column, control: Colu
         if both is None:
             return None
         parts.append(both[0] if control is None else both[0].minus(both[1]))
-    return dict(hierarchical_interval(parts, CONFIDENCE))
+    together = means.together and len({len(part.by_run) for part in parts}) == 1
+    return dict(hierarchical_interval(parts, CONFIDENCE, together=together))
 
 
 def worth_of(experiment: Experiment, run: Run) -> dict[str, Any]:

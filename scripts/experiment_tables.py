@@ -13,7 +13,8 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def over_runs(rows: Rows, by: str, key: str) -> dict[str, dict[str, Any]]:
-    """{name: value, low, high, runs}: means over runs and their t intervals (no interval of one run), best first."""
+    """{name: value, low, high, runs}: means over runs and their t intervals, best first. There is none of one run, nor
+    of runs that all have the same value, such as repeats of what nothing was drawn for."""
     values: dict[str, list[float]] = {}
     for row in rows:
         if row[key] is not None:
@@ -21,9 +22,8 @@ def over_runs(rows: Rows, by: str, key: str) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name, each in sorted(values.items(), key=lambda item: -float(np.mean(item[1]))):
         mean, count = float(np.mean(each)), len(each)
-        half = (
-            float(stdtrit(count - 1, 0.5 + CONFIDENCE / 2) * np.std(each, ddof=1)) / count**0.5 if count > 1 else None
-        )
+        spread = float(np.std(each, ddof=1)) if len(set(each)) > 1 else 0.0
+        half = float(stdtrit(count - 1, 0.5 + CONFIDENCE / 2)) * spread / count**0.5 if spread else None
         ends = {"low": None if half is None else mean - half, "high": None if half is None else mean + half}
         found[name] = {"value": mean, **ends, "runs": count}
     return found

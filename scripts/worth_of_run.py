@@ -15,8 +15,9 @@ the evaluation file that are neither held out nor trained on (unseen), of the he
 knows, or of random pool examples that are no candidates (pool); NAME-adam: divided by the root of Adam's second moments
 of the warm-up.
 
-Where --again is of another training (rate, length, --repeat-seed), its metagradients are a score as well: how far worth
-itself agrees over trainings is the most that a score can be expected to foresee.
+Where --again is of another training (rate, start, --repeat-seed), its metagradients are a score as well, which says how
+far worth itself agrees over trainings. Two repeats with a correlation of r: a score that knew the mean of all repeats
+would have about the root of r with each.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def measure(options: argparse.Namespace) -> None:
     ranked = read_rankings(str(options.run))
     warm = model = nj.load_model(config["model"]["path"], adapter=str(options.run / "warmup" / "adapter"))
     if options.start == "fresh":
-        model = with_lora(model, initial_lora(model.lora, repeat_of(options)))
+        model = with_lora(model, initial_lora(model.lora, seed_of(options)))
     candidates = sampled_candidates(options, config, ranked)
     held_out, unseen = evaluated(options, config)
     training = nj.TrainConfig(
@@ -72,7 +73,7 @@ def measure(options: argparse.Namespace) -> None:
     settings: dict[str, Any] = {
         "fixed": sampled(config["data"]["domain"], options.domain, options.seed),
         "training": training,
-        "seed": repeat_of(options),
+        "seed": seed_of(options),
     }
     begun = time.monotonic()
     earlier = output_of(options, candidates) if options.again else {}
@@ -152,7 +153,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--again",
         type=Path,
-        help="an earlier output, whose scores are kept, and its metagradients where the training is the same",
+        help="an earlier output, whose scores are kept, and its metagradients: as they are where the training is the "
+        "same, else as one more score",
     )
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
@@ -177,18 +179,22 @@ def output_of(options: argparse.Namespace, candidates: list[dict[str, Any]]) -> 
 
 
 def is_same(output: dict[str, Any], options: argparse.Namespace, training: nj.TrainConfig) -> bool:
-    """Whether its metagradients are of the training that is asked for."""
+    """Whether its metagradients are of the training that is asked for, however much of it is computed at once."""
+    sizes = {"tokens_per_microbatch": training.tokens_per_microbatch}
     return bool(output) and (
-        output["training"] == dataclasses.asdict(training)
+        output["training"] | sizes == dataclasses.asdict(training) | sizes
         and all(output["options"][name] == getattr(options, name) for name in ("start", "domain"))
-        and repeat_of(argparse.Namespace(**{"repeat_seed": None, **output["options"]})) == repeat_of(options)
+        and training_seed(options.seed, output["options"].get("repeat_seed")) == seed_of(options)
     )
 
 
-def repeat_of(options: argparse.Namespace) -> int:
-    """The seed of the training."""
-    seed: int = options.seed if options.repeat_seed is None else options.repeat_seed
-    return seed
+def training_seed(seed: int, repeat: int | None) -> int:
+    """Of the order and the fresh adapter."""
+    return seed if repeat is None else repeat
+
+
+def seed_of(options: argparse.Namespace) -> int:
+    return training_seed(options.seed, options.repeat_seed)
 
 
 def metagradients_of(output: dict[str, Any]) -> np.ndarray:

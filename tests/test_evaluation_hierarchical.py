@@ -100,6 +100,25 @@ def test_parts_are_averaged() -> None:
     assert both["high"] - both["low"] < one["high"] - one["low"]  # two parts that vary apart tell more
 
 
+def test_runs_that_vary_together_are_drawn_together() -> None:
+    """Four parts whose k-th runs have one effect in common: taken apart, the interval of their mean misses."""
+    random, together, apart = np.random.default_rng(5), 0, 0
+    for trial in range(200):
+        effects = random.normal(0, 0.5, (3, 1, 1))
+        values = [list(0.3 + effects + random.normal(0, 0.5, (3, 40, 1))) for _ in range(4)]
+        options = {"resamples": 300, "seed_of_runs": (trial,)}
+        one = [resampled_runs(Runs(each), seed=(trial, n), **options) for n, each in enumerate(values)]
+        two = [resampled_runs(Runs(each), resamples=300, seed=(trial, n)) for n, each in enumerate(values)]
+        for found, parts in (("together", one), ("apart", two)):
+            each = hierarchical_interval(parts, 0.95, together=found == "together")
+            hit = each["low"] <= 0.3 <= each["high"]
+            together, apart = together + (hit and found == "together"), apart + (hit and found == "apart")
+    assert together >= 0.90 * 200 and apart <= 0.80 * 200
+    few = resampled_runs(Runs([np.zeros((4, 1))] * 2), resamples=10, seed=(0,))
+    with pytest.raises(UserError, match="as many in every part"):
+        hierarchical_interval([one[0], few], 0.95, together=True)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 4), st.integers(1, 12), st.booleans(), st.integers(0, 99), st.floats(-5, 5), st.floats(0.1, 3))
 def test_shifts_and_scales_go_through(

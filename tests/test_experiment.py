@@ -128,7 +128,7 @@ def test_runs_are_multiplied_out_and_variants_come_after_what_they_start_from(ex
 
 def test_repeats_share_scores_and_draw_and_train_anew(tmp_path: Path, inputs_of_runs: None) -> None:
     experiment = read_experiment(written(tmp_path, seeds=[3, 4, 5], seeds_of="repeats", worth={}))
-    first, variant, _, second, again = experiment.runs[:5]
+    first, variant, other, second, again, scored = experiment.runs[:6]
     assert [run.name for run in (first, second)] == ["tiny/one/seed-3", "tiny/one/seed-4"]
     assert [(run.config.seed, run.config.repeat_seed) for run in (first, variant, second, again)] == [
         *[(3, None)] * 2,
@@ -137,6 +137,8 @@ def test_repeats_share_scores_and_draw_and_train_anew(tmp_path: Path, inputs_of_
     assert [run.after for run in (first, variant, second, again)] == [None, first.name, first.name, second.name]
     assert shared_stages(experiment, second) == ("warmup", "gradient", "score")
     assert shared_stages(experiment, again) == ("warmup", "gradient", "score", "select", "align")
+    # What a variant scores is scored once: its repeats start from its first run, and are compared with their own base.
+    assert scored.after == other.name and shared_stages(experiment, scored) == ("warmup", "gradient", "score")
     asked = queue.jobs_of(experiment, experiment.runs, None)
     assert [job.name for job in asked if job.name.startswith("worth/")] == [
         f"worth/tiny/{d}/seed-3" for d in ("one", "two")
@@ -149,6 +151,9 @@ def test_repeats_share_scores_and_draw_and_train_anew(tmp_path: Path, inputs_of_
     text = (tmp_path / "report" / "results.md").read_text()
     assert "the scores of a domain are the first seed's in all" in text and "What base changes" not in text
     assert re.search(r"\| kernel \|.*\(3\)", text)
+    found = json.loads((tmp_path / "report" / "results.json").read_text())
+    assert {row["seed"] for row in found["variants"] if row["variant"] == "other"} == {3, 4, 5}
+    assert "| kernel | 75.0 | 75.0 |" in text, "three copies of one selection have no interval"
 
 
 @pytest.mark.slow
@@ -172,6 +177,12 @@ def test_a_repeat_is_trained_from_another_adapter_on_other_draws(tmp_path: Path)
     # At this rate the entries of A hardly move from where they start.
     key = next(name for name in adapters[0] if "lora_A" in name)
     assert np.corrcoef(adapters[0][key].ravel(), adapters[1][key].ravel())[0, 1] < 0.9
+    # The first step's loss is that of its batch: a fresh adapter does nothing yet.
+    losses = [
+        json.loads((folder / "finetune" / "domain" / "history.jsonl").read_text().splitlines()[0])["loss"]
+        for folder in (first, again)
+    ]
+    assert losses[0] != pytest.approx(losses[1], rel=1e-4)
     manifest = first / "finetune" / "manifest.json"
     made = manifest.stat().st_mtime_ns
     assert cli.main(["run", str(queue.config_path(experiment, experiment.runs[0].name)), "--repeat_seed=0"]) == 0
@@ -189,6 +200,7 @@ def test_what_cannot_be_an_experiment_is_said_in_a_line(tmp_path: Path) -> None:
         ({"variants": {"base": {}}}, "a variant: not base"),
         ({"domains": {"a": 3}}, "is a mapping of settings"),
         ({"overrides": {"score.objectiv": "probe"}}, "score.objective"),
+        ({"overrides": {"repeat_seed": 5}}, "repeat_seed is the experiment's to set"),
         ({"worth": 3}, "worth is a mapping"),
         ({"out": ""}, "out is missing"),
     ):
@@ -397,7 +409,7 @@ def test_selections_alone_are_compared_before_anything_is_evaluated(tmp_path: Pa
     assert text.startswith("0 finished runs; 8 have selected; 8 are not finished: a/one/seed-0, ")
     assert text.partition("\n")[0].endswith("b/one/seed-1 and 2 more")
     assert "Spearman over the pool" in text and "## Useful among the selected, %, a" in text
-    assert "| kernel | 75.0 [75.0, 75.0] (2) | 75.0 [75.0, 75.0] (2) | 75.0 |" in text
+    assert "| kernel | 75.0 | 75.0 | 75.0 |" in text, "values that are all the same have no interval"
     assert {(row["method"], row["useful_share"]) for row in found["picks"]} >= {("kernel", 0.75), ("random", 0.5)}
 
 
@@ -413,7 +425,7 @@ def test_a_variant_that_ranks_otherwise_is_compared_with_what_it_starts_from(tmp
     assert all(row["useful_gain"] == 0.0 for row in scored)
     text = (tmp_path / "report" / "results.md").read_text()
     assert "## What other changes in the rankings, tiny" in text and "that the run without it selects too" in text
-    assert "| kernel | 0.0 [0.0, 0.0] (2) | 0.0 [0.0, 0.0] (2) |" in text
+    assert "| kernel | 0.0 | 0.0 |" in text
     (experiment.runs[2].folder / "select" / "scores.npz").unlink()  # a run of methods that have none
     write_results(experiment, tmp_path / "report")
     assert len(json.loads((tmp_path / "report" / "results.json").read_text())["variants"]) == len(found) - 1

@@ -222,7 +222,8 @@ def test_a_finished_run_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [one["metagradient"] for one in other["candidates"]] != [one["metagradient"] for one in candidates]
     assert [one["id"] for one in other["candidates"]] == [one["id"] for one in candidates]
     assert over.together({"run": over.sample_of(tmp_path / "repeat.json")}, top=3, resamples=20)
-    monkeypatch.setattr(sys, "argv", [*repeat[:-3], "0", *repeat[-2:]])  # the seed itself: the same training
+    # The seed itself, however much at once: the same training.
+    monkeypatch.setattr(sys, "argv", [*repeat[:-3], "0", "--microbatch", "200", *repeat[-2:]])
     runpy.run_path(script, run_name="__main__")
     same = json.loads((tmp_path / "repeat.json").read_text())
     assert [one["metagradient"] for one in same["candidates"]] == [one["metagradient"] for one in candidates]

@@ -61,9 +61,12 @@ class Resampled:
         return Resampled(self.by_run[:, arm : arm + 1], self.draws[:, arm : arm + 1])
 
 
-def resampled_runs(runs: Runs, *, resamples: int, seed: Sequence[int]) -> Resampled:
+def resampled_runs(
+    runs: Runs, *, resamples: int, seed: Sequence[int], seed_of_runs: Sequence[int] | None = None
+) -> Resampled:
     """The means of runs, and of resampled runs × examples. seed: ints; with the same one all arms and measures of the
-    same runs share their draws.
+    same runs share their draws. seed_of_runs: of the draws of runs alone; None: `seed`. Parts that have it in common
+    draw the same runs, for an interval over runs that are `together`.
 
     Raises UserError: no runs, no examples, runs that do not fit together.
     """
@@ -71,7 +74,9 @@ def resampled_runs(runs: Runs, *, resamples: int, seed: Sequence[int]) -> Resamp
     groups: Sequence[Sequence[str] | None] = runs.groups or [None] * len(weighted)
     by_run = np.stack([_means(each.sum(axis=0)) for each in weighted])
     count = len(weighted)
-    drawn = np.random.default_rng([*seed, count]).integers(0, count, (resamples, max(1, count - 1)))
+    drawn = np.random.default_rng([*(seed if seed_of_runs is None else seed_of_runs), count]).integers(
+        0, count, (resamples, max(1, count - 1))
+    )
     draws = np.zeros((resamples, by_run.shape[1]))
     if runs.shared:
         sums = resampled_sums(np.concatenate(weighted, axis=1), resamples=resamples, seed=seed, groups=groups[0])
@@ -88,18 +93,25 @@ def resampled_runs(runs: Runs, *, resamples: int, seed: Sequence[int]) -> Resamp
     return Resampled(by_run, draws)
 
 
-def hierarchical_interval(parts: Sequence[Resampled], confidence: float, arm: int = 0) -> dict[str, float | int]:
+def hierarchical_interval(
+    parts: Sequence[Resampled], confidence: float, arm: int = 0, *, together: bool = False
+) -> dict[str, float | int]:
     """{"value", "low", "high", "runs"}: the mean over parts (such as domains) of one arm's mean over runs, and its
-    interval. Parts vary apart: each has draws by a seed of its own. runs: the fewest of a part.
+    interval. Parts vary apart: each has draws by a seed of its own. Or their runs vary `together`, as they do where the
+    k-th run of every part has the same adapter and order; their draws are then by one `seed_of_runs`. runs: the fewest
+    of a part.
 
-    Raises UserError: no parts.
+    Raises UserError: no parts; together, and not as many runs in all.
     """
     if not parts:
         raise UserError("an interval over runs needs at least one part with a run")
+    if together and len({len(part.by_run) for part in parts}) > 1:
+        raise UserError("runs that vary together are as many in every part")
     value = float(np.mean([part.by_run[:, arm].mean() for part in parts]))
     draws = np.mean([part.draws[:, arm] for part in parts], axis=0)
     low, high = interval(draws, confidence)
-    stretch = _stretch(parts, draws, confidence, arm)
+    by_run = [part.by_run[:, arm] for part in parts]
+    stretch = _stretch([np.mean(by_run, axis=0)] if together else by_run, draws, confidence)
     return {
         "value": value,
         "low": value - stretch * (value - low),
@@ -128,14 +140,15 @@ def _means(sums: np.ndarray) -> np.ndarray:
     return np.asarray(sums[..., :-1] / sums[..., -1:])
 
 
-def _stretch(parts: Sequence[Resampled], draws: np.ndarray, confidence: float, arm: int) -> float:
-    """t / z: how much wider than the normal law's an interval is, for the few runs that some of its variance is of."""
+def _stretch(by_run: Sequence[np.ndarray], draws: np.ndarray, confidence: float) -> float:
+    """t / z: how much wider than the normal law's an interval is, for the few runs that some of its variance is of.
+    by_run: [R] of each part that varies by itself."""
     total = float(draws.var())
     between, square = 0.0, 0.0
-    for part in parts:
-        count = len(part.by_run)
+    for each in by_run:
+        count = len(each)
         if count > 1:
-            own = float(part.by_run[:, arm].var(ddof=1)) / count / len(parts) ** 2
+            own = float(each.var(ddof=1)) / count / len(by_run) ** 2
             between, square = between + own, square + own**2 / (count - 1)
     if square == 0.0:
         return 1.0

@@ -14,7 +14,7 @@ import jax
 from ntk_jax.errors import UserError
 from ntk_jax.models.checkpoint import base_of_adapter
 from ntk_jax.models.config import ModelConfig
-from ntk_jax.models.lora import LoRAConfig
+from ntk_jax.models.lora import LoRAConfig, initial_lora
 from ntk_jax.models.model import Model, load_model, with_lora
 from ntk_jax.models.peft import load_adapter
 from ntk_jax.parallel import hosts
@@ -46,6 +46,11 @@ class RunModel:
         if hosts.is_distributed() and self.mesh is not None:
             lora = hosts.place(lora, param_shardings(lora, self.mesh))
         return with_lora(self.base, lora)
+
+    def fresh(self, seed: int) -> Model:
+        """The base model with the fresh adapter of another seed, leaves [L, Din, R] and [L, R, Dout] as before."""
+        lora = initial_lora(self.base.lora, seed)
+        return with_lora(self.base, lora if self.mesh is None else hosts.place(lora, param_shardings(lora, self.mesh)))
 
     @property
     def adapter_size(self) -> int:

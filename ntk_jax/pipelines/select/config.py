@@ -155,8 +155,9 @@ class SelectConfig:
     seed: Annotated[int, Range(0, 2**32 - 1)] = setting(0, "seed of everything random")
     repeat_seed: Annotated[int, Range(0, 2**32 - 1)] | None = setting(
         None,
-        "seed of what is drawn behind the scores: random selections, and the fresh adapter and the order of finetune; "
-        "null: seed. With another one the same scores are trained on once more",
+        "seed of what is drawn behind the scores: random selections, the noise of dsir, the sample of tsds, the fresh "
+        "adapter of finetune (not one of model.adapter) and its order; null: seed. With another one the same scores "
+        "are trained on once more",
     )
     model: ModelSection = section(ModelSection)
     proxy: ProxySection = section(ProxySection)
@@ -180,8 +181,8 @@ def repeat_seed(config: SelectConfig) -> int:
     return config.seed if config.repeat_seed is None else config.repeat_seed
 
 
-def repeats(config: SelectConfig) -> tuple[str, ...]:
-    """`repeat_seed` where it makes a difference, for stages that draw by it."""
+def repeat_keys(config: SelectConfig) -> tuple[str, ...]:
+    """What stages that draw by it read of `repeat_seed`: nothing where it makes no difference."""
     return ("repeat_seed",) if repeat_seed(config) != config.seed else ()
 
 

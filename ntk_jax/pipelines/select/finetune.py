@@ -11,11 +11,9 @@ from ntk_jax.data.sources import read
 from ntk_jax.engine.clock import Clock
 from ntk_jax.engine.stage import Facts
 from ntk_jax.errors import UserError
-from ntk_jax.models.lora import initial_lora
-from ntk_jax.models.model import Model, with_lora
+from ntk_jax.models.model import Model
 from ntk_jax.models.peft import save_adapter
 from ntk_jax.parallel import hosts
-from ntk_jax.parallel.rules import param_shardings
 from ntk_jax.pipelines.common.examples import none_usable
 from ntk_jax.pipelines.common.reading import reading_of
 from ntk_jax.pipelines.common.tensorboard import followed
@@ -74,11 +72,8 @@ def finetune(run: SelectRun, folder: Path) -> Facts:
 
 def _start(run: SelectRun) -> Model:
     """What every arm starts from: the model as it was loaded, in a repeat with another fresh adapter."""
-    base, mesh = run.model.base, run.model.mesh
-    if repeat_seed(run.config) == run.config.seed or run.config.model.adapter:
-        return base
-    lora = initial_lora(base.lora, repeat_seed(run.config))
-    return with_lora(base, lora if mesh is None else hosts.place(lora, param_shardings(lora, mesh)))
+    another = repeat_seed(run.config) != run.config.seed and not run.config.model.adapter
+    return run.model.fresh(repeat_seed(run.config)) if another else run.model.base
 
 
 def _train(run: SelectRun, arm: Arm, base: Model, place: Path, steps: int) -> None:

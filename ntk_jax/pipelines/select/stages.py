@@ -103,7 +103,7 @@ def _select_reads(config: Any) -> tuple[str, ...]:
     data = (f"data.{key}" for key in ("domain", "pool", "domain_limit", "pool_limit"))
     return (
         "seed",
-        *settings.repeats(config),
+        *settings.repeat_keys(config),
         *data,
         "select.count",
         "select.methods",
@@ -114,7 +114,7 @@ def _select_reads(config: Any) -> tuple[str, ...]:
 
 def _finetune_reads(config: Any) -> tuple[str, ...]:
     own = ("model", "lora", "data.domain", "data.domain_limit", "finetune")
-    return ("seed", *settings.repeats(config), *own)
+    return ("seed", *settings.repeat_keys(config), *own)
 
 
 def _final(config: Any) -> tuple[str, ...]:
