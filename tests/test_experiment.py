@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ntk_jax.errors import UserError
 from ntk_jax.evaluation.hierarchical import Runs, hierarchical_interval, resampled_runs
 from ntk_jax.evaluation.tasks import comparison
 from ntk_jax.pipelines.common.rankings import save_rankings
+from ntk_jax.pipelines.select.stages import PIPELINE
 from ntk_jax.selection.ranker import Ranking
 from ntk_jax.storage.atomic import make_folder, write_json
 from ntk_jax.storage.run import commit
@@ -139,6 +141,9 @@ def test_repeats_share_scores_and_draw_and_train_anew(tmp_path: Path, inputs_of_
     assert shared_stages(experiment, again) == ("warmup", "gradient", "score", "select", "align")
     # What a variant scores is scored once: its repeats start from its first run, and are compared with their own base.
     assert scored.after == other.name and shared_stages(experiment, scored) == ("warmup", "gradient", "score")
+    for own, keys in ((None, 0), (3, 0), (4, 1)):  # a run directory of before, or of its own seed, stays what it is
+        config = replace(first.config, repeat_seed=own)
+        assert [PIPELINE.stage(name).keys(config).count("repeat_seed") for name in ("select", "finetune")] == [keys] * 2
     asked = queue.jobs_of(experiment, experiment.runs, None)
     assert [job.name for job in asked if job.name.startswith("worth/")] == [
         f"worth/tiny/{d}/seed-3" for d in ("one", "two")

@@ -421,6 +421,12 @@ def test_a_sampled_pool_is_not_the_whole_pool(run: Path) -> None:
     assert "sample of" not in terminal(run)
 
 
+def test_a_repeat_says_that_it_is_one(run: Path) -> None:
+    assert "of random selections and training" not in page_of(run)[1].text
+    edit(run / "plan.json", lambda plan: plan["pipelines"]["select"]["config"].update(repeat_seed=7))
+    assert "7 of random selections and training" in page_of(run)[1].text
+
+
 def test_times_are_of_all_starts_and_have_a_total(run: Path) -> None:
     _, page = page_of(run)
     for said in ("1 min 02 s", "40.0 s", "13 min 32 s", "Total11,179,296496 TFLOP20 min 14 s"):
