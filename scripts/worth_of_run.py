@@ -86,7 +86,10 @@ def measure(options: argparse.Namespace) -> None:
         values = found.values
         facts = {"loss": {"before": found.before, "after": found.after}, "flops": found.flops}
     before = {} if trained or not earlier else {EARLIER: -metagradients_of(earlier)}
-    scores = scores_of(earlier) | before | ranked.of([record["id"] for record in candidates])
+    ids = [record["id"] for record in candidates]
+    scores = scores_of(earlier) | before | ranked.of(ids)
+    for name, folder in options.rankings:
+        scores |= {f"{method} of {name}": values for method, values in read_rankings(folder).of(ids).items()}
     scores["response characters"] = np.array([float(len(record["response"])) for record in candidates])
     targets = {
         "domain": sampled(config["data"]["domain"], options.direction, options.seed + 1),
@@ -149,6 +152,14 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--directions", nargs="+", default=["domain"], choices=DIRECTIONS, help="that they are scored along"
     )
+    parser.add_argument(
+        "--rankings",
+        nargs="+",
+        default=[],
+        type=named,
+        metavar="NAME=DIR",
+        help="other finished runs over the same pool, such as of a smaller model, whose scores are held against it too",
+    )
     parser.add_argument("--cosines", nargs="*", default=[], help="objectives whose gradients' mean cosines are, too")
     parser.add_argument(
         "--again",
@@ -158,6 +169,13 @@ def parsed() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
+
+
+def named(text: str) -> tuple[str, str]:
+    name, equals, folder = text.partition("=")
+    if not (name and equals and folder):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=DIR")
+    return name, folder
 
 
 def say(done: int, total: int, note: str = "subsets") -> None:

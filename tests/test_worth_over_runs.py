@@ -223,6 +223,18 @@ def test_a_finished_run_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [one["id"] for one in other["candidates"]] == [one["id"] for one in candidates]
     assert over.together({"run": over.sample_of(tmp_path / "repeat.json")}, top=3, resamples=20)
     # The seed itself, however much at once: the same training.
+    other_run = ["--rankings", f"small={tmp_path / 'run'}"]  # the same run, as if it were another
+    monkeypatch.setattr(
+        sys, "argv", [*command, "--again", str(out), *other_run, "--out", str(tmp_path / "ranked.json")]
+    )
+    runpy.run_path(script, run_name="__main__")
+    for one in json.loads((tmp_path / "ranked.json").read_text())["candidates"]:
+        assert [one["scores"][f"{name} of small"] for name in ("kernel", "bm25")] == [
+            one["scores"][name] for name in ("kernel", "bm25")
+        ]
+    monkeypatch.setattr(sys, "argv", [*command, "--rankings", str(tmp_path / "run"), "--out", str(out)])
+    with pytest.raises(SystemExit):
+        runpy.run_path(script, run_name="__main__")
     monkeypatch.setattr(sys, "argv", [*repeat[:-3], "0", "--microbatch", "200", *repeat[-2:]])
     runpy.run_path(script, run_name="__main__")
     same = json.loads((tmp_path / "repeat.json").read_text())
