@@ -15,6 +15,9 @@ the evaluation file that are neither held out nor trained on (unseen), of the he
 knows, or of random pool examples that are no candidates (pool); NAME-adam: divided by the root of Adam's second moments
 of the warm-up.
 
+A killed one goes on where it was, in OUT with the ending .way, which is deleted at the end; `seconds` are then of the
+last go.
+
 Where --again is of another training (rate, start, --repeat-seed), its metagradients are a score as well, which says how
 far worth itself agrees over trainings. Two repeats with a correlation of r: a score that knew the mean of all repeats
 would have about the root of r with each.
@@ -25,6 +28,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -75,6 +79,7 @@ def measure(options: argparse.Namespace) -> None:
         "training": training,
         "seed": seed_of(options),
     }
+    way = options.out.with_suffix(".way")  # a killed one goes on there
     begun = time.monotonic()
     earlier = output_of(options, candidates) if options.again else {}
     trained = is_same(earlier, options, training)
@@ -82,7 +87,7 @@ def measure(options: argparse.Namespace) -> None:
         facts = {key: earlier[key] for key in ("loss", "flops")}
         values = metagradients_of(earlier)
     else:
-        found = nj.metagradient(model, candidates, held_out, progress=say, **settings)
+        found = nj.metagradient(model, candidates, held_out, progress=say, keep=way, **settings)
         values = found.values
         facts = {"loss": {"before": found.before, "after": found.after}, "flops": found.flops}
     before = {} if trained or not earlier else {EARLIER: -metagradients_of(earlier)}
@@ -104,7 +109,8 @@ def measure(options: argparse.Namespace) -> None:
             worth.setdefault(name, {})["lds"] = one["lds"]
     if options.subsets:
         everything = scores | {"metagradient": -values}
-        foreseen = nj.lds(model, candidates, held_out, everything, subsets=options.subsets, progress=say, **settings)
+        given = (model, candidates, held_out, everything)
+        foreseen = nj.lds(*given, subsets=options.subsets, progress=say, keep=way, **settings)
         worth["metagradient"] = {}
         for name, kept in foreseen.items():
             worth[name]["lds"] = kept
@@ -123,6 +129,7 @@ def measure(options: argparse.Namespace) -> None:
         ],
     }
     options.out.write_text(json.dumps(result, indent=1), encoding="utf8")
+    shutil.rmtree(way, ignore_errors=True)
     print(json.dumps({key: result[key] for key in ("loss", "helpful", "seconds", "scores")}, indent=1))
 
 

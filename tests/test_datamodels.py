@@ -36,8 +36,8 @@ def data():
 
 
 def measured(subsets, model=None, **options):
-    arguments = {"config": CONFIG, "seed": 3, "row_length": LENGTH, "fixed": data()["fixed"]} | options
-    return subset_losses(model or tiny_model(), data()["candidates"], data()["held_out"], subsets, **arguments)
+    arguments = {"config": CONFIG, "seed": 3, "row_length": LENGTH, **data()} | options
+    return subset_losses(model or tiny_model(), subsets=subsets, **arguments)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,12 +72,46 @@ def test_a_step_of_which_nothing_is_left():
     assert np.isfinite(losses).all()
 
 
-def test_a_part_of_the_subsets_gives_the_same_numbers():
-    """What a run that was killed goes on with."""
-    subsets = random_subsets(8, 4, 3, 1)
-    whole, _ = measured(subsets)
-    parts = [measured(subsets, which=[i])[0] for i in (3, 0)]
-    np.testing.assert_array_equal(np.concatenate(parts), whole[[3, 0]])
+def test_a_killed_call_goes_on_to_the_same_numbers(tmp_path):
+    """Killed after each training once, five to two files: what was kept is not trained on again."""
+    subsets = random_subsets(8, 5, 3, 1)
+    whole, counts = measured(subsets)
+    for at in range(1, 6):
+        done = []
+
+        def dies(number, total, at=at, done=done):
+            done.append(number)
+            if number == at:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            measured(subsets, keep=tmp_path / str(at), progress=dies)
+        after = []
+        losses, labels_of = measured(
+            subsets, keep=tmp_path / str(at), progress=lambda n, total, after=after: after.append((n, total))
+        )
+        np.testing.assert_array_equal(losses, whole)
+        assert (labels_of == counts).all()
+        assert [n for n, _ in after] == ([1, 2, 3, 4, 5] if at <= 4 else [4, 5]) and after[-1] == (5, 5)
+
+
+def test_what_is_kept_is_of_one_training(tmp_path):
+    subsets, model = random_subsets(8, 2, 3, 1), tiny_model()
+    measured(subsets, keep=tmp_path)
+    for changed in (
+        {"subsets": subsets[::-1]},
+        {"seed": 4},
+        {"fixed": ()},
+        {"held_out": data()["held_out"][::-1]},
+        {"config": dataclasses.replace(CONFIG, learning_rate=2e-2)},
+        {"model": dataclasses.replace(model, base=jax.tree.map(lambda leaf: 2 * leaf, model.base))},
+        {"model": with_lora(model, jax.tree.map(lambda leaf: 2 * leaf, model.lora))},
+    ):
+        with pytest.raises(UserError, match=r"subsets-000000.npz is of another training; delete .* and run again"):
+            measured(**{"subsets": subsets, "keep": tmp_path} | changed)
+    (tmp_path / "subsets-000000.npz").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"subsets-000000.npz is damaged .*; delete .* and run again"):
+        measured(subsets, keep=tmp_path)
 
 
 def test_a_mesh_does_not_matter():
@@ -204,3 +238,20 @@ def test_scores_that_are_no_numbers(scores):
     pool = [{"prompt": f"{n} + 1 =", "response": str(n + 1)} for n in range(2)]
     with pytest.raises(UserError, match="scores of 'mine' are not numbers; give one for each of the 2 candidates"):
         nj.lds(model, pool, pool, {"mine": scores})
+
+
+def test_calls_that_are_kept_are_not_made_again(tmp_path):
+    """Both in one folder, with other scores, from the public functions."""
+    model = nj.load_model("builtin:model", lora=nj.LoRAConfig(rank=2), seed=1)
+    pool = [{"prompt": f"{n} + 1 =", "response": str(n + 1)} for n in range(6)]
+    training = nj.TrainConfig(max_steps=2, learning_rate=1e-2)
+    options = {"training": training, "keep": str(tmp_path / "kept")}
+    first = nj.metagradient(model, pool, pool[:2], **options)
+    scores = {"a": -first.values, "b": np.arange(6.0)}
+    found = nj.lds(model, pool, pool[:2], {"a": scores["a"]}, subsets=5, **options)
+    assert len(list((tmp_path / "kept").iterdir())) > 3
+    said = []
+    again = nj.metagradient(model, pool, pool[:2], progress=lambda *step: said.append(step), **options)
+    np.testing.assert_array_equal(again.values, first.values)
+    more = nj.lds(model, pool, pool[:2], scores, subsets=5, progress=lambda *done: said.append(done), **options)
+    assert more["a"] == found["a"] and said == [(4, 5), (5, 5)], "nothing is trained on again"

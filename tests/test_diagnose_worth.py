@@ -85,14 +85,17 @@ def test_what_is_written(finished, ranked):
 
 
 def test_a_killed_diagnosis_goes_on_to_the_same_numbers(inputs, settings, finished, monkeypatch):
-    calls, measure = [], module.subset_losses
+    measure = module.subset_losses
 
-    def dies(*args, **options):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return measure(*args, **options)
+    def dies(*args, progress, **options):
+        def said(done, total):
+            if done == 5 and stop:
+                raise KeyboardInterrupt
+            trained.append(done)
 
+        return measure(*args, progress=said, **options)
+
+    stop, trained = True, []
     monkeypatch.setattr(module, "subset_losses", dies)
     with pytest.raises(KeyboardInterrupt):
         diagnosed(inputs, "killed", diagnose=settings)
@@ -100,8 +103,9 @@ def test_a_killed_diagnosis_goes_on_to_the_same_numbers(inputs, settings, finish
     kept = {path: path.read_bytes() for path in home.iterdir()}
     assert {path.name for path in kept} == {"metagradient.npz", "subsets-000000.npz"}
     monkeypatch.setattr(module, "metagradient", None)  # not computed again
+    stop = False
     diagnosed(inputs, "killed", diagnose=settings)
-    assert len(calls) == 3 and all(path.read_bytes() == old for path, old in kept.items())
+    assert trained == [1, 2, 3, 4, 4, 5, 6] and all(path.read_bytes() == old for path, old in kept.items())
     assert load(inputs / "killed", "worth") == load(finished, "worth")
 
 

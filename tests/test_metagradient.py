@@ -233,6 +233,10 @@ def test_a_damaged_or_strange_trail(tmp_path):
         arrays = {name: stored[name] for name in stored.files}
     with pytest.raises(UserError, match="is of another training; delete"):
         found(config=dataclasses.replace(config, learning_rate=2 * config.learning_rate), keep=tmp_path)
+    other = dataclasses.replace(tiny_model(), base=jax.tree.map(lambda leaf: 2 * leaf, tiny_model().base))
+    for changed in ({"held_out": data()["held_out"][::-1]}, {"model": other}, {"fixed": ()}):
+        with pytest.raises(UserError, match="is of another training; delete"):
+            found(config=config, keep=tmp_path, **changed)
     np.savez(first, **{**arrays, "leaf-0": arrays["leaf-0"][..., :-1]})
     with pytest.raises(UserError, match="is of another training; delete"):
         found(config=config, keep=tmp_path)

@@ -16,6 +16,7 @@ from tiny_run import run, tiny_run_config, write_inputs
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import worth_over_runs as over  # noqa: E402
 
+import ntk_jax as nj  # noqa: E402
 from ntk_jax.kernels.agreement import spearman, top_overlap  # noqa: E402
 
 
@@ -178,6 +179,10 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         runpy.run_path(script, run_name="__main__")
 
 
+def killed(*args: object, **options: object) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.slow
 def test_a_finished_run_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_inputs(tmp_path)
@@ -189,7 +194,12 @@ def test_a_finished_run_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     command = [script, str(tmp_path / "run"), *options]
     more = ["--cosines", "cross_entropy", "--subsets", "5"]
     monkeypatch.setattr(sys, "argv", [*command, *more, "--out", str(out)])
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(nj, "lds", killed)
+        runpy.run_path(script, run_name="__main__")
+    assert (tmp_path / "out.way" / "back.npz").exists() and not out.exists()
     runpy.run_path(script, run_name="__main__")
+    assert not (tmp_path / "out.way").exists(), "what was on the way is deleted at the end"
     found = json.loads(out.read_text())
     candidates = found["candidates"]
     assert found["training"]["learning_rate"] == 2e-3

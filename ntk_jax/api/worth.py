@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -33,6 +34,7 @@ def metagradient(
     seed: int = 0,
     segments: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    keep: str | Path | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Metagradients:
     """d(held-out loss after fine-tuning)/d(weight of each candidate in the training loss), exactly, through all steps.
@@ -52,6 +54,8 @@ def metagradient(
         segments: the training is gone back through in so many parts, each trained through once more: for K steps the
             host keeps 4 K / segments + 3 segments states of the size of the adapter. None: 1 where they take 1 GiB at
             most, else √K.
+        keep: a folder in which what is done is kept: the same call once more, after this one was killed, goes on there,
+            and ends in the same numbers. For K steps it takes 3 √K states of the size of the adapter. None: nothing.
         progress: called with (steps done, of how many, a note), forth and back.
 
     Returns:
@@ -60,7 +64,7 @@ def metagradient(
 
     Raises:
         UserError: no candidates, no held-out labels, no adapter, too little memory (saying what to lower), what is not
-            finite, and as `finetune`.
+            finite, a `keep` with files that are damaged or of another training, and as `finetune`.
 
     Example:
         >>> import ntk_jax as nj
@@ -84,6 +88,7 @@ def metagradient(
         weights=None if weights is None else _kept(given, weights, "weights"),
         by=by,
         segments=segments,
+        keep=None if keep is None else Path(keep),
         progress=progress,
     )
     seen = np.zeros(len(given.examples), np.int64)
@@ -105,6 +110,7 @@ def lds(
     dtype: str | None = None,
     seed: int = 0,
     mesh: jax.sharding.Mesh | None = None,
+    keep: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """The linear datamodeling score of scores (TRAK, arXiv 2303.14186): what they foresee of training on subsets.
@@ -119,6 +125,8 @@ def lds(
         scores: [N] by name, or one [N] (called `scores`); high for what is thought to help (so minus the values of
             `metagradient`). One that is not finite counts as the mean of the others.
         subsets: how many. subset_size: candidates of each; None: half.
+        keep: a folder in which the losses are kept, a few subsets a file: the same call once more, with the same or
+            other scores, does not train on these again. May be that of `metagradient`. None: nothing is kept.
         progress: called with (subsets trained on, of how many).
 
     Returns:
@@ -127,7 +135,7 @@ def lds(
 
     Raises:
         UserError: no candidates, scores of another length, subsets of a size that cannot be, no held-out labels, a loss
-            that is not finite, and as `finetune`.
+            that is not finite, a `keep` with files that are damaged or of another training, and as `finetune`.
 
     Example:
         >>> import numpy as np
@@ -156,6 +164,7 @@ def lds(
         seed=seed,
         row_length=_row_length(given, others, measured),
         mesh=mesh,
+        keep=None if keep is None else Path(keep),
         progress=progress,
     )
     return datamodels.lds(values, chosen, losses, labels, seed=seed)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,11 @@ from ntk_jax.errors import UserError
 from ntk_jax.kernels.agreement import spearman, top_overlap
 from ntk_jax.models.model import Model
 from ntk_jax.training.optimizer import TrainConfig
-from ntk_jax.training.unrolled import course, example_losses, held_out_rows, trained
+from ntk_jax.training.trail import keep_arrays, kept_arrays, key_of
+from ntk_jax.training.unrolled import Course, HeldOut, course, example_losses, held_out_rows, trained
 
 RESAMPLES = 1000
+TOGETHER = 4  # subsets trained on between two files
 LEAST = 4  # candidates or subsets for a correlation
 ENOUGH = 10  # of them for an interval: resamples of a few pairs in order are all in order, and look certain
 
@@ -54,7 +57,7 @@ def subset_losses(
     seed: int,
     row_length: int,
     mesh: Mesh | None = None,
-    which: Sequence[int] | None = None,
+    keep: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """([m, H] fp64 summed -log p of each held-out example's labels after training on each subset, [H] their labels).
@@ -62,26 +65,45 @@ def subset_losses(
     Each training starts from the model's adapter and is that on [*fixed, *candidates], from whose batches the other
     candidates are left out; a step is divided by the labels that stay. So every example keeps its place in the order
     for all subsets, as MAGIC has it (arXiv 2504.16430): shuffled anew, subsets differ by their order at least as much
-    as by their members. which: ordinals of the subsets to train on, None: all.
+    as by their members. keep: a folder in which the losses are kept, a few subsets a file (`trail.py`); another call
+    with all the same goes on there. progress(subsets done, of how many).
 
-    Raises UserError: no candidates, subsets of others, no held-out labels, a loss that is not finite, and as `train`.
+    Raises UserError: no candidates, subsets of others, no held-out labels, a loss that is not finite, a kept file that
+    is damaged or of another training, and as `train`.
     """
     subsets = np.asarray(subsets)
     if not len(candidates) or subsets.ndim != 2 or not subsets.size or subsets.max() >= len(candidates):
         raise UserError(f"subsets must be [m, size] ordinals of the {len(candidates)} candidates")
     run = course(model, [*fixed, *candidates], config, seed=seed, row_length=row_length, mesh=mesh)
     held = held_out_rows(held_out, config, row_length, mesh)
-    chosen = range(len(subsets)) if which is None else which
-    losses = np.zeros((len(chosen), len(held_out)))
-    for place, number in enumerate(chosen):
-        among = np.arange(len(fixed) + len(candidates)) < len(fixed)
-        among[len(fixed) + subsets[number]] = True
-        losses[place] = example_losses(run, trained(run, among=among), held)
-        if not np.isfinite(losses[place]).all():
-            raise UserError(f"training on subset {number} ends in a loss that is not finite; lower the learning rate")
-        if progress:
-            progress(place + 1, len(chosen))
+    key = key_of(run, held_out, len(fixed), subsets)
+    losses = np.zeros((len(subsets), len(held_out)))
+    for begin in range(0, len(subsets), TOGETHER):
+        some = slice(begin, min(begin + TOGETHER, len(subsets)))
+        path = None if keep is None else keep / f"subsets-{begin:06d}.npz"
+        if path is not None and path.exists():
+            losses[some] = kept_arrays(path, key)["losses"]
+            if progress:
+                progress(some.stop, len(subsets))
+        else:
+            for number in range(some.start, some.stop):
+                losses[number] = _losses_after(run, held, len(fixed), subsets[number])
+                if not np.isfinite(losses[number]).all():
+                    raise UserError(
+                        f"training on subset {number} ends in a loss that is not finite; lower the learning rate"
+                    )
+                if progress:
+                    progress(number + 1, len(subsets))
+            if path is not None:
+                keep_arrays(path, key, losses=losses[some])
     return losses, held.labels
+
+
+def _losses_after(run: Course, held: HeldOut, fixed: int, subset: np.ndarray) -> np.ndarray:
+    """[H] after training on a subset beside the `fixed` first rows."""
+    among = np.arange(len(run.feed.rows)) < fixed
+    among[fixed + subset] = True
+    return example_losses(run, trained(run, among=among), held)
 
 
 def lds(

@@ -136,7 +136,7 @@ def metagradient(
     parts = math.ceil(math.sqrt(run.steps)) if whole and keep is not None else memory.segments
     bounds = np.linspace(0, run.steps, parts + 1).round().astype(int).tolist()
     begun = start(run)
-    key = key_of(bounds, config, seed, by, rows, factors, run.lora)
+    key = key_of(run, held_out, bounds, by, factors)
     trail = Trail(keep, key, begun, (run.lora, _moving(begun.moments)[0]))
     back, began = trail.back(), trail.last_first(bounds[:-1]) or (0, begun, [])
     stop = run.steps if back is None else back.stop
@@ -283,8 +283,7 @@ def _back_through(
             state, gradient = _to_device(kept.pop(step))
             pulled = _back(run, state, gradient, step, weights, pulled, values)
             said("way back")
-        if first:
-            trail.keep_back(dataclasses.replace(back, stop=first, pulled=pulled, values=values))
+        trail.keep_back(dataclasses.replace(back, stop=first, pulled=pulled, values=values))
     return values
 
 

@@ -1,15 +1,18 @@
-"""How far a metagradient has come, so that a killed one goes on: the first state of each segment of the training, and
-of the way back the cotangent before the segment that it last went through.
+"""How far a metagradient, or trainings on subsets, have come, so that what is killed goes on: the first state of each
+segment of the training, of the way back the cotangent before the segment that it last went through, and the losses
+after every few subsets.
 
-In a folder these are files, `first-000012.npz` and `back.npz`, each whole or absent: at most one segment's steps are
-lost, there or back. With P the bytes of the adapter they take 3 P a segment and 3 P. Without a folder the first states
-lie in the host's memory. Numbers are kept as they are, so what goes on ends where it would have ended.
+In a folder these are files, `first-000012.npz`, `back.npz` and `subsets-000008.npz`, each whole or absent: at most one
+segment's steps are lost, there or back, or a few subsets. With P the bytes of the adapter they take 3 P a segment and
+3 P. Without a folder the first states lie in the host's memory. Numbers are kept as they are, so what goes on ends
+where it would have ended.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +24,10 @@ from ntk_jax.data.batch import TokenRow
 from ntk_jax.errors import UserError
 from ntk_jax.parallel.hosts import on_host, place
 from ntk_jax.storage.atomic import make_folder, write_bytes
-from ntk_jax.training.unrolled import State
+from ntk_jax.training.unrolled import Course, State
 
 _BACK = "back.npz"
+_CORNER = 64  # numbers of a frozen weight that tell it from another model's
 
 
 @dataclass(frozen=True)
@@ -94,9 +98,15 @@ class Trail:
         return Back(int(facts["stop"]), pulled, facts["values"], *numbers)
 
 
-def key_of(*parts: Any) -> str:
-    """Of a training and where it is cut, so that what was kept of another is not taken for it. parts: numbers, texts,
-    settings, token rows or trees of arrays."""
+def key_of(run: Course, held_out: Sequence[TokenRow], *parts: Any) -> str:
+    """Of a training, what is measured after it and where it is cut, so that what was kept of another is not taken for
+    it. Of the frozen weights it has a corner of each: a whole model would be read back from the devices. parts:
+    numbers, texts, settings, token rows or trees of arrays."""
+    corners = jax.tree.map(lambda leaf: leaf[(0,) * (leaf.ndim - 1)][:_CORNER] if leaf.ndim else leaf, run.base)
+    return _digest(run.feed.config, run.feed.seed, run.feed.rows, run.lora, corners, list(held_out), *parts)
+
+
+def _digest(*parts: Any) -> str:
     found = hashlib.sha256()
     for part in parts:
         for leaf in jax.tree.leaves(part, is_leaf=lambda leaf: isinstance(leaf, TokenRow)):
@@ -112,6 +122,16 @@ def key_of(*parts: Any) -> str:
 def on_host_with_places(tree: Any) -> tuple[Any, Any]:
     """(arrays on the host, where they were), for `place`."""
     return jax.tree.map(on_host, tree), jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
+def keep_arrays(path: Path, key: str, **arrays: np.ndarray) -> None:
+    """Arrays by name, for `kept_arrays`."""
+    _write(make_folder(path.parent) / path.name, (), key=np.array(key), **arrays)
+
+
+def kept_arrays(path: Path, key: str) -> dict[str, np.ndarray]:
+    """What `keep_arrays` kept. Raises UserError: a file that is damaged or of another training."""
+    return _read(path, (), key)[1]
 
 
 def _write(path: Path, tree: Any, **facts: np.ndarray) -> None:

@@ -47,7 +47,6 @@ from ntk_jax.training.metagradient import (
 from ntk_jax.training.optimizer import TrainConfig, check_config
 from ntk_jax.training.unrolled import course, held_out_rows, sizes_of, times_read
 
-TOGETHER = 4  # subsets trained on between two files
 LEAST = 8  # candidates
 LENGTH = "response length"
 
@@ -282,22 +281,10 @@ def _losses(
     subsets: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The losses after training on each subset, a few subsets a file, so that a killed run loses only the last few."""
+    if not len(subsets):
+        return np.zeros((0, len(held_out))), np.ones(len(held_out))
     progress = run.job.progress("train on subsets", len(subsets), "subsets")
-    parts, labels = [np.zeros((0, len(held_out)))], np.ones(len(held_out))
-    for start in range(0, len(subsets), TOGETHER):
-        path = home / f"subsets-{start:06d}.npz"
-        if not path.exists():
-            which = range(start, min(start + TOGETHER, len(subsets)))
-            after = functools.partial(shifted, progress, start, len(subsets))
-            losses, labels = subset_losses(
-                model, rows, held_out, subsets, which=which, progress=after, **_options(run, fixed)
-            )
-            save_arrays(path, losses=losses, labels=labels, subsets=subsets[which.start : which.stop])
-        stored = load_arrays(path)
-        parts.append(stored["losses"])
-        labels = stored["labels"]
-    progress(len(subsets), len(subsets))
-    return np.concatenate(parts), labels
+    return subset_losses(model, rows, held_out, subsets, keep=home, progress=progress, **_options(run, fixed))
 
 
 def _scores(
