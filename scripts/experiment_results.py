@@ -137,18 +137,18 @@ def parts_of(runs: Iterable[Run], measure: str) -> list[Part]:
     for run in runs:
         for arm in arms(run.config):
             for task, lines in _lines(run, arm.name, measure).items():
-                own = found[run.model, run.domain, task].setdefault(run.seed, lines)
+                own = found[run.model, run.domain, task].setdefault(run.seed, replace(lines, values={}))
                 if own.ids != lines.ids:
                     raise UserError(
                         f"{run.folder}: arm {arm.name} has {len(lines.ids)} examples of {task}, others have "
                         f"{len(own.ids)} or other ones; delete {run.folder / 'evaluate'} and run again"
                     )
-                own.values[run.variant, arm.name] = lines.values["", ""]
+                own.values[run.variant, arm.name] = lines.values[run.variant, arm.name]
     return [Part(*key, by_seed) for key, by_seed in sorted(found.items())]
 
 
 def _lines(run: Run, arm: str, measure: str) -> dict[str, Lines]:
-    """{task: lines} of one arm, whose values are in the column ("", "")."""
+    """{task: lines} of one arm."""
     place = run.folder / "evaluate" / ("losses" if measure in LOSSES else "predictions") / arm
     found = {}
     for path in sorted(place.glob("*.jsonl")):
@@ -162,7 +162,9 @@ def _lines(run: Run, arm: str, measure: str) -> dict[str, Lines]:
         else:
             kind = "raw" if measure == "accuracy" else measure
             values = np.array([one[kind] == one["answer"] for one in kept], float)
-        found[path.stem] = Lines([str(one["id"]) for one in kept], groups_of(kept), weights, {("", ""): values})
+        found[path.stem] = Lines(
+            [str(one["id"]) for one in kept], groups_of(kept), weights, {(run.variant, arm): values}
+        )
     return found
 
 
@@ -171,25 +173,26 @@ def _lines(run: Run, arm: str, measure: str) -> dict[str, Lines]:
 
 
 class Means:
-    """The resampled means of a measure's parts; computed once for each set of seeds. together: whether a seed's runs
-    of all parts vary together, as repeats do, which have its adapter and order in common."""
+    """The resampled means of a measure's parts; computed once for each set of seeds."""
 
-    def __init__(self, parts: Sequence[Part], together: bool) -> None:
-        self.parts, self.together = parts, together
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.parts = parts
         self._known: dict[tuple[int, tuple[int, ...]], dict[Column, Resampled]] = {}
 
-    def of(self, number: int, columns: Sequence[Column]) -> list[Resampled] | None:
-        """Of part `number` each column's means over the seeds that have all of them; None where no seed has."""
+    def of(self, number: int, columns: Sequence[Column]) -> tuple[tuple[int, ...], list[Resampled]] | None:
+        """Of part `number` the seeds that have all of the columns, and each column's means over them; None where no
+        seed has."""
         part = self.parts[number]
         seeds = tuple(seed for seed, lines in sorted(part.by_seed.items()) if all(c in lines.values for c in columns))
         if not seeds:
             return None
         if (number, seeds) not in self._known:
-            self._known[number, seeds] = _resampled(part, number, seeds, self.together)
-        return [self._known[number, seeds][column] for column in columns]
+            self._known[number, seeds] = _resampled(part, number, seeds)
+        return seeds, [self._known[number, seeds][column] for column in columns]
 
 
-def _resampled(part: Part, number: int, seeds: Sequence[int], together: bool) -> dict[Column, Resampled]:
+def _resampled(part: Part, number: int, seeds: Sequence[int]) -> dict[Column, Resampled]:
+    """Parts with the same seeds draw the same runs."""
     lines = [part.by_seed[seed] for seed in seeds]
     columns = [c for c in lines[0].values if all(c in one.values for one in lines)]
     weights = [one.weights for one in lines if one.weights is not None]
@@ -200,8 +203,7 @@ def _resampled(part: Part, number: int, seeds: Sequence[int], together: bool) ->
         shared=all(one.ids == lines[0].ids for one in lines),
         groups=groups if len(groups) == len(lines) else None,
     )
-    of_runs = (0,) if together else None
-    found = resampled_runs(runs, resamples=RESAMPLES, seed=(0, number), seed_of_runs=of_runs)
+    found = resampled_runs(runs, resamples=RESAMPLES, seed=(0, number), seed_of_runs=(0, *seeds))
     return {column: found.of(place) for place, column in enumerate(columns)}
 
 
@@ -213,7 +215,7 @@ def estimates(
 
     against: arms that are controls beside random and length_matched; of a variant that has none of these, the base's.
     """
-    means = Means(parts_of(runs, measure), together=experiment.seeds_of == "repeats")
+    means = Means(parts_of(runs, measure))
     found = []
     for model in experiment.models:
         places = [n for n, part in enumerate(means.parts) if part.model == model]
@@ -239,15 +241,17 @@ def estimates(
 
 
 def _estimate(means: Means, places: Sequence[int], column: Column, control: Column | None) -> dict[str, Any] | None:
-    """None where some of the parts have no seed with both."""
-    parts = []
+    """None where some of the parts have no seed with both. A seed's runs vary together, since they have an adapter, an
+    order and a sample of the pool in common; where parts have other seeds, they are taken apart."""
+    parts, seeds_of = [], set()
     for number in places:
         both = means.of(number, [column] if control is None else [column, control])
         if both is None:
             return None
-        parts.append(both[0] if control is None else both[0].minus(both[1]))
-    together = means.together and len({len(part.by_run) for part in parts}) == 1
-    return dict(hierarchical_interval(parts, CONFIDENCE, together=together))
+        seeds, columns = both
+        seeds_of.add(seeds)
+        parts.append(columns[0] if control is None else columns[0].minus(columns[1]))
+    return dict(hierarchical_interval(parts, CONFIDENCE, together=len(seeds_of) == 1))
 
 
 def worth_of(experiment: Experiment, run: Run) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ import experiment as queue  # noqa: E402
 from experiment_figures import frontier  # noqa: E402
 from experiment_plan import Experiment, Run, merged, read_experiment, shared_stages  # noqa: E402
 from experiment_report import over_runs, write_results  # noqa: E402
-from experiment_results import done_runs, parts_of, rows_of, selection_flops  # noqa: E402
+from experiment_results import done_runs, estimates, parts_of, rows_of, selection_flops  # noqa: E402
 from shuffle_labels import shuffled  # noqa: E402
 
 EFFECT = {"base": 0.2, "domain": 0.4, "length_matched": 0.5, "random": 0.5, "kernel": 0.8}
@@ -246,6 +247,7 @@ def test_tables_and_figures_of_known_effects(experiment: Experiment, tmp_path: P
         (one,) = [e for e in found["estimates"] if all(e[k] == v for k, v in key.items())]
         return one
 
+    assert {one["arm"] for one in found["estimates"]} == {row["arm"] for row in found["rows"]}
     gain = of("kernel", "random", None, "accuracy")
     assert gain["low"] < 0.3 < gain["high"] and gain["low"] > 0 and gain["runs"] == 1
     less = of("kernel", "length_matched", "one", "loss")
@@ -257,7 +259,7 @@ def test_tables_and_figures_of_known_effects(experiment: Experiment, tmp_path: P
     parts = [part for part in parts_of(experiment.runs[:6:3], "loss") if part.domain == "one"]
     arms = [("base", "kernel"), ("base", "random")]
     both = [np.stack([parts[0].by_seed[seed].values[arm] for arm in arms], axis=1) for seed in (0, 1)]
-    by_hand = resampled_runs(Runs(both), resamples=2000, seed=(0, 0))
+    by_hand = resampled_runs(Runs(both), resamples=2000, seed=(0, 0), seed_of_runs=(0, 0, 1))
     expected = hierarchical_interval([by_hand.of(0).minus(by_hand.of(1))], 0.95)
     assert {key: of("kernel", "random", "one", "loss")[key] for key in expected} == pytest.approx(expected)
     write_results(experiment, tmp_path / "against", against=["kernel"])
@@ -288,6 +290,28 @@ def test_tables_and_figures_of_known_effects(experiment: Experiment, tmp_path: P
     assert "75.0% | 7 GFLOP" in text.replace("7.00 GFLOP", "7 GFLOP") and "## tiny, by_example" in text
     for name in ("tiny-accuracy-minus-random", "tiny-loss-by-flops", "tiny-by_example-loss-minus-length_matched"):
         assert (tmp_path / "report" / f"{name}.svg").read_text().startswith("<svg") and f"({name}.svg)" in text
+
+
+def test_what_a_seed_does_in_all_domains_is_not_averaged_away(tmp_path: Path) -> None:
+    """An effect of seeds that two domains share leaves their mean as uncertain as one of them. With other seeds in each
+    domain it would not be."""
+    experiment = read_experiment(written(tmp_path, seeds=[0, 1, 2, 3, 4, 5], variants={}))
+    for run in experiment.runs:
+        made_up(run, EFFECT | {"kernel": 0.8 + 0.1 * (-1) ** run.seed})
+
+    def widths(runs: Sequence[Run]) -> tuple[float, float]:
+        found = [
+            one
+            for one in estimates(experiment, runs, "loss")
+            if (one["arm"], one["against"]) == ("kernel", "length_matched")
+        ]
+        each = {one["domain"]: one["high"] - one["low"] for one in found}
+        return each[None], (each["one"] + each["two"]) / 2
+
+    mean, alone = widths(experiment.runs)
+    assert mean > 0.9 * alone
+    mean, alone = widths([run for run in experiment.runs if (run.domain == "one") == (run.seed < 3)])
+    assert mean < 0.9 * alone
 
 
 def test_costs_are_those_of_the_stages_that_a_method_needs(experiment: Experiment) -> None:
