@@ -21,12 +21,17 @@ def over_runs(rows: Rows, by: str, key: str) -> dict[str, dict[str, Any]]:
             values.setdefault(row[by], []).append(row[key])
     found: dict[str, dict[str, Any]] = {}
     for name, each in sorted(values.items(), key=lambda item: -float(np.mean(item[1]))):
-        mean, count = float(np.mean(each)), len(each)
-        spread = float(np.std(each, ddof=1)) if len(set(each)) > 1 else 0.0
-        half = float(stdtrit(count - 1, 0.5 + CONFIDENCE / 2)) * spread / count**0.5 if spread else None
+        half = half_width(each) if len(set(each)) > 1 else None
+        mean = float(np.mean(each))
         ends = {"low": None if half is None else mean - half, "high": None if half is None else mean + half}
-        found[name] = {"value": mean, **ends, "runs": count}
+        found[name] = {"value": mean, **ends, "runs": len(each)}
     return found
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Of the 95% t interval about the mean of at least two values."""
+    count = len(values)
+    return float(stdtrit(count - 1, 0.5 + CONFIDENCE / 2) * np.std(values, ddof=1)) / count**0.5
 
 
 def mean_cell(one: Mapping[str, Any] | None, interval: bool = True, digits: int = 2) -> str:

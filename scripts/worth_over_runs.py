@@ -8,9 +8,10 @@ the files have it. Files called NAME-0, NAME-1, ... are seeds of a domain: they 
 
 Intervals are 95% percentile bootstraps over the candidates, of which one that several files have is drawn for all of
 them at once, and over the seeds of a domain, of which one fewer than there are is drawn (Rao & Wu, Journal of the
-American Statistical Association 1988). Where seeds have candidates of their own these vary in both draws, so that
-intervals are rather too wide. They are about other candidates and seeds and say nothing of other domains. LDS
-is of a file as a whole: its interval is over seeds, and there is none where a domain has only one.
+American Statistical Association 1988), the same ones for all domains that have the same seeds. Where seeds have
+candidates of their own these vary in both draws, so that intervals are rather too wide. They are about other candidates
+and seeds and say nothing of other domains. LDS is of a file as a whole: its interval is Student's, over the means of
+the seeds, and there is none where domains have only one or other ones.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from experiment_figures import forest
+from experiment_tables import half_width
 
 from ntk_jax.errors import UserError
 from ntk_jax.report.figures_matrix import standalone
@@ -140,7 +141,7 @@ def together(
                 continue
             by_file = np.stack([_of(samples[file], name, of, t) for file, t in zip(files, times, strict=True)])
             found[name][measure], drawn[name, measure] = _over_seeds(each, by_file, seeds)
-    known_lds = _lds(lds or {}, files, seeds)
+    known_lds = _lds(lds or {}, files)
     for name in names:
         if name in known_lds:
             found[name]["lds"] = known_lds[name]
@@ -172,11 +173,13 @@ def drawn_times(samples: Sequence[Sample], resamples: int, seed: int) -> list[np
 
 
 def drawn_seeds(files: Sequence[str], resamples: int, seed: int) -> dict[str, np.ndarray]:
-    """[resamples, drawn] places among files of each domain's, one fewer than it has (one where it has one)."""
-    rng = np.random.default_rng([seed, 1])
+    """[resamples, drawn] places among files of each domain's, one fewer than it has (one where it has one). Domains
+    with the same seeds draw the same ones: a seed has one adapter and one sample of the pool in all of them."""
     found = {}
     for domain in dict.fromkeys(map(domain_of, files)):
-        places = np.array([place for place, file in enumerate(files) if domain_of(file) == domain])
+        own = {file.removeprefix(domain): place for place, file in enumerate(files) if domain_of(file) == domain}
+        places = np.array([own[name] for name in sorted(own)])
+        rng = np.random.default_rng([seed, 1, *" ".join(sorted(own)).encode()])
         found[domain] = places[rng.integers(0, len(places), (resamples, max(1, len(places) - 1)))]
     return found
 
@@ -192,17 +195,22 @@ def _over_seeds(
     return {"each": domains, **_interval(float(np.mean(list(domains.values()))), resampled)}, resampled
 
 
-def _lds(lds: Mapping[str, Foreseen], files: Sequence[str], seeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """{score: {"each", value, low, high}} where every file has it; low and high only where every domain has seeds."""
-    resamples = len(next(iter(seeds.values())))
-    several = min(Counter(map(domain_of, files)).values()) > 1
-    found = {}
+def _lds(lds: Mapping[str, Foreseen], files: Sequence[str]) -> dict[str, Any]:
+    """{score: {"each", value, low, high}} where every file has it; low and high, by the means over domains of a seed,
+    where all domains have the same seeds, and several."""
+    domains = list(dict.fromkeys(map(domain_of, files)))
+    seeds = {tuple(sorted(file.removeprefix(d) for file in files if domain_of(file) == d)) for d in domains}
+    found: dict[str, Any] = {}
     for name in lds.get(files[0], {}):
-        each = {file: value for file in files if (value := lds.get(file, {}).get(name)) is not None}
-        if len(each) == len(files):
-            of_draws = np.tile(np.array([*each.values()])[:, None], (1, resamples))
-            one, _ = _over_seeds(each, of_draws, seeds)
-            found[name] = one if several else {key: one[key] for key in ("each", "value")}
+        of = {file: value for file in files if (value := lds.get(file, {}).get(name)) is not None}
+        if len(of) < len(files):
+            continue
+        each = {d: float(np.mean([of[file] for file in files if domain_of(file) == d])) for d in domains}
+        value = float(np.mean(list(each.values())))
+        found[name] = {"each": each, "value": value}
+        if len(seeds) == 1 and len(own := next(iter(seeds))) > 1:
+            half = half_width([float(np.mean([of[d + seed] for d in domains])) for seed in own])
+            found[name] |= {"low": value - half, "high": value + half}
     return found
 
 

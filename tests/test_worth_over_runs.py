@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_run import run, tiny_run_config, write_inputs
@@ -113,6 +114,9 @@ def test_files_of_a_domain_are_its_seeds() -> None:
         over.together(samples, 5, 400)["scores"]["good"]["spearman"] for samples in (apart, {"d-0": one, "d-1": other})
     )
     assert wide["high"] - wide["low"] > 1.2 > 0.6 > narrow["high"] - narrow["low"]
+    # Seeds that all domains have are drawn together: what one says in both is not averaged away.
+    drawn = over.drawn_seeds([f"{d}-{seed}" for d in ("a", "b") for seed in (3, 4, 5)] + ["c-3", "c-4", "c-6"], 99, 0)
+    assert (drawn["a"] + 3 == drawn["b"]).all() and (drawn["c"] != drawn["a"] + 6).any()
 
 
 def test_lds_over_seeds() -> None:
@@ -122,7 +126,10 @@ def test_lds_over_seeds() -> None:
     found = over.together(samples, 5, 400, lds=values)
     good = found["scores"]["good"]["lds"]
     assert good["each"] == pytest.approx({"a": 0.1, "b": 0.4}) and good["value"] == pytest.approx(0.25)
-    assert 0.15 < good["low"] < 0.25 < good["high"] < 0.35
+    half = scipy.stats.t.ppf(0.975, 2) * np.std([0.15, 0.25, 0.35], ddof=1) / 3**0.5
+    assert [good["low"], good["high"]] == pytest.approx([0.25 - half, 0.25 + half])
+    fewer = {name: one for name, one in samples.items() if name != "b-2"}
+    assert "low" not in over.together(fewer, 5, 50, lds=values)["scores"]["good"]["lds"], "other seeds"
     assert "lds" not in found["scores"]["short"] and found[over.METAGRADIENT_LDS]["value"] == pytest.approx(0.5)
     assert over.table(found)[0].endswith("| of the top | LDS |")
     assert any(line == "LDS of the metagradient itself: +0.50 [+0.50, +0.50]" for line in over.table(found))
