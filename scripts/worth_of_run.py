@@ -10,10 +10,11 @@ minutes. Candidates are a seeded sample of those that any method of the run has 
 beside domain examples, `--epochs` passes from the warm-up's adapter, or from a fresh one as `finetune` trains, at the
 learning rate of `warmup` if none is given. Held out are records of the first of `evaluate.files`.
 
---objectives are kernels at the warm-up's adapter, along mean gradients (--directions) of domain examples, of records of
-the evaluation file that are neither held out nor trained on (unseen), of the held-out ones themselves, which no ranker
-knows, or of random pool examples that are no candidates (pool); NAME-adam: divided by the root of Adam's second moments
-of the warm-up.
+--objectives are kernels at the warm-up's adapter, or at a fresh one (--at), along mean gradients (--directions) of
+domain examples, a sixth or four times as many (few, many), as many with each other's responses (shuffled), of records
+of the evaluation file that are neither held out nor trained on (unseen), of the held-out ones themselves, which no
+ranker knows, or of random pool examples that are no candidates (pool); NAME-adam: divided by the root of Adam's second
+moments of the warm-up.
 
 A killed one goes on where it was, in OUT with the ending .way, which is deleted at the end; `seconds` are then of the
 last go.
@@ -49,7 +50,8 @@ from ntk_jax.training.datamodels import ranker_worth
 
 ADAM = "-adam"
 EARLIER = "metagradient of --again"  # with its sign turned, as all scores
-DIRECTIONS = tuple(name + metric for name in ("domain", "unseen", "held-out", "pool") for metric in ("", ADAM))
+TARGETS = ("domain", "few", "many", "shuffled", "unseen", "held-out", "pool")
+DIRECTIONS = tuple(name + metric for name in TARGETS for metric in ("", ADAM))
 
 
 def main() -> None:
@@ -96,8 +98,12 @@ def measure(options: argparse.Namespace) -> None:
     for name, folder in options.rankings:
         scores |= {f"{method} of {name}": values for method, values in read_rankings(folder).of(ids).items()}
     scores["response characters"] = np.array([float(len(record["response"])) for record in candidates])
+    domain = sampled(config["data"]["domain"], options.direction, options.seed + 1)
     targets = {
-        "domain": sampled(config["data"]["domain"], options.direction, options.seed + 1),
+        "domain": domain,
+        "few": domain[: max(1, options.direction // 6)],
+        "many": sampled(config["data"]["domain"], 4 * options.direction, options.seed + 1),
+        "shuffled": shuffled(domain, options.seed + 1),
         "unseen": unseen,
         "held-out": held_out,
         "pool": others_of(candidates, config["data"]["pool"], options),
@@ -155,7 +161,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--start", choices=("warm", "fresh"), default="warm", help="the warm-up's adapter, or a fresh one"
     )
-    parser.add_argument("--objectives", nargs="*", default=[], help="scored here too, at the warm-up's adapter")
+    parser.add_argument("--objectives", nargs="*", default=[], help="scored here too")
+    parser.add_argument("--at", choices=("warm", "fresh"), default="warm", help="the adapter that they are scored at")
     parser.add_argument(
         "--directions", nargs="+", default=["domain"], choices=DIRECTIONS, help="that they are scored along"
     )
@@ -273,8 +280,10 @@ def scored_here(
     candidates: list[dict[str, Any]],
     targets: dict[str, list[dict[str, Any]]],
 ) -> dict[str, np.ndarray]:
-    """{score: [M]} at the warm-up's adapter: kernels along mean gradients of the targets, and mean cosines with each of
-    the domain's gradients (sketched to at most 4,096 numbers)."""
+    """{score: [M]}: kernels along mean gradients of the targets, and mean cosines with each of the domain's gradients
+    at the warm-up's adapter (sketched to at most 4,096 numbers)."""
+    fresh = options.at == "fresh"
+    model = with_lora(warm, initial_lora(warm.lora, options.seed)) if fresh else warm
     span = nj.Span(max_length=config["model"]["max_length"], overflow="truncate")
     sizes: dict[str, Any] = {"span": span, "batch_tokens": options.microbatch or config["score"]["batch_tokens"]}
     found = {}
@@ -284,14 +293,14 @@ def scored_here(
             examples = targets[name.removesuffix(ADAM)]
             if not examples:
                 raise UserError(f"--directions {name}: there are no other records; lower --held-out or --candidates")
-            directions[name] = nj.mean_gradient(warm, examples, objective=objective, **sizes)
+            directions[name] = nj.mean_gradient(model, examples, objective=objective, allow_fresh_lora=fresh, **sizes)
             if name.endswith(ADAM):
                 moments = load_tree(options.run / "warmup" / "second_moment.safetensors", warm.lora)
                 directions[name] = nj.adam_preconditioned(directions[name], moments)
         along = nj.stack_directions(list(directions.values()))
-        values = np.asarray(nj.directional_scores(warm, candidates, along, objective=objective, **sizes), float)
+        values = np.asarray(nj.directional_scores(model, candidates, along, objective=objective, **sizes), float)
         for name, each in zip(directions, values.T, strict=True):
-            found[f"{objective}, {'here' if name == 'domain' else name}"] = each
+            found[f"{objective}, {'here' if name == 'domain' else name}" + (", fresh" if fresh else "")] = each
     for objective in options.cosines:
         size = sum(leaf.size for leaf in jax.tree.leaves(warm.lora))
         dim = min(4096, 1 << (size.bit_length() - 1))
@@ -303,6 +312,13 @@ def scored_here(
             raise UserError(f"--cosines {objective}: no domain example has a gradient that is not zero")
         found[f"cosine, {objective}, here"] = np.asarray(a @ b[usable].mean(axis=0), float)
     return found
+
+
+def shuffled(examples: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+    """The same prompts and the same responses, each beside another's, in a circle of a seeded order."""
+    order = np.random.default_rng(seed).permutation(len(examples))
+    responses = {int(place): examples[other]["response"] for place, other in zip(order, np.roll(order, 1), strict=True)}
+    return [{**example, "response": responses[place]} for place, example in enumerate(examples)]
 
 
 def sampled(files: list[str], count: int, seed: int) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tiny_run import run, tiny_run_config, write_inputs
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+import worth_of_run as measuring  # noqa: E402
 import worth_over_runs as over  # noqa: E402
 
 import ntk_jax as nj  # noqa: E402
@@ -190,6 +191,14 @@ def killed(*args: object, **options: object) -> None:
     raise KeyboardInterrupt
 
 
+def test_shuffled_responses_are_all_there_and_none_is_its_own() -> None:
+    examples = [{"id": str(n), "prompt": f"p{n}", "response": f"r{n}"} for n in range(7)]
+    found = measuring.shuffled(examples, 3)
+    assert [one["prompt"] for one in found] == [one["prompt"] for one in examples]
+    assert {one["response"] for one in found} == {one["response"] for one in examples}
+    assert all(a["response"] != b["response"] for a, b in zip(found, examples, strict=True))
+
+
 @pytest.mark.slow
 def test_a_finished_run_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_inputs(tmp_path)
@@ -218,12 +227,14 @@ def test_a_finished_run_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     together = over.together({"run": over.sample_of(out)}, top=3, resamples=20)
     assert set(together["scores"]) == names and together["files"] == {"run": 12}
 
-    again = [*command, "--again", str(out), "--directions", "domain", "held-out-adam", "pool"]
+    again = [*command, "--again", str(out), "--directions", "domain", "held-out-adam", "pool", "shuffled", "few"]
     again += ["--out", str(tmp_path / "again.json")]
     monkeypatch.setattr(sys, "argv", again)
     runpy.run_path(script, run_name="__main__")
     second = json.loads((tmp_path / "again.json").read_text())
-    assert set(second["candidates"][0]["scores"]) == names | {"cross_entropy, held-out-adam", "cross_entropy, pool"}
+    assert set(second["candidates"][0]["scores"]) == names | {
+        f"cross_entropy, {direction}" for direction in ("held-out-adam", "pool", "shuffled", "few")
+    }
     for name in names:
         first, repeated = ([one["scores"][name] for one in made["candidates"]] for made in (found, second))
         np.testing.assert_allclose(repeated, first, rtol=1e-4, atol=1e-7, err_msg=name)
@@ -240,12 +251,15 @@ def test_a_finished_run_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [one["id"] for one in other["candidates"]] == [one["id"] for one in candidates]
     assert over.together({"run": over.sample_of(tmp_path / "repeat.json")}, top=3, resamples=20)
     # The seed itself, however much at once: the same training.
-    other_run = ["--rankings", f"small={tmp_path / 'run'}"]  # the same run, as if it were another
+    other_run = ["--at", "fresh", "--rankings", f"small={tmp_path / 'run'}"]  # the same run, as if it were another
     monkeypatch.setattr(
         sys, "argv", [*command, "--again", str(out), *other_run, "--out", str(tmp_path / "ranked.json")]
     )
     runpy.run_path(script, run_name="__main__")
-    for one in json.loads((tmp_path / "ranked.json").read_text())["candidates"]:
+    ranked = json.loads((tmp_path / "ranked.json").read_text())["candidates"]
+    at = [[one["scores"][f"cross_entropy, here{end}"] for one in ranked] for end in ("", ", fresh")]
+    assert not np.allclose(*at) and np.isfinite(at).all()
+    for one in ranked:
         assert [one["scores"][f"{name} of small"] for name in ("kernel", "bm25")] == [
             one["scores"][name] for name in ("kernel", "bm25")
         ]
