@@ -12,18 +12,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from tiny_run import tiny_tree, write_inputs
+from tiny_run import tiny_run_config, tiny_tree, write_inputs
 
 from ntk_jax import cli
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.hierarchical import Runs, hierarchical_interval, resampled_runs
 from ntk_jax.evaluation.tasks import comparison
 from ntk_jax.pipelines.common.rankings import save_rankings
+from ntk_jax.pipelines.select import finetune
 from ntk_jax.pipelines.select.stages import PIPELINE
 from ntk_jax.selection.ranker import Ranking
 from ntk_jax.storage.atomic import make_folder, write_json
@@ -193,6 +195,18 @@ def test_a_repeat_is_trained_from_another_adapter_on_other_draws(tmp_path: Path)
     made = manifest.stat().st_mtime_ns
     assert cli.main(["run", str(queue.config_path(experiment, experiment.runs[0].name)), "--repeat_seed=0"]) == 0
     assert manifest.stat().st_mtime_ns == made
+
+
+@pytest.mark.parametrize(
+    ("repeat", "adapter", "start"),
+    [(None, None, "loaded"), (0, None, "loaded"), (7, None, "fresh 7"), (7, "runs/mine/adapter", "loaded")],
+)
+def test_what_a_repeat_starts_from(tmp_path: Path, repeat: int | None, adapter: str | None, start: str) -> None:
+    """Where an adapter is named all arms start from it, whatever the repeat."""
+    config = tiny_run_config(tmp_path)
+    config = replace(config, repeat_seed=repeat, model=replace(config.model, adapter=adapter))
+    model = SimpleNamespace(base="loaded", fresh=lambda seed: f"fresh {seed}")
+    assert config.seed == 0 and finetune._start(SimpleNamespace(config=config, model=model)) == start  # type: ignore[arg-type,comparison-overlap]
 
 
 def test_what_cannot_be_an_experiment_is_said_in_a_line(tmp_path: Path) -> None:
