@@ -4,7 +4,8 @@
 
 Of every score the rank correlation with minus the metagradient, the same with the length of the response taken out of
 both (the partial rank correlation), the share of the best by score among the best by the metagradient, and LDS where
-the files have it. Files called NAME-0, NAME-1, ... are seeds of a domain: they count together as one.
+the files have it; and how far domains agree on the worth of the candidates that they share. Files called NAME-0,
+NAME-1, ... are seeds of a domain: they count together as one.
 
 Intervals are 95% percentile bootstraps over the candidates, of which one that several files have is drawn for all of
 them at once, and over the seeds of a domain, of which one fewer than there are is drawn (Rao & Wu, Journal of the
@@ -17,6 +18,8 @@ the seeds, and there is none where domains have only one or other ones.
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -112,7 +115,7 @@ def together(
 ) -> dict[str, Any]:
     """{"files": {name: candidates}, "candidates": different ones, "chance": of the top, "left_out": scores, "scores":
     {score: {measure: {"each": {domain: value}, value, low, high}}}} of the scores that every file has, by the mean
-    correlation. A measure that is not defined in some file (a constant score) is left out.
+    correlation. A measure that is not defined in some file (a constant score) is left out. "alike": of `alike`, if any.
 
     lds: from `lds_of`; of the files that all have it, and the metagradient's beside the scores' as "metagradient".
     against: the score that the others have a difference to, {"minus": {measure: {value, low, high}}}, paired.
@@ -157,11 +160,39 @@ def together(
         "top": top,
         "chance": float(np.mean([top / count for count in counts.values()])),
     }
+    if (agreed := alike(samples, times)) is not None:
+        kept["alike"] = agreed
     left_out = [name for name in every if name not in names]
     scores = {name: found[name] for name in order}
     if "metagradient" in known_lds:
         kept[METAGRADIENT_LDS] = known_lds["metagradient"]
     return {**kept, "against": against, "left_out": left_out, "scores": scores}
+
+
+def alike(samples: Mapping[str, Sample], times: Sequence[np.ndarray]) -> dict[str, Any] | None:
+    """{"pairs": {"a, b": {"shared": candidates, "spearman", "without_length"}}, "spearman": {value, low, high},
+    "without_length": the same}: of the worth of what two domains' files share, by pairs of files of one seed, and the
+    means over pairs, with intervals over the candidates. None: no two files share enough."""
+    pairs: dict[str, dict[str, float]] = {}
+    drawn: dict[str, list[np.ndarray]] = {"spearman": [], "without_length": []}
+    for (a, one), (b, other) in itertools.combinations(samples.items(), 2):
+        _, here, there = np.intersect1d(one["id"], other["id"], return_indices=True)
+        seeds = {name.removeprefix(domain_of(name)) for name in (a, b)}
+        if domain_of(a) == domain_of(b) or len(seeds) > 1 or len(here) < LEAST:
+            continue
+        x, y, length = one["worth"][here], other["worth"][there], one[LENGTH][here]
+        resampled = times[list(samples).index(a)][:, here]
+        pairs[f"{a}, {b}"] = {"shared": len(here)}
+        for measure, of in (("spearman", spearman), ("without_length", functools.partial(partial, given=length))):
+            pairs[f"{a}, {b}"][measure] = float(of(x, y, times=np.ones((1, len(here)), int))[0])
+            drawn[measure].append(of(x, y, times=resampled))
+    if not pairs:
+        return None
+    means = {
+        measure: _interval(float(np.mean([pair[measure] for pair in pairs.values()])), np.mean(each, axis=0))
+        for measure, each in drawn.items()
+    }
+    return {"pairs": pairs, **means}
 
 
 def drawn_times(samples: Sequence[Sample], resamples: int, seed: int) -> list[np.ndarray]:
@@ -308,6 +339,10 @@ def table(found: Mapping[str, Any]) -> list[str]:
     lines.append(f"Of the top {found['top']}, chance: {100 * found['chance']:.0f}%")
     if has_lds:
         lines.append(f"LDS of the metagradient itself: {_cell(found.get(METAGRADIENT_LDS))}")
+    if "alike" in found:
+        mean, rest = (_cell(found["alike"][measure]) for measure in ("spearman", "without_length"))
+        pairs = f"{len(found['alike']['pairs'])} pairs of domains"
+        lines.append(f"What examples are worth in one domain and in another ({pairs}): {mean}, length taken out {rest}")
     if found["left_out"]:
         lines.append(f"Left out, since a file has too few of these or only equal ones: {', '.join(found['left_out'])}")
     return lines

@@ -120,6 +120,29 @@ def test_files_of_a_domain_are_its_seeds() -> None:
     assert (drawn["a"] + 3 == drawn["b"]).all() and (drawn["c"] != drawn["a"] + 6).any()
 
 
+def test_how_far_domains_agree() -> None:
+    """Of candidates that files of one seed share; the same order is 1, with and without length."""
+    one, other = sample(0), sample(1)
+    shared = {**other, "id": np.concatenate([one["id"][:20], other["id"][20:]])}
+    shared["worth"] = np.concatenate([2 * one["worth"][:20] + 1, other["worth"][20:]])
+    files = {"a-0": one, "b-0": shared, "b-1": one, "c-0": sample(5)}
+    found = over.together(files, 5, 200)["alike"]
+    assert found["pairs"] == {
+        "a-0, b-0": {"shared": 20, "spearman": pytest.approx(1), "without_length": pytest.approx(1)}
+    }
+    assert found["spearman"] == pytest.approx({"value": 1, "low": 1, "high": 1})
+    noise = {**one, "worth": np.random.default_rng(9).normal(size=40)}
+    mean = over.together({"a": one, "b": one, "c": noise}, 5, 400)["alike"]
+    apart = scipy.stats.spearmanr(one["worth"], noise["worth"]).statistic
+    assert mean["spearman"]["value"] == pytest.approx((1 + 2 * apart) / 3)
+    assert mean["spearman"]["low"] < mean["spearman"]["value"] < mean["spearman"]["high"] < 1
+    assert "alike" not in over.together({"a": one, "c": sample(5)}, 5, 50)
+    assert any(
+        "in one domain and in another (3 pairs of domains): +" in line
+        for line in over.table(over.together({"a": one, "b": one, "c": noise}, 5, 50))
+    )
+
+
 def test_lds_over_seeds() -> None:
     samples = {f"{domain}-{seed}": sample(seed) for domain in "ab" for seed in range(3)}
     values = {name: {"good": 0.1 * place, "metagradient": 0.5} for place, name in enumerate(samples)}
