@@ -17,6 +17,7 @@ from scipy.stats import spearmanr
 
 import ntk_jax as nj
 from ntk_jax.errors import UserError
+from ntk_jax.models.lora import LoRAConfig
 from ntk_jax.models.model import with_lora
 from ntk_jax.parallel.mesh import make_mesh
 from ntk_jax.training.datamodels import lds, random_subsets, ranker_worth, subset_losses
@@ -92,7 +93,8 @@ def test_a_killed_call_goes_on_to_the_same_numbers(tmp_path):
         )
         np.testing.assert_array_equal(losses, whole)
         assert (labels_of == counts).all()
-        assert [n for n, _ in after] == ([1, 2, 3, 4, 5] if at <= 4 else [4, 5]) and after[-1] == (5, 5)
+        left = {1: [1, 2, 3, 4, 5], 2: [1, 2, 3, 4, 5], 3: [1, 2, 3, 4, 5], 4: [4, 5], 5: [4, 5]}
+        assert after == [(n, 5) for n in left[at]]
 
 
 def test_what_is_kept_is_of_one_training(tmp_path):
@@ -100,18 +102,27 @@ def test_what_is_kept_is_of_one_training(tmp_path):
     measured(subsets, keep=tmp_path)
     for changed in (
         {"subsets": subsets[::-1]},
-        {"seed": 4},
         {"fixed": ()},
         {"held_out": data()["held_out"][::-1]},
-        {"config": dataclasses.replace(CONFIG, learning_rate=2e-2)},
-        {"model": dataclasses.replace(model, base=jax.tree.map(lambda leaf: 2 * leaf, model.base))},
-        {"model": with_lora(model, jax.tree.map(lambda leaf: 2 * leaf, model.lora))},
+        {"model": dataclasses.replace(model, lora_config=LoRAConfig(rank=4, alpha=1.0))},
     ):
-        with pytest.raises(UserError, match=r"subsets-000000.npz is of another training; delete .* and run again"):
+        message = (
+            r"is of another model, training or held-out set; .* delete subsets-000000-000002.npz in .* and run again"
+        )
+        with pytest.raises(UserError, match=message):
             measured(**{"subsets": subsets, "keep": tmp_path} | changed)
-    (tmp_path / "subsets-000000.npz").write_bytes(b"PK")
-    with pytest.raises(UserError, match=r"subsets-000000.npz is damaged .*; delete .* and run again"):
+    (tmp_path / "subsets-000000-000002.npz").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"is damaged .*; delete subsets-000000-000002.npz in .* and run again"):
         measured(subsets, keep=tmp_path)
+
+
+def test_more_subsets_go_on(tmp_path):
+    """The first ones stay what they are, and whole files of them are not trained on again."""
+    measured(random_subsets(8, 5, 3, 1), keep=tmp_path)
+    said = []
+    losses, _ = measured(random_subsets(8, 7, 3, 1), keep=tmp_path, progress=lambda n, total: said.append(n))
+    assert said == [4, 5, 6, 7]
+    np.testing.assert_array_equal(losses, measured(random_subsets(8, 7, 3, 1))[0])
 
 
 def test_a_mesh_does_not_matter():

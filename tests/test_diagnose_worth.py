@@ -101,7 +101,7 @@ def test_a_killed_diagnosis_goes_on_to_the_same_numbers(inputs, settings, finish
         diagnosed(inputs, "killed", diagnose=settings)
     home = inputs / "killed/diagnose/worth"
     kept = {path: path.read_bytes() for path in home.iterdir()}
-    assert {path.name for path in kept} == {"metagradient.npz", "subsets-000000.npz"}
+    assert {path.name for path in kept} == {"metagradient.npz", "subsets-000000-000004.npz"}
     monkeypatch.setattr(module, "metagradient", None)  # not computed again
     stop = False
     diagnosed(inputs, "killed", diagnose=settings)

@@ -29,6 +29,7 @@ from ntk_jax.training.train import train
 from ntk_jax.training.unrolled import course, held_out_rows, trained
 
 TINY = 1e-12
+STRANGE = "of another model, training or held-out set; give another folder, or delete first"
 HERE = Path(__file__).parent
 
 
@@ -216,8 +217,12 @@ def test_what_is_killed_goes_on_to_the_same_numbers(tmp_path, segments):
         np.testing.assert_array_equal(result.losses, whole.losses)
         assert (result.before, result.after, result.flops) == (whole.before, whole.after, whole.flops)
         assert (result.seen == whole.seen).all() and after[0][1] <= left[-1] + 3 + (3 if segments == 2 else 5)
-    again = found(config=config, segments=segments, keep=tmp_path / "done")
+    counts: list[int] = []
+    options = {"config": config, "segments": segments, "keep": tmp_path / "done"}
+    found(**options)
+    again = found(progress=lambda *step: counts.append(step[0]), **options)
     np.testing.assert_array_equal(again.values, whole.values)
+    assert not counts, "it was done already"
 
 
 def test_a_damaged_or_strange_trail(tmp_path):
@@ -225,20 +230,35 @@ def test_a_damaged_or_strange_trail(tmp_path):
     found(config=config, keep=tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"first-000000.npz", "first-000002.npz", "back.npz"}
     (tmp_path / "back.npz").write_bytes(b"PK")
-    with pytest.raises(UserError, match=r"back.npz is damaged .*; delete .* and run again"):
+    with pytest.raises(
+        UserError, match=r"back.npz is damaged .*; delete first-\*.npz and back.npz in .* and run again"
+    ):
         found(config=config, keep=tmp_path)
     (tmp_path / "back.npz").unlink()
     first = tmp_path / "first-000002.npz"
     with np.load(first) as stored:
         arrays = {name: stored[name] for name in stored.files}
-    with pytest.raises(UserError, match="is of another training; delete"):
+    with pytest.raises(UserError, match=STRANGE):
         found(config=dataclasses.replace(config, learning_rate=2 * config.learning_rate), keep=tmp_path)
-    other = dataclasses.replace(tiny_model(), base=jax.tree.map(lambda leaf: 2 * leaf, tiny_model().base))
-    for changed in ({"held_out": data()["held_out"][::-1]}, {"model": other}, {"fixed": ()}):
-        with pytest.raises(UserError, match="is of another training; delete"):
+    for changed in ({"held_out": data()["held_out"][::-1]}, {"fixed": ()}, {"by": "example"}):
+        with pytest.raises(UserError, match=STRANGE):
             found(config=config, keep=tmp_path, **changed)
     np.savez(first, **{**arrays, "leaf-0": arrays["leaf-0"][..., :-1]})
-    with pytest.raises(UserError, match="is of another training; delete"):
+    with pytest.raises(UserError, match=STRANGE):
+        found(config=config, keep=tmp_path)
+
+
+def test_a_trail_with_a_gap(tmp_path):
+    config = dataclasses.replace(CONFIG, max_steps=4)
+
+    def dies(done, total, note):
+        if note == "way back" and done == total - 2:
+            raise _Killed
+
+    with pytest.raises(_Killed):
+        found(config=config, keep=tmp_path, progress=dies)
+    (tmp_path / "first-000000.npz").unlink()
+    with pytest.raises(UserError, match=r"first-000000.npz is missing; delete first-\*.npz and back.npz in"):
         found(config=config, keep=tmp_path)
 
 

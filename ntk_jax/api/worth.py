@@ -54,8 +54,10 @@ def metagradient(
         segments: the training is gone back through in so many parts, each trained through once more: for K steps the
             host keeps 4 K / segments + 3 segments states of the size of the adapter. None: 1 where they take 1 GiB at
             most, else √K.
-        keep: a folder in which what is done is kept: the same call once more, after this one was killed, goes on there,
-            and ends in the same numbers. For K steps it takes 3 √K states of the size of the adapter. None: nothing.
+        keep: a folder in which what is done is kept: the same call once more, after this one was killed, goes on there
+            and ends in the same numbers (with another mesh or size of microbatch to rounding); finished, it is read
+            there. It takes 3 (segments + 1) states of the size of the adapter, with segments=None and a training that
+            fits into one 3 (√K + 1) for K steps. Several hosts need one that all of them see. None: nothing is kept.
         progress: called with (steps done, of how many, a note), forth and back.
 
     Returns:
@@ -64,7 +66,7 @@ def metagradient(
 
     Raises:
         UserError: no candidates, no held-out labels, no adapter, too little memory (saying what to lower), what is not
-            finite, a `keep` with files that are damaged or of another training, and as `finetune`.
+            finite, a `keep` with files that are damaged or of another call, and as `finetune`.
 
     Example:
         >>> import ntk_jax as nj
@@ -126,7 +128,8 @@ def lds(
             `metagradient`). One that is not finite counts as the mean of the others.
         subsets: how many. subset_size: candidates of each; None: half.
         keep: a folder in which the losses are kept, a few subsets a file: the same call once more, with the same or
-            other scores, does not train on these again. May be that of `metagradient`. None: nothing is kept.
+            other scores or with more subsets, does not train on these again. May be that of `metagradient`. Several
+            hosts need one that all of them see. None: nothing is kept.
         progress: called with (subsets trained on, of how many).
 
     Returns:
@@ -135,7 +138,7 @@ def lds(
 
     Raises:
         UserError: no candidates, scores of another length, subsets of a size that cannot be, no held-out labels, a loss
-            that is not finite, a `keep` with files that are damaged or of another training, and as `finetune`.
+            that is not finite, a `keep` with files that are damaged or of another call, and as `finetune`.
 
     Example:
         >>> import numpy as np

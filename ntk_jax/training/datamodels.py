@@ -20,8 +20,9 @@ from ntk_jax.data.batch import TokenRow
 from ntk_jax.errors import UserError
 from ntk_jax.kernels.agreement import spearman, top_overlap
 from ntk_jax.models.model import Model
+from ntk_jax.training.digest import digest, parts_of
 from ntk_jax.training.optimizer import TrainConfig
-from ntk_jax.training.trail import keep_arrays, kept_arrays, key_of
+from ntk_jax.training.trail import keep_arrays, kept_arrays
 from ntk_jax.training.unrolled import Course, HeldOut, course, example_losses, held_out_rows, trained
 
 RESAMPLES = 1000
@@ -66,36 +67,37 @@ def subset_losses(
     candidates are left out; a step is divided by the labels that stay. So every example keeps its place in the order
     for all subsets, as MAGIC has it (arXiv 2504.16430): shuffled anew, subsets differ by their order at least as much
     as by their members. keep: a folder in which the losses are kept, a few subsets a file (`trail.py`); another call
-    with all the same goes on there. progress(subsets done, of how many).
+    with all the same, or with more subsets behind the same, goes on there. progress(subsets done, of how many).
 
     Raises UserError: no candidates, subsets of others, no held-out labels, a loss that is not finite, a kept file that
-    is damaged or of another training, and as `train`.
+    is damaged or of something else, and as `train`.
     """
     subsets = np.asarray(subsets)
     if not len(candidates) or subsets.ndim != 2 or not subsets.size or subsets.max() >= len(candidates):
         raise UserError(f"subsets must be [m, size] ordinals of the {len(candidates)} candidates")
     run = course(model, [*fixed, *candidates], config, seed=seed, row_length=row_length, mesh=mesh)
     held = held_out_rows(held_out, config, row_length, mesh)
-    key = key_of(run, held_out, len(fixed), subsets)
+    about = [] if keep is None else parts_of(model, run, held_out)
     losses = np.zeros((len(subsets), len(held_out)))
     for begin in range(0, len(subsets), TOGETHER):
-        some = slice(begin, min(begin + TOGETHER, len(subsets)))
-        path = None if keep is None else keep / f"subsets-{begin:06d}.npz"
+        end = min(begin + TOGETHER, len(subsets))
+        path = None if keep is None else keep / f"subsets-{begin:06d}-{end:06d}.npz"
+        key = digest([*about, len(fixed), subsets[begin:end]])
         if path is not None and path.exists():
-            losses[some] = kept_arrays(path, key)["losses"]
+            losses[begin:end] = kept_arrays(path, key)["losses"]
             if progress:
-                progress(some.stop, len(subsets))
-        else:
-            for number in range(some.start, some.stop):
-                losses[number] = _losses_after(run, held, len(fixed), subsets[number])
-                if not np.isfinite(losses[number]).all():
-                    raise UserError(
-                        f"training on subset {number} ends in a loss that is not finite; lower the learning rate"
-                    )
-                if progress:
-                    progress(number + 1, len(subsets))
-            if path is not None:
-                keep_arrays(path, key, losses=losses[some])
+                progress(end, len(subsets))
+            continue
+        for number in range(begin, end):
+            losses[number] = _losses_after(run, held, len(fixed), subsets[number])
+            if not np.isfinite(losses[number]).all():
+                raise UserError(
+                    f"training on subset {number} ends in a loss that is not finite; lower the learning rate"
+                )
+            if path is not None and number + 1 == end:
+                keep_arrays(path, key, losses=losses[begin:end])
+            if progress:
+                progress(number + 1, len(subsets))
     return losses, held.labels
 
 

@@ -38,9 +38,10 @@ from ntk_jax.models.memory import Shape, host_memory, memory_limit, second_order
 from ntk_jax.models.model import Model
 from ntk_jax.parallel.hosts import place
 from ntk_jax.parallel.rules import param_shardings
+from ntk_jax.training.digest import digest, parts_of
 from ntk_jax.training.flops import metagradient_flops
 from ntk_jax.training.optimizer import TrainConfig
-from ntk_jax.training.trail import Back, Trail, key_of, on_host_with_places
+from ntk_jax.training.trail import Back, Trail, on_host_with_places
 from ntk_jax.training.unrolled import (
     Course,
     HeldOut,
@@ -136,7 +137,7 @@ def metagradient(
     parts = math.ceil(math.sqrt(run.steps)) if whole and keep is not None else memory.segments
     bounds = np.linspace(0, run.steps, parts + 1).round().astype(int).tolist()
     begun = start(run)
-    key = key_of(run, held_out, bounds, by, factors)
+    key = "" if keep is None else digest([*parts_of(model, run, held_out), bounds, by, factors])
     trail = Trail(keep, key, begun, (run.lora, _moving(begun.moments)[0]))
     back, began = trail.back(), trail.last_first(bounds[:-1]) or (0, begun, [])
     stop = run.steps if back is None else back.stop

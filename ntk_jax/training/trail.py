@@ -2,17 +2,15 @@
 segment of the training, of the way back the cotangent before the segment that it last went through, and the losses
 after every few subsets.
 
-In a folder these are files, `first-000012.npz`, `back.npz` and `subsets-000008.npz`, each whole or absent: at most one
-segment's steps are lost, there or back, or a few subsets. With P the bytes of the adapter they take 3 P a segment and
-3 P. Without a folder the first states lie in the host's memory. Numbers are kept as they are, so what goes on ends
-where it would have ended.
+In a folder these are files, `first-000012.npz`, `back.npz` and `subsets-000008-000012.npz`, each whole or absent: at
+most one segment's steps are lost, there or back, or a few subsets. With P the bytes of the adapter they take 3 P a
+segment and 3 P. Without a folder the first states lie in the host's memory. Numbers are kept as they are, so what goes
+on ends where it would have ended. Several hosts see one folder, or all of them the same files in theirs.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,14 +18,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from ntk_jax.data.batch import TokenRow
 from ntk_jax.errors import UserError
 from ntk_jax.parallel.hosts import on_host, place
 from ntk_jax.storage.atomic import make_folder, write_bytes
-from ntk_jax.training.unrolled import Course, State
+from ntk_jax.training.unrolled import State
 
 _BACK = "back.npz"
-_CORNER = 64  # numbers of a frozen weight that tell it from another model's
+_FILES = "first-*.npz and back.npz"
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ class Trail:
         if self.folder is None:
             found: State = place(*self.firsts.pop(step))
         else:
-            found = _read(self.folder / f"first-{step:06d}.npz", self.like, self.key)[0]
+            found = _read(self.folder / f"first-{step:06d}.npz", self.like, self.key, _FILES)[0]
         return found
 
     def last_first(self, steps: list[int]) -> tuple[int, State, list[float]] | None:
@@ -79,7 +76,7 @@ class Trail:
         for step in reversed(steps):
             path = None if self.folder is None else self.folder / f"first-{step:06d}.npz"
             if path is not None and path.exists():
-                state, facts = _read(path, self.like, self.key)
+                state, facts = _read(path, self.like, self.key, _FILES)
                 return step, state, facts["losses"].tolist()
         return None
 
@@ -93,30 +90,9 @@ class Trail:
         """What `keep_back` kept last; None: the way back has not gone through a segment."""
         if self.folder is None or not (self.folder / _BACK).exists():
             return None
-        pulled, facts = _read(self.folder / _BACK, self.pulled, self.key)
+        pulled, facts = _read(self.folder / _BACK, self.pulled, self.key, _FILES)
         numbers = float(facts["before"]), float(facts["after"]), facts["losses"]
         return Back(int(facts["stop"]), pulled, facts["values"], *numbers)
-
-
-def key_of(run: Course, held_out: Sequence[TokenRow], *parts: Any) -> str:
-    """Of a training, what is measured after it and where it is cut, so that what was kept of another is not taken for
-    it. Of the frozen weights it has a corner of each: a whole model would be read back from the devices. parts:
-    numbers, texts, settings, token rows or trees of arrays."""
-    corners = jax.tree.map(lambda leaf: leaf[(0,) * (leaf.ndim - 1)][:_CORNER] if leaf.ndim else leaf, run.base)
-    return _digest(run.feed.config, run.feed.seed, run.feed.rows, run.lora, corners, list(held_out), *parts)
-
-
-def _digest(*parts: Any) -> str:
-    found = hashlib.sha256()
-    for part in parts:
-        for leaf in jax.tree.leaves(part, is_leaf=lambda leaf: isinstance(leaf, TokenRow)):
-            if isinstance(leaf, TokenRow):
-                found.update(leaf.ids.tobytes() + leaf.span.tobytes())
-            elif isinstance(leaf, jax.Array | np.ndarray):
-                found.update(on_host(leaf).tobytes())
-            else:
-                found.update(repr(leaf).encode())
-    return found.hexdigest()
 
 
 def on_host_with_places(tree: Any) -> tuple[Any, Any]:
@@ -131,7 +107,7 @@ def keep_arrays(path: Path, key: str, **arrays: np.ndarray) -> None:
 
 def kept_arrays(path: Path, key: str) -> dict[str, np.ndarray]:
     """What `keep_arrays` kept. Raises UserError: a file that is damaged or of another training."""
-    return _read(path, (), key)[1]
+    return _read(path, (), key, path.name)[1]
 
 
 def _write(path: Path, tree: Any, **facts: np.ndarray) -> None:
@@ -142,17 +118,20 @@ def _write(path: Path, tree: Any, **facts: np.ndarray) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def _read(path: Path, like: Any, key: str) -> tuple[Any, dict[str, np.ndarray]]:
-    """(the tree, on the devices as `like` is; the facts). Raises UserError: a file that is damaged or of another
-    training."""
+def _read(path: Path, like: Any, key: str, files: str) -> tuple[Any, dict[str, np.ndarray]]:
+    """(the tree, on the devices as `like` is; the facts). files: what to delete where it is of no use. Raises
+    UserError: a file that is missing, damaged or of something else."""
     leaves, structure = jax.tree.flatten(like)
+    again = f"delete {files} in {path.parent} and run again"
+    if not path.exists():
+        raise UserError(f"{path} is missing; {again}")
     try:
         with np.load(io.BytesIO(path.read_bytes())) as stored:
             arrays = {name: stored[name] for name in stored.files}
         found, own = [arrays[f"leaf-{number}"] for number in range(len(leaves))], str(arrays["fact-key"])
     except Exception as error:  # of zip, of its compression and of NumPy's headers: many types
-        raise UserError(f"{path} is damaged ({error}); delete {path.parent} and run again") from None
+        raise UserError(f"{path} is damaged ({str(error).split('.')[0]}); {again}") from None
     if own != key or any(a.shape != b.shape for a, b in zip(found, leaves, strict=True)):
-        raise UserError(f"{path} is of another training; delete {path.parent} and run again")
+        raise UserError(f"{path} is of another model, training or held-out set; give another folder, or {again}")
     tree = place(jax.tree.unflatten(structure, found), jax.tree.unflatten(structure, [b.sharding for b in leaves]))
     return tree, {name.removeprefix("fact-"): value for name, value in arrays.items() if name.startswith("fact-")}
