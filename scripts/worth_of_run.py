@@ -11,13 +11,12 @@ beside domain examples, `--epochs` passes from the warm-up's adapter, or from a 
 learning rate of `warmup` if none is given. Held out are records of the first of `evaluate.files`.
 
 --objectives are kernels at the warm-up's adapter, or at a fresh one (--at), along mean gradients (--directions) of
-domain examples, a sixth or four times as many (few, many), as many with each other's responses (shuffled), of records
-of the evaluation file that are neither held out nor trained on (unseen), of the held-out ones themselves, which no
-ranker knows, or of random pool examples that are no candidates (pool); NAME-adam: divided by the root of Adam's second
-moments of the warm-up.
+domain examples, a sixth of them or up to four times as many (few, many), as many with each other's responses, of which
+some are the same (shuffled), of records of the evaluation file that are neither held out nor trained on (unseen), of
+the held-out ones themselves, which no ranker knows, or of random pool examples that are no candidates (pool);
+NAME-adam: divided by the root of Adam's second moments of the warm-up.
 
-A killed one goes on where it was, in OUT with the ending .way, which is deleted at the end; `seconds` are then of the
-last go.
+A killed one goes on where it was, in OUT.way, which is deleted at the end; `seconds` are then of the last go.
 
 Where --again is of another training (rate, start, --repeat-seed), its metagradients are a score as well, which says how
 far worth itself agrees over trainings. Two repeats with a correlation of r: a score that knew the mean of all repeats
@@ -45,7 +44,7 @@ from ntk_jax.models.lora import initial_lora
 from ntk_jax.models.model import with_lora
 from ntk_jax.pipelines.common.arrays import load_tree
 from ntk_jax.pipelines.common.rankings import read_rankings
-from ntk_jax.storage.atomic import make_folder, read_json
+from ntk_jax.storage.atomic import make_folder, read_json, write_text
 from ntk_jax.training.datamodels import ranker_worth
 
 ADAM = "-adam"
@@ -81,7 +80,7 @@ def measure(options: argparse.Namespace) -> None:
         "training": training,
         "seed": seed_of(options),
     }
-    way = options.out.with_suffix(".way")  # a killed one goes on there
+    way = options.out.with_name(options.out.name + ".way")  # a killed one goes on there
     begun = time.monotonic()
     earlier = output_of(options, candidates) if options.again else {}
     trained = is_same(earlier, options, training)
@@ -101,7 +100,7 @@ def measure(options: argparse.Namespace) -> None:
     domain = sampled(config["data"]["domain"], options.direction, options.seed + 1)
     targets = {
         "domain": domain,
-        "few": domain[: max(1, options.direction // 6)],
+        "few": sampled(config["data"]["domain"], max(1, options.direction // 6), options.seed + 1),
         "many": sampled(config["data"]["domain"], 4 * options.direction, options.seed + 1),
         "shuffled": shuffled(domain, options.seed + 1),
         "unseen": unseen,
@@ -134,7 +133,7 @@ def measure(options: argparse.Namespace) -> None:
             for place, (record, value) in enumerate(zip(candidates, values.tolist(), strict=True))
         ],
     }
-    options.out.write_text(json.dumps(result, indent=1), encoding="utf8")
+    write_text(options.out, json.dumps(result, indent=1))
     shutil.rmtree(way, ignore_errors=True)
     print(json.dumps({key: result[key] for key in ("loss", "helpful", "seconds", "scores")}, indent=1))
 
@@ -283,7 +282,7 @@ def scored_here(
     """{score: [M]}: kernels along mean gradients of the targets, and mean cosines with each of the domain's gradients
     at the warm-up's adapter (sketched to at most 4,096 numbers)."""
     fresh = options.at == "fresh"
-    model = with_lora(warm, initial_lora(warm.lora, options.seed)) if fresh else warm
+    model = with_lora(warm, initial_lora(warm.lora, seed_of(options))) if fresh else warm
     span = nj.Span(max_length=config["model"]["max_length"], overflow="truncate")
     sizes: dict[str, Any] = {"span": span, "batch_tokens": options.microbatch or config["score"]["batch_tokens"]}
     found = {}

@@ -9,16 +9,16 @@ NAME-1, ... are seeds of a domain: they count together as one.
 
 Intervals are 95% percentile bootstraps over the candidates, of which one that several files have is drawn for all of
 them at once, and over the seeds of a domain, of which one fewer than there are is drawn (Rao & Wu, Journal of the
-American Statistical Association 1988), the same ones for all domains that have the same seeds. Where seeds have
-candidates of their own these vary in both draws, so that intervals are rather too wide. They are about other candidates
-and seeds and say nothing of other domains. LDS is of a file as a whole: its interval is Student's, over the means of
-the seeds, and there is none where domains have only one or other ones.
+American Statistical Association 1988), the same ones for all domains that have the same seeds. They are stretched for
+how few these are, by Student's t (`ntk_jax/evaluation/hierarchical.py`). Where seeds have candidates of their own these
+vary in both draws, so that intervals are rather too wide. They are about other candidates and seeds and say nothing of
+other domains. LDS is of a file as a whole: its interval is Student's, over the means of the seeds, and there is none
+where domains have only one or other ones.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import itertools
 import json
 import re
@@ -29,8 +29,10 @@ from typing import Any
 import numpy as np
 from experiment_figures import forest
 from experiment_tables import half_width
+from resampled_ranks import partial, spearman, top_overlap
 
 from ntk_jax.errors import UserError
+from ntk_jax.evaluation.hierarchical import stretch_of
 from ntk_jax.report.figures_matrix import standalone
 from ntk_jax.report.markup import Html
 from ntk_jax.storage.atomic import write_text
@@ -135,6 +137,7 @@ def together(
     }
     found: dict[str, Any] = {name: {} for name in names}
     drawn: dict[tuple[str, str], np.ndarray] = {}
+    values: dict[tuple[str, str], dict[str, float]] = {}
     for name in names:
         for measure, of in measures.items():
             if name == LENGTH and measure == "without_length":
@@ -144,12 +147,13 @@ def together(
                 continue
             by_file = np.stack([_of(samples[file], name, of, t) for file, t in zip(files, times, strict=True)])
             found[name][measure], drawn[name, measure] = _over_seeds(each, by_file, seeds)
+            values[name, measure] = each
     known_lds = _lds(lds or {}, files)
     for name in names:
         if name in known_lds:
             found[name]["lds"] = known_lds[name]
     if against is not None:
-        _differences(found, drawn, against)
+        _differences(found, values, drawn, against)
     names = [name for name in names if "spearman" in found[name]]
     order = sorted(names, key=lambda name: -found[name]["spearman"]["value"])
     counts = {file: len(sample["worth"]) for file, sample in samples.items()}
@@ -160,7 +164,7 @@ def together(
         "top": top,
         "chance": float(np.mean([top / count for count in counts.values()])),
     }
-    if (agreed := alike(samples, times)) is not None:
+    if (agreed := alike(samples, times, seed)) is not None:
         kept["alike"] = agreed
     left_out = [name for name in every if name not in names]
     scores = {name: found[name] for name in order}
@@ -169,30 +173,32 @@ def together(
     return {**kept, "against": against, "left_out": left_out, "scores": scores}
 
 
-def alike(samples: Mapping[str, Sample], times: Sequence[np.ndarray]) -> dict[str, Any] | None:
-    """{"pairs": {"a, b": {"shared": candidates, "spearman", "without_length"}}, "spearman": {value, low, high},
-    "without_length": the same}: of the worth of what two domains' files share, by pairs of files of one seed, and the
-    means over pairs, with intervals over the candidates. None: no two files share enough."""
-    pairs: dict[str, dict[str, float]] = {}
-    drawn: dict[str, list[np.ndarray]] = {"spearman": [], "without_length": []}
+def alike(samples: Mapping[str, Sample], times: Sequence[np.ndarray], seed: int = 0) -> dict[str, Any] | None:
+    """{"pairs": {"a, b": shared candidates}, "spearman": {"each", value, low, high}, "without_length": the same}: of
+    the worth that the candidates which files of two domains and one seed share have in the one and in the other, by
+    pair of domains, and the mean. None: no two files share enough, or a correlation is not defined."""
+    shared: dict[str, int] = {}
+    each: dict[str, dict[str, float]] = {"spearman": {}, "without_length": {}}
+    drawn: dict[str, list[np.ndarray]] = {measure: [] for measure in each}
     for (a, one), (b, other) in itertools.combinations(samples.items(), 2):
         _, here, there = np.intersect1d(one["id"], other["id"], return_indices=True)
-        seeds = {name.removeprefix(domain_of(name)) for name in (a, b)}
-        if domain_of(a) == domain_of(b) or len(seeds) > 1 or len(here) < LEAST:
+        suffix = a.removeprefix(domain_of(a))
+        if domain_of(a) == domain_of(b) or b.removeprefix(domain_of(b)) != suffix or len(here) < LEAST:
             continue
+        pair = f"{domain_of(a)}, {domain_of(b)}{suffix}"
+        shared[pair] = len(here)
+        resampled = np.concatenate([np.ones((1, len(here)), int), times[list(samples).index(a)][:, here]])
         x, y, length = one["worth"][here], other["worth"][there], one[LENGTH][here]
-        resampled = times[list(samples).index(a)][:, here]
-        pairs[f"{a}, {b}"] = {"shared": len(here)}
-        for measure, of in (("spearman", spearman), ("without_length", functools.partial(partial, given=length))):
-            pairs[f"{a}, {b}"][measure] = float(of(x, y, times=np.ones((1, len(here)), int))[0])
-            drawn[measure].append(of(x, y, times=resampled))
-    if not pairs:
+        for measure, found in (
+            ("spearman", spearman(x, y, resampled)),
+            ("without_length", partial(x, y, length, resampled)),
+        ):
+            each[measure][pair] = float(found[0])
+            drawn[measure].append(found[1:])
+    if not shared or not np.isfinite([list(values.values()) for values in each.values()]).all():
         return None
-    means = {
-        measure: _interval(float(np.mean([pair[measure] for pair in pairs.values()])), np.mean(each, axis=0))
-        for measure, each in drawn.items()
-    }
-    return {"pairs": pairs, **means}
+    seeds = drawn_seeds(list(shared), len(times[0]), seed)
+    return {"pairs": shared} | {name: _over_seeds(each[name], np.stack(drawn[name]), seeds)[0] for name in each}
 
 
 def drawn_times(samples: Sequence[Sample], resamples: int, seed: int) -> list[np.ndarray]:
@@ -219,46 +225,65 @@ def _over_seeds(
     each: Mapping[str, float], by_file: np.ndarray, seeds: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, Any], np.ndarray]:
     """The mean over domains of the mean over their files, by_file [files, resamples]; and its resamples."""
-    files = list(each)
-    domains = {name: float(np.mean([each[f] for f in files if domain_of(f) == name])) for name in seeds}
+    domains = {name: float(np.mean([each[file] for file in each if domain_of(file) == name])) for name in seeds}
     rows = np.arange(by_file.shape[1])[:, None]
     resampled = np.mean([by_file[places, rows].mean(axis=1) for places in seeds.values()], axis=0)
-    return {"each": domains, **_interval(float(np.mean(list(domains.values()))), resampled)}, resampled
+    return {"each": domains, **_interval(float(np.mean(list(domains.values()))), resampled, by_seed(each))}, resampled
+
+
+def by_seed(each: Mapping[str, float]) -> list[np.ndarray]:
+    """[seeds] means over domains, where all of these have the same seeds; else [seeds] of each domain."""
+    domains = list(dict.fromkeys(map(domain_of, each)))
+    own = {name: sorted(file.removeprefix(name) for file in each if domain_of(file) == name) for name in domains}
+    values = [np.array([each[name + seed] for seed in own[name]]) for name in domains]
+    return [np.mean(values, axis=0)] if len(set(map(tuple, own.values()))) == 1 else values
 
 
 def _lds(lds: Mapping[str, Foreseen], files: Sequence[str]) -> dict[str, Any]:
     """{score: {"each", value, low, high}} where every file has it; low and high, by the means over domains of a seed,
-    where all domains have the same seeds, and several."""
+    where all domains have the same seeds, and several that differ."""
     domains = list(dict.fromkeys(map(domain_of, files)))
-    seeds = {tuple(sorted(file.removeprefix(d) for file in files if domain_of(file) == d)) for d in domains}
     found: dict[str, Any] = {}
     for name in lds.get(files[0], {}):
         of = {file: value for file in files if (value := lds.get(file, {}).get(name)) is not None}
         if len(of) < len(files):
             continue
-        each = {d: float(np.mean([of[file] for file in files if domain_of(file) == d])) for d in domains}
-        value = float(np.mean(list(each.values())))
+        each = {domain: float(np.mean([of[file] for file in files if domain_of(file) == domain])) for domain in domains}
+        value, seeds = float(np.mean(list(each.values()))), by_seed(of)
         found[name] = {"each": each, "value": value}
-        if len(seeds) == 1 and len(own := next(iter(seeds))) > 1:
-            half = half_width([float(np.mean([of[d + seed] for d in domains])) for seed in own])
+        if len(seeds) == 1 and len(set(seeds[0].tolist())) > 1:
+            half = half_width(seeds[0].tolist())
             found[name] |= {"low": value - half, "high": value + half}
     return found
 
 
-def _differences(found: dict[str, Any], drawn: Mapping[tuple[str, str], np.ndarray], against: str) -> None:
-    """Adds what each score has more than one of them."""
+def _differences(
+    found: dict[str, Any],
+    values: Mapping[tuple[str, str], Mapping[str, float]],
+    drawn: Mapping[tuple[str, str], np.ndarray],
+    against: str,
+) -> None:
+    """Adds what each score has more than one of them. values: by file."""
     if against not in found:
         raise UserError(f"--against {against}: the files have no such score in common; there are {', '.join(found)}")
     for name, measure in drawn:
         if name != against and (against, measure) in drawn:
             value = found[name][measure]["value"] - found[against][measure]["value"]
+            of, other = values[name, measure], values[against, measure]
+            more = by_seed({file: of[file] - other[file] for file in of})
             apart = drawn[name, measure] - drawn[against, measure]
-            found[name].setdefault("minus", {})[measure] = _interval(value, apart)
+            found[name].setdefault("minus", {})[measure] = _interval(value, apart, more)
 
 
-def _interval(value: float, resampled: np.ndarray) -> dict[str, float]:
+def _interval(value: float, resampled: np.ndarray, seeds: Sequence[np.ndarray]) -> dict[str, float]:
+    """seeds: of `by_seed`, for how few they are."""
     low, high = np.nanquantile(resampled, [0.025, 0.975])
-    return {"value": value, "low": float(low), "high": float(high)}
+    stretch = stretch_of(seeds, resampled[np.isfinite(resampled)], 0.95)
+    return {
+        "value": value,
+        "low": value - stretch * (value - float(low)),
+        "high": value + stretch * (float(high) - value),
+    }
 
 
 def _of(sample: Sample, name: str, of: Measure, times: np.ndarray | None) -> np.ndarray:
@@ -266,58 +291,6 @@ def _of(sample: Sample, name: str, of: Measure, times: np.ndarray | None) -> np.
     there = np.isfinite(sample[name])
     known = {key: values[there] for key, values in sample.items()}
     return of(known, name, np.ones((1, int(there.sum())), int) if times is None else times[:, there])
-
-
-# Of M values a, b, of which times [R, M] says how often each is in a resample: [R], as of the lists written out.
-
-
-def spearman(a: np.ndarray, b: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Rank correlations, ties at their mean rank; NaN where one of the two is constant."""
-    return _correlation(_ranks(a, times), _ranks(b, times), times)
-
-
-def partial(a: np.ndarray, b: np.ndarray, given: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Partial rank correlations of a and b given a third: of what is left of the ranks of each after a line in the
-    ranks of the third; NaN where nothing is left."""
-    third = _ranks(given, times)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        slope = 1 / (times * third**2).sum(axis=1)
-        slope[~np.isfinite(slope)] = 0.0  # a constant tells nothing
-    x, y = (
-        r - third * ((times * r * third).sum(axis=1) * slope)[:, None] for r in (_ranks(a, times), _ranks(b, times))
-    )
-    return _correlation(x, y, times)
-
-
-def top_overlap(a: np.ndarray, b: np.ndarray, count: int, times: np.ndarray) -> np.ndarray:
-    """The share of the `count` best by one that are among the `count` best by the other."""
-    most = np.minimum(count, times.sum(axis=1))
-    both = [np.zeros_like(times), np.zeros_like(times)]
-    for values, best in zip((a, b), both, strict=True):
-        order = np.argsort(-values, kind="stable")
-        before = np.cumsum(times[:, order], axis=1) - times[:, order]
-        best[:, order] = np.clip(most[:, None] - before, 0, times[:, order])
-    return np.minimum(*both).sum(axis=1) / np.maximum(most, 1)
-
-
-def _ranks(values: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """[R, M] ranks less their mean."""
-    order = np.argsort(values, kind="stable")
-    new = np.diff(values[order], prepend=np.nan) != 0  # the first one is: NaN is unlike all
-    place = np.empty(len(values), int)
-    place[order] = np.cumsum(new) - 1
-    alike = np.add.reduceat(times[:, order], np.flatnonzero(new), axis=1)
-    ranks = (np.cumsum(alike, axis=1) - (alike - 1) / 2)[:, place]
-    return ranks - (times.sum(axis=1)[:, None] + 1) / 2
-
-
-def _correlation(x: np.ndarray, y: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Of centred values; NaN where next to nothing of one of them is there."""
-    size = np.sqrt((times * x**2).sum(axis=1) * (times * y**2).sum(axis=1))
-    found = np.full(len(times), np.nan)
-    there = size > 1e-9 * times.sum(axis=1)
-    found[there] = (times * x * y).sum(axis=1)[there] / size[there]
-    return found
 
 
 def table(found: Mapping[str, Any]) -> list[str]:
@@ -341,7 +314,7 @@ def table(found: Mapping[str, Any]) -> list[str]:
         lines.append(f"LDS of the metagradient itself: {_cell(found.get(METAGRADIENT_LDS))}")
     if "alike" in found:
         mean, rest = (_cell(found["alike"][measure]) for measure in ("spearman", "without_length"))
-        pairs = f"{len(found['alike']['pairs'])} pairs of domains"
+        pairs = f"{len(found['alike']['spearman']['each'])} pairs of domains"
         lines.append(f"What examples are worth in one domain and in another ({pairs}): {mean}, length taken out {rest}")
     if found["left_out"]:
         lines.append(f"Left out, since a file has too few of these or only equal ones: {', '.join(found['left_out'])}")

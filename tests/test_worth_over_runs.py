@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tiny_run import run, tiny_run_config, write_inputs
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+import resampled_ranks  # noqa: E402
 import worth_of_run as measuring  # noqa: E402
 import worth_over_runs as over  # noqa: E402
 
@@ -43,7 +44,7 @@ def test_the_partial_correlation_is_the_formula(seed: int) -> None:
     a, b, c = rng.normal(size=(3, 12))
     ab, ac, bc = spearman(a, b), spearman(a, c), spearman(b, c)
     expected = (ab - ac * bc) / np.sqrt((1 - ac**2) * (1 - bc**2))
-    assert over.partial(a, b, c, np.ones((1, 12), int))[0] == pytest.approx(expected, abs=1e-9)
+    assert resampled_ranks.partial(a, b, c, np.ones((1, 12), int))[0] == pytest.approx(expected, abs=1e-9)
 
 
 @given(st.integers(0, 2**16), st.booleans())
@@ -51,12 +52,12 @@ def test_a_resample_is_as_if_it_were_written_out(seed: int, ties: bool) -> None:
     rng = np.random.default_rng(seed)
     a, b, c = rng.integers(0, 4, (3, 15)).astype(float) if ties else rng.normal(size=(3, 15))
     times = np.stack([np.bincount(rng.integers(0, 15, 15), minlength=15) for _ in range(3)])
-    for row, rho, rest, top in zip(
-        times, over.spearman(a, b, times), over.partial(a, b, c, times), over.top_overlap(a, b, 5, times), strict=True
-    ):
+    rhos, rests = resampled_ranks.spearman(a, b, times), resampled_ranks.partial(a, b, c, times)
+    tops = resampled_ranks.top_overlap(a, b, 5, times)
+    for row, rho, rest, top in zip(times, rhos, rests, tops, strict=True):
         x, y, z = (np.repeat(values, row) for values in (a, b, c))
         np.testing.assert_allclose(rho, spearman(x, y), atol=1e-9)
-        np.testing.assert_allclose(rest, over.partial(x, y, z, np.ones((1, 15), int))[0], atol=1e-9)
+        np.testing.assert_allclose(rest, resampled_ranks.partial(x, y, z, np.ones((1, 15), int))[0], atol=1e-9)
         assert ties or top == pytest.approx(top_overlap(x, y, 5))
 
 
@@ -120,27 +121,51 @@ def test_files_of_a_domain_are_its_seeds() -> None:
     assert (drawn["a"] + 3 == drawn["b"]).all() and (drawn["c"] != drawn["a"] + 6).any()
 
 
+def test_intervals_over_few_seeds_cover(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three seeds, each with an effect that is the same in both domains, in the mean of all seeds 0: at least 90% of 100
+    trials hold it, and fewer without the stretch for few seeds."""
+    rng, hits, plain = np.random.default_rng(4), 0, 0
+    for trial in range(100):
+        files = {}
+        for seed in range(3):
+            effect = rng.normal(0, 0.5)
+            for domain in "ab":
+                score, length = rng.normal(size=(2, 120))
+                ids = np.array([f"{domain}{seed}-{n}" for n in range(120)])
+                worth = effect * score + rng.normal(size=120)
+                files[f"{domain}-{seed}"] = {"id": ids, "worth": worth, "score": score, over.LENGTH: length}
+        found = over.together(files, 5, 120, seed=trial)["scores"]["score"]["spearman"]
+        hits += found["low"] <= 0 <= found["high"]
+        with monkeypatch.context() as patched:
+            patched.setattr(over, "stretch_of", lambda *_: 1.0)
+            found = over.together(files, 5, 120, seed=trial)["scores"]["score"]["spearman"]
+        plain += found["low"] <= 0 <= found["high"]
+    assert hits >= 0.90 * 100 > plain
+
+
 def test_how_far_domains_agree() -> None:
     """Of candidates that files of one seed share; the same order is 1, with and without length."""
     one, other = sample(0), sample(1)
     shared = {**other, "id": np.concatenate([one["id"][:20], other["id"][20:]])}
     shared["worth"] = np.concatenate([2 * one["worth"][:20] + 1, other["worth"][20:]])
-    files = {"a-0": one, "b-0": shared, "b-1": one, "c-0": sample(5)}
-    found = over.together(files, 5, 200)["alike"]
-    assert found["pairs"] == {
-        "a-0, b-0": {"shared": 20, "spearman": pytest.approx(1), "without_length": pytest.approx(1)}
-    }
-    assert found["spearman"] == pytest.approx({"value": 1, "low": 1, "high": 1})
+    found = over.together({"a-0": one, "b-0": shared, "b-1": one, "c-0": sample(5)}, 5, 200)["alike"]
+    assert found["pairs"] == {"a, b-0": 20}
+    for measure in ("spearman", "without_length"):
+        assert found[measure] == {
+            "each": {"a, b": pytest.approx(1)},
+            **dict.fromkeys(("value", "low", "high"), pytest.approx(1)),
+        }
     noise = {**one, "worth": np.random.default_rng(9).normal(size=40)}
-    mean = over.together({"a": one, "b": one, "c": noise}, 5, 400)["alike"]
+    three = {"a": one, "b": one, "c": noise}
+    mean = over.together(three, 5, 400)["alike"]["spearman"]
     apart = scipy.stats.spearmanr(one["worth"], noise["worth"]).statistic
-    assert mean["spearman"]["value"] == pytest.approx((1 + 2 * apart) / 3)
-    assert mean["spearman"]["low"] < mean["spearman"]["value"] < mean["spearman"]["high"] < 1
+    assert mean["value"] == pytest.approx((1 + 2 * apart) / 3)
+    assert mean["low"] < mean["value"] < mean["high"] < 1
     assert "alike" not in over.together({"a": one, "c": sample(5)}, 5, 50)
-    assert any(
-        "in one domain and in another (3 pairs of domains): +" in line
-        for line in over.table(over.together({"a": one, "b": one, "c": noise}, 5, 50))
-    )
+    lines = over.table(over.together({f"{d}-{n}": one for d in "abc" for n in "12"}, 5, 50))
+    assert any("in one domain and in another (3 pairs of domains): +1.00 [" in line for line in lines)
+    flat = {"a": one, "b": {**one, "worth": -one[over.LENGTH]}}
+    assert "alike" not in over.together(flat, 5, 50), "of nothing but length nothing is left without it"
 
 
 def test_lds_over_seeds() -> None:
@@ -156,7 +181,7 @@ def test_lds_over_seeds() -> None:
     assert "low" not in over.together(fewer, 5, 50, lds=values)["scores"]["good"]["lds"], "other seeds"
     assert "lds" not in found["scores"]["short"] and found[over.METAGRADIENT_LDS]["value"] == pytest.approx(0.5)
     assert over.table(found)[0].endswith("| of the top | LDS |")
-    assert any(line == "LDS of the metagradient itself: +0.50 [+0.50, +0.50]" for line in over.table(found))
+    assert any(line == "LDS of the metagradient itself: +0.50" for line in over.table(found)), "three that are equal"
     alone = over.together({"a-0": sample(0)}, 5, 50, lds=values)["scores"]["good"]["lds"]
     assert alone == {"each": {"a": 0.0}, "value": 0.0}, "one seed says nothing of another"
 
@@ -236,9 +261,9 @@ def test_a_finished_run_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(nj, "lds", killed)
         runpy.run_path(script, run_name="__main__")
-    assert (tmp_path / "out.way" / "back.npz").exists() and not out.exists()
+    assert (tmp_path / "out.json.way" / "back.npz").exists() and not out.exists()
     runpy.run_path(script, run_name="__main__")
-    assert not (tmp_path / "out.way").exists(), "what was on the way is deleted at the end"
+    assert not (tmp_path / "out.json.way").exists(), "what was on the way is deleted at the end"
     found = json.loads(out.read_text())
     candidates = found["candidates"]
     assert found["training"]["learning_rate"] == 2e-3

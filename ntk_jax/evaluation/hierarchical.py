@@ -111,7 +111,7 @@ def hierarchical_interval(
     draws = np.mean([part.draws[:, arm] for part in parts], axis=0)
     low, high = interval(draws, confidence)
     by_run = [part.by_run[:, arm] for part in parts]
-    stretch = _stretch([np.mean(by_run, axis=0)] if together else by_run, draws, confidence)
+    stretch = stretch_of([np.mean(by_run, axis=0)] if together else by_run, draws, confidence)
     return {
         "value": value,
         "low": value - stretch * (value - low),
@@ -140,7 +140,7 @@ def _means(sums: np.ndarray) -> np.ndarray:
     return np.asarray(sums[..., :-1] / sums[..., -1:])
 
 
-def _stretch(by_run: Sequence[np.ndarray], draws: np.ndarray, confidence: float) -> float:
+def stretch_of(by_run: Sequence[np.ndarray], draws: np.ndarray, confidence: float) -> float:
     """t / z: how much wider than the normal law's an interval is, for the few runs that some of its variance is of.
     by_run: [R] of each part that varies by itself."""
     total = float(draws.var())
