@@ -179,16 +179,17 @@ class Means:
         self.parts = parts
         self._known: dict[tuple[int, tuple[int, ...]], dict[Column, Resampled]] = {}
 
-    def of(self, number: int, columns: Sequence[Column]) -> tuple[tuple[int, ...], list[Resampled]] | None:
-        """Of part `number` the seeds that have all of the columns, and each column's means over them; None where no
-        seed has."""
-        part = self.parts[number]
-        seeds = tuple(seed for seed, lines in sorted(part.by_seed.items()) if all(c in lines.values for c in columns))
-        if not seeds:
-            return None
-        if (number, seeds) not in self._known:
-            self._known[number, seeds] = _resampled(part, number, seeds)
-        return seeds, [self._known[number, seeds][column] for column in columns]
+    def seeds(self, number: int, columns: Sequence[Column]) -> list[int]:
+        """The seeds of part `number` that have all of the columns."""
+        by_seed = self.parts[number].by_seed
+        return [seed for seed, lines in sorted(by_seed.items()) if all(column in lines.values for column in columns)]
+
+    def of(self, number: int, columns: Sequence[Column], seeds: Sequence[int]) -> list[Resampled]:
+        """Of part `number` each column's means over seeds that have all of them."""
+        key = number, tuple(seeds)
+        if key not in self._known:
+            self._known[key] = _resampled(self.parts[number], number, seeds)
+        return [self._known[key][column] for column in columns]
 
 
 def _resampled(part: Part, number: int, seeds: Sequence[int]) -> dict[Column, Resampled]:
@@ -241,17 +242,18 @@ def estimates(
 
 
 def _estimate(means: Means, places: Sequence[int], column: Column, control: Column | None) -> dict[str, Any] | None:
-    """None where some of the parts have no seed with both. A seed's runs vary together, since they have an adapter, an
-    order and a sample of the pool in common; where parts have other seeds, they are taken apart."""
-    parts, seeds_of = [], set()
-    for number in places:
-        both = means.of(number, [column] if control is None else [column, control])
-        if both is None:
-            return None
-        seeds, columns = both
-        seeds_of.add(seeds)
-        parts.append(columns[0] if control is None else columns[0].minus(columns[1]))
-    return dict(hierarchical_interval(parts, CONFIDENCE, together=len(seeds_of) == 1))
+    """None where some of the parts have no seed with both. A seed's runs vary together, since they have an adapter and
+    a sample of the pool in common: over the seeds that all parts have. Where there is none parts are taken apart."""
+    columns = [column] if control is None else [column, control]
+    own = [means.seeds(number, columns) for number in places]
+    if not all(own):
+        return None
+    common = sorted(set.intersection(*map(set, own)))
+    parts = []
+    for number, seeds in zip(places, own, strict=True):
+        first, *second = means.of(number, columns, common or seeds)
+        parts.append(first.minus(*second) if second else first)
+    return dict(hierarchical_interval(parts, CONFIDENCE, together=bool(common)))
 
 
 def worth_of(experiment: Experiment, run: Run) -> dict[str, Any]:

@@ -122,8 +122,8 @@ def test_files_of_a_domain_are_its_seeds() -> None:
 
 
 def test_intervals_over_few_seeds_cover(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three seeds, each with an effect that is the same in both domains, in the mean of all seeds 0: at least 90% of 100
-    trials hold it, and fewer without the stretch for few seeds."""
+    """Three seeds, each with an effect that is the same in both domains, in the mean of all seeds 0: at least 90% of
+    100 trials hold it, and fewer without the stretch for few seeds."""
     rng, hits, plain = np.random.default_rng(4), 0, 0
     for trial in range(100):
         files = {}
