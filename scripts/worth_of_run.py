@@ -125,6 +125,7 @@ def measure(options: argparse.Namespace) -> None:
         "training": dataclasses.asdict(training),
         **facts,
         "helpful": float((values < 0).mean()),
+        "unshuffled": kept_responses(domain, targets["shuffled"]),
         "seconds": time.monotonic() - begun,
         "scores": worth,
         "candidates": [
@@ -318,6 +319,11 @@ def shuffled(examples: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
     order = np.random.default_rng(seed).permutation(len(examples))
     responses = {int(place): examples[other]["response"] for place, other in zip(order, np.roll(order, 1), strict=True)}
     return [{**example, "response": responses[place]} for place, example in enumerate(examples)]
+
+
+def kept_responses(examples: list[dict[str, Any]], others: list[dict[str, Any]]) -> float:
+    """The share that has the same response in both."""
+    return float(np.mean([one["response"] == other["response"] for one, other in zip(examples, others, strict=True)]))
 
 
 def sampled(files: list[str], count: int, seed: int) -> list[dict[str, Any]]:

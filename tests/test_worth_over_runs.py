@@ -244,7 +244,9 @@ def test_shuffled_responses_are_all_there_and_none_is_its_own() -> None:
     found = measuring.shuffled(examples, 3)
     assert [one["prompt"] for one in found] == [one["prompt"] for one in examples]
     assert {one["response"] for one in found} == {one["response"] for one in examples}
-    assert all(a["response"] != b["response"] for a, b in zip(found, examples, strict=True))
+    assert measuring.kept_responses(examples, found) == 0
+    alike = [{**one, "response": "r0" if n < 5 else one["response"]} for n, one in enumerate(examples)]
+    assert measuring.kept_responses(alike, measuring.shuffled(alike, 3)) >= 3 / 7
 
 
 @pytest.mark.slow
