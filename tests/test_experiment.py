@@ -206,7 +206,9 @@ def test_what_a_repeat_starts_from(tmp_path: Path, repeat: int | None, adapter: 
     config = tiny_run_config(tmp_path)
     config = replace(config, repeat_seed=repeat, model=replace(config.model, adapter=adapter))
     model = SimpleNamespace(base="loaded", fresh=lambda seed: f"fresh {seed}")
-    assert config.seed == 0 and finetune._start(SimpleNamespace(config=config, model=model)) == start  # type: ignore[arg-type,comparison-overlap]
+    run: Any = SimpleNamespace(config=config, model=model)
+    found: Any = finetune._start(run)
+    assert config.seed == 0 and found == start
 
 
 def test_what_cannot_be_an_experiment_is_said_in_a_line(tmp_path: Path) -> None:
