@@ -15,6 +15,8 @@ import numpy as np
 
 from ntk_jax.pipelines.diagnose.figures_stability import trajectories
 
+OF_THE_EXACT = {"coherence": ".0f", "pseudo_cosine": ".3f"}  # columns, and how they are written
+
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -47,40 +49,45 @@ def stability(parts: dict[str, Any]) -> str:
     names = list(part["score_spearman"])
     header = ["step", "cos_F", "centred", "effective rank", "moved", "gap", "1ᵀΘ1 / tr Θ", "pseudo, cosine"]
     header += [f"Spearman {name} (top-{part['top']})" for name in names]
+    warm = [path[min(1, len(path) - 1)] for path in paths]
     rows = []
     for place in range(min(map(len, paths))):
         at = [path[place] for path in paths]
-        warm = [path[min(1, len(path) - 1)] for path in paths]
-
-        def mean(values: Any, at: list[int] = at, warm: list[int] = warm) -> float:
-            return float(np.mean([values[w][i] for w, i in zip(warm, at, strict=True)]))
-
+        own = list(zip(warm, at, strict=True))
         points = [part["points"][i] for i in at]
         row = [
             part["points"][at[0]]["step"],
-            f"{mean(part['kernel_cosine']):.3f}",
-            f"{mean(part['kernel_alignment']):.3f}",
+            f"{_over(part['kernel_cosine'], own):.3f}",
+            f"{_over(part['kernel_alignment'], own):.3f}",
         ]
         row += [f"{np.mean([p['effective_rank'] for p in points]):.1f}"]
         row += [f"{np.mean([p['linearization'][key] for p in points]):.2f}" for key in ("moved", "gap")]
+        # The sum-of-logits kernel has no cross terms to look at, and is itself the pseudo kernel.
+        exact = all(p["coherence"] is not None for p in points)
+        row += [f"{np.mean([p[key] for p in points]):{form}}" if exact else "–" for key, form in OF_THE_EXACT.items()]
         row += [
-            f"{np.mean([p['coherence'] for p in points]):.0f}",
-            f"{np.mean([p['pseudo_cosine'] for p in points]):.3f}",
-        ]
-        row += [
-            f"{mean(part['score_spearman'][name]):+.2f} ({100 * mean(part['score_overlap'][name]):.0f}%)"
-            for name in names
+            f"{_signed(_over(ranks, own))} ({100 * _over(part['score_overlap'][name], own):.0f}%)"
+            for name, ranks in part["score_spearman"].items()
         ]
         rows.append(row)
     lines = [table(header, rows)]
-    warm = [path[min(1, len(path) - 1)] for path in paths]
     pairs = [(i, j) for n, i in enumerate(warm) for j in warm[n + 1 :]]
     if pairs:
-        found = {name: np.mean([part["score_spearman"][name][i][j] for i, j in pairs]) for name in names}
-        kernels = np.mean([part["kernel_cosine"][i][j] for i, j in pairs])
+        found = [f"{name} {_signed(_over(part['score_spearman'][name], pairs))}" for name in names]
         lines.append(
-            f"\nBetween LoRA seeds at the warm-up: cos_F {kernels:.3f}; Spearman "
-            + ", ".join(f"{name} {value:+.2f}" for name, value in found.items())
+            f"\nBetween LoRA seeds at the warm-up: cos_F {_over(part['kernel_cosine'], pairs):.3f}; Spearman "
+            + ", ".join(found)
+        )
+    less = part.get("score_spearman_less_length")
+    if less:
+        ends = [(at, path[-1]) for at, path in zip(warm, paths, strict=True)]
+        lines.append(
+            "\nWith the response's length taken out: "
+            + "; ".join(
+                f"{name} {_signed(_over(less[name], ends))} at the end"
+                + (f", {_signed(_over(less[name], pairs))} between seeds" if pairs else "")
+                for name in names
+            )
         )
     names = list(part["rankings"])
     header = ["Spearman at the warm-up", *names]
@@ -89,8 +96,13 @@ def stability(parts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _over(matrix: Any, pairs: list[tuple[int, int]]) -> float:
+    """The mean entry; NaN where one is not defined."""
+    return float(np.mean([np.nan if matrix[i][j] is None else matrix[i][j] for i, j in pairs]))
+
+
 def _signed(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.2f}"
+    return "–" if value is None or np.isnan(value) else f"{value:+.2f}"
 
 
 def cross_output(parts: dict[str, Any]) -> str:

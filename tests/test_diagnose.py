@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
@@ -23,6 +25,9 @@ from ntk_jax.pipelines.diagnose.config import DiagnoseConfig
 from ntk_jax.pipelines.diagnose.figures import figures
 from ntk_jax.pipelines.diagnose.regression import regression
 from ntk_jax.report.page import write_report
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+import diagnosis_table  # noqa: E402
 
 SMALL = {
     "trajectories": 2, "epochs": 4.0, "checkpoints": 2, "examples": 4, "candidates": 12, "groups": 3, "group_size": 4,
@@ -66,6 +71,9 @@ def test_what_is_written(finished):
     ]  # fmt: skip
     assert np.shape(stability["kernel_cosine"]) == (6, 6) and stability["candidates"] <= 12
     assert set(stability["score_spearman"]) == {"sum_logits", "cross_entropy"}
+    ranks, less = (np.array(stability[f"score_spearman{end}"]["sum_logits"], float) for end in ("", "_less_length"))
+    assert less.shape == (6, 6) and np.allclose(less, less.T) and np.allclose(np.diag(less), 1)
+    assert not np.allclose(ranks, less) and less.min() >= -1
     assert stability["points"][1]["linearization"]["gap"] > 0
     seeds = [finished / "diagnose" / "trajectories" / f"seed-{s}" for s in (0, 1)]
     starts = [(seed / "step-000000" / "adapter_model.safetensors").read_bytes() for seed in seeds]
@@ -170,6 +178,7 @@ def test_given_adapters_in_place_of_trainings(inputs, finished):
         stability = load(folder, "stability")
         assert [point["trajectory"] for point in stability["points"]] == ["given"] * len(adapters)
         assert stability["given"] and all(point["coherence"] is None for point in stability["points"])
+        assert diagnosis_table.stability({"stability": stability}).count("| – | – |") == len(adapters)  # none of these
         text = (folder / "report/index.html").read_text(encoding="utf8")
         assert "Adapters that were given" in text and "the warm-up would end" not in text
         assert len(load(folder, "regression")["kernels"]) == 2 * len(adapters)

@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_reference import centred, random_rows, tiny_model
-from scipy.stats import spearmanr
+from scipy.stats import rankdata, spearmanr
 
 from ntk_jax.errors import UserError
 from ntk_jax.kernels.agreement import (
     centered_alignment,
     effective_rank,
     frobenius_cosine,
+    partial_spearman,
     relative_error,
     spearman,
     spectrum,
@@ -73,6 +74,27 @@ class TestAgreement:
             assert spearman(values, other) == pytest.approx(spearmanr(values, other).statistic)
         else:
             assert np.isnan(spearman(values, other))
+
+    @given(hnp.arrays(np.int64, (3, 12), elements=st.integers(-4, 4)))
+    @settings(max_examples=60, deadline=None)
+    def test_partial_spearman_is_the_correlation_of_what_a_regression_leaves(self, values):
+        a, b, given = rankdata(values, axis=1)
+        lines = np.stack([np.ones(12), given], axis=1)
+        x, y = (ranks - lines @ np.linalg.lstsq(lines, ranks, rcond=None)[0] for ranks in (a, b))
+        size = np.linalg.norm(x) * np.linalg.norm(y)
+        found = partial_spearman(*values)
+        if size > 1e-6:
+            assert found == pytest.approx(x @ y / size, abs=1e-6)
+        else:
+            assert np.isnan(found)
+
+    def test_what_follows_length_alone_has_no_correlation_beyond_it(self):
+        rng = np.random.default_rng(0)
+        length, noise = rng.standard_normal(400), rng.standard_normal((2, 400))
+        a, b = length + 0.3 * noise
+        assert spearman(a, b) > 0.85 and abs(partial_spearman(a, b, length)) < 0.15
+        assert np.isnan(partial_spearman(length, b, length))
+        assert partial_spearman(a, b, np.ones(400)) == spearman(a, b)
 
     def test_top_overlap(self):
         scores = np.arange(10.0)

@@ -6,6 +6,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 TINY = float(np.finfo(np.float64).tiny)
+ROUNDING = 1e-12  # of squared correlations
 
 
 def frobenius_cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -51,6 +52,16 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
     x, y = x - x.mean(), y - y.mean()
     scale = np.sqrt((x @ x) * (y @ y))
     return float(x @ y / scale) if scale > 0 else float("nan")
+
+
+def partial_spearman(a: np.ndarray, b: np.ndarray, given: np.ndarray) -> float:
+    """Rank correlation of what is left of two lists of numbers after a line in the ranks of a third, such as lengths;
+    NaN where nothing is left of one of them."""
+    ab, ag, bg = spearman(a, b), spearman(a, given), spearman(b, given)
+    if np.isnan(ag) or np.isnan(bg):  # a constant: `given` takes nothing away, a or b have no correlation anyway
+        return ab
+    left = (1 - ag**2) * (1 - bg**2)
+    return float((ab - ag * bg) / np.sqrt(left)) if left > ROUNDING else float("nan")
 
 
 def top_overlap(a: np.ndarray, b: np.ndarray, count: int) -> float:

@@ -29,7 +29,7 @@ import numpy as np
 from ntk_jax.data.sources import sample_indices
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.tasks import read_tasks
-from ntk_jax.kernels.agreement import spearman
+from ntk_jax.kernels.agreement import partial_spearman, spearman
 from ntk_jax.kernels.cross_output import cross_output_cosines
 from ntk_jax.kernels.objectives import LABEL_AWARE, LINEAR, head_coherence
 from ntk_jax.kernels.projections import Projection
@@ -246,6 +246,11 @@ def _stability(run: DiagnoseRun, folder: Path, base: Model, checkpoints: list[Ch
     found = report.to_dict() | {"warm": warm, "given": bool(section.adapters)}
     # Every objective's ranking against every other's, and against the length of the response.
     rankings = {name: scores[warm] for name, scores in report.scores.items()} | {"response length": lengths}
+    # A score that follows the length of the response is as stable as lengths are, whatever else is in it.
+    found["score_spearman_less_length"] = {
+        name: [[partial_spearman(a, b, lengths) for b in scores] for a in scores]
+        for name, scores in report.scores.items()
+    }
     found["rankings"] = {a: {b: spearman(x, y) for b, y in rankings.items()} for a, x in rankings.items()}
     write_json(folder / "stability.json", found)
     return found

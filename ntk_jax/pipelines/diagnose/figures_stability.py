@@ -106,7 +106,11 @@ def _score_curves(parts: Parts) -> Shown | None:
         steps, values = _means(part, matrix, 1)
         series += _curve(name, color, steps, values)
         _, overlap = _means(part, part["score_overlap"][name], 1)
-        found.append(f"{name} {signed(values[-1])} (top-{count(part['top'])} overlap {percent(overlap[-1], 0)})")
+        _, less = _means(part, _less_length(part, name), 1)
+        found.append(
+            f"{name} {signed(values[-1])} ({signed(less[-1])} with the response's length taken out, "
+            f"top-{count(part['top'])} overlap {percent(overlap[-1], 0)})"
+        )
     if not series:
         return None
     return Shown(
@@ -127,7 +131,12 @@ def _score_map(parts: Parts) -> Shown | None:
     values = np.array(matrix, float)
     names = [f"{point['trajectory']}, {point['step']}" for point in part["points"]]
     between = {objective: _between_seeds(part, np.array(m, float)) for objective, m in part["score_spearman"].items()}
-    found = ", ".join(f"{objective} {signed(value)}" for objective, value in between.items() if value is not None)
+    less = {objective: _between_seeds(part, _less_length(part, objective)) for objective in between}
+    found = ", ".join(
+        f"{objective} {signed(value)} ({signed(less[objective])} with the response's length taken out)"
+        for objective, value in between.items()
+        if value is not None
+    )
     return Shown(
         "score_map",
         f"Steps and LoRA seeds: {name}",
@@ -167,6 +176,13 @@ def _rankings(parts: Parts) -> Shown | None:
         "second checkpoint of the first trajectory, and with the length of the response.",
         f"{apart}with the response's length: {', '.join(length)}.",
     )  # fmt: skip
+
+
+def _less_length(part: dict[str, Any], objective: str) -> np.ndarray:
+    """[m, m] rank correlations between checkpoints given the length of the response; NaN where there is none, or where
+    the diagnosis is of an earlier version."""
+    size = len(part["points"])
+    return np.array(part.get("score_spearman_less_length", {}).get(objective, [[None] * size] * size), float)
 
 
 def _between_seeds(part: dict[str, Any], values: np.ndarray) -> float | None:
