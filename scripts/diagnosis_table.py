@@ -15,7 +15,8 @@ import numpy as np
 
 from ntk_jax.pipelines.diagnose.figures_stability import trajectories
 
-OF_THE_EXACT = {"coherence": ".0f", "pseudo_cosine": ".3f"}  # columns, and how they are written
+# Columns: what they are called, and how they are written.
+OF_THE_EXACT = {"coherence": ("1ᵀΘ1 / tr Θ", ".0f"), "pseudo_cosine": ("pseudo, cosine", ".3f")}
 
 
 def main() -> None:
@@ -47,7 +48,9 @@ def stability(parts: dict[str, Any]) -> str:
     part = parts["stability"]
     paths = list(trajectories(part).values())
     names = list(part["score_spearman"])
-    header = ["step", "cos_F", "centred", "effective rank", "moved", "gap", "1ᵀΘ1 / tr Θ", "pseudo, cosine"]
+    # The sum-of-logits kernel has no cross terms to look at, and is itself the pseudo kernel.
+    exact = OF_THE_EXACT if all(point["coherence"] is not None for point in part["points"]) else {}
+    header = ["step", "cos_F", "centred", "effective rank", "moved", "gap", *(name for name, _ in exact.values())]
     header += [f"Spearman {name} (top-{part['top']})" for name in names]
     warm = [path[min(1, len(path) - 1)] for path in paths]
     rows = []
@@ -62,9 +65,7 @@ def stability(parts: dict[str, Any]) -> str:
         ]
         row += [f"{np.mean([p['effective_rank'] for p in points]):.1f}"]
         row += [f"{np.mean([p['linearization'][key] for p in points]):.2f}" for key in ("moved", "gap")]
-        # The sum-of-logits kernel has no cross terms to look at, and is itself the pseudo kernel.
-        exact = all(p["coherence"] is not None for p in points)
-        row += [f"{np.mean([p[key] for p in points]):{form}}" if exact else "–" for key, form in OF_THE_EXACT.items()]
+        row += [f"{np.mean([p[key] for p in points]):{form}}" for key, (_, form) in exact.items()]
         row += [
             f"{_signed(_over(ranks, own))} ({100 * _over(part['score_overlap'][name], own):.0f}%)"
             for name, ranks in part["score_spearman"].items()
@@ -78,17 +79,8 @@ def stability(parts: dict[str, Any]) -> str:
             f"\nBetween LoRA seeds at the warm-up: cos_F {_over(part['kernel_cosine'], pairs):.3f}; Spearman "
             + ", ".join(found)
         )
-    less = part.get("score_spearman_less_length")
-    if less:
-        ends = [(at, path[-1]) for at, path in zip(warm, paths, strict=True)]
-        lines.append(
-            "\nWith the response's length taken out: "
-            + "; ".join(
-                f"{name} {_signed(_over(less[name], ends))} at the end"
-                + (f", {_signed(_over(less[name], pairs))} between seeds" if pairs else "")
-                for name in names
-            )
-        )
+    if "score_spearman_less_length" in part:
+        lines.append("\n" + less_length(part, paths, warm, pairs))
     names = list(part["rankings"])
     header = ["Spearman at the warm-up", *names]
     rows = [[a, *(_signed(part["rankings"][a][b]) for b in names)] for a in names[:-1]]
@@ -96,8 +88,26 @@ def stability(parts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def less_length(part: dict[str, Any], paths: list[list[int]], warm: list[int], between: list[tuple[int, int]]) -> str:
+    """Rankings at the warm-up against others with the length of the response taken out, and how they follow it."""
+    pairs = {"with the first": [(at, path[0]) for at, path in zip(warm, paths, strict=True)]}
+    pairs |= {"with the last": [(at, path[-1]) for at, path in zip(warm, paths, strict=True)], "between seeds": between}
+    places = {"the first": [path[0] for path in paths], "the warm-up": warm, "the last": [path[-1] for path in paths]}
+    header = ["Spearman at the warm-up, length taken out", *pairs, *(f"with length at {name}" for name in places)]
+    rows = []
+    for name, matrix in part["score_spearman_less_length"].items():
+        # A checkpoint with itself says nothing.
+        row = [_signed(_over(matrix, which)) if all(i != j for i, j in which) else "–" for which in pairs.values()]
+        lengths = [part["score_spearman_length"][name]]
+        row += [_signed(_over(lengths, [(0, at) for at in which])) for which in places.values()]
+        rows.append([name, *row])
+    return table(header, rows)
+
+
 def _over(matrix: Any, pairs: list[tuple[int, int]]) -> float:
-    """The mean entry; NaN where one is not defined."""
+    """The mean entry; NaN where one is not defined, or there is none."""
+    if not pairs:
+        return float("nan")
     return float(np.mean([np.nan if matrix[i][j] is None else matrix[i][j] for i, j in pairs]))
 
 

@@ -24,6 +24,7 @@ from ntk_jax.pipelines.diagnose import diagnose
 from ntk_jax.pipelines.diagnose.config import DiagnoseConfig
 from ntk_jax.pipelines.diagnose.figures import figures
 from ntk_jax.pipelines.diagnose.regression import regression
+from ntk_jax.report.amounts import signed
 from ntk_jax.report.page import write_report
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
@@ -178,7 +179,8 @@ def test_given_adapters_in_place_of_trainings(inputs, finished):
         stability = load(folder, "stability")
         assert [point["trajectory"] for point in stability["points"]] == ["given"] * len(adapters)
         assert stability["given"] and all(point["coherence"] is None for point in stability["points"])
-        assert diagnosis_table.stability({"stability": stability}).count("| – | – |") == len(adapters)  # none of these
+        table = diagnosis_table.stability({"stability": stability})
+        assert "1ᵀΘ1" not in table and "with the last" in table
         text = (folder / "report/index.html").read_text(encoding="utf8")
         assert "Adapters that were given" in text and "the warm-up would end" not in text
         assert len(load(folder, "regression")["kernels"]) == 2 * len(adapters)
@@ -189,6 +191,9 @@ def test_correlations_that_are_not_defined(finished):
     """A constant has no rank correlation, and JSON no NaN: the page must live with null wherever one can stand."""
     parts = {name: load(finished, name) for name in ("stability", "cross_output", "prediction", "regression")}
     for matrix in parts["stability"]["score_spearman"].values():
+        for row in matrix:
+            row[:] = [None] * len(row)
+    for matrix in parts["stability"]["score_spearman_less_length"].values():
         for row in matrix:
             row[:] = [None] * len(row)
     for row in parts["stability"]["rankings"].values():
@@ -211,6 +216,25 @@ def test_correlations_that_are_not_defined(finished):
     assert (
         "The approximation audit" in text and "None" not in text[text.index('id="diagnosis"') :].split("</section>")[0]
     )
+
+
+def test_rankings_with_the_length_taken_out(finished):
+    """In the captions, and in the table of the documentation; not where a diagnosis of an earlier version has none."""
+    part = load(finished, "stability")
+    found = np.array(part["score_spearman_less_length"]["cross_entropy"], float)
+    captions = {item.key: item.found for item in figures({"stability": part})}
+    for key, value in (("score_rank", (found[1, 2] + found[4, 5]) / 2), ("score_map", found[1, 4])):
+        assert f"with the length taken out {signed(value)}" in captions[key].partition("cross_entropy")[2]
+    row = diagnosis_table.stability({"stability": part}).partition("length taken out")[2].split("| cross_entropy |")[1]
+    lengths = part["score_spearman_length"]["cross_entropy"]
+    first, last, seeds, *with_length = [float(cell) for cell in row.split("\n")[0].strip(" |").split("|")]
+    expected = [(found[0, 1] + found[3, 4]) / 2, (found[1, 2] + found[4, 5]) / 2, found[1, 4]]
+    assert [first, last, seeds] == pytest.approx(expected, abs=0.006)
+    assert with_length == pytest.approx([(lengths[i] + lengths[i + 3]) / 2 for i in range(3)], abs=0.006)
+    older = {key: value for key, value in part.items() if "length" not in key}
+    captions = " ".join(item.found for item in figures({"stability": older}))
+    assert "cross_entropy" in captions and "length taken out" not in captions
+    assert "length taken out" not in diagnosis_table.stability({"stability": older})
 
 
 class TestMistakes:

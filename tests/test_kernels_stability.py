@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+from pathlib import Path
 
 import hypothesis.extra.numpy as hnp
 import jax
@@ -34,6 +36,9 @@ from ntk_jax.kernels.rows import layout_for
 from ntk_jax.kernels.stability import Checkpoint, stability
 from ntk_jax.models.lora import LoRAConfig
 from ntk_jax.models.model import random_model, with_lora
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+from resampled_ranks import partial  # noqa: E402
 
 matrices = hnp.arrays(np.float64, (5, 3), elements=st.floats(-3, 3, width=16)).filter(lambda x: np.abs(x).max() > 0.1)
 
@@ -95,6 +100,16 @@ class TestAgreement:
         assert spearman(a, b) > 0.85 and abs(partial_spearman(a, b, length)) < 0.15
         assert np.isnan(partial_spearman(length, b, length))
         assert partial_spearman(a, b, np.ones(400)) == spearman(a, b)
+        assert np.isnan(partial_spearman(a, b, np.full(400, np.nan)))
+
+    def test_partial_spearman_of_many_that_differ_by_one_swap(self):
+        given = np.arange(1000.0)
+        a, b = given.copy(), given.copy()
+        a[[10, 11]], b[[700, 701]] = a[[11, 10]], b[[701, 700]]
+        assert partial_spearman(a, a, given) == pytest.approx(1, abs=1e-6)
+        assert partial_spearman(a, b, given) == pytest.approx(0, abs=1e-3)
+        weights = np.ones((1, 1000), int)
+        assert partial_spearman(a, b, given) == pytest.approx(partial(a, b, given, weights)[0], abs=1e-6)
 
     def test_top_overlap(self):
         scores = np.arange(10.0)

@@ -56,12 +56,12 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
 
 def partial_spearman(a: np.ndarray, b: np.ndarray, given: np.ndarray) -> float:
     """Rank correlation of what is left of two lists of numbers after a line in the ranks of a third, such as lengths;
-    NaN where nothing is left of one of them."""
+    NaN where nothing is left of one of them. A constant third takes nothing away."""
     ab, ag, bg = spearman(a, b), spearman(a, given), spearman(b, given)
-    if np.isnan(ag) or np.isnan(bg):  # a constant: `given` takes nothing away, a or b have no correlation anyway
+    if np.all(given == np.ravel(given)[:1]):
         return ab
-    left = (1 - ag**2) * (1 - bg**2)
-    return float((ab - ag * bg) / np.sqrt(left)) if left > ROUNDING else float("nan")
+    left = 1 - np.square([ag, bg])
+    return float((ab - ag * bg) / np.sqrt(left.prod())) if left.min() > ROUNDING else float("nan")
 
 
 def top_overlap(a: np.ndarray, b: np.ndarray, count: int) -> float:

@@ -247,6 +247,9 @@ def _stability(run: DiagnoseRun, folder: Path, base: Model, checkpoints: list[Ch
     # Every objective's ranking against every other's, and against the length of the response.
     rankings = {name: scores[warm] for name, scores in report.scores.items()} | {"response length": lengths}
     # A score that follows the length of the response is as stable as lengths are, whatever else is in it.
+    found["score_spearman_length"] = {
+        name: [spearman(values, lengths) for values in scores] for name, scores in report.scores.items()
+    }
     found["score_spearman_less_length"] = {
         name: [[partial_spearman(a, b, lengths) for b in scores] for a in scores]
         for name, scores in report.scores.items()

@@ -108,8 +108,8 @@ def _score_curves(parts: Parts) -> Shown | None:
         _, overlap = _means(part, part["score_overlap"][name], 1)
         _, less = _means(part, _less_length(part, name), 1)
         found.append(
-            f"{name} {signed(values[-1])} ({signed(less[-1])} with the response's length taken out, "
-            f"top-{count(part['top'])} overlap {percent(overlap[-1], 0)})"
+            f"{name} {signed(values[-1])}{_beyond(less[-1])} (top-{count(part['top'])} overlap "
+            f"{percent(overlap[-1], 0)})"
         )
     if not series:
         return None
@@ -118,7 +118,9 @@ def _score_curves(parts: Parts) -> Shown | None:
         "Does the ranking of the pool stay?",
         curves(series, y_title="Spearman", x_title=called["axis"], description="Rank correlation of scores"),
         f"Rank correlation of the scores of {count(part['candidates'])} pool examples at a checkpoint with those at "
-        f"the second, {called['second']}, averaged over {called['over']}: 1 means that selection would not notice.",
+        f"the second, {called['second']}, averaged over {called['over']}: 1 means that selection would not notice. A "
+        "score that follows the response's length is as stable as lengths are; what else is in it shows with the "
+        "length taken out (partial correlation).",
         "At the last checkpoint: " + "; ".join(found) + ".",
     )
 
@@ -133,7 +135,7 @@ def _score_map(parts: Parts) -> Shown | None:
     between = {objective: _between_seeds(part, np.array(m, float)) for objective, m in part["score_spearman"].items()}
     less = {objective: _between_seeds(part, _less_length(part, objective)) for objective in between}
     found = ", ".join(
-        f"{objective} {signed(value)} ({signed(less[objective])} with the response's length taken out)"
+        f"{objective} {signed(value)}{_beyond(less[objective])}"
         for objective, value in between.items()
         if value is not None
     )
@@ -176,6 +178,10 @@ def _rankings(parts: Parts) -> Shown | None:
         "second checkpoint of the first trajectory, and with the length of the response.",
         f"{apart}with the response's length: {', '.join(length)}.",
     )  # fmt: skip
+
+
+def _beyond(value: float | None) -> str:
+    return f", with the length taken out {signed(value)}" if value is not None and np.isfinite(value) else ""
 
 
 def _less_length(part: dict[str, Any], objective: str) -> np.ndarray:
