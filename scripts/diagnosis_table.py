@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,15 @@ def main() -> None:
         print(f"### {run.name}\n")
         makers = (audit,) if options.audit else (stability, cross_output, prediction, regression)
         for maker in makers:
-            there = maker.__name__ in parts
-            print(
-                maker(parts) if there else f"{maker.__name__}: not there, the diagnosis has not come so far",
-                "\n",
-                sep="",
-            )
+            print(_written(maker, parts), "\n", sep="")
+
+
+def _written(maker: Callable[[dict[str, Any]], str], parts: dict[str, Any]) -> str:
+    """The table of one part, or why there is none."""
+    name = maker.__name__
+    if name not in parts:
+        return f"{name}: not there, the diagnosis has not come so far"
+    return f"{name}: {parts[name]['skipped']}" if "skipped" in parts[name] else maker(parts)
 
 
 def table(header: list[str], rows: list[list[Any]]) -> str:
@@ -133,8 +137,6 @@ def cross_output(parts: dict[str, Any]) -> str:
 
 def prediction(parts: dict[str, Any]) -> str:
     part = parts["prediction"]
-    if "skipped" in part:
-        return f"Prediction: {part['skipped']}"
     known = {name: found for name, found in part["spearman"].items() if found["value"] is not None}
     rows = []
     for name, found in sorted(known.items(), key=lambda item: -item[1]["value"]):
@@ -149,8 +151,6 @@ def prediction(parts: dict[str, Any]) -> str:
 
 def audit(parts: dict[str, Any]) -> str:
     part = parts["audit"]
-    if "skipped" in part:
-        return f"Audit: {part['skipped']}"
     rows = []
     for line in part["lines"]:
         own = ""
@@ -168,8 +168,6 @@ def audit(parts: dict[str, Any]) -> str:
 
 def regression(parts: dict[str, Any]) -> str:
     part = parts["regression"]
-    if "skipped" in part:
-        return f"Regression: {part['skipped']}"
     rows = [["base model", f"{100 * part['base']['accuracy']:.1f}"]]
     rows += [
         [f"fine-tuned, {f['trajectory']}, step {f['step']}", f"{100 * f['accuracy']:.1f}"] for f in part["fine_tuned"]

@@ -166,8 +166,32 @@ LITTLE = SMALL | {"trajectories": 1, "epochs": 1.0, "groups": 0, "regression": F
 
 
 def test_one_checkpoint_after_the_start_is_the_last(inputs):
-    diagnosed(inputs, "one", diagnose=LITTLE | {"epochs": 4.0, "checkpoints": 1})
-    assert [point["step"] for point in load(inputs / "one", "stability")["points"]] == [0, 3, 8]
+    folder = diagnosed(inputs, "one", diagnose=LITTLE | {"epochs": 4.0, "checkpoints": 1})
+    assert [point["step"] for point in load(folder, "stability")["points"]] == [0, 3, 8]
+
+
+def test_no_cross_output_cosines(inputs, monkeypatch, capsys):
+    """Switched off, and said so by the page and the table."""
+    folder = diagnosed(inputs, "without", diagnose=LITTLE | {"cross_output": 0, "checkpoints": 1})
+    assert load(folder, "cross_output") == {"skipped": "switched off in the config"}
+    text = (folder / "report/index.html").read_text(encoding="utf8")
+    assert "Cross output: not computed, switched off in the config." in text
+    monkeypatch.setattr(sys, "argv", ["diagnosis_table.py", str(folder)])
+    diagnosis_table.main()
+    assert "cross_output: switched off in the config" in capsys.readouterr().out
+
+
+def test_the_memory_of_kernels_and_cosines_is_the_configs(inputs, finished, monkeypatch):
+    given = []
+    for name in ("measure", "cross_output_cosines"):
+        function = getattr(diagnose, name)
+        monkeypatch.setattr(
+            diagnose, name, lambda *a, function=function, **k: given.append(k["memory"]) or function(*a, **k)
+        )
+    adapters = [str(finished / "diagnose/trajectories/seed-0/step-000003")]
+    options = LITTLE | {"adapters": adapters, "kernel": "pseudo", "cross_output": 1, "memory": 12345}
+    diagnosed(inputs, "memory", diagnose=options)
+    assert given == [12345, 12345]
 
 
 def test_given_adapters_in_place_of_trainings(inputs, finished):

@@ -119,6 +119,11 @@ class TestAgreement:
 
 
 class TestCrossOutput:
+    def test_little_memory_takes_more_passes_to_the_same(self):
+        model, rows = tiny_model(vocab_size=23), random_rows(1, seed=1, vocab=23)
+        much, little = (cross_output_cosines(model, rows, pairs=100, **how)["plain"] for how in ({}, {"memory": 1}))
+        assert little["root_mean_square"] == pytest.approx(much["root_mean_square"], rel=1e-5)
+
     def test_means_over_all_pairs_are_those_of_the_full_kernel(self):
         model, rows = tiny_model(vocab_size=23), random_rows(2, seed=1, vocab=23)
         function, theta, frozen, head = span_mean(model, "lora")
@@ -213,6 +218,11 @@ class TestStability:
         assert report.kernel_cosine[0, 1] > report.kernel_cosine[0, 2]  # twice as far
         assert set(report.score_spearman) == {"sum_logits", "cross_entropy"} and report.top == 2
         np.testing.assert_allclose(np.diag(report.score_spearman["cross_entropy"]), 1.0)
+        lengths = [row.span.sum() for row in random_rows(20, seed=9, vocab=40)]
+        one, other = report.scores["cross_entropy"][:2]
+        assert report.score_spearman_length["cross_entropy"][0] == pytest.approx(spearman(one, lengths))
+        less = report.score_spearman_less_length["cross_entropy"]
+        np.testing.assert_allclose([less[0, 0], less[0, 1]], [1.0, partial_spearman(one, other, np.array(lengths))])
         gaps = [point["linearization"]["gap"] for point in report.points]
         assert gaps[0] == 0 < gaps[1] < gaps[2]
         assert list(report.objectives_spearman) == ["sum_logits ~ cross_entropy"]

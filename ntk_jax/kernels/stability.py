@@ -20,6 +20,7 @@ from ntk_jax.kernels.agreement import (
     centered_alignment,
     effective_rank,
     frobenius_cosine,
+    partial_spearman,
     relative_error,
     spearman,
     spectrum,
@@ -70,8 +71,10 @@ class StabilityReport:
     pseudo-NTK: pseudo_cosine and pseudo_error (cos_F and least relative error against the kernel), coherence (1ᵀΘ1 /
     tr Θ over the probe set: 1 where cross-output terms cancel, V where all outputs agree; None for kind `pseudo`).
     kernel_cosine, kernel_alignment: [m, m]. score_spearman, score_overlap: {objective: [m, m]}.
-    objectives_spearman: {"a ~ b": [m]}, two objectives' scores at one checkpoint. kernels: [m, n, n].
-    scores: {objective: [m, N]}.
+    score_spearman_length: {objective: [m]}, scores with the number of label tokens; score_spearman_less_length:
+    {objective: [m, m]}, score_spearman with that taken out of both: a score that follows length is as stable as lengths
+    are, whatever else is in it. objectives_spearman: {"a ~ b": [m]}, two objectives' scores at one checkpoint.
+    kernels: [m, n, n]. scores: {objective: [m, N]}.
     """
 
     kind: str
@@ -81,6 +84,8 @@ class StabilityReport:
     kernel_alignment: np.ndarray
     score_spearman: dict[str, np.ndarray]
     score_overlap: dict[str, np.ndarray]
+    score_spearman_length: dict[str, list[float]]
+    score_spearman_less_length: dict[str, np.ndarray]
     objectives_spearman: dict[str, list[float]]
     kernels: np.ndarray
     scores: dict[str, np.ndarray]
@@ -97,6 +102,8 @@ class StabilityReport:
             "kernel_alignment": self.kernel_alignment.tolist(),
             "score_spearman": {name: matrix.tolist() for name, matrix in self.score_spearman.items()},
             "score_overlap": {name: matrix.tolist() for name, matrix in self.score_overlap.items()},
+            "score_spearman_length": self.score_spearman_length,
+            "score_spearman_less_length": {n: matrix.tolist() for n, matrix in self.score_spearman_less_length.items()},
             "objectives_spearman": self.objectives_spearman,
         }
 
@@ -155,8 +162,11 @@ def measure(
     return Measured(kernel(kind), kernel("pseudo"), head.shape[0], scores, moved)
 
 
-def compare(places: Sequence[tuple[str, int]], measured: Sequence[Measured], kind: str, top: int) -> StabilityReport:
-    """All checkpoints against each other. places: (trajectory, step) of each."""
+def compare(
+    places: Sequence[tuple[str, int]], measured: Sequence[Measured], lengths: np.ndarray, kind: str, top: int
+) -> StabilityReport:
+    """All checkpoints against each other. places: (trajectory, step) of each. lengths: [N] label tokens of the
+    candidates."""
     points = [
         {
             "trajectory": trajectory,
@@ -187,6 +197,10 @@ def compare(places: Sequence[tuple[str, int]], measured: Sequence[Measured], kin
         kernel_alignment=matrix(centered_alignment, kernels),
         score_spearman={name: matrix(spearman, list(scores[name])) for name in names},
         score_overlap={name: matrix(lambda x, y: top_overlap(x, y, top), list(scores[name])) for name in names},
+        score_spearman_length={name: [spearman(values, lengths) for values in scores[name]] for name in names},
+        score_spearman_less_length={
+            name: matrix(lambda x, y: partial_spearman(x, y, lengths), list(scores[name])) for name in names
+        },
         objectives_spearman={
             f"{a} ~ {b}": [spearman(one.scores[a], one.scores[b]) for one in measured] for a, b in pairs
         },
@@ -233,7 +247,8 @@ def stability(
         if progress:
             progress(number + 1, len(checkpoints))
     places = [(checkpoint.trajectory, checkpoint.step) for checkpoint in checkpoints]
-    return compare(places, measured, kind, top or max(1, len(candidates) // 10))
+    lengths = np.array([row.span.sum() for row in candidates])
+    return compare(places, measured, lengths, kind, top or max(1, len(candidates) // 10))
 
 
 def at_checkpoint(model: Model, checkpoint: Checkpoint) -> Model:

@@ -36,10 +36,18 @@ class DiagnoseSection:
     kernel: Literal["centered_trace", "trace", "pseudo", "probe"] = setting(
         "centered_trace", "which kernel is compared"
     )
+    memory: Count = setting(
+        2**28,
+        "bytes of gradients held on each side of a block of pairs, by these kernels and cross-output cosines, which "
+        "cost D backward passes for an example whose D gradients fit (4 D P bytes), and more where they do not",
+    )
     candidates: Annotated[int, Range(2)] = setting(400, "pool examples ranked at every checkpoint")
     top: Count | None = setting(None, "N of the top-N overlap; null: a tenth of the candidates")
     objectives: tuple[str, ...] = setting(
         ("sum_logits", "probe", "cross_entropy"), "objectives whose scores are compared"
+    )
+    cross_output: Natural = setting(
+        8, "domain examples whose gradients of single logits are compared, D backward passes or more for each; 0: none"
     )
     groups: Natural = setting(96, "groups of pool examples trained on, to measure what the scores predict; 0: none")
     group_size: Count = setting(16, "examples of a group, all of one family")

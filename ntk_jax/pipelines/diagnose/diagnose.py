@@ -29,7 +29,7 @@ import numpy as np
 from ntk_jax.data.sources import sample_indices
 from ntk_jax.errors import UserError
 from ntk_jax.evaluation.tasks import read_tasks
-from ntk_jax.kernels.agreement import partial_spearman, spearman
+from ntk_jax.kernels.agreement import spearman
 from ntk_jax.kernels.cross_output import cross_output_cosines
 from ntk_jax.kernels.objectives import LABEL_AWARE, LINEAR, head_coherence
 from ntk_jax.kernels.projections import Projection
@@ -114,9 +114,9 @@ def diagnose(run: DiagnoseRun, folder: Path) -> dict[str, Any]:
     base = computing_in(run.model.base, "float32")
     report = _stability(run, folder, base, checkpoints)
     warm = with_lora(base, _warm(checkpoints).lora)
-    _part(folder / "cross_output.json", lambda: _cross_output(run, warm))
     ends = {checkpoint.trajectory: checkpoint for checkpoint in checkpoints}
     parts: dict[str, tuple[Any, Callable[[], dict[str, Any]]]] = {
+        "cross_output": (section.cross_output, lambda: _cross_output(run, warm)),
         "prediction": (section.groups, lambda: prediction(run, folder, warm)),
         "regression": (
             section.regression,
@@ -235,25 +235,18 @@ def _stability(run: DiagnoseRun, folder: Path, base: Model, checkpoints: list[Ch
                 objectives=objectives_of(run),
                 layout=run.layout,
                 start=start,
+                memory=section.memory,
             )
             _save_point(path, one)
         measured.append(_load_point(path))
         progress(number + 1, len(checkpoints))
     places = [(checkpoint.trajectory, checkpoint.step) for checkpoint in checkpoints]
-    report = compare(places, measured, section.kernel, section.top or max(1, len(candidates) // 10))
-    lengths = np.array([int(row.span.sum()) for row in candidates])
+    lengths = np.array([row.span.sum() for row in candidates])
+    report = compare(places, measured, lengths, section.kernel, section.top or max(1, len(candidates) // 10))
     warm = min(1, len(checkpoints) - 1)
     found = report.to_dict() | {"warm": warm, "given": bool(section.adapters)}
     # Every objective's ranking against every other's, and against the length of the response.
     rankings = {name: scores[warm] for name, scores in report.scores.items()} | {"response length": lengths}
-    # A score that follows the length of the response is as stable as lengths are, whatever else is in it.
-    found["score_spearman_length"] = {
-        name: [spearman(values, lengths) for values in scores] for name, scores in report.scores.items()
-    }
-    found["score_spearman_less_length"] = {
-        name: [[partial_spearman(a, b, lengths) for b in scores] for a in scores]
-        for name, scores in report.scores.items()
-    }
     found["rankings"] = {a: {b: spearman(x, y) for b, y in rankings.items()} for a, x in rankings.items()}
     write_json(folder / "stability.json", found)
     return found
@@ -275,12 +268,9 @@ def _load_point(path: Path) -> Measured:
 
 
 def _cross_output(run: DiagnoseRun, warm: Model) -> dict[str, Any]:
-    rows = run.scored_domain
-    chosen = sample_indices(len(rows), CROSS_OUTPUT_EXAMPLES, run.config.seed)
+    section, rows = run.config.diagnose, run.scored_domain
+    chosen = sample_indices(len(rows), section.cross_output, run.config.seed)
     rows = rows if chosen is None else [rows[i] for i in chosen]
     progress = run.job.progress("cross output", len(rows), "examples")
-    found = cross_output_cosines(warm, rows, seed=run.config.seed, progress=progress)
+    found = cross_output_cosines(warm, rows, seed=run.config.seed, memory=section.memory, progress=progress)
     return {"rho": head_coherence(head_matrix(warm.base))} | found
-
-
-CROSS_OUTPUT_EXAMPLES = 8  # each costs D backward passes, and millions of pairs come from one
