@@ -190,8 +190,8 @@ def test_the_memory_of_kernels_and_cosines_is_the_configs(inputs, finished, monk
         )
     adapters = [str(finished / "diagnose/trajectories/seed-0/step-000003")]
     options = LITTLE | {"adapters": adapters, "kernel": "pseudo", "cross_output": 1, "memory": 12345}
-    diagnosed(inputs, "memory", diagnose=options)
-    assert given == [12345, 12345]
+    folder = diagnosed(inputs, "memory", diagnose=options)
+    assert given == [12345, 12345] and load(folder, "cross_output")["examples"] == 1
 
 
 def test_given_adapters_in_place_of_trainings(inputs, finished):

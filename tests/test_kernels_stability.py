@@ -17,6 +17,7 @@ from kernel_reference import centred, random_rows, tiny_model
 from scipy.stats import rankdata, spearmanr
 
 from ntk_jax.errors import UserError
+from ntk_jax.kernels import exact
 from ntk_jax.kernels.agreement import (
     centered_alignment,
     effective_rank,
@@ -119,9 +120,15 @@ class TestAgreement:
 
 
 class TestCrossOutput:
-    def test_little_memory_takes_more_passes_to_the_same(self):
+    def test_little_memory_takes_more_passes_to_the_same(self, monkeypatch):
         model, rows = tiny_model(vocab_size=23), random_rows(1, seed=1, vocab=23)
-        much, little = (cross_output_cosines(model, rows, pairs=100, **how)["plain"] for how in ({}, {"memory": 1}))
+        passes, features = [], exact._features
+        monkeypatch.setattr(exact, "_features", lambda *a: passes.append(len(a[-1])) or features(*a))
+        much = cross_output_cosines(model, rows, pairs=100)["plain"]
+        width = model.config.hidden_size
+        assert passes == [width] and width > exact.CHANNELS  # so that they are pulled back in parts
+        little = cross_output_cosines(model, rows, pairs=100, memory=1)["plain"]
+        assert len(passes) > width and set(passes[1:]) == {1}
         assert little["root_mean_square"] == pytest.approx(much["root_mean_square"], rel=1e-5)
 
     def test_means_over_all_pairs_are_those_of_the_full_kernel(self):

@@ -122,7 +122,8 @@ def stability(
         memory: as in `ntk`. progress(checkpoints done, of how many).
 
     Returns:
-        A `StabilityReport`: print it, or read `kernel_cosine`, `score_spearman`, ... [m, m] over all m checkpoints.
+        A `StabilityReport`: print it, or read `kernel_cosine`, `score_spearman`, `score_spearman_less_length` (without
+        what follows the number of label tokens), ... [m, m] over all m checkpoints.
 
     Raises:
         UserError: no checkpoints, one of another rank (naming it), an empty set, a kernel that is not finite.

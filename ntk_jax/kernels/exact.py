@@ -240,7 +240,13 @@ def _features(function: Function, theta: Tree, frozen: Any, x: Any, cotangents: 
 
     def one(x: Any) -> Tree:
         value, pull_back = jax.vjp(lambda theta: function(theta, frozen, x), theta)
-        return jax.vmap(lambda c: pull_back(c.astype(value.dtype))[0])(cotangents)
+
+        def pulled(c: jax.Array) -> Tree:
+            return pull_back(c.astype(value.dtype))[0]
+
+        if len(cotangents) <= CHANNELS:
+            return jax.vmap(pulled)(cotangents)
+        return jax.lax.map(pulled, cotangents, batch_size=CHANNELS)  # features fit; what all passes need might not
 
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), jax.vmap(one)(x))
 

@@ -91,7 +91,8 @@ class StabilityReport:
     scores: dict[str, np.ndarray]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but kernels and scores, as JSON values."""
+        """Everything but kernels and scores, as JSON values but for NaN where a correlation is not defined: of scores
+        or lengths that are all alike, or where the length leaves nothing."""
         return {
             "kind": self.kind,
             "top": self.top,

@@ -38,8 +38,8 @@ class DiagnoseSection:
     )
     memory: Count = setting(
         2**28,
-        "bytes of gradients held on each side of a block of pairs, by these kernels and cross-output cosines, which "
-        "cost D backward passes for an example whose D gradients fit (4 D P bytes), and more where they do not",
+        "bytes of gradients held on each side of a block of pairs, by these kernels and cross-output cosines; an "
+        "example's cosines cost D backward passes where its D gradients fit (4 bytes a LoRA weight each), else more",
     )
     candidates: Annotated[int, Range(2)] = setting(400, "pool examples ranked at every checkpoint")
     top: Count | None = setting(None, "N of the top-N overlap; null: a tenth of the candidates")
