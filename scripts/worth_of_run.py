@@ -16,7 +16,9 @@ some are the same (shuffled), of records of the evaluation file that are neither
 the held-out ones themselves, which no ranker knows, or of random pool examples that are no candidates (pool);
 NAME-adam: divided by the root of Adam's second moments of the warm-up.
 
-A killed one goes on where it was, in OUT.way, which is deleted at the end; `seconds` are then of the last go.
+A killed one goes on where it was, in OUT.way, which is deleted at the end; `seconds` are then of the last go. What was
+lost on each subset stays in OUT.subsets: with --again and as many --subsets other scores are held against the same
+trainings. LDS is also given with the response's length taken out (`partial`).
 
 Where --again is of another training (rate, start, --repeat-seed), its metagradients are a score as well, which says how
 far worth itself agrees over trainings. Two repeats with a correlation of r: a score that knew the mean of all repeats
@@ -48,6 +50,7 @@ from ntk_jax.storage.atomic import make_folder, read_json, write_text
 from ntk_jax.training.datamodels import ranker_worth
 
 ADAM = "-adam"
+LENGTH = "response characters"
 EARLIER = "metagradient of --again"  # with its sign turned, as all scores
 TARGETS = ("domain", "few", "many", "shuffled", "unseen", "held-out", "pool")
 DIRECTIONS = tuple(name + metric for name in TARGETS for metric in ("", ADAM))
@@ -96,7 +99,7 @@ def measure(options: argparse.Namespace) -> None:
     scores = scores_of(earlier) | before | ranked.of(ids)
     for name, folder in options.rankings:
         scores |= {f"{method} of {name}": values for method, values in read_rankings(folder).of(ids).items()}
-    scores["response characters"] = np.array([float(len(record["response"])) for record in candidates])
+    scores[LENGTH] = np.array([float(len(record["response"])) for record in candidates])
     domain = sampled(config["data"]["domain"], options.direction, options.seed + 1)
     targets = {
         "domain": domain,
@@ -115,7 +118,14 @@ def measure(options: argparse.Namespace) -> None:
     if options.subsets:
         everything = scores | {"metagradient": -values}
         given = (model, candidates, held_out, everything)
-        foreseen = nj.lds(*given, subsets=options.subsets, progress=say, keep=way, **settings)
+        how = {
+            "subsets": options.subsets,
+            "control": scores[LENGTH],
+            "progress": say,
+            "keep": subsets_kept(options, trained),
+            **settings,
+        }
+        foreseen = nj.lds(*given, **how)
         worth["metagradient"] = {}
         for name, kept in foreseen.items():
             worth[name]["lds"] = kept
@@ -208,6 +218,15 @@ def output_of(options: argparse.Namespace, candidates: list[dict[str, Any]]) -> 
     if [one["id"] for one in found["candidates"]] != [record["id"] for record in candidates]:
         raise UserError(f"--again {options.again}: it has other candidates; give the options it was made with")
     return dict(found)
+
+
+def subsets_kept(options: argparse.Namespace, trained: bool) -> Path:
+    """The folder of the losses on subsets; begins with those of --again where the training is the same."""
+    own = options.out.with_name(options.out.name + ".subsets")
+    earlier = options.again.with_name(options.again.name + ".subsets") if trained else own
+    if earlier != own and earlier.is_dir():
+        shutil.copytree(earlier, own, dirs_exist_ok=True)
+    return Path(own)
 
 
 def is_same(output: dict[str, Any], options: argparse.Namespace, training: nj.TrainConfig) -> bool:

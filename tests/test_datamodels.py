@@ -17,6 +17,7 @@ from scipy.stats import spearmanr
 
 import ntk_jax as nj
 from ntk_jax.errors import UserError
+from ntk_jax.kernels.agreement import partial_spearman
 from ntk_jax.models.lora import LoRAConfig
 from ntk_jax.models.model import with_lora
 from ntk_jax.parallel.mesh import make_mesh
@@ -192,6 +193,24 @@ def test_scores_that_are_missing_count_as_the_mean():
     assert few["a"]["value"] is None
 
 
+def test_lds_with_a_control_taken_out():
+    """What follows the control alone foresees nothing beyond it, and a control of equal sums takes nothing away."""
+    effect, subsets, losses, counts = made(subsets=40)
+    lengths = np.arange(12.0) ** 2
+    losses = losses + 0.5 * lengths[subsets].sum(axis=1, keepdims=True)  # more of it is worse, whatever the effects
+    scores = {"good": effect.sum(axis=1), "short": -lengths, "none": np.full(12, np.nan)}
+    found = lds(scores, subsets, losses, counts, control=lengths)
+    sums = {name: values[subsets].sum(axis=1) for name, values in scores.items()}
+    drop, given = -losses.sum(axis=1), lengths[subsets].sum(axis=1)
+    assert found["short"]["value"] > 0.5 and found["short"]["partial"]["value"] is None
+    partial = found["good"]["partial"]
+    assert partial["value"] == pytest.approx(partial_spearman(sums["good"], drop, given))
+    assert found["good"]["value"] < partial["value"] and partial["low"] < partial["value"] < partial["high"]
+    assert found["none"]["partial"] == {"value": None, "low": None, "high": None}
+    plain, same = (lds(scores, subsets, losses, counts, **how) for how in ({}, {"control": np.ones(12)}))
+    assert "partial" not in plain["good"] and same["good"]["partial"]["value"] == plain["good"]["value"]
+
+
 def test_worth_of_rankers():
     rng = np.random.default_rng(1)
     derivative = rng.normal(size=40)
@@ -249,6 +268,8 @@ def test_scores_that_are_no_numbers(scores):
     pool = [{"prompt": f"{n} + 1 =", "response": str(n + 1)} for n in range(2)]
     with pytest.raises(UserError, match="scores of 'mine' are not numbers; give one for each of the 2 candidates"):
         nj.lds(model, pool, pool, {"mine": scores})
+    with pytest.raises(UserError, match="control must be one number for each of the 2 candidates"):
+        nj.lds(model, pool, pool, {"mine": [1.0, 2.0]}, control=np.ones(3))
 
 
 def test_calls_that_are_kept_are_not_made_again(tmp_path):
@@ -265,4 +286,5 @@ def test_calls_that_are_kept_are_not_made_again(tmp_path):
     again = nj.metagradient(model, pool, pool[:2], progress=lambda *step: said.append(step), **options)
     np.testing.assert_array_equal(again.values, first.values)
     more = nj.lds(model, pool, pool[:2], scores, subsets=5, progress=lambda *done: said.append(done), **options)
+    assert "partial" in nj.lds(model, pool, pool[:2], scores, control=np.arange(6.0) ** 2, subsets=5, **options)["a"]
     assert more["a"] == found["a"] and said == [(4, 5), (5, 5)], "nothing is trained on again"

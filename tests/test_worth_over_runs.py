@@ -21,6 +21,7 @@ import worth_over_runs as over  # noqa: E402
 
 import ntk_jax as nj  # noqa: E402
 from ntk_jax.kernels.agreement import spearman, top_overlap  # noqa: E402
+from ntk_jax.training import datamodels  # noqa: E402
 
 
 def sample(seed: int, count: int = 40) -> dict[str, np.ndarray]:
@@ -290,6 +291,13 @@ def test_a_finished_run_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         np.testing.assert_allclose(repeated, first, rtol=1e-4, atol=1e-7, err_msg=name)
     assert [one["metagradient"] for one in second["candidates"]] == [one["metagradient"] for one in candidates]
     assert second["scores"]["bm25"] == found["scores"]["bm25"], "LDS, too"
+    with monkeypatch.context() as patched:
+        patched.setattr(datamodels, "_losses_after", killed)  # the losses are kept: nothing is trained on again
+        patched.setattr(sys, "argv", [*again, "--subsets", "5"])
+        runpy.run_path(script, run_name="__main__")
+    scored = json.loads((tmp_path / "again.json").read_text())["scores"]
+    assert scored["cross_entropy, pool"]["lds"]["scored"] == 12 and scored["bm25"] == found["scores"]["bm25"]
+    assert scored["bm25"]["lds"]["partial"]["value"] is not None
 
     repeat = [*command, "--again", str(out), "--repeat-seed", "1", "--out", str(tmp_path / "repeat.json")]
     monkeypatch.setattr(sys, "argv", repeat)

@@ -108,6 +108,7 @@ def lds(
     training: TrainConfig | None = None,
     subsets: int = 50,
     subset_size: int | None = None,
+    control: np.ndarray | None = None,
     span: SpanLike = "response",
     dtype: str | None = None,
     seed: int = 0,
@@ -127,6 +128,9 @@ def lds(
         scores: [N] by name, or one [N] (called `scores`); high for what is thought to help (so minus the values of
             `metagradient`). One that is not finite counts as the mean of the others.
         subsets: how many. subset_size: candidates of each; None: half.
+        control: [N] of the candidates, such as the lengths of their responses: the correlation is also taken with its
+            sums taken out of both. Longer responses leave less of a token's mean to what is `fixed`, so that scores
+            which follow length foresee something by that alone.
         keep: a folder in which the losses are kept, a few subsets a file: the same call once more, with the same or
             other scores or with more subsets, does not train on these again. May be that of `metagradient`. Several
             hosts need one that all of them see. None: nothing is kept.
@@ -134,11 +138,13 @@ def lds(
 
     Returns:
         {name: {"value", "low", "high" (95% bootstrap interval over subsets), "by_example" (mean over held-out examples
-        of the correlation with the example's own loss), "scored"}}; None where there is no correlation.
+        of the correlation with the example's own loss), "scored", and given a control "partial" (value, low, high)}};
+        None where there is no correlation.
 
     Raises:
-        UserError: no candidates, scores of another length, subsets of a size that cannot be, no held-out labels, a loss
-            that is not finite, a `keep` with files that are damaged or of another call, and as `finetune`.
+        UserError: no candidates, scores or a control of another length, subsets of a size that cannot be, no held-out
+            labels, a loss that is not finite, a `keep` with files that are damaged or of another call, and as
+            `finetune`.
 
     Example:
         >>> import numpy as np
@@ -170,7 +176,8 @@ def lds(
         keep=None if keep is None else Path(keep),
         progress=progress,
     )
-    return datamodels.lds(values, chosen, losses, labels, seed=seed)
+    taken = None if control is None else _kept(given, control, "control")
+    return datamodels.lds(values, chosen, losses, labels, control=taken, seed=seed)
 
 
 def _three(

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from ntk_jax.data.batch import TokenRow
 from ntk_jax.errors import UserError
-from ntk_jax.kernels.agreement import spearman, top_overlap
+from ntk_jax.kernels.agreement import partial_spearman, spearman, top_overlap
 from ntk_jax.models.model import Model
 from ntk_jax.training.digest import digest, parts_of
 from ntk_jax.training.optimizer import TrainConfig
@@ -109,7 +109,13 @@ def _losses_after(run: Course, held: HeldOut, fixed: int, subset: np.ndarray) ->
 
 
 def lds(
-    scores: Mapping[str, np.ndarray], subsets: np.ndarray, losses: np.ndarray, labels: np.ndarray, *, seed: int = 0
+    scores: Mapping[str, np.ndarray],
+    subsets: np.ndarray,
+    losses: np.ndarray,
+    labels: np.ndarray,
+    *,
+    control: np.ndarray | None = None,
+    seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """{name: {value, low, high, by_example, scored}} of scores [M], high for what is thought to help.
 
@@ -119,9 +125,13 @@ def lds(
     `subset_losses`. A score that is not finite counts as the mean of the others; scored: how many are. None where there
     is no correlation (low and high of fewer than ten subsets): fewer than four subsets, fewer than four scores where
     there are more candidates, or all sums alike.
+    control: [M] of the candidates, such as their lengths, of which a subset with more leaves what is fixed less of the
+    loss, whatever the scores say; adds `partial` {value, low, high}: the partial rank correlation given its sums.
     """
     mean = losses.sum(axis=1) / labels.sum()
-    return {name: _of_subsets(values, subsets, mean, losses[:, labels > 0], seed) for name, values in scores.items()}
+    given = None if control is None else np.asarray(control, np.float64)[subsets].sum(axis=1)
+    each = losses[:, labels > 0]
+    return {name: _of_subsets(values, subsets, mean, each, given, seed) for name, values in scores.items()}
 
 
 def ranker_worth(
@@ -159,34 +169,39 @@ def _of_candidates(values: np.ndarray, worth: np.ndarray, top: int, seed: int) -
     precision = functools.partial(top_overlap, count=top)
     chance = {"chance": top / len(values), "top": top}
     return {
-        "spearman": _interval(spearman, values, worth, seed),
-        "precision": {**_interval(precision, values, worth, seed), **chance},
+        "spearman": _interval(spearman, seed, values, worth),
+        "precision": {**_interval(precision, seed, values, worth), **chance},
         "scored": len(values),
     }
 
 
 def _of_subsets(
-    values: np.ndarray, subsets: np.ndarray, mean: np.ndarray, losses: np.ndarray, seed: int
+    values: np.ndarray, subsets: np.ndarray, mean: np.ndarray, losses: np.ndarray, given: np.ndarray | None, seed: int
 ) -> dict[str, Any]:
     values = np.asarray(values, np.float64)
     known = np.isfinite(values)
-    nothing = {"value": None, "low": None, "high": None, "by_example": None, "scored": int(known.sum())}
+    none = {"value": None, "low": None, "high": None}
+    nothing = {**none, "by_example": None, "scored": int(known.sum())} | ({} if given is None else {"partial": none})
     if len(subsets) < LEAST or known.sum() < min(LEAST, len(values)):
         return nothing
     sums = np.where(known, values, values[known].mean())[subsets].sum(axis=1)
     each = [spearman(sums, -losses[:, example]) for example in range(losses.shape[1])]
-    found = {"by_example": None if np.isnan(each).all() else float(np.nanmean(each)), "scored": int(known.sum())}
-    return {**_interval(spearman, sums, -mean, seed), **found}
+    found: dict[str, Any] = {
+        "by_example": None if np.isnan(each).all() else float(np.nanmean(each)),
+        "scored": int(known.sum()),
+    }
+    if given is not None:
+        found["partial"] = _interval(partial_spearman, seed, sums, -mean, given)
+    return {**_interval(spearman, seed, sums, -mean), **found}
 
 
-def _interval(
-    statistic: Callable[[np.ndarray, np.ndarray], float], a: np.ndarray, b: np.ndarray, seed: int
-) -> dict[str, float | None]:
-    """A statistic of pairs [n] with its 95% percentile bootstrap interval over them, where they are enough for one."""
-    value = statistic(a, b)
-    if np.isnan(value) or len(a) < ENOUGH:
+def _interval(statistic: Callable[..., float], seed: int, *arrays: np.ndarray) -> dict[str, float | None]:
+    """A statistic of arrays [n] that belong together, with its 95% percentile bootstrap interval over them, where they
+    are enough for one."""
+    value, count = statistic(*arrays), len(arrays[0])
+    if np.isnan(value) or count < ENOUGH:
         return {"value": None if np.isnan(value) else value, "low": None, "high": None}
     rng = np.random.default_rng([seed, 0xB00])
-    draws = (rng.integers(0, len(a), len(a)) for _ in range(RESAMPLES))
-    low, high = np.nanquantile([statistic(a[d], b[d]) for d in draws], [0.025, 0.975])
+    draws = (rng.integers(0, count, count) for _ in range(RESAMPLES))
+    low, high = np.nanquantile([statistic(*(array[d] for array in arrays)) for d in draws], [0.025, 0.975])
     return {"value": value, "low": float(low), "high": float(high)}

@@ -169,7 +169,7 @@ def worth(run: DiagnoseRun, folder: Path, warm: Model) -> dict[str, Any]:
     top = section.worth_top or max(1, len(rows) // 10)
     by_candidate = ranker_worth(scores, found.values, top=top, seed=seed)
     everything = {**scores, "metagradient": -found.values}
-    by_subset = lds(everything, subsets, losses, labels, seed=seed) if len(subsets) else {}
+    by_subset = lds(everything, subsets, losses, labels, control=scores[LENGTH], seed=seed) if len(subsets) else {}
     lds_of = {name: {k: v for k, v in by_subset[name].items() if k != "scored"} for name in by_subset}
     steps = len(found.losses)
     return {
