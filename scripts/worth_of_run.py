@@ -17,8 +17,8 @@ the held-out ones themselves, which no ranker knows, or of random pool examples 
 NAME-adam: divided by the root of Adam's second moments of the warm-up.
 
 A killed one goes on where it was, in OUT.way, which is deleted at the end; `seconds` are then of the last go. What was
-lost on each subset stays in OUT.subsets: with --again and as many --subsets other scores are held against the same
-trainings. LDS is also given with the response's length taken out (`partial`).
+lost on each subset stays in OUT.subsets: with --again and --subsets other scores are held against the same trainings.
+LDS is also given with the response's length taken out (`partial`).
 
 Where --again is of another training (rate, start, --repeat-seed), its metagradients are a score as well, which says how
 far worth itself agrees over trainings. Two repeats with a correlation of r: a score that knew the mean of all repeats
@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import shutil
 import time
@@ -122,7 +123,7 @@ def measure(options: argparse.Namespace) -> None:
             "subsets": options.subsets,
             "control": scores[LENGTH],
             "progress": say,
-            "keep": subsets_kept(options, trained),
+            "keep": subsets_kept(options, training),
             **settings,
         }
         foreseen = nj.lds(*given, **how)
@@ -220,12 +221,19 @@ def output_of(options: argparse.Namespace, candidates: list[dict[str, Any]]) -> 
     return dict(found)
 
 
-def subsets_kept(options: argparse.Namespace, trained: bool) -> Path:
-    """The folder of the losses on subsets; begins with those of --again where the training is the same."""
-    own = options.out.with_name(options.out.name + ".subsets")
-    earlier = options.again.with_name(options.again.name + ".subsets") if trained else own
-    if earlier != own and earlier.is_dir():
-        shutil.copytree(earlier, own, dirs_exist_ok=True)
+def subsets_kept(options: argparse.Namespace, training: nj.TrainConfig) -> Path:
+    """The folder of the losses on subsets, one a training; begins with those that --again has of the same."""
+    of = {
+        **dataclasses.asdict(training),
+        "tokens_per_microbatch": None,
+        "start": options.start,
+        "seed": seed_of(options),
+    }
+    name = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:8]
+    own, *earlier = (path.with_name(path.name + ".subsets") / name for path in (options.out, options.again) if path)
+    for folder in earlier:
+        if folder.is_dir() and folder != own:
+            shutil.copytree(folder, own, dirs_exist_ok=True)
     return Path(own)
 
 

@@ -268,8 +268,18 @@ def test_scores_that_are_no_numbers(scores):
     pool = [{"prompt": f"{n} + 1 =", "response": str(n + 1)} for n in range(2)]
     with pytest.raises(UserError, match="scores of 'mine' are not numbers; give one for each of the 2 candidates"):
         nj.lds(model, pool, pool, {"mine": scores})
-    with pytest.raises(UserError, match="control must be one number for each of the 2 candidates"):
-        nj.lds(model, pool, pool, {"mine": [1.0, 2.0]}, control=np.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("control", "said"),
+    [(np.ones(3), "control must be one number for each of the 2 candidates"), ([1.0, np.nan], "that are not finite")],
+)
+def test_a_control_that_does_not_fit_is_refused_before_anything_is_trained(control, said, monkeypatch):
+    monkeypatch.setattr(nj.api.worth.datamodels, "subset_losses", None)
+    model = nj.load_model("builtin:model", lora=nj.LoRAConfig(rank=2))
+    pool = [{"prompt": f"{n} + 1 =", "response": str(n + 1)} for n in range(2)]
+    with pytest.raises(UserError, match=said):
+        nj.lds(model, pool, pool, {"mine": [1.0, 2.0]}, control=control)
 
 
 def test_calls_that_are_kept_are_not_made_again(tmp_path):

@@ -130,7 +130,7 @@ def lds(
         subsets: how many. subset_size: candidates of each; None: half.
         control: [N] of the candidates, such as the lengths of their responses: the correlation is also taken with its
             sums taken out of both. Longer responses leave less of a token's mean to what is `fixed`, so that scores
-            which follow length foresee something by that alone.
+            which follow length may foresee something by that alone.
         keep: a folder in which the losses are kept, a few subsets a file: the same call once more, with the same or
             other scores or with more subsets, does not train on these again. May be that of `metagradient`. Several
             hosts need one that all of them see. None: nothing is kept.
@@ -162,6 +162,9 @@ def lds(
     if not named:
         raise UserError("there are no scores to compare; give at least one array")
     values = {name: _kept(given, found, f"scores of {name!r}") for name, found in named.items()}
+    taken = None if control is None else _kept(given, control, "control")
+    if taken is not None and not np.isfinite(taken).all():
+        raise UserError("control has numbers that are not finite; give one for each of the candidates")
     chosen = datamodels.random_subsets(len(given.kept), subsets, subset_size, seed)
     losses, labels = datamodels.subset_losses(
         model,
@@ -176,7 +179,6 @@ def lds(
         keep=None if keep is None else Path(keep),
         progress=progress,
     )
-    taken = None if control is None else _kept(given, control, "control")
     return datamodels.lds(values, chosen, losses, labels, control=taken, seed=seed)
 
 
