@@ -226,8 +226,8 @@ def subsets_kept(options: argparse.Namespace, training: nj.TrainConfig) -> Path:
     of = {
         **dataclasses.asdict(training),
         "tokens_per_microbatch": None,
-        "start": options.start,
         "seed": seed_of(options),
+        **{name: getattr(options, name) for name in ("start", "domain", "candidates", "longest", "held_out")},
     }
     name = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:8]
     own, *earlier = (path.with_name(path.name + ".subsets") / name for path in (options.out, options.again) if path)

@@ -142,9 +142,9 @@ def lds(
         None where there is no correlation.
 
     Raises:
-        UserError: no candidates, scores or a control of another length, subsets of a size that cannot be, no held-out
-            labels, a loss that is not finite, a `keep` with files that are damaged or of another call, and as
-            `finetune`.
+        UserError: no candidates, scores or a control of another length, a control that is not finite, subsets of a size
+            that cannot be, no held-out labels, a loss that is not finite, a `keep` with files that are damaged or of
+            another call, and as `finetune`.
 
     Example:
         >>> import numpy as np
