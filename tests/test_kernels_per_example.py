@@ -39,7 +39,8 @@ def gradients_of(model, rows, objective, layout=PADDED, parameters="lora"):
 @pytest.mark.parametrize(
     ("kind", "parameters"),
     crossed(
-        ["sum_logits", "probe", "cross_entropy"], ["lora", "lora/layers/(q|up)_proj/a", "base/layers/o_proj|base/norm"]
+        ["sum_logits", "probe", "cross_entropy"],
+        ["lora", "lora/layers/(q|up)_proj/a", "lora/layers/(v|down)_proj/b", "base/layers/o_proj|base/norm"],
     ),
 )
 def test_each_example_has_its_own_gradient(kind, parameters):

@@ -58,8 +58,13 @@ class Linear(nnx.Module):
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype)
         if self.a is not None and self.b is not None:
+            a, b = self.a[...].astype(x.dtype), self.b[...].astype(x.dtype)
+            # Over [BT, Din] the gradients of A and B are plain products over BT, for which XLA on a CPU moves nothing;
+            # over [B, T, Din] it transposes x and the gradient of y first. Where every row has its own A or B
+            # ([B, Din, R], [B, R, Dout]), they are row by row anyway.
+            shared = x.reshape(-1, x.shape[-1]) if a.ndim == b.ndim == 2 else x
             # The scale sits on the narrow [.., R] side, where it costs nothing.
-            y = y + (self.scale * (x @ self.a[...].astype(x.dtype))) @ self.b[...].astype(x.dtype)
+            y = y + ((self.scale * (shared @ a)) @ b).reshape(y.shape)
         return y
 
 
