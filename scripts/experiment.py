@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument(
         "--only",
         default="",
-        help="the run MODEL/DOMAIN/seed-N+VARIANT, or all whose names have this or fit it (*)",
+        help="the run MODEL/DOMAIN/seed-N+VARIANT, all whose names have this, or (with *, ? or [) end as it says",
     )
     parser.add_argument("--until", help="the last stage of every run")
     parser.add_argument("--no-worth", action="store_true", help="leave out the diagnoses of what scores are worth")
@@ -96,8 +96,7 @@ def main() -> None:
         raise UserError(
             "--transfer compares the scores of different models in the report; give --report and two models"
         )
-    runs = [run for run in experiment.runs if run.name == options.only]  # a whole name means this run alone
-    runs = runs or [run for run in experiment.runs if fnmatch.fnmatch(run.name, f"*{options.only}*")]
+    runs = runs_named(experiment.runs, options.only)
     if not runs:
         raise UserError(f"--only {options.only}: no run has this; names are such as {experiment.runs[0].name}")
     for run in runs:
@@ -121,6 +120,16 @@ def main() -> None:
 
 # ---------------------------------------------------------------------------------------------------------------
 # What is to be done
+
+
+def runs_named(runs: Sequence[Run], only: str) -> list[Run]:
+    """The runs that `--only` means: the one of this whole name; or those whose names end as a pattern says, so that
+    seed-[01] leaves out the variants of these seeds, seed-[01]* does not; or those that have it in their names."""
+    if whole := [run for run in runs if run.name == only]:
+        return whole
+    if any(sign in only for sign in "*?["):
+        return [run for run in runs if fnmatch.fnmatch(run.name, f"*{only}")]
+    return [run for run in runs if only in run.name]
 
 
 def jobs_of(experiment: Experiment, runs: Sequence[Run], until: str | None) -> list[Job]:

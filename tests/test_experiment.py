@@ -485,10 +485,18 @@ def test_a_variant_of_fewer_methods_has_their_arms(tmp_path: Path) -> None:
     assert few.config.evaluate.arms == ("base", "domain", "random", "file:more.jsonl")
 
 
-def test_a_whole_name_means_that_run_alone(
+def test_a_whole_name_a_pattern_or_a_part_of_names_says_which_runs(
     experiment: Experiment, tmp_path: Path, inputs_of_runs: None, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    for only, count in (("tiny/one/seed-0", 1), ("one/seed-0", 3), ("tiny/one/seed-0+other", 1)):
+    for only, count in (
+        ("tiny/one/seed-0", 1),
+        ("one/seed-0", 3),
+        ("tiny/one/seed-0+other", 1),
+        ("one/seed-[01]", 2),
+        ("one/seed-[01]*", 6),
+        ("one/*", 6),
+        ("+other", 4),
+    ):
         monkeypatch.setattr(sys, "argv", ["experiment.py", str(written(tmp_path)), "--only", only, "--dry-run"])
         queue.main()
         assert f"\n{count} runs, " in capsys.readouterr().out
