@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from experiment_alike import alike_lines, transfer_rows, variant_rows
 from experiment_figures import forest, pareto
+from experiment_pairs import FILE as LOSSES_FILE
+from experiment_pairs import write_losses
 from experiment_plan import BASE, Experiment, Run
 from experiment_results import (
     CONFIDENCE,
@@ -18,6 +20,7 @@ from experiment_results import (
     RESAMPLES,
     done_runs,
     estimates,
+    parts_of,
     rows_of,
     selected_runs,
     worth_of,
@@ -64,6 +67,8 @@ def write_results(experiment: Experiment, folder: Path, *, transfer: bool = Fals
     }
     make_folder(folder)
     write_json(folder / "results.json", found)
+    if "loss" in measures:
+        write_losses(folder / LOSSES_FILE, parts_of(runs, "loss_by_token"))
     drawn = figures(found)
     for name, drawing in drawn.items():
         write_text(folder / f"{name}.svg", standalone(drawing))

@@ -236,12 +236,12 @@ def estimates(
                 head = {"model": model, "variant": variant, "arm": arm, "measure": measure, "against": name}
                 for domain in (*scopes, *([None] if len(scopes) > 1 else [])):
                     own = [n for n in places if domain in (None, means.parts[n].domain)]
-                    one = _estimate(means, own, (variant, arm), control)
+                    one = estimate(means, own, (variant, arm), control)
                     found += [head | {"domain": domain} | one] if one else []
     return found
 
 
-def _estimate(means: Means, places: Sequence[int], column: Column, control: Column | None) -> dict[str, Any] | None:
+def estimate(means: Means, places: Sequence[int], column: Column, control: Column | None) -> dict[str, Any] | None:
     """None where some of the parts have no seed with both. A seed's runs vary together, since they have an adapter and
     a sample of the pool in common: over the seeds that all parts have. Where there is none parts are taken apart."""
     columns = [column] if control is None else [column, control]

@@ -36,9 +36,10 @@ sys.path.insert(0, str(SCRIPTS))
 
 import experiment as queue  # noqa: E402
 from experiment_figures import frontier  # noqa: E402
+from experiment_pairs import differences, pair_of, read_losses  # noqa: E402
 from experiment_plan import Experiment, Run, merged, read_experiment, shared_stages  # noqa: E402
 from experiment_report import over_runs, write_results  # noqa: E402
-from experiment_results import done_runs, estimates, parts_of, rows_of, selection_flops  # noqa: E402
+from experiment_results import Means, done_runs, estimates, parts_of, rows_of, selection_flops  # noqa: E402
 from shuffle_labels import shuffled  # noqa: E402
 
 EFFECT = {"base": 0.2, "domain": 0.4, "length_matched": 0.5, "random": 0.5, "kernel": 0.8}
@@ -271,6 +272,16 @@ def test_tables_and_figures_of_known_effects(experiment: Experiment, tmp_path: P
     same = of("random", "length_matched", "one", "loss")
     assert same["low"] < 0 < same["high"]
     assert of("kernel", "kernel of base", "one", "loss", "by_example")["runs"] == 2
+    means = Means(read_losses([tmp_path / "report" / "losses.json"]))
+    pairs = [pair_of("kernel:length_matched"), pair_of("what the loss does=by_example/kernel:kernel")]
+    again = {(p.name, domain): one for p, domain, _, one in differences(means, pairs)}
+    expected = {
+        ("kernel − length_matched", "one"): less,
+        ("kernel − length_matched", "mean of 2"): of("kernel", "length_matched", None, "loss"),
+        ("what the loss does", "one"): of("kernel", "kernel of base", "one", "loss", "by_example"),
+    }
+    for key, one in expected.items():
+        assert again[key] == pytest.approx({name: one[name] for name in again[key]}, abs=1e-5)
     # By hand: the two seeds' losses, of the same examples.
     parts = [part for part in parts_of(experiment.runs[:6:3], "loss") if part.domain == "one"]
     arms = [("base", "kernel"), ("base", "random")]
