@@ -373,8 +373,9 @@ def test_the_experiments_that_come_with_the_package_can_be(name: str) -> None:
         assert controls <= set(run.config.select.methods)
         assert run.config.evaluate.files and "loss" in run.config.evaluate.metrics
         if run.after is not None and run.config.select.methods == found.run(run.after).config.select.methods:
-            domains = {(c.data.domain, c.data.domain_limit) for c in (run.config, found.run(run.after).config)}
-            same = run.variant != "no_warmup" and len(domains) == 1 and "warmup" in PIPELINE.of(run.config)
+            pair = (run.config, found.run(run.after).config)
+            same = len({(c.data.domain, c.data.domain_limit, c.warmup.max_steps) for c in pair}) == 1
+            same = same and "warmup" in PIPELINE.of(run.config)
             assert ("warmup" in shared_stages(found, run)) == same
             assert "{domain}" not in json.dumps(run.tree)
     for part in queue.jobs_of(found, found.runs[:1], None)[1:]:
