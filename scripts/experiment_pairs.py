@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--by-token", action="store_true", help="the mean over tokens, not over examples")
     parser.add_argument("--model", help="where there are several")
     parser.add_argument("--figure", type=Path, help="an SVG of the differences")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     pairs = [pair_of(text) for text in options.files if not text.endswith(".json")]
     paths = [Path(text) for text in options.files if text.endswith(".json")]
     if not pairs or not paths:

@@ -18,6 +18,7 @@ from ntk_jax.engine.config import build, read_tree
 from ntk_jax.engine.plan import same_results
 from ntk_jax.errors import UserError
 from ntk_jax.pipelines.common.inputs import evaluation_files
+from ntk_jax.pipelines.select.arms import arms
 from ntk_jax.pipelines.select.config import SelectConfig
 from ntk_jax.pipelines.select.stages import PIPELINE
 
@@ -159,7 +160,19 @@ def shared_stages(experiment: Experiment, run: Run) -> tuple[str, ...]:
 
 
 def _same_stages(a: Run, b: Run) -> tuple[str, ...]:
-    return same_results(PIPELINE, a.config, b.config)
+    """Where their arms are of other files, the trainings of one are none of the other: the files are their inputs."""
+    same = same_results(PIPELINE, a.config, b.config)
+    alike = _files_of_arms(a.config) == _files_of_arms(b.config)
+    return same if alike else tuple(stage for stage in same if "arms" not in _inputs_of(stage, b.config))
+
+
+def _files_of_arms(config: SelectConfig) -> list[str]:
+    return sorted(arm.file for arm in arms(config) if arm.file)
+
+
+def _inputs_of(stage: str, config: SelectConfig) -> set[str]:
+    """The kinds of files that decide a stage's results, its own and those of the stages it builds on."""
+    return {kind for name in (*PIPELINE.before(config, stage), stage) for kind in PIPELINE.stage(name).kinds(config)}
 
 
 def merged(*trees: Mapping[str, Any]) -> dict[str, Any]:

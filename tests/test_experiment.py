@@ -250,6 +250,20 @@ def test_a_variant_starts_from_finished_stages_that_it_shares(experiment: Experi
     assert sorted(path.name for path in other.folder.iterdir()) == ["warmup"]
 
 
+def test_a_variant_with_arms_of_other_files_trains_them_itself(tmp_path: Path) -> None:
+    """A training is of the files of its run's arms, which a copy would say of files that it never saw."""
+    file = {"evaluate.arms": ["kernel", "file:made/elsewhere.jsonl"]}
+    variants = {"elsewhere": file, "again": {**file, "evaluate.bootstrap": 30}, "fewer": {"evaluate.arms": ["kernel"]}}
+    experiment = read_experiment(written(tmp_path, variants=variants, seeds_of="repeats"))
+    shared = {run.name: shared_stages(experiment, run) for run in experiment.runs if run.domain == "one"}
+    trained = {"finetune", "evaluate"}
+    assert trained | {"select"} <= set(shared["tiny/one/seed-0+fewer"])
+    for variant in ("elsewhere", "again"):
+        assert "select" in shared[f"tiny/one/seed-0+{variant}"]
+        assert not trained & set(shared[f"tiny/one/seed-0+{variant}"])
+    assert trained & set(shared["tiny/one/seed-1+again"]) == set()
+
+
 def test_tables_and_figures_of_known_effects(experiment: Experiment, tmp_path: Path) -> None:
     for run in experiment.runs:
         if run.variant != "other" and run.name != "tiny/two/seed-1":

@@ -78,7 +78,7 @@ def test_tables_and_the_figure(
 ) -> None:
     figure = tmp_path / "new" / "pairs.svg"
     names = ("cold less warm=cold/kernel:kernel", "random:kernel")
-    run(str(file), *names, "--figure", str(figure), monkeypatch=monkeypatch)
+    run(str(file), names[0], "--figure", str(figure), names[1], monkeypatch=monkeypatch)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "| held-out loss | cold/kernel | kernel | random |"
     assert "| one | 3.596 | 3.096 | 3.000 |" in lines, "means of 1 to 4 and 2 to 5 without a gain"
