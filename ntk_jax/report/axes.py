@@ -75,7 +75,8 @@ def text_width(text: str, size: float = FONT) -> float:
         if unicodedata.combining(letter) or unicodedata.category(letter) in ("Mn", "Cf"):
             continue
         wide = unicodedata.east_asian_width(letter) in "WF"
-        units += 1.05 if wide else 0.36 if letter in "iljI.,:;|! '" else 0.7 if letter.isupper() else 0.6
+        narrow, broad = letter in "iljI.,:;|! '", letter in "mwMW−–—…"
+        units += 1.05 if wide else 0.36 if narrow else 0.95 if broad else 0.7 if letter.isupper() else 0.6
     return units * size
 
 
