@@ -137,7 +137,7 @@ def test_a_metagradient_killed_on_its_way_goes_on(inputs, settings, finished, mo
     assert all((found[name] == whole[name]).all() for name in whole)
 
 
-def test_what_it_costs_is_said_before_anything_is_trained(inputs, ranked, settings):
+def test_what_it_costs_is_said_before_anything_is_trained(inputs, ranked, settings, finished):
     """And what a run knows nothing of; too little memory is refused there."""
     said = []
 
@@ -165,7 +165,7 @@ def test_what_it_costs_is_said_before_anything_is_trained(inputs, ranked, settin
         r"about ([\d.]+) MFLOP for the metagradient of (\d+) steps and (.*) for 6 subsets; .* a device", lines[1]
     )
     assert match, lines[1]
-    stored = load_arrays(inputs / "whole/diagnose/worth/metagradient.npz")
+    stored = load_arrays(finished / "diagnose/worth/metagradient.npz")
     assert float(match[1]) * 1e6 == pytest.approx(float(stored["flops"]), rel=0.01)
     assert int(match[2]) == len(stored["losses"])
 
