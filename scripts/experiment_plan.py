@@ -160,14 +160,15 @@ def shared_stages(experiment: Experiment, run: Run) -> tuple[str, ...]:
 
 
 def _same_stages(a: Run, b: Run) -> tuple[str, ...]:
-    """Where their arms are of other files, the trainings of one are none of the other: the files are their inputs."""
+    """Where arms of the same name are of other files, the trainings of one are none of the other."""
     same = same_results(PIPELINE, a.config, b.config)
-    alike = _files_of_arms(a.config) == _files_of_arms(b.config)
-    return same if alike else tuple(stage for stage in same if "arms" not in _inputs_of(stage, b.config))
+    before, now = _files_of_arms(a.config), _files_of_arms(b.config)
+    fit = all(before.get(name, file) == file for name, file in now.items())
+    return same if fit else tuple(stage for stage in same if "arms" not in _inputs_of(stage, b.config))
 
 
-def _files_of_arms(config: SelectConfig) -> list[str]:
-    return sorted(arm.file for arm in arms(config) if arm.file)
+def _files_of_arms(config: SelectConfig) -> dict[str, str]:
+    return {arm.name: arm.file for arm in arms(config) if arm.file}
 
 
 def _inputs_of(stage: str, config: SelectConfig) -> set[str]:

@@ -250,18 +250,18 @@ def test_a_variant_starts_from_finished_stages_that_it_shares(experiment: Experi
     assert sorted(path.name for path in other.folder.iterdir()) == ["warmup"]
 
 
-def test_a_variant_with_arms_of_other_files_trains_them_itself(tmp_path: Path) -> None:
-    """A training is of the files of its run's arms, which a copy would say of files that it never saw."""
-    file = {"evaluate.arms": ["kernel", "file:made/elsewhere.jsonl"]}
-    variants = {"elsewhere": file, "again": {**file, "evaluate.bootstrap": 30}, "fewer": {"evaluate.arms": ["kernel"]}}
+def test_a_variant_takes_no_trainings_over_whose_arms_are_of_other_files(tmp_path: Path) -> None:
+    """Arms that the other has not are added; one of the same name and another file was trained on what it never saw."""
+    arms = [{"evaluate.arms": ["kernel", f"file:{folder}/elsewhere.jsonl"]} for folder in ("made", "again")]
+    variants = {"made": arms[0], "again": arms[1], "alike": {**arms[1], "evaluate.bootstrap": 30}}
     experiment = read_experiment(written(tmp_path, variants=variants, seeds_of="repeats"))
-    shared = {run.name: shared_stages(experiment, run) for run in experiment.runs if run.domain == "one"}
+    runs = {run.name: run for run in experiment.runs if run.domain == "one"}
     trained = {"finetune", "evaluate"}
-    assert trained | {"select"} <= set(shared["tiny/one/seed-0+fewer"])
-    for variant in ("elsewhere", "again"):
-        assert "select" in shared[f"tiny/one/seed-0+{variant}"]
-        assert not trained & set(shared[f"tiny/one/seed-0+{variant}"])
-    assert trained & set(shared["tiny/one/seed-1+again"]) == set()
+    made, again = (runs[f"tiny/one/seed-0+{name}"] for name in ("made", "again"))
+    assert trained | {"select"} <= set(shared_stages(experiment, made)) & set(shared_stages(experiment, again))
+    other = set(shared_stages(experiment, replace(again, after=made.name)))
+    assert "select" in other and not trained & other
+    assert trained <= set(shared_stages(experiment, replace(runs["tiny/one/seed-0+alike"], after=again.name)))
 
 
 def test_tables_and_figures_of_known_effects(experiment: Experiment, tmp_path: Path) -> None:

@@ -670,3 +670,33 @@ def test_an_arm_of_a_file_is_trained_with_the_same_budget(inputs):
     ]
     assert 0 < found[1]["domain_label_tokens"] < found[1]["label_tokens"] and found[0]["label_tokens"]
     assert found[0]["domain_label_tokens"] == found[0]["label_tokens"]
+
+
+def test_arms_of_files_are_added_to_a_finished_run_and_each_stays_as_it_was(finished, inputs):
+    folder = Path(shutil.copytree(finished, inputs / "more-arms"))
+    lines = (inputs / "pool.jsonl").read_text().splitlines()
+    first, second = inputs / "first.jsonl", inputs / "second.jsonl"
+    first.write_text("\n".join(lines[20:26]))
+    second.write_text("\n".join(lines[26:30]))
+
+    def arms_with(*files):
+        config = tiny_run_config(
+            inputs, "more-arms", evaluate={"arms": ["base", "domain", *map("file:{}".format, files)]}
+        )
+        found = json.loads((run(config) / "evaluate" / "results.json").read_text())["arms"]
+        return [(arm["name"], arm["examples"]) for arm in found if arm["name"].startswith("file-")]
+
+    kept = {path: path.stat().st_mtime_ns for path in folder.glob("finetune/*/adapter/*.safetensors")}
+    assert kept
+    assert arms_with(first) == [("file-first", 14)]
+    kept |= {path: path.stat().st_mtime_ns for path in folder.glob("finetune/file-*/adapter/*.safetensors")}
+    assert arms_with(first, second) == [("file-first", 14), ("file-second", 12)]
+    assert arms_with(second) == [("file-second", 12)]
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
+    elsewhere = inputs / "elsewhere" / "first.jsonl"
+    elsewhere.parent.mkdir()
+    elsewhere.write_text("\n".join(lines[30:36]))
+    for other in (elsewhere, first):  # the name of an arm that is trained, or its path, with other records
+        first.write_text("\n".join(lines[1:7]))
+        with pytest.raises(UserError, match=r"finetune was made from something else: input.arms.file-first is another;"):
+            arms_with(second, other)

@@ -191,6 +191,24 @@ def test_what_went_on_without_keeping_something_does_not_have_it(tmp_path: Path)
         begin(tmp_path, FINGERPRINT, None, kept)
 
 
+def test_of_parts_there_can_be_more_and_fewer_and_each_stays_as_it_was(tmp_path: Path) -> None:
+    a, b = {"input.a": "1"}, {"input.b": "2"}
+    shown = [{"arms": [*names]} for names in ("a", "ab", "b")]
+    assert begin(tmp_path, FINGERPRINT, shown[0], None, a) == "new"
+    commit(tmp_path, FINGERPRINT, {}, shown[0], None, a)
+    assert look(tmp_path, FINGERPRINT, shown[0], None, a) == "done"
+    for names, parts in ((shown[1], a | b), (shown[2], b)):
+        assert begin(tmp_path, FINGERPRINT, names, None, parts) == "refresh"
+        commit(tmp_path, FINGERPRINT, {}, names, None, parts)
+    for other in ({"input.a": "9"}, a | {"input.b": "9"}):  # `a` was left out, and what was made of it lies here
+        with pytest.raises(UserError, match=r'input.[ab] was "[12]", is now "9"'):
+            look(tmp_path, FINGERPRINT, shown[1], None, other)
+    assert look(tmp_path, FINGERPRINT, shown[2], None, a | b) == "done"
+    with pytest.raises(UserError, match='input.a was "1", is now absent'):  # a stage that is decided by it as a whole
+        begin(tmp_path / "whole", FINGERPRINT | a)
+        look(tmp_path / "whole", FINGERPRINT, None, None, b)
+
+
 def test_damaged_or_foreign_manifests(tmp_path: Path) -> None:
     begin(tmp_path, FINGERPRINT)
     manifest = tmp_path / "manifest.json"
@@ -198,6 +216,7 @@ def test_damaged_or_foreign_manifests(tmp_path: Path) -> None:
         ("{", "manifest.json is damaged, it is not JSON"),
         ("[]", "manifest.json is damaged, it holds no fingerprint; delete the folder"),
         ('{"schema": 3, "fingerprint": {}, "kept": null}', "manifest.json is damaged, it holds no fingerprint"),
+        ('{"schema": 3, "fingerprint": {}, "parts": []}', "manifest.json is damaged, it holds no fingerprint"),
         ('{"schema": 9, "fingerprint": {}}', "was written in format 9, this version writes 3; give another folder"),
     ):
         manifest.write_text(content)

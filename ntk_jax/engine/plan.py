@@ -38,12 +38,13 @@ class Command:
 
 
 class Sign(NamedTuple):
-    """What decides a stage's results, what only decides how they are shown, and what is kept beside them: flat
-    {key: value}."""
+    """What decides a stage's results, what only decides how they are shown, what is kept beside them, and what decides
+    a part of them each: flat {key: value}."""
 
     fingerprint: dict[str, Any]
     shown: dict[str, Any]
     kept: dict[str, Any]
+    parts: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -176,10 +177,20 @@ def _sign(pipeline: Pipeline, config: Any, name: str, inputs: Mapping[str, Mappi
     stages = [pipeline.stage(stage) for stage in (*pipeline.before(config, name), name)]
     kinds = dict.fromkeys(kind for stage in stages for kind in stage.kinds(config))
     decides = _chosen(settings, [key for stage in stages for key in stage.keys(config)])
-    hashes = {f"input.{kind}.{path}": digest for kind in kinds for path, digest in inputs[kind].items()}
+    of_parts = [kind for kind in kinds if any(kind in stage.parts for stage in stages)]
+    whole = _hashes(inputs, [kind for kind in kinds if kind not in of_parts])
     shown = _chosen(settings, pipeline.stage(name).shows)
     kept = _chosen(settings, pipeline.stage(name).keeps(config))
-    return Sign({key: value for key, value in decides.items() if key not in shown} | hashes, shown, kept)
+    return Sign(
+        {key: value for key, value in decides.items() if key not in shown} | whole,
+        shown,
+        kept,
+        _hashes(inputs, of_parts),
+    )
+
+
+def _hashes(inputs: Mapping[str, Mapping[str, str]], kinds: list[str]) -> dict[str, str]:
+    return {f"input.{kind}.{path}": digest for kind in kinds for path, digest in inputs[kind].items()}
 
 
 def _chosen(settings: Mapping[str, Any], sections: Any) -> dict[str, Any]:

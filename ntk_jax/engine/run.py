@@ -82,7 +82,9 @@ def run(
                 raise
             if facts is not None:
                 sign = plan.signs[name]
-                hosts.broadcast(functools.partial(commit, place, sign.fingerprint, facts, sign.shown, sign.kept))
+                hosts.broadcast(
+                    functools.partial(commit, place, sign.fingerprint, facts, sign.shown, sign.kept, sign.parts)
+                )
             if remote:
                 bucket.push_all(copy)
         if pipeline.beside and not command.shard:

@@ -49,7 +49,8 @@ class Stage:
     stage stays open. state: what `Pipeline.open` made.
     after(config) -> names of the stages it builds on.
     reads: sections or keys of the config that decide its results and those of the stages after it (or a function of the
-    config that gives them). inputs: kinds of files that do likewise (or such a function).
+    config that gives them). inputs: kinds of files that do likewise (or such a function). parts: kinds of which
+    each file decides a part of its results of its own, so that some can be added and left out.
     shows: keys that decide only what it writes for people: when one of them changes the stage
     is run again over what is there, and no stage after it is touched.
     keeps(config) -> keys that decide only what it keeps beside its results, for a stage that reads them too: results
@@ -68,6 +69,7 @@ class Stage:
     after: Callable[[Any], tuple[str, ...]] = nothing
     reads: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ()
     inputs: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ()
+    parts: tuple[str, ...] = ()
     shows: tuple[str, ...] = ()
     keeps: Callable[[Any], tuple[str, ...]] = nothing
     stores: Callable[[Any], tuple[str, ...]] = nothing
@@ -76,8 +78,8 @@ class Stage:
     cost: Address | None = None
 
     def kinds(self, config: Any) -> tuple[str, ...]:
-        """The kinds of files that decide its results under this config."""
-        return self.inputs(config) if callable(self.inputs) else self.inputs
+        """The kinds of files that decide its results under this config, those of parts of them last."""
+        return (*(self.inputs(config) if callable(self.inputs) else self.inputs), *self.parts)
 
     def keys(self, config: Any) -> tuple[str, ...]:
         """What it reads of this config."""

@@ -144,21 +144,22 @@ def look(
     fingerprint: Mapping[str, Any],
     shown: Mapping[str, Any] | None = None,
     kept: Mapping[str, Any] | None = None,
+    parts: Mapping[str, Any] | None = None,
 ) -> State:
     """The state of a stage: `done` (its manifest matches), `refresh` (it matches, but for what only decides how results
     are shown), `resume` (begun with this fingerprint), or `new`.
 
     fingerprint: nested JSON values that decide the stage's result, and nothing else. shown: those that only decide what
     it writes for people. kept: those, flat, that only decide what it keeps beside its result; one that keeps more
-    matches.
+    matches. parts: those, flat, of which each decides a part of the result of its own: more of them and fewer match.
     Raises UserError: the folder holds results of another fingerprint; the differing keys are named with both values.
     """
     manifest, begun = (Path(folder) / name for name in ("manifest.json", "fingerprint.json"))
     if manifest.exists():
-        found = _compare(Path(folder), manifest, fingerprint, kept)
+        found = _compare(Path(folder), manifest, fingerprint, kept, parts)
         return "done" if found.get("shown", {}) == _plain(shown) else "refresh"
     if begun.exists():
-        _compare(Path(folder), begun, fingerprint, kept)
+        _compare(Path(folder), begun, fingerprint, kept, parts)
         return "resume"
     return "new"
 
@@ -168,14 +169,15 @@ def begin(
     fingerprint: Mapping[str, Any],
     shown: Mapping[str, Any] | None = None,
     kept: Mapping[str, Any] | None = None,
+    parts: Mapping[str, Any] | None = None,
 ) -> State:
     """Opens a stage, so that from now on it belongs to this fingerprint; returns and raises as `look`."""
     folder = atomic.make_folder(folder)
-    state = look(folder, fingerprint, shown, kept)
+    state = look(folder, fingerprint, shown, kept, parts)
     if state == "refresh":  # open it before anything in it changes
         (folder / "manifest.json").unlink()
     if state != "done":  # what goes on without keeping something has not all of it in the end
-        signed = _plain(_signed(fingerprint, shown, kept))
+        signed = _plain(_signed(fingerprint, shown, kept, _all_parts(folder, parts)))
         if state == "new" or atomic.read_json(folder / "fingerprint.json") != signed:
             atomic.write_json(folder / "fingerprint.json", signed)
     return state
@@ -196,12 +198,14 @@ def commit(
     facts: Mapping[str, Any],
     shown: Mapping[str, Any] | None = None,
     kept: Mapping[str, Any] | None = None,
+    parts: Mapping[str, Any] | None = None,
 ) -> None:
     """Closes a stage: the checksums of its files, then `manifest.json`, its last file. The manifest holds no time, so
     that equal commands have equal manifests. Raises UserError: the disk is full or not writable."""
     folder = Path(folder)
+    parts = _all_parts(folder, parts)
     atomic.write_lines(folder / SUMS, (f"{sha256_file(folder / name)}  {name}" for name in _results(folder)))
-    atomic.write_json(folder / "manifest.json", {**_signed(fingerprint, shown, kept), "facts": facts})
+    atomic.write_json(folder / "manifest.json", {**_signed(fingerprint, shown, kept, parts), "facts": facts})
 
 
 def _plain(part: Mapping[str, Any] | None) -> Any:
@@ -209,10 +213,19 @@ def _plain(part: Mapping[str, Any] | None) -> Any:
 
 
 def _signed(
-    fingerprint: Mapping[str, Any], shown: Mapping[str, Any] | None, kept: Mapping[str, Any] | None
+    fingerprint: Mapping[str, Any],
+    shown: Mapping[str, Any] | None,
+    kept: Mapping[str, Any] | None,
+    parts: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    parts = {"shown": shown, "kept": kept}
-    return {"schema": SCHEMA, "fingerprint": fingerprint} | {name: part for name, part in parts.items() if part}
+    more = {"shown": shown, "kept": kept, "parts": parts}
+    return {"schema": SCHEMA, "fingerprint": fingerprint} | {name: part for name, part in more.items() if part}
+
+
+def _all_parts(folder: Path, parts: Mapping[str, Any] | None) -> dict[str, Any]:
+    """With those that are not asked for now: their results lie here and must fit if they are asked for again."""
+    path = folder / "fingerprint.json"
+    return (atomic.read_json(path, dict).part("parts") if path.exists() else {}) | dict(parts or {})
 
 
 def verify(folder: str | Path) -> None:
@@ -256,20 +269,26 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
 
 
 def _compare(
-    folder: Path, path: Path, fingerprint: Mapping[str, Any], kept: Mapping[str, Any] | None
+    folder: Path,
+    path: Path,
+    fingerprint: Mapping[str, Any],
+    kept: Mapping[str, Any] | None,
+    parts: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     found = atomic.read_json(path)
-    parts = [found.get("fingerprint"), found.get("kept", {})] if isinstance(found, dict) else [None]
-    if not all(isinstance(part, dict) for part in parts):
+    signed: dict[str, Any] = {"kept": {}, "parts": {}} | found if isinstance(found, dict) else {}
+    if not all(isinstance(signed.get(name), dict) for name in ("fingerprint", "kept", "parts")):
         raise UserError(f"{path} is damaged, it holds no fingerprint; delete the folder {folder} and run again")
     if found.get("schema") != SCHEMA:
         raise UserError(
             f"{folder} was written in format {found.get('schema')}, this version writes {SCHEMA};"
             " give another folder, or delete that folder"
         )
-    beside = found.get("kept", {})
-    old, new = _flat(found["fingerprint"]) | beside, _flat(_plain(fingerprint)) | _plain(kept)
-    keys = (old.keys() | new.keys()) - (beside.keys() - new.keys())  # it may keep more than is asked for
+    beside, before, parts = signed["kept"], signed["parts"], _plain(parts)
+    old = _flat(signed["fingerprint"]) | beside | before
+    new = _flat(_plain(fingerprint)) | _plain(kept) | parts
+    more = (beside.keys() | before.keys()) - new.keys()  # it may keep more than is asked for
+    keys = (old.keys() | new.keys()) - more - (parts.keys() - old.keys())
     differing = [key for key in sorted(keys) if _text(old, key) != _text(new, key)]
     if differing:
         raise UserError(_differences(folder, old, new, differing))

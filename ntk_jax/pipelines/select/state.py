@@ -23,10 +23,11 @@ from ntk_jax.pipelines.common.model import RunModel, run_model
 from ntk_jax.pipelines.common.pool_run import PoolRun, pool_run
 from ntk_jax.pipelines.common.reading import reading_of
 from ntk_jax.pipelines.select import proxy
+from ntk_jax.pipelines.select.arms import arms
 from ntk_jax.pipelines.select.config import SelectConfig
 from ntk_jax.pipelines.select.proxy import has_proxy, in_words, selecting_config, selecting_model, sentence
 from ntk_jax.selection.clean import AUTO as AUTO_FILES
-from ntk_jax.storage.hashing import sha256_file
+from ntk_jax.storage.hashing import hash_tree, sha256_file
 
 
 @dataclass
@@ -151,6 +152,8 @@ def _item_hashes(config: SelectConfig) -> dict[str, str]:
 
 
 def _arm_hashes(config: SelectConfig) -> dict[str, str]:
-    """Of the files that arms are trained on."""
-    files = [arm.removeprefix("file:") for arm in config.evaluate.arms or () if arm.startswith("file:")]
-    return source_hashes(files, reading_of(config, "data").for_patterns)
+    """{arm: SHA-256} of the file that it is trained on, or of the hashes of several. By the arm and not by the path: a
+    training lies under its arm's name, and another file for that name must not be taken for it."""
+    reading = reading_of(config, "data").for_patterns
+    found = {arm.name: list(source_hashes((arm.file,), reading).values()) for arm in arms(config) if arm.file}
+    return {name: hashes[0] if len(hashes) == 1 else hash_tree(hashes) for name, hashes in found.items()}
