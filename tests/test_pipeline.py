@@ -698,5 +698,7 @@ def test_arms_of_files_are_added_to_a_finished_run_and_each_stays_as_it_was(fini
     elsewhere.write_text("\n".join(lines[30:36]))
     for other in (elsewhere, first):  # the name of an arm that is trained, or its path, with other records
         first.write_text("\n".join(lines[1:7]))
-        with pytest.raises(UserError, match=r"finetune was made from something else: input.arms.file-first is another;"):
+        with pytest.raises(
+            UserError, match=r"finetune was made from something else: input.arms.file-first is another;"
+        ):
             arms_with(second, other)
