@@ -58,6 +58,9 @@ def main() -> None:
         if column not in known:
             names = ", ".join(sorted(map(text_of, known)))
             raise UserError(f"{text_of(column)}: no run has this arm; there are {names}")
+    for pair in pairs:
+        if not any({*pair[1:]} <= lines.values.keys() for part in means.parts for lines in part.by_seed.values()):
+            raise UserError(f"{pair.name}: no domain and seed has both arms, so that there is nothing to pair")
     print("\n".join([*means_table(means, pairs), "", *differences_table(means, pairs)]))
     if options.figure:
         make_folder(options.figure.parent)

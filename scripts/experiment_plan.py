@@ -143,9 +143,9 @@ def mark_path(out: Path, name: str) -> Path:
 def data_files(config: SelectConfig) -> dict[str, list[int]]:
     """{path: [bytes, time of its last change in ns]} of the files that lie here and a run reads records from."""
     evaluated = evaluation_files(config) if config.evaluate.files else []
-    arms = [arm.removeprefix("file:") for arm in config.evaluate.arms or () if arm.startswith("file:")]
+    of_arms = _files_of_arms(config).values()
     found = {}
-    for name in (*config.data.domain, *config.data.pool, *evaluated, *config.select.clean.decontaminate, *arms):
+    for name in (*config.data.domain, *config.data.pool, *evaluated, *config.select.clean.decontaminate, *of_arms):
         path = Path(name).expanduser()
         inside = path.rglob("*") if path.is_dir() else map(Path, glob.iglob(str(path), recursive=True))
         for file in [path] if path.is_file() else inside:

@@ -112,3 +112,14 @@ def test_one_model_of_several(file: Path, tmp_path: Path) -> None:
     pairs.write_losses(tmp_path / "large.json", [part("one", 0.1, model="large")])
     (only,) = pairs.read_losses([file, tmp_path / "large.json"], "large")
     assert only.model == "large"
+
+
+def test_a_pair_whose_arms_never_meet_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = part("one", 0.2), part("two", 0.4)
+    for lines in one.by_seed.values():
+        del lines.values[KERNEL]
+    for lines in two.by_seed.values():
+        del lines.values[RANDOM]
+    pairs.write_losses(tmp_path / "losses.json", [one, two])
+    with pytest.raises(UserError, match="kernel − random: no domain and seed has both arms"):
+        run(str(tmp_path / "losses.json"), "kernel:random", monkeypatch=monkeypatch)
